@@ -1,7 +1,7 @@
 """Room events as servers exchange them, typed by how far they were checked (Server-Server API, "PDUs").
 
-`JsonObject` -> `PDU` (well formed: `event_format.parse`) -> `VerifiedPDU` (hash and signatures hold: `signatures.verify`,
-or built by us: `event_builder.build`). Storage takes only the last.
+`JsonObject` -> `PDU` (well formed: `event_format.parse`) -> `VerifiedPDU` (hash and signatures hold:
+`signatures.verify`, or built by us: `event_builder.build`). Storage takes only the last.
 """
 
 from dataclasses import dataclass

@@ -1,0 +1,243 @@
+"""JSON over HTTP, for both APIs: routes, requests as `Call`, answers, and errors as the specification words them.
+
+Built on aiohttp's low-level server: one dictionary walk per path segment finds the endpoint, so the cost of a
+request does not grow with the number of routes, and an unknown path (404) differs from a wrong method (405).
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import parse_qsl, unquote
+
+import orjson
+from aiohttp import web
+
+from federation.protocol import canonical_json
+from federation.protocol.errors import InvalidInput, LimitExceeded, MatrixError, TooLarge, Unavailable
+from federation.protocol.types import JsonObject
+
+logger = logging.getLogger(__name__)
+
+MAX_BODY_BYTES = 10 * 1024 * 1024
+"""A JSON body may not be larger; media has its own limit and is streamed."""
+
+CORS_HEADERS = {
+    "Access-Control-Allow-Origin": "*",
+    "Access-Control-Allow-Methods": "GET, POST, PUT, DELETE, OPTIONS",
+    "Access-Control-Allow-Headers": "X-Requested-With, Content-Type, Authorization, Date",
+    "Access-Control-Expose-Headers": "Retry-After",
+}
+"""Client-Server API, "Web Browser Clients"."""
+
+Answer = JsonObject | bytes | web.StreamResponse
+"""A JSON object, the bytes of one, or a response that is already whole."""
+
+
+class Call:
+    """One request, as an endpoint sees it: path parameters decoded, query and body checked on access."""
+
+    __slots__ = ("_query", "context", "path", "request")
+
+    def __init__(self, request: web.BaseRequest, path: Mapping[str, str]) -> None:
+        self.request = request
+        self.path = path
+        """The path's parameters by name, percent-decoded."""
+        self.context: Any = None
+        """Who asks: set by the API's gate (a `Requester`, or the origin server)."""
+        self._query: list[tuple[str, str]] | None = None
+
+    @property
+    def query(self) -> list[tuple[str, str]]:
+        """The query's names and values, decoded, in order."""
+        if self._query is None:
+            raw = self.request.rel_url.raw_query_string
+            try:
+                self._query = parse_qsl(raw, keep_blank_values=True, max_num_fields=1000) if raw else []
+            except ValueError as error:
+                raise InvalidInput("The query string cannot be read") from error
+        return self._query
+
+    def query_text(self, name: str) -> str | None:
+        """A parameter's first value; None when it is absent."""
+        for key, value in self.query:
+            if key == name:
+                return value
+        return None
+
+    def query_list(self, name: str) -> list[str]:
+        """All values of a parameter that may be repeated."""
+        return [value for key, value in self.query if key == name]
+
+    def query_int(self, name: str, default: int, *, minimum: int = 0, maximum: int | None = None) -> int:
+        """An integer parameter; above `maximum` it is cut to it, below `minimum` it is refused."""
+        text = self.query_text(name)
+        if text is None:
+            return default
+        if len(text) > 18 or not text.lstrip("-").isascii() or not text.lstrip("-").isdigit():
+            raise InvalidInput(f"{name} must be an integer")
+        value = int(text)
+        if value < minimum:
+            raise InvalidInput(f"{name} must be at least {minimum}")
+        return value if maximum is None else min(value, maximum)
+
+    def query_bool(self, name: str, *, default: bool = False) -> bool:
+        """A boolean parameter: `true` or `false`."""
+        text = self.query_text(name)
+        if text is None:
+            return default
+        if text not in {"true", "false"}:
+            raise InvalidInput(f"{name} must be true or false")
+        return text == "true"
+
+    async def raw_body(self, max_bytes: int = MAX_BODY_BYTES) -> bytes:
+        """The body's bytes; raises M_TOO_LARGE."""
+        length = self.request.content_length
+        if length is not None and length > max_bytes:
+            raise TooLarge(f"The body is larger than {max_bytes} bytes")
+        chunks: list[bytes] = []
+        size = 0
+        async for chunk in self.request.content.iter_any():
+            size += len(chunk)
+            if size > max_bytes:
+                raise TooLarge(f"The body is larger than {max_bytes} bytes")
+            chunks.append(chunk)
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+    async def body(self, *, optional: bool = False, max_bytes: int = MAX_BODY_BYTES) -> JsonObject:
+        """The body as a JSON object; an empty one is `{}` where the body is optional.
+
+        Raises M_NOT_JSON when it is not JSON, M_BAD_JSON when it is not an object.
+        """
+        data = await self.raw_body(max_bytes)
+        if optional and not data.strip():
+            return {}
+        value = canonical_json.loads(data)
+        if not isinstance(value, dict):
+            raise InvalidInput("The body must be a JSON object", "M_BAD_JSON")
+        return value
+
+
+Endpoint = Callable[[Call], Awaitable[Answer]]
+Gate = Callable[[Call, Endpoint], Awaitable[Answer]]
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One endpoint: `path` has parameters as whole segments, such as `/rooms/{room_id}/state`."""
+
+    method: str
+    path: str
+    endpoint: Endpoint
+
+
+class _Node:
+    __slots__ = ("children", "endpoints", "parameter")
+
+    def __init__(self) -> None:
+        self.children: dict[str, _Node] = {}
+        self.parameter: _Node | None = None
+        self.endpoints: dict[str, tuple[Endpoint, tuple[str, ...]]] = {}
+
+
+class Router:
+    """Finds the endpoint of a path, segment by segment; a literal segment wins over a parameter."""
+
+    def __init__(self, routes: Iterable[Route]) -> None:
+        self._root = _Node()
+        for route in routes:
+            self._add(route)
+
+    def _add(self, route: Route) -> None:
+        node = self._root
+        names: list[str] = []
+        for segment in route.path.split("/")[1:]:
+            if segment.startswith("{"):
+                names.append(segment[1:-1])
+                node.parameter = node.parameter or _Node()
+                node = node.parameter
+            else:
+                node = node.children.setdefault(segment, _Node())
+        if route.method in node.endpoints:
+            raise ValueError(f"two endpoints for {route.method} {route.path}")
+        node.endpoints[route.method] = (route.endpoint, tuple(names))
+
+    def find(self, method: str, raw_path: str) -> tuple[Endpoint, dict[str, str]]:
+        """The endpoint and its parameters; raises M_UNRECOGNIZED with 404 or 405."""
+        values: list[str] = []
+        node = self._walk(self._root, raw_path.split("/"), 1, values)
+        if node is None:
+            raise MatrixError("M_UNRECOGNIZED", "Unrecognized request", 404)
+        found = node.endpoints.get(method)
+        if found is None:
+            raise MatrixError("M_UNRECOGNIZED", "Unrecognized method", 405)
+        endpoint, names = found
+        try:
+            return endpoint, {
+                name: unquote(value, errors="strict") if "%" in value else value
+                for name, value in zip(names, values, strict=True)
+            }
+        except UnicodeDecodeError as error:
+            raise InvalidInput("The path is not UTF-8") from error
+
+    def _walk(self, node: _Node, segments: list[str], index: int, values: list[str]) -> _Node | None:
+        if index == len(segments):
+            return node if node.endpoints else None
+        segment = segments[index]
+        child = node.children.get(segment)
+        if child is None and "%" in segment:
+            child = node.children.get(unquote(segment))
+        if child is not None:
+            found = self._walk(child, segments, index + 1, values)
+            if found is not None:
+                return found
+        if node.parameter is None:
+            return None
+        depth = len(values)
+        values.append(segment)
+        found = self._walk(node.parameter, segments, index + 1, values)
+        if found is None:
+            del values[depth:]
+        return found
+
+
+def json_response(
+    body: JsonObject | bytes, status: int = 200, headers: Mapping[str, str] | None = None
+) -> web.Response:
+    """A JSON answer that browsers on other origins may read."""
+    data = body if isinstance(body, bytes) else orjson.dumps(body)
+    all_headers = {"Content-Type": "application/json", **CORS_HEADERS}
+    if headers:
+        all_headers.update(headers)
+    return web.Response(body=data, status=status, headers=all_headers)
+
+
+def error_response(error: MatrixError) -> web.Response:
+    """The specification's error object, with `Retry-After` where waiting helps."""
+    headers = {}
+    retry_after_ms = error.fields.get("retry_after_ms")
+    if retry_after_ms is not None and isinstance(error, LimitExceeded | Unavailable):
+        headers["Retry-After"] = str(-(-retry_after_ms // 1000))
+    body = {"errcode": error.errcode, "error": error.message, **error.fields}
+    return json_response(body, error.http_status, headers)
+
+
+async def respond(router: Router, request: web.BaseRequest) -> web.StreamResponse:
+    """Answer one request; a failure that nobody foresaw is logged and becomes a 500 that says nothing."""
+    if request.method == "OPTIONS":
+        return web.Response(status=204, headers=CORS_HEADERS)
+    try:
+        method = "GET" if request.method == "HEAD" else request.method
+        endpoint, path = router.find(method, request.rel_url.raw_path)
+        answer = await endpoint(Call(request, path))
+    except MatrixError as error:
+        return error_response(error)
+    except (ConnectionError, asyncio.IncompleteReadError):
+        raise
+    except Exception:
+        logger.exception("internal error in %s %s", request.method, request.rel_url.raw_path)
+        return error_response(MatrixError("M_UNKNOWN", "Internal server error", 500))
+    if isinstance(answer, web.StreamResponse):
+        return answer
+    return json_response(answer)

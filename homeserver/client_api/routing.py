@@ -1,0 +1,97 @@
+"""How the client API's endpoints are declared, and the gate that every call passes: login, budget, endpoint."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Protocol
+
+from federation.protocol.errors import Forbidden
+from federation.web import Answer, Call, Endpoint, Route
+from homeserver.services.requester import Requester
+
+
+class Login(Enum):
+    """Whether an endpoint needs an access token."""
+
+    NONE = "none"
+    OPTIONAL = "optional"
+    REQUIRED = "required"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientRoute:
+    """One endpoint of the Client-Server API."""
+
+    method: str
+    path: str
+    """Below `/_matrix/client/`, with its version, such as `v3/account/whoami`. What is `v3` is also served as `r0`."""
+    endpoint: Endpoint
+    login: Login = Login.REQUIRED
+    limit: str | None = None
+    """The budget that a call spends from (`services/rate_limits.py`); None is unlimited."""
+    guests: bool = False
+    """Whether guests may call it ("Guest Access")."""
+    while_locked: bool = False
+    """Whether a locked account may call it: logging out."""
+    unstable: tuple[str, ...] = ()
+    """Further paths below `/_matrix/client/`."""
+
+
+class Authenticator(Protocol):
+    """Turns a call into who asks; raises M_MISSING_TOKEN, M_UNKNOWN_TOKEN, M_USER_LOCKED, ..."""
+
+    async def requester(self, call: Call, *, while_locked: bool) -> Requester:
+        """Who asks; raises when there is no usable token."""
+
+    def has_token(self, call: Call) -> bool:
+        """Whether the call carries any token, usable or not."""
+
+
+def requester(call: Call) -> Requester:
+    """Who asks, in an endpoint whose login is required."""
+    context: Requester = call.context
+    return context
+
+
+def optional_requester(call: Call) -> Requester | None:
+    """Who asks, in an endpoint whose login is optional."""
+    context: Requester | None = call.context
+    return context
+
+
+def build_routes(
+    routes: Iterable[ClientRoute], authenticator: Authenticator, limits: Mapping[str, Callable[[Call, str], None]]
+) -> list[Route]:
+    """The routes of the API, each behind its gate. `limits` spends from a budget by the caller's key."""
+    built: list[Route] = []
+    for route in routes:
+        endpoint = _gated(route, authenticator, limits)
+        built.extend(Route(route.method, f"/_matrix/client/{path}", endpoint) for path in _paths(route))
+    return built
+
+
+def _paths(route: ClientRoute) -> list[str]:
+    paths = [route.path, *route.unstable]
+    if route.path.startswith("v3/"):
+        paths.append("r0/" + route.path.removeprefix("v3/"))
+    return paths
+
+
+def _gated(
+    route: ClientRoute, authenticator: Authenticator, limits: Mapping[str, Callable[[Call, str], None]]
+) -> Endpoint:
+    login, spend = route.login, limits[route.limit] if route.limit is not None else None
+
+    async def gated(call: Call) -> Answer:
+        key = call.request.remote or ""
+        if login is Login.REQUIRED or (login is Login.OPTIONAL and authenticator.has_token(call)):
+            who = await authenticator.requester(call, while_locked=route.while_locked)
+            call.context = who
+            if who.is_guest and not route.guests:
+                raise Forbidden("Guests may not do this", "M_GUEST_ACCESS_FORBIDDEN")
+            key = who.user_id if who.is_rate_limited else ""
+        if spend is not None and key:
+            spend(call, key)
+        return await route.endpoint(call)
+
+    return gated

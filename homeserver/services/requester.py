@@ -1,0 +1,22 @@
+"""Who asks: what an access token stands for, once `services/accounts.py` has said that the account may act."""
+
+from dataclasses import dataclass
+
+from federation.protocol.types import DeviceID, UserID
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Requester:
+    """The account, and the device, behind a request."""
+
+    user_id: UserID
+    device_id: DeviceID | None
+    """None only for an application service that acts without a device."""
+    device: int | None
+    """The device's number in the database; transaction IDs are scoped to it."""
+    is_guest: bool = False
+    is_admin: bool = False
+    is_suspended: bool = False
+    is_rate_limited: bool = True
+    application_service: str | None = None
+    """The ID of the application service that acts, if one does."""

@@ -1,0 +1,73 @@
+"""Entries without data of their own: what every process must forget or look up again."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import ClassVar, Self
+
+from federation.protocol.types import UserID
+from storage.database import Tx
+
+
+class Kind(IntEnum):
+    """What became stale. The numbers are stored: never give one a new meaning."""
+
+    SESSIONS = 1
+    """The user's access tokens, locks or admin flag changed; `detail` is a device ID, or empty for all."""
+    PROFILE = 2
+    KEY_COUNTS = 3
+    """One-time or fallback keys of the device in `detail` were taken or uploaded."""
+    PUSH_RULES = 4
+    FILTER = 5
+    ROOM = 6
+    """The room whose number is in `detail` was purged or rebuilt."""
+
+
+@dataclass(frozen=True, slots=True)
+class Invalidated:
+    """Something of a user is not what it was."""
+
+    kind_of: Kind
+    user_id: UserID
+    detail: str = ""
+
+    kind: ClassVar[int] = 1
+
+    @property
+    def width(self) -> int:
+        """One position."""
+        return 1
+
+    @property
+    def rooms(self) -> Collection[int]:
+        """No room's members need to hear of it."""
+        return ()
+
+    @property
+    def users(self) -> Collection[UserID]:
+        """The user whose it is."""
+        return (self.user_id,)
+
+    @classmethod
+    async def insert_many(cls, tx: Tx, rows: Sequence[tuple[int, Self]]) -> None:
+        """One statement for all."""
+        await tx.execute(
+            "insert into invalidations (position, kind, user_id, detail)"
+            " select * from unnest(%s::bigint[], %s::smallint[], %s::text[], %s::text[])",
+            (
+                [position for position, _ in rows],
+                [int(change.kind_of) for _, change in rows],
+                [change.user_id for _, change in rows],
+                [change.detail for _, change in rows],
+            ),
+        )
+
+    @classmethod
+    async def read_range(cls, tx: Tx, after: int, upto: int) -> list[tuple[int, Self]]:
+        """Those in (after, upto]."""
+        rows = await tx.fetch(
+            "select position, kind, user_id, detail from invalidations where position > %s and position <= %s"
+            " order by position",
+            (after, upto),
+        )
+        return [(position, cls(Kind(kind), UserID(user_id), detail)) for position, kind, user_id, detail in rows]

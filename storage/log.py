@@ -1,0 +1,300 @@
+"""The one log: appending entries in batches (`DESIGN.md` section 1).
+
+An `Entry` is what one request changes: all of it is committed in one transaction, or none. One appender per process
+writes the entries of all requests in flight as one batch: it takes the row lock of `log_head`, which reserves the
+positions, runs each entry's own work, inserts each kind of change in bulk, notifies and commits. The lock is held
+until the commit is visible, so whoever sees position N sees everything below N, in every process.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol, Self
+
+import psycopg
+
+from federation.protocol.errors import MatrixError, Unavailable
+from federation.protocol.types import UserID
+from storage.database import Connection, Database, Tx, is_lost, unavailable
+
+logger = logging.getLogger(__name__)
+
+CHANNEL = "hearth_log"
+MAX_BATCH = 256
+"""Entries in one transaction, so that no append is ever long."""
+
+Work = Callable[[Tx], Awaitable[Any]]
+
+
+class Change(Protocol):
+    """One kind of thing that somebody may have to hear about, with its table's bulk insert."""
+
+    kind: ClassVar[int]
+    """A bit of its own: a batch's notification names the kinds that it holds."""
+
+    @property
+    def width(self) -> int:
+        """How many positions it takes."""
+
+    @property
+    def rooms(self) -> Collection[int]:
+        """The rooms whose members it concerns."""
+
+    @property
+    def users(self) -> Collection[UserID]:
+        """The users whom it concerns besides."""
+
+    @classmethod
+    async def insert_many(cls, tx: Tx, rows: Sequence[tuple[int, Self]]) -> None:
+        """Write changes at their positions, in a number of statements that does not grow with theirs."""
+
+    @classmethod
+    async def read_range(cls, tx: Tx, after: int, upto: int) -> list[tuple[int, Self]]:
+        """What other processes appended in positions (after, upto], in order."""
+
+
+class Conditional(Protocol):
+    """A change that the database may refuse when its turn comes, because the world moved on."""
+
+    @classmethod
+    async def admit(cls, tx: Tx, rows: Sequence[tuple[int, Self]]) -> Sequence[MatrixError | None]:
+        """For each change, under the log's lock: None, or why it may not be written."""
+
+
+class Conflict(MatrixError):
+    """What an entry expected is no longer so; nothing was written. The caller looks again and retries."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("M_UNKNOWN", message, 503, {"retry_after_ms": 100})
+
+
+@dataclass(slots=True)
+class Entry:
+    """All that one request changes.
+
+    `work` runs first in the same transaction, for writes that nobody hears of (or that decide what is heard): it may
+    raise, which refuses this entry alone, and it may add to `changes`, within the positions that `width` reserves.
+    """
+
+    changes: list[Change] = field(default_factory=list)
+    work: Work | None = None
+    width: int = 0
+    """Positions to reserve; at least what `changes` take."""
+
+    @property
+    def reserved(self) -> int:
+        """How many positions the entry may use: at least one, so that every entry has a place."""
+        return max(self.width, sum(change.width for change in self.changes), 1)
+
+    @property
+    def stands_alone(self) -> bool:
+        """Whether it is written by itself: work that a refused change would have to undo."""
+        return self.work is not None and any(hasattr(change, "admit") for change in self.changes)
+
+
+@dataclass(frozen=True, slots=True)
+class Appended:
+    """An entry that is committed."""
+
+    position: int
+    """The last position that it took: a sync from here does not see it again."""
+    result: Any
+    """What its `work` returned."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What the tail is told of one commit of its own process."""
+
+    before: int
+    """The newest position when the batch took the lock."""
+    position: int
+    changes: Sequence[tuple[int, Change]]
+
+
+@dataclass(slots=True)
+class _Pending:
+    entry: Entry
+    future: asyncio.Future[Appended]
+    first: int = 0
+    result: Any = None
+
+
+class Log:
+    """This process's appender."""
+
+    def __init__(self, database: Database, on_commit: Callable[[Batch], Awaitable[None]]) -> None:
+        self._database = database
+        self._on_commit = on_commit
+        self._pending: list[_Pending] = []
+        self._wake = asyncio.Event()
+        self._connection: Connection | None = None
+        self._closing = False
+
+    async def append(self, entry: Entry) -> Appended:
+        """Commit an entry; returns when it is durable and this process's tail has it.
+
+        Raises what the entry's work or its conditions raised, `Conflict`, or `Unavailable` when the database is
+        away; after `Unavailable` the entry may have been written all the same.
+        """
+        return await self.enqueue(entry)
+
+    def enqueue(self, entry: Entry) -> asyncio.Future[Appended]:
+        """Put an entry behind all those enqueued before it, without waiting."""
+        if self._closing:
+            raise Unavailable("The server is shutting down")
+        future: asyncio.Future[Appended] = asyncio.get_running_loop().create_future()
+        self._pending.append(_Pending(entry, future))
+        self._wake.set()
+        return future
+
+    async def run(self) -> None:
+        """Write batches until cancelled; what is pending then is still written by `close`."""
+        while True:
+            await self._wake.wait()
+            await self._drain()
+
+    async def close(self) -> None:
+        """Refuse new entries and write those that wait."""
+        self._closing = True
+        await self._drain()
+        if self._connection is not None:
+            await self._connection.close()
+            self._connection = None
+
+    async def _drain(self) -> None:
+        self._wake.clear()
+        while self._pending:
+            batch, self._pending = self._pending[:MAX_BATCH], self._pending[MAX_BATCH:]
+            await self._write(batch)
+
+    async def _write(self, batch: list[_Pending]) -> None:
+        """Write a batch; one that fails is split until the bad entry stands alone."""
+        batch = [pending for pending in batch if not pending.future.cancelled()]
+        if not batch:
+            return
+        try:
+            if len(batch) > 1 and any(pending.entry.stands_alone for pending in batch):
+                for part in _split_alone(batch):
+                    await self._write(part)
+                return
+            await self._commit(batch)
+        except asyncio.CancelledError:
+            _fail(batch, Unavailable("The server is shutting down"))
+            raise
+        except Exception as error:  # every failure belongs to the entries of this batch
+            if is_lost(error):
+                await self._forget_connection()
+                _fail(batch, unavailable(error))
+            elif len(batch) == 1:
+                if not isinstance(error, MatrixError):
+                    logger.error("an entry could not be appended", exc_info=error)
+                    error = MatrixError("M_UNKNOWN", "The change could not be stored", 500)
+                _fail(batch, error)
+            else:
+                middle = len(batch) // 2
+                await self._write(batch[:middle])
+                await self._write(batch[middle:])
+
+    async def _commit(self, batch: list[_Pending]) -> None:
+        connection = await self._connected()
+        async with connection.transaction():
+            tx = Tx(connection)
+            total = sum(pending.entry.reserved for pending in batch)
+            row = await tx.fetch_one("update log_head set position = position + %s returning position", (total,))
+            if row is None:
+                raise RuntimeError("log_head is empty: the database was not migrated")
+            position: int = row[0]
+            before = position - total
+            first = before + 1
+            for pending in batch:
+                pending.first = first
+                first += pending.entry.reserved
+            refused = await self._run_work(connection, tx, batch)
+            changes = await _admit(tx, batch, refused)
+            if len(batch) == 1 and refused:
+                raise refused[id(batch[0])]  # undoes its work, too
+            kinds = 0
+            for kind, rows in _by_kind(changes).items():
+                await kind.insert_many(tx, rows)
+                kinds |= kind.kind
+            await tx.execute("select pg_notify(%s, %s)", (CHANNEL, f"{position} {kinds}"))
+        await self._on_commit(Batch(before, position, changes))
+        for pending in batch:
+            if pending.future.cancelled():
+                continue
+            error = refused.get(id(pending))
+            if error is not None:
+                pending.future.set_exception(error)
+            else:
+                pending.future.set_result(Appended(pending.first + pending.entry.reserved - 1, pending.result))
+
+    async def _run_work(self, connection: Connection, tx: Tx, batch: list[_Pending]) -> dict[int, Exception]:
+        refused: dict[int, Exception] = {}
+        for pending in batch:
+            if pending.entry.work is None:
+                continue
+            try:
+                async with connection.transaction():  # a savepoint: a refusal undoes this entry's work alone
+                    pending.result = await pending.entry.work(tx)
+            except MatrixError as error:
+                refused[id(pending)] = error
+        return refused
+
+    async def _connected(self) -> Connection:
+        if self._connection is None or self._connection.closed:
+            self._connection = await self._database.connect()
+        return self._connection
+
+    async def _forget_connection(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            try:
+                await connection.close()
+            except psycopg.Error as error:
+                logger.debug("closing a lost connection: %s", error)
+
+
+def _split_alone(batch: Sequence[_Pending]) -> list[list[_Pending]]:
+    """The batch in order, each entry that stands alone in a part of its own."""
+    parts: list[list[_Pending]] = [[]]
+    for pending in batch:
+        if pending.entry.stands_alone:
+            parts.extend(([pending], []))
+        else:
+            parts[-1].append(pending)
+    return [part for part in parts if part]
+
+
+def _fail(batch: Sequence[_Pending], error: Exception) -> None:
+    for pending in batch:
+        if not pending.future.done():
+            pending.future.set_exception(error)
+
+
+async def _admit(tx: Tx, batch: Sequence[_Pending], refused: dict[int, Exception]) -> list[tuple[int, Change]]:
+    """The changes that may be written, with their positions; adds the entries that may not to `refused`."""
+    conditional: dict[Any, list[tuple[_Pending, tuple[int, Change]]]] = {}
+    placed: list[tuple[_Pending, int, Change]] = []
+    for pending in batch:
+        if id(pending) in refused:
+            continue
+        position = pending.first
+        for change in pending.entry.changes:
+            placed.append((pending, position, change))
+            if hasattr(change, "admit"):
+                conditional.setdefault(type(change), []).append((pending, (position, change)))
+            position += change.width
+    for kind, rows in conditional.items():
+        for (pending, _), error in zip(rows, await kind.admit(tx, [row for _, row in rows]), strict=True):
+            if error is not None:
+                refused[id(pending)] = error
+    return [(position, change) for pending, position, change in placed if id(pending) not in refused]
+
+
+def _by_kind(changes: Sequence[tuple[int, Change]]) -> dict[type[Change], list[tuple[int, Change]]]:
+    grouped: dict[type[Change], list[tuple[int, Change]]] = {}
+    for position, change in changes:
+        grouped.setdefault(type(change), []).append((position, change))
+    return grouped

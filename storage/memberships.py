@@ -1,0 +1,77 @@
+"""Who is where: current memberships, read from the trunk of each room's state."""
+
+from collections.abc import Sequence
+from enum import IntEnum
+
+from federation.protocol.types import UserID
+from storage import strings
+from storage.database import Tx
+
+
+class Membership(IntEnum):
+    """`content.membership` as stored beside a member event that is current."""
+
+    JOIN = 1
+    INVITE = 2
+    KNOCK = 3
+    LEAVE = 4
+    BAN = 5
+
+    @classmethod
+    def of(cls, text: object) -> "Membership | None":
+        """The membership that an event's content names; None for one that the rules would never accept."""
+        return _BY_NAME.get(text) if isinstance(text, str) else None
+
+    @property
+    def text(self) -> str:
+        """The word in events."""
+        return self.name.lower()
+
+
+_BY_NAME = {membership.name.lower(): membership for membership in Membership}
+
+
+async def rooms_of(tx: Tx, user_id: UserID, memberships: Sequence[Membership]) -> dict[int, tuple[Membership, int]]:
+    """The rooms in which the user has one of these memberships: room -> membership, position of the member event."""
+    numbers = await strings.find(tx, [user_id])
+    if user_id not in numbers:
+        return {}
+    rows = await tx.fetch(
+        "select room, membership, event from room_state"
+        " where state_key = %s and line = 0 and until_version is null and membership is not null"
+        " and membership = any(%s::smallint[])",
+        (numbers[user_id], [int(membership) for membership in memberships]),
+    )
+    return {room: (Membership(membership), event) for room, membership, event in rows}
+
+
+async def joined_rooms(tx: Tx, user_id: UserID) -> list[int]:
+    """The numbers of the rooms that the user is joined to."""
+    return list(await rooms_of(tx, user_id, (Membership.JOIN,)))
+
+
+async def members_of(tx: Tx, rooms: Sequence[int], memberships: Sequence[Membership]) -> list[tuple[int, UserID]]:
+    """(room, user) for every member of these rooms with one of these memberships."""
+    rows = await tx.fetch(
+        "select room_state.room, strings.value from room_state join strings on strings.id = room_state.state_key"
+        " where room = any(%s::int[]) and type = %s and line = 0 and until_version is null"
+        " and membership = any(%s::smallint[])",
+        (list(rooms), strings.MEMBER, [int(membership) for membership in memberships]),
+    )
+    return [(room, UserID(user_id)) for room, user_id in rows]
+
+
+async def users_sharing_rooms(tx: Tx, user_id: UserID) -> set[UserID]:
+    """Everybody who is joined to a room that this user is joined to, the user included."""
+    numbers = await strings.find(tx, [user_id])
+    if user_id not in numbers:
+        return set()
+    rows = await tx.fetch(
+        "select distinct strings.value from room_state mine"
+        " join room_state theirs on theirs.room = mine.room and theirs.type = %s and theirs.line = 0"
+        "  and theirs.until_version is null and theirs.membership = 1"
+        " join strings on strings.id = theirs.state_key"
+        " where mine.state_key = %s and mine.line = 0 and mine.until_version is null and mine.membership = 1",
+        (strings.MEMBER, numbers[user_id]),
+    )
+    return {UserID(value) for (value,) in rows}

@@ -1,0 +1,217 @@
+"""Every table (SQLAlchemy Core). Migrations are held to this file by a test.
+
+Rooms, events and hot strings have integer ids; every room table's key leads with the room, so that a room can be
+purged by bounded range deletes. `position` is a place in the log (`storage/log.py`); an event's position is also
+what other tables call it by. Accounts, devices and keys are cold: they use the specification's own identifiers.
+"""
+
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    Column,
+    ForeignKey,
+    Identity,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    PrimaryKeyConstraint,
+    SmallInteger,
+    Table,
+    Text,
+    text,
+)
+from sqlalchemy.dialects.postgresql import ExcludeConstraint
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "%(table_name)s_%(column_0_N_name)s_idx",
+        "uq": "%(table_name)s_%(column_0_N_name)s_key",
+        "fk": "%(table_name)s_%(column_0_N_name)s_fkey",
+        "pk": "%(table_name)s_pkey",
+        "ck": "%(table_name)s_%(constraint_name)s_check",
+    }
+)
+
+# --- the log -------------------------------------------------------------------------------------------------
+
+log_head = Table(
+    "log_head",
+    metadata,
+    Column("id", SmallInteger, primary_key=True),
+    Column("position", BigInteger, nullable=False),
+    comment="One row: the newest position. Its row lock is the log's lock: who holds it appends.",
+)
+
+invalidations = Table(
+    "invalidations",
+    metadata,
+    Column("position", BigInteger, primary_key=True),
+    Column("kind", SmallInteger, nullable=False),
+    Column("user_id", Text, nullable=False),
+    Column("detail", Text, nullable=False),
+    comment="Entries that carry no data of their own: what a process must forget or look up again.",
+)
+
+# --- rooms and their events ----------------------------------------------------------------------------------
+
+strings = Table(
+    "strings",
+    metadata,
+    Column("id", Integer, Identity(start=1000), primary_key=True),
+    Column("value", Text, nullable=False, unique=True),
+    comment="Event types, state keys and user IDs as integers; those below 1000 are named in storage/strings.py.",
+)
+
+rooms = Table(
+    "rooms",
+    metadata,
+    Column("room", Integer, Identity(), primary_key=True),
+    Column("room_id", Text, nullable=False, unique=True),
+    Column("room_version", Text, nullable=False),
+    Column("state_version", Integer, nullable=False, server_default=text("0")),
+    Column("extremities", ARRAY(BigInteger), nullable=False, server_default=text("'{}'")),
+    Column("last_line", Integer, nullable=False, server_default=text("0")),
+    Column("notify_total", Integer, nullable=False, server_default=text("0")),
+    Column("highlight_total", Integer, nullable=False, server_default=text("0")),
+    Column("joined_members", Integer, nullable=False, server_default=text("0")),
+    Column("invited_members", Integer, nullable=False, server_default=text("0")),
+    postgresql_with={"fillfactor": "50"},
+    comment="Counts and extremities change with every event: room on the page keeps those updates in place.",
+)
+
+events = Table(
+    "events",
+    metadata,
+    # Eight-byte columns first, then four: no padding.
+    Column("position", BigInteger, nullable=False),
+    Column("origin_server_ts", BigInteger, nullable=False),
+    Column("redacted_by", BigInteger),
+    Column("room", Integer, ForeignKey("rooms.room"), nullable=False),
+    Column("line", Integer, nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("type", Integer, nullable=False),
+    Column("sender", Integer, nullable=False),
+    Column("state_key", Integer),
+    Column("after_line", Integer),
+    Column("after_version", Integer),
+    Column("notify_total", Integer, nullable=False),
+    Column("highlight_total", Integer, nullable=False),
+    Column("device", Integer),
+    Column("flags", SmallInteger, nullable=False),
+    Column("event_id", Text, nullable=False),
+    Column("thread", Text),
+    Column("txn_id", Text),
+    Column("json", LargeBinary, nullable=False),
+    PrimaryKeyConstraint("room", "position"),
+    ExcludeConstraint(("event_id", "="), using="hash", name="events_event_id_excl"),
+    Index("events_position_idx", "position"),
+    Index("events_room_origin_server_ts_idx", "room", "origin_server_ts"),
+    Index(
+        "events_transaction_key",
+        "device",
+        "txn_id",
+        "room",
+        "type",
+        unique=True,
+        postgresql_where=text("txn_id is not null"),
+    ),
+    Index("events_thread_idx", "room", "thread", "position", postgresql_where=text("thread is not null")),
+    comment="Verified PDUs as canonical JSON. (line, version) is the state before the event.",
+)
+
+room_lines = Table(
+    "room_lines",
+    metadata,
+    Column("room", Integer, ForeignKey("rooms.room"), primary_key=True),
+    Column("line", Integer, primary_key=True),
+    Column("parent_line", Integer),
+    Column("parent_version", Integer),
+    Column("version", Integer, nullable=False),
+    comment="Branches of a room's state: what differs from a version of the parent line (none: a whole state).",
+)
+
+room_state = Table(
+    "room_state",
+    metadata,
+    Column("event", BigInteger, comment="Null where the line takes an entry of its parent away."),
+    Column("room", Integer, ForeignKey("rooms.room"), primary_key=True),
+    Column("line", Integer, primary_key=True),
+    Column("since_version", Integer, primary_key=True),
+    Column("type", Integer, primary_key=True),
+    Column("state_key", Integer, primary_key=True),
+    Column("until_version", Integer),
+    Column("membership", SmallInteger),
+    Index("room_state_room_type_state_key_idx", "room", "type", "state_key"),
+    Index(
+        "room_state_current_key",
+        "room",
+        "type",
+        "state_key",
+        unique=True,
+        postgresql_where=text("line = 0 and until_version is null"),
+    ),
+    Index(
+        "room_state_member_idx",
+        "state_key",
+        postgresql_where=text("line = 0 and until_version is null and membership is not null"),
+    ),
+    comment="Each state change once, with the versions of its line between which it was current.",
+)
+
+missing_events = Table(
+    "missing_events",
+    metadata,
+    Column("room", Integer, ForeignKey("rooms.room"), primary_key=True),
+    Column("event_id", Text, primary_key=True),
+    Column("position", BigInteger, primary_key=True),
+    comment="Backward extremities: events that `position` refers to and that we do not hold.",
+)
+
+read_marks = Table(
+    "read_marks",
+    metadata,
+    Column("position", BigInteger, nullable=False),
+    Column("room", Integer, ForeignKey("rooms.room"), nullable=False),
+    Column("notify_total", Integer, nullable=False),
+    Column("highlight_total", Integer, nullable=False),
+    Column("user_id", Text, nullable=False),
+    Column("thread", Text, nullable=False),
+    PrimaryKeyConstraint("user_id", "room", "thread"),
+    comment="Up to where a local user has read: a thread's root, 'main', or '' for the room regardless of threads.",
+)
+
+threads = Table(
+    "threads",
+    metadata,
+    Column("room", Integer, ForeignKey("rooms.room"), primary_key=True),
+    Column("thread", Text, primary_key=True),
+    Column("last_position", BigInteger, nullable=False),
+    Column("notify_total", Integer, nullable=False),
+    Column("highlight_total", Integer, nullable=False),
+    comment="Running counts of each thread.",
+)
+
+notifications = Table(
+    "notifications",
+    metadata,
+    Column("position", BigInteger, nullable=False),
+    Column("room", Integer, ForeignKey("rooms.room"), nullable=False),
+    Column("user_id", Text, nullable=False),
+    Column("notify", SmallInteger, nullable=False),
+    Column("highlight", SmallInteger, nullable=False),
+    Column("thread", Text, nullable=False),
+    Column("actions", Text),
+    PrimaryKeyConstraint("room", "user_id", "position"),
+    Index("notifications_user_id_position_idx", "user_id", "position"),
+    comment="Where one user's count differs from what the room counts for everybody: mentions and own rules.",
+)
+
+forgotten_rooms = Table(
+    "forgotten_rooms",
+    metadata,
+    Column("user_id", Text, primary_key=True),
+    Column("room", Integer, ForeignKey("rooms.room"), primary_key=True),
+    Column("position", BigInteger, nullable=False),
+    comment="Rooms that a user left and asked to forget, with the position of the leave.",
+)

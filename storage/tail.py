@@ -1,0 +1,280 @@
+"""Following the log: the newest entries in memory, coherent views, and who waits for what.
+
+One `Tail` per process. Entries of this process reach it from the appender without a query; those of other processes
+are read when PostgreSQL notifies, with a slow poll as a net. Changes are applied in order of position, each to every
+view (a cache, the members of rooms, ...), before anybody who waits is woken.
+"""
+
+import asyncio
+import logging
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+
+import psycopg
+
+from federation.protocol.types import UserID
+from storage.database import Database, Tx, is_lost, unavailable, wait_before_retry
+from storage.log import CHANNEL, Batch, Change
+
+logger = logging.getLogger(__name__)
+
+WINDOW = 20_000
+"""Changes kept in memory."""
+POLL_SECONDS = 5.0
+"""How often to look for entries whose notification was lost."""
+
+View = Callable[[int, Change], None]
+
+
+class Listener:
+    """What one local user may have to hear about: their rooms, and the newest position that concerned them.
+
+    It exists while the user syncs. `concerned_at` counts from `known_from`: an older token proves nothing.
+    """
+
+    __slots__ = ("_waiting", "concerned_at", "known_from", "rooms", "used_at", "user_id")
+
+    def __init__(self, user_id: UserID, known_from: int) -> None:
+        self.user_id = user_id
+        self.known_from = known_from
+        self.concerned_at = known_from
+        self.rooms: set[int] = set()
+        self.used_at = 0.0
+        self._waiting: list[asyncio.Future[None]] = []
+
+    def concern(self, position: int) -> None:
+        """Note that `position` is this user's business and wake who waits for it."""
+        self.concerned_at = position
+        self.wake()
+
+    def wake(self) -> None:
+        """Let those who wait look again: an entry came, or something that is not in the log (typing, presence)."""
+        if self._waiting:
+            waiting, self._waiting = self._waiting, []
+            for future in waiting:
+                if not future.done():
+                    future.set_result(None)
+
+    async def wait(self, timeout_seconds: float) -> None:
+        """Return when something concerns this user, or when the time is up."""
+        future = asyncio.get_running_loop().create_future()
+        self._waiting.append(future)
+        timer = asyncio.get_running_loop().call_later(timeout_seconds, _expire, future)
+        try:
+            await future
+        finally:
+            timer.cancel()
+            if future in self._waiting:
+                self._waiting.remove(future)
+
+
+def _expire(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+class Tail:
+    """The newest part of the log, and everything in this process that must keep up with it."""
+
+    def __init__(self, database: Database, kinds: Sequence[type[Change]]) -> None:
+        self._database = database
+        self._kinds = kinds
+        self._views: list[View] = []
+        self._window: deque[tuple[int, Change]] = deque()
+        self._by_room: dict[int, list[tuple[int, Change]]] = {}
+        self._by_user: dict[UserID, list[tuple[int, Change]]] = {}
+        self._listeners: dict[UserID, Listener] = {}
+        self._room_listeners: dict[int, set[Listener]] = {}
+        self._reading = asyncio.Lock()
+        self._moved: list[asyncio.Future[None]] = []
+        self.position = 0
+        """The newest position that is applied here."""
+        self.floor = 0
+        """The window holds every change after this position."""
+
+    def add_view(self, view: View) -> None:
+        """Have `view` called with every change, in order, before anybody is woken by it."""
+        self._views.append(view)
+
+    async def start(self) -> None:
+        """Begin at the log's present end."""
+        async with self._database.read() as tx:
+            self.position = self.floor = await _head(tx)
+
+    async def run(self) -> None:
+        """Follow other processes' entries until cancelled; reconnects when the database was away."""
+        attempt = 0
+        while True:
+            try:
+                async with await self._database.connect() as connection:
+                    await connection.execute(f"listen {CHANNEL}")
+                    attempt = 0
+                    while True:
+                        await self.catch_up()
+                        async for notification in connection.notifies(timeout=POLL_SECONDS, stop_after=1):
+                            if int(notification.payload.split(" ")[0]) <= self.position:
+                                continue
+            except (psycopg.Error, OSError) as error:
+                if isinstance(error, psycopg.Error) and not is_lost(error):
+                    raise
+                unavailable(error)
+                await wait_before_retry(attempt)
+                attempt += 1
+
+    # --- applying changes
+
+    async def on_commit(self, batch: Batch) -> None:
+        """Take this process's own batch, after what other processes appended before it."""
+        async with self._reading:
+            if batch.before > self.position:
+                await self._read(batch.before)
+            if batch.position > self.position:
+                self._apply(batch.changes, batch.position)
+
+    async def catch_up(self, upto: int | None = None) -> None:
+        """Apply what is committed: all of it, or at least to `upto`."""
+        if upto is None or upto > self.position:
+            async with self._reading:
+                await self._read(None)
+
+    async def _read(self, upto: int | None) -> None:
+        async with self._database.read() as tx:
+            if upto is None:
+                upto = await _head(tx)
+            if upto <= self.position:
+                return
+            changes: list[tuple[int, Change]] = []
+            for kind in self._kinds:
+                changes.extend(await kind.read_range(tx, self.position, upto))
+        changes.sort(key=lambda pair: pair[0])
+        self._apply(changes, upto)
+
+    def _apply(self, changes: Sequence[tuple[int, Change]], position: int) -> None:
+        for at, change in changes:
+            for view in self._views:
+                view(at, change)
+            self._remember(at, change)
+        self.position = position
+        woken: set[Listener] = set()
+        for at, change in changes:
+            last = at + change.width - 1
+            for room in change.rooms:
+                for listener in self._room_listeners.get(room, ()):
+                    listener.concerned_at = last
+                    woken.add(listener)
+            for user_id in change.users:
+                found = self._listeners.get(user_id)
+                if found is not None:
+                    found.concerned_at = last
+                    woken.add(found)
+        for listener in woken:
+            listener.wake()
+        for future in self._moved:
+            if not future.done():
+                future.set_result(None)
+        self._moved.clear()
+
+    def _remember(self, at: int, change: Change) -> None:
+        pair = (at, change)
+        self._window.append(pair)
+        for room in change.rooms:
+            self._by_room.setdefault(room, []).append(pair)
+        for user_id in change.users:
+            self._by_user.setdefault(user_id, []).append(pair)
+        while len(self._window) > WINDOW:
+            oldest, gone = self._window.popleft()
+            self.floor = oldest + gone.width - 1
+            for room in gone.rooms:
+                _drop_first(self._by_room.get(room))
+            for user_id in gone.users:
+                _drop_first(self._by_user.get(user_id))
+
+    # --- reading the window
+
+    def in_room(self, room: int, after: int) -> Sequence[tuple[int, Change]]:
+        """The window's changes in a room whose last position is above `after`, in order."""
+        return _after(self._by_room.get(room), after)
+
+    def for_user(self, user_id: UserID, after: int) -> Sequence[tuple[int, Change]]:
+        """The window's changes that name this user, whose last position is above `after`, in order."""
+        return _after(self._by_user.get(user_id), after)
+
+    def since(self, after: int) -> Iterator[tuple[int, Change]]:
+        """All of the window's changes above `after`, oldest first."""
+        for at, change in self._window:
+            if at + change.width - 1 > after:
+                yield at, change
+
+    async def wait_beyond(self, position: int, timeout_seconds: float) -> bool:
+        """Wait until something is applied after `position`; whether it was (for followers)."""
+        if self.position > position:
+            return True
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._moved.append(future)
+        timer = asyncio.get_running_loop().call_later(timeout_seconds, _expire, future)
+        try:
+            await future
+        finally:
+            timer.cancel()
+        return self.position > position
+
+    # --- who listens
+
+    def listener(self, user_id: UserID) -> Listener | None:
+        """The user's listener, if one is registered."""
+        return self._listeners.get(user_id)
+
+    def register(self, listener: Listener) -> None:
+        """Keep `listener` told of what concerns its user."""
+        self._listeners[listener.user_id] = listener
+        for room in listener.rooms:
+            self._room_listeners.setdefault(room, set()).add(listener)
+
+    def unregister(self, listener: Listener) -> None:
+        """Forget a listener that nobody uses any longer."""
+        self._listeners.pop(listener.user_id, None)
+        for room in list(listener.rooms):
+            self.leave(listener, room)
+
+    def enter(self, listener: Listener, room: int) -> None:
+        """The listener's user is now concerned by what happens in the room."""
+        listener.rooms.add(room)
+        self._room_listeners.setdefault(room, set()).add(listener)
+
+    def leave(self, listener: Listener, room: int) -> None:
+        """The listener's user is no longer concerned by the room."""
+        listener.rooms.discard(room)
+        listeners = self._room_listeners.get(room)
+        if listeners is not None:
+            listeners.discard(listener)
+            if not listeners:
+                del self._room_listeners[room]
+
+    def listeners_in(self, room: int) -> frozenset[Listener]:
+        """The listeners of a room's local members, for what is not in the log (typing)."""
+        return frozenset(self._room_listeners.get(room, ()))
+
+    def all_listeners(self) -> list[Listener]:
+        """Every registered listener."""
+        return list(self._listeners.values())
+
+
+def _after(pairs: list[tuple[int, Change]] | None, after: int) -> Sequence[tuple[int, Change]]:
+    if not pairs or pairs[-1][0] + pairs[-1][1].width - 1 <= after:
+        return ()
+    index = bisect_right(pairs, after, key=lambda pair: pair[0] + pair[1].width - 1)
+    return pairs[index:]
+
+
+def _drop_first(pairs: list[tuple[int, Change]] | None) -> None:
+    if pairs:
+        del pairs[0]
+
+
+async def _head(tx: Tx) -> int:
+    row = await tx.fetch_one("select position from log_head")
+    if row is None:
+        raise RuntimeError("log_head is empty: the database was not migrated")
+    position: int = row[0]
+    return position
