@@ -1,0 +1,95 @@
+"""PostgreSQL processes that an owner left behind when it was killed: find and end them.
+
+Only the holder of the cluster's lock calls this, so whatever still runs on the cluster belongs to nobody. Processes are
+recognised by the user that they run as and by their command line, which everybody may read; other ways need rights
+that root lacks in most containers.
+"""
+
+import contextlib
+import os
+import signal
+import time
+from pathlib import Path
+
+_FAST_SHUTDOWN_SECONDS = 30.0
+_IMMEDIATE_SHUTDOWN_SECONDS = 10.0
+
+
+def find_processes(cluster: Path, cluster_name: str, uid: int) -> list[int]:
+    """Processes of PostgreSQL on this cluster, the postmaster first if there is one."""
+    postmasters, others = [], []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdecimal():
+            continue
+        try:
+            if entry.stat().st_uid != uid:
+                continue
+            command_line = (entry / "cmdline").read_bytes()
+        except OSError:
+            continue  # ended in the meantime
+        arguments = command_line.split(b"\0")
+        if arguments[0].endswith(b"/postgres") and arguments[1:3] == [b"-D", os.fsencode(cluster)]:
+            postmasters.append(int(entry.name))
+        elif command_line.startswith(f"postgres: {cluster_name}: ".encode()):
+            others.append(int(entry.name))
+    return sorted(postmasters) + sorted(others)
+
+
+def end_processes(cluster: Path, cluster_name: str, uid: int) -> int:
+    """End all of them, gently if a postmaster is among them; returns how many there were."""
+    found = find_processes(cluster, cluster_name, uid)
+    if not found:
+        return 0
+    _signal(found[:1], signal.SIGINT)
+    left = _wait_for_end(cluster, cluster_name, uid, _FAST_SHUTDOWN_SECONDS if _is_postmaster(found[0]) else 0.2)
+    for number, seconds in ((signal.SIGQUIT, _IMMEDIATE_SHUTDOWN_SECONDS), (signal.SIGKILL, _FAST_SHUTDOWN_SECONDS)):
+        if left:
+            _signal(left, number)
+            left = _wait_for_end(cluster, cluster_name, uid, seconds)
+    return len(found)
+
+
+def remove_stale_pid_file(cluster: Path) -> None:
+    """Remove a postmaster.pid whose process ID the system has given to somebody else; PostgreSQL would refuse it.
+
+    Called when no process of the cluster is left. A file of a dead process is left to PostgreSQL, which also checks the
+    shared memory it names.
+    """
+    pid_file = cluster / "postmaster.pid"
+    with contextlib.suppress(FileNotFoundError, ValueError, IndexError):
+        pid = int(pid_file.read_text(encoding="ascii").splitlines()[0])
+        if Path(f"/proc/{pid}").exists():
+            pid_file.unlink()
+
+
+def read_status(cluster: Path, pid: int) -> str | None:
+    """What this postmaster says of itself in postmaster.pid: "starting", "ready", "stopping"; None before that."""
+    try:
+        lines = (cluster / "postmaster.pid").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    if len(lines) < 8 or lines[0].strip() != str(pid):
+        return None
+    return lines[7].strip()
+
+
+def _is_postmaster(pid: int) -> bool:
+    try:
+        return not Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"postgres: ")
+    except OSError:
+        return False
+
+
+def _wait_for_end(cluster: Path, cluster_name: str, uid: int, seconds: float) -> list[int]:
+    deadline = time.monotonic() + seconds
+    while left := find_processes(cluster, cluster_name, uid):
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.05)
+    return left
+
+
+def _signal(pids: list[int], number: signal.Signals) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
