@@ -38,7 +38,7 @@ metadata = MetaData(
 log_head = Table(
     "log_head",
     metadata,
-    Column("id", SmallInteger, primary_key=True),
+    Column("id", SmallInteger, primary_key=True, autoincrement=False),
     Column("position", BigInteger, nullable=False),
     comment="One row: the newest position. Its row lock is the log's lock: who holds it appends.",
 )
@@ -46,7 +46,7 @@ log_head = Table(
 invalidations = Table(
     "invalidations",
     metadata,
-    Column("position", BigInteger, primary_key=True),
+    Column("position", BigInteger, primary_key=True, autoincrement=False),
     Column("kind", SmallInteger, nullable=False),
     Column("user_id", Text, nullable=False),
     Column("detail", Text, nullable=False),

@@ -1,0 +1,97 @@
+"""What every test may use: databases of its own. No test reaches beyond this machine."""
+
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pytest
+from hypothesis import settings as hypothesis_settings
+from psycopg.conninfo import make_conninfo
+
+from tests.clusters import TEMPLATE, RunCluster, create_database, drop_database
+
+CLUSTER = "HEARTH_TEST_CLUSTER"
+
+# The same examples in each run: a red build means a change, not luck.
+hypothesis_settings.register_profile("ci", derandomize=True, deadline=None, database=None, print_blob=True)
+hypothesis_settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+_run_cluster = pytest.StashKey[RunCluster]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Refuse the network; with several workers, start their cluster before them."""
+    sys.addaudithook(_refuse_network)
+    is_worker = hasattr(config, "workerinput")
+    if not is_worker and config.getoption("numprocesses", None):
+        config.stash[_run_cluster] = cluster = RunCluster()
+        os.environ[CLUSTER] = cluster.conninfo("postgres")  # workers inherit it
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Stop the cluster that the workers shared."""
+    cluster = config.stash.get(_run_cluster, None)
+    if cluster is not None:
+        cluster.close()
+
+
+def _refuse_network(event: str, arguments: tuple[Any, ...]) -> None:
+    if event not in ("socket.connect", "socket.sendto"):
+        return
+    endpoint, address = arguments[0], arguments[1]
+    if endpoint.family == socket.AF_UNIX:
+        return
+    host = address[0] if isinstance(address, tuple) else str(address)
+    if not (host.startswith("127.") or host in ("::1", "localhost", "0.0.0.0", "::")):  # noqa: S104  # a target here
+        raise RuntimeError(f"tests reach no other machine, and this one tried {address}")
+
+
+@pytest.fixture(scope="session")
+def maintenance_conninfo() -> Iterator[str]:
+    """The run's cluster, connected to its database `postgres`, which holds nothing."""
+    shared = os.environ.get(CLUSTER)
+    if shared is not None:
+        yield shared
+        return
+    cluster = RunCluster()
+    try:
+        yield cluster.conninfo("postgres")
+    finally:
+        cluster.close()
+
+
+@pytest.fixture(scope="session")
+def worker_conninfo(maintenance_conninfo: str, worker_id: str) -> Iterator[str]:
+    """A migrated database that all tests of a worker share; for tests that roll back what they do."""
+    name = f"hearth_{worker_id}"
+    create_database(maintenance_conninfo, name, TEMPLATE)
+    yield make_conninfo(maintenance_conninfo, dbname=name)
+    drop_database(maintenance_conninfo, name)
+
+
+@pytest.fixture
+def conninfo(maintenance_conninfo: str, worker_id: str) -> Iterator[str]:
+    """A migrated, empty database of the test's own, as libpq's connection string (about 40 ms)."""
+    name = f"hearth_{worker_id}_one_test"
+    create_database(maintenance_conninfo, name, TEMPLATE)
+    yield make_conninfo(maintenance_conninfo, dbname=name)
+    drop_database(maintenance_conninfo, name)
+
+
+@pytest.fixture
+def empty_conninfo(maintenance_conninfo: str, worker_id: str) -> Iterator[str]:
+    """A database without any table, for migrations."""
+    name = f"hearth_{worker_id}_empty"
+    create_database(maintenance_conninfo, name, "template0")
+    yield make_conninfo(maintenance_conninfo, dbname=name)
+    drop_database(maintenance_conninfo, name)
+
+
+@pytest.fixture
+def connection(conninfo: str) -> Iterator[psycopg.Connection]:
+    """A connection to the test's own database that commits every statement."""
+    with psycopg.connect(conninfo, autocommit=True) as connection:
+        yield connection
