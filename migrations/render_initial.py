@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-from sqlalchemy import Table
-from sqlalchemy.dialects.postgresql.base import PGDialect
+from sqlalchemy import Table, create_engine
 from sqlalchemy.schema import CreateIndex, CreateTable, ExecutableDDLElement, SetColumnComment, SetTableComment
 
 from storage.schema import metadata
@@ -35,7 +34,7 @@ def _elements(table: Table) -> list[ExecutableDDLElement]:
 
 def _compile(element: ExecutableDDLElement) -> str:
     # Not %-formatted afterwards: the driver gets no parameters, so a doubled percent sign would stay doubled.
-    text = str(element.compile(dialect=PGDialect(paramstyle="named"))).strip()
+    text = str(element.compile(create_engine("postgresql+psycopg://", paramstyle="named"))).strip()
     return "\n".join(line.rstrip() for line in text.splitlines())
 
 

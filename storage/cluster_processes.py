@@ -49,17 +49,19 @@ def end_processes(cluster: Path, cluster_name: str, uid: int) -> int:
     return len(found)
 
 
-def remove_stale_pid_file(cluster: Path) -> None:
-    """Remove a postmaster.pid whose process ID the system has given to somebody else; PostgreSQL would refuse it.
+def remove_stale_lock_files(cluster: Path, socket_directory: Path) -> None:
+    """Remove lock files whose process ID now means somebody else, or a dead process that nobody has waited for.
 
-    Called when no process of the cluster is left. A file of a dead process is left to PostgreSQL, which also checks the
-    shared memory it names.
+    Called when no process of the cluster is left; PostgreSQL would refuse to start. A postmaster.pid whose process is
+    gone is left to PostgreSQL, which also checks the shared memory that it names.
     """
     pid_file = cluster / "postmaster.pid"
     with contextlib.suppress(FileNotFoundError, ValueError, IndexError):
         pid = int(pid_file.read_text(encoding="ascii").splitlines()[0])
         if Path(f"/proc/{pid}").exists():
             pid_file.unlink()
+    for lock in socket_directory.glob(".s.PGSQL.*.lock"):
+        lock.unlink()
 
 
 def read_status(cluster: Path, pid: int) -> str | None:

@@ -80,7 +80,7 @@ def render_postgresql_conf(settings: ClusterSettings, socket_directory: Path, ma
         values["io_method"] = "sync"  # workers of its own cost more than they bring for a database in memory
     lines = ["# Written by Hearth at each start. Put settings of your own into local.conf."]
     lines += [f"{name} = {_quote(str(value))}" for name, value in values.items()]
-    lines.append("include_if_exists = 'local.conf'")
+    lines.append("include = 'local.conf'")
     return "\n".join(lines) + "\n"
 
 

