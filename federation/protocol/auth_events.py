@@ -53,16 +53,3 @@ def third_party_token(content: JsonObject) -> str | None:
     signed = third_party_invite.get("signed") if isinstance(third_party_invite, dict) else None
     token = signed.get("token") if isinstance(signed, dict) else None
     return token if isinstance(token, str) else None
-
-
-def get_domain(identifier: str) -> str:
-    """What follows the first colon: the server name in a user, room or event ID, the empty string if there is none."""
-    return identifier.partition(":")[2]
-
-
-def is_user_id(user_id: str) -> bool:
-    """Whether it is a user ID, if only a historical one."""
-    localpart, colon, domain = user_id.partition(":")
-    return bool(
-        localpart.startswith("@") and colon and domain and "\0" not in localpart and len(user_id.encode()) <= 255
-    )

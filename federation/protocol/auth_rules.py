@@ -7,10 +7,11 @@ those of the event's own version.
 from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
-from federation.protocol.auth_events import CREATE, POWER_LEVELS, auth_keys_for, get_domain, is_user_id
+from federation.protocol.auth_events import CREATE, POWER_LEVELS, auth_keys_for
 from federation.protocol.auth_rules_membership import check_membership
 from federation.protocol.auth_rules_power_levels import check_power_levels
 from federation.protocol.errors import AuthRuleViolated
+from federation.protocol.identifiers import is_user_id, server_name_of, server_of_event_id, server_of_room_id
 from federation.protocol.pdu import PDU
 from federation.protocol.power_levels import PowerLevels
 from federation.protocol.room_versions import ROOM_VERSIONS, RoomVersionRules
@@ -48,7 +49,7 @@ def check(pdu: PDU, state: Mapping[StateKey, PDU]) -> None:
     rules = pdu.rules
     numbers = _numbers(rules)
     create = _get_create(pdu, state)
-    if create.content.get("m.federate") is False and get_domain(pdu.sender) != get_domain(create.sender):
+    if create.content.get("m.federate") is False and server_name_of(pdu.sender) != server_name_of(create.sender):
         raise AuthRuleViolated(f"{numbers.federate}", "The room is not open to other servers")
     if rules.special_cases_aliases and pdu.type == "m.room.aliases":
         _check_aliases(pdu)
@@ -101,7 +102,7 @@ def _check_create(pdu: PDU) -> None:
     if rules.room_id_is_create_hash:
         if "room_id" in pdu.json:
             raise AuthRuleViolated("1.2", "A create event has no room ID")
-    elif get_domain(pdu.room_id) != get_domain(pdu.sender):
+    elif server_of_room_id(pdu.room_id) != server_name_of(pdu.sender):
         raise AuthRuleViolated("1.2", "The room ID is not of the sender's server")
     room_version = content.get("room_version", "1")
     if not isinstance(room_version, str) or room_version not in ROOM_VERSIONS:
@@ -110,9 +111,7 @@ def _check_create(pdu: PDU) -> None:
         raise AuthRuleViolated("1.4", "A create event names the creator")
     if rules.creators_have_infinite_power and "additional_creators" in content:
         additional = content["additional_creators"]
-        if not isinstance(additional, list) or not all(
-            isinstance(user_id, str) and is_user_id(user_id) for user_id in additional
-        ):
+        if not isinstance(additional, list) or not all(is_user_id(user_id) for user_id in additional):
             raise AuthRuleViolated("1.4", "additional_creators is not a list of user IDs")
 
 
@@ -130,7 +129,7 @@ def _check_aliases(pdu: PDU) -> None:
     """Rule 4 until version 5."""
     if pdu.state_key is None:
         raise AuthRuleViolated("4.1", "An aliases event is a state event")
-    if pdu.state_key != get_domain(pdu.sender):
+    if pdu.state_key != server_name_of(pdu.sender):
         raise AuthRuleViolated("4.2", "The aliases are another server's")
 
 
@@ -155,5 +154,5 @@ def _check_redaction(pdu: PDU, levels: PowerLevels) -> None:
     """Rule 11 of versions 1 and 2."""
     if levels.of_user(pdu.sender) >= levels.redact:
         return
-    if pdu.redacts is None or get_domain(pdu.redacts) != get_domain(pdu.event_id):
+    if pdu.redacts is None or server_of_event_id(pdu.redacts) != server_of_event_id(pdu.event_id):
         raise AuthRuleViolated("11.3", f"{pdu.sender} may not redact another server's event")

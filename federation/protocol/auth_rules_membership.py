@@ -1,20 +1,16 @@
 """The `m.room.member` branch of the authorisation rules: 5, in versions 6 to 11 rule 4."""
 
-import binascii
-from base64 import b64decode, urlsafe_b64decode
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 
-from canonicaljson import encode_canonical_json
-from nacl.exceptions import BadSignatureError
-from nacl.exceptions import ValueError as NaClValueError
-from nacl.signing import VerifyKey
-
-from federation.protocol.auth_events import JOIN_RULES, get_domain, third_party_token
-from federation.protocol.errors import AuthRuleViolated
+from federation.protocol.auth_events import JOIN_RULES, third_party_token
+from federation.protocol.errors import AuthRuleViolated, InvalidInput
+from federation.protocol.event_hashes import decode_base64
+from federation.protocol.identifiers import is_user_id, server_name_of
 from federation.protocol.pdu import PDU
 from federation.protocol.power_levels import PowerLevels, get_creators
+from federation.protocol.signatures import is_signature_of, signed_bytes
 from federation.protocol.types import JsonObject, StateKey
 
 _MAX_KEYS = 16
@@ -85,11 +81,7 @@ class _Change:
 def _check_authoriser_signed(pdu: PDU, rule: str) -> None:
     authoriser = pdu.content["join_authorised_via_users_server"]
     signatures = pdu.json.get("signatures")
-    if (
-        not isinstance(authoriser, str)
-        or not isinstance(signatures, dict)
-        or not signatures.get(get_domain(authoriser))
-    ):
+    if not is_user_id(authoriser) or not isinstance(signatures, dict) or not signatures.get(server_name_of(authoriser)):
         raise AuthRuleViolated(rule, "The server that authorised the join has not signed it")
 
 
@@ -212,12 +204,12 @@ _CHECKS: Mapping[str, Callable[[_Change], None]] = {
 def _is_signed(signed: JsonObject, promise: JsonObject) -> bool:
     """Whether any Ed25519 signature is of any key in the promise; of each only the first 16 are tried."""
     try:
-        message = encode_canonical_json({k: v for k, v in signed.items() if k not in ("signatures", "unsigned")})
-    except ValueError:
+        message = signed_bytes(signed)
+    except InvalidInput:
         return False
     signatures = list(islice(_signatures(signed.get("signatures")), _MAX_SIGNATURES))
     return any(
-        _is_valid(key, message, signature)
+        is_signature_of(signature, message, key)
         for key in islice(_public_keys(promise), _MAX_KEYS)
         for signature in signatures
     )
@@ -227,34 +219,14 @@ def _public_keys(promise: JsonObject) -> Iterator[bytes]:
     public_keys = promise.get("public_keys")
     entries = public_keys if isinstance(public_keys, list) else []
     for entry in (promise, *entries):
-        key = _decode(entry.get("public_key")) if isinstance(entry, dict) else None
+        text = entry.get("public_key") if isinstance(entry, dict) else None
+        key = decode_base64(text) if isinstance(text, str) else None
         if key is not None:
             yield key
 
 
-def _signatures(signatures: object) -> Iterator[bytes]:
+def _signatures(signatures: object) -> Iterator[object]:
     for by_key in signatures.values() if isinstance(signatures, dict) else ():
-        for key_id, text in by_key.items() if isinstance(by_key, dict) else ():
-            signature = _decode(text) if key_id.startswith("ed25519:") else None
-            if signature is not None:
+        for key_id, signature in by_key.items() if isinstance(by_key, dict) else ():
+            if key_id.startswith("ed25519:"):
                 yield signature
-
-
-def _decode(text: object) -> bytes | None:
-    """Base64 of either alphabet, padded or not."""
-    if not isinstance(text, str):
-        return None
-    padded = text.rstrip("=")
-    padded += "=" * (-len(padded) % 4)
-    try:
-        return urlsafe_b64decode(padded) if "-" in padded or "_" in padded else b64decode(padded, validate=True)
-    except (binascii.Error, ValueError):
-        return None
-
-
-def _is_valid(key: bytes, message: bytes, signature: bytes) -> bool:
-    try:
-        VerifyKey(key).verify(message, signature)
-    except (BadSignatureError, NaClValueError):
-        return False
-    return True

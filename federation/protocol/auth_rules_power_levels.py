@@ -1,7 +1,7 @@
 """The `m.room.power_levels` branch of the authorisation rules: 10, in versions 6 to 11 rule 9."""
 
-from federation.protocol.auth_events import is_user_id
 from federation.protocol.errors import AuthRuleViolated
+from federation.protocol.identifiers import is_user_id
 from federation.protocol.pdu import PDU
 from federation.protocol.power_levels import DEFAULT_LEVELS, PowerLevels, get_creators, parse_level
 from federation.protocol.room_versions import RoomVersionRules

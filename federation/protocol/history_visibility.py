@@ -1,4 +1,4 @@
-"""Who may see an event (Client-Server API, "Room History Visibility", server behaviour). Pure: the caller knows the state.
+"""Who may see an event (Client-Server API, "Room History Visibility", server behaviour).
 
 All questions are about the state before the event, which is what a store has at hand; what the event itself changes
 is read from the event.
@@ -7,7 +7,7 @@ is read from the event.
 from collections.abc import Collection, Mapping
 from typing import Final, Literal
 
-from federation.protocol.auth_events import get_domain
+from federation.protocol.identifiers import server_name_of
 from federation.protocol.pdu import PDU
 from federation.protocol.types import JsonObject, ServerName, UserID
 
@@ -28,7 +28,7 @@ def get_visibility(content: JsonObject | None) -> HistoryVisibility:
 
 
 def may_see(visibility: HistoryVisibility, membership: object, *, joins_later: bool) -> bool:
-    """Rules 1 to 5 for one visibility and one membership; `joins_later`: the user joined at any point after the event."""
+    """Rules 1 to 5 for one visibility and one membership; `joins_later`: the user joined at any point after."""
     if visibility == "world_readable" or membership == "join":
         return True
     if visibility == "shared":
@@ -60,7 +60,7 @@ def may_server_see(
     `memberships` are those of the server's users before the event; `joins_later`: any of them joined after it.
     """
     known = set(memberships)
-    if _is_member_event(pdu) and pdu.state_key is not None and get_domain(pdu.state_key) == server_name:
+    if _is_member_event(pdu) and pdu.state_key is not None and server_name_of(UserID(pdu.state_key)) == server_name:
         known.add(pdu.membership)
     return _may_any_see(_visibilities(pdu, visibility), known or {None}, joins_later=joins_later)
 

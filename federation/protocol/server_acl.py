@@ -1,4 +1,4 @@
-"""Server access control lists (Client-Server API, "m.room.server_acl"; Server-Server API, "Server Access Control Lists").
+"""Server access control lists (Client-Server API, "m.room.server_acl"; Server-Server API, same section).
 
 What is malformed counts as missing: no list is an empty list, so that without a proper `allow` nobody is allowed.
 """
