@@ -8,6 +8,7 @@ what other tables call it by. Accounts, devices and keys are cold: they use the 
 from sqlalchemy import (
     ARRAY,
     BigInteger,
+    Boolean,
     Column,
     ForeignKey,
     Identity,
@@ -19,6 +20,8 @@ from sqlalchemy import (
     SmallInteger,
     Table,
     Text,
+    UniqueConstraint,
+    false,
     text,
 )
 from sqlalchemy.dialects.postgresql import ExcludeConstraint
@@ -214,4 +217,78 @@ forgotten_rooms = Table(
     Column("room", Integer, ForeignKey("rooms.room"), primary_key=True),
     Column("position", BigInteger, nullable=False),
     comment="Rooms that a user left and asked to forget, with the position of the leave.",
+)
+
+# --- accounts and devices ------------------------------------------------------------------------------------
+
+users = Table(
+    "users",
+    metadata,
+    Column("user_id", Text, primary_key=True),
+    Column("password_hash", Text),
+    Column("application_service", Text),
+    Column("created_ts", BigInteger, nullable=False),
+    Column("deactivated_ts", BigInteger),
+    Column("is_admin", Boolean, nullable=False, server_default=false()),
+    Column("is_guest", Boolean, nullable=False, server_default=false()),
+    Column("is_locked", Boolean, nullable=False, server_default=false()),
+    Column("is_suspended", Boolean, nullable=False, server_default=false()),
+    Column("is_erased", Boolean, nullable=False, server_default=false()),
+    Index("users_created_ts_idx", "created_ts"),
+    comment="Local accounts. A row is never deleted: a user ID is never given twice.",
+)
+
+devices = Table(
+    "devices",
+    metadata,
+    Column("device", Integer, Identity(), primary_key=True),
+    Column("user_id", Text, ForeignKey("users.user_id"), nullable=False),
+    Column("device_id", Text, nullable=False),
+    Column("display_name", Text),
+    Column("created_ts", BigInteger, nullable=False),
+    Column("last_seen_ts", BigInteger),
+    Column("last_seen_ip", Text),
+    Column("last_seen_user_agent", Text),
+    UniqueConstraint("user_id", "device_id"),
+    comment="Devices of local users. `device` is never given twice, so what refers to a deleted one finds nothing.",
+)
+
+sessions = Table(
+    "sessions",
+    metadata,
+    Column("session", BigInteger, Identity(), primary_key=True),
+    Column("device", Integer, ForeignKey("devices.device", ondelete="cascade"), nullable=False),
+    Column("previous", BigInteger, comment="The pair that this one was given for, until this one is used."),
+    Column("created_ts", BigInteger, nullable=False),
+    Column("expires_ts", BigInteger),
+    Column("access_hash", LargeBinary, nullable=False, unique=True),
+    Column("refresh_hash", LargeBinary, unique=True),
+    Index("sessions_device_idx", "device"),
+    Index("sessions_previous_idx", "previous", postgresql_where=text("previous is not null")),
+    comment="Access tokens with their refresh tokens, as SHA-256 hashes.",
+)
+
+interactive_auth_sessions = Table(
+    "interactive_auth_sessions",
+    metadata,
+    Column("session_hash", LargeBinary, primary_key=True),
+    Column("expires_ts", BigInteger, nullable=False),
+    Column("operation", Text, nullable=False, comment="Method, path and user: what the session may authorise."),
+    Column("body_hash", LargeBinary, nullable=False, comment="Keyed with the session ID, which is not stored."),
+    Column("body", LargeBinary, comment="Encrypted with the session ID."),
+    Column("completed", ARRAY(Text), nullable=False, server_default=text("'{}'")),
+    Column("registration_token", Text),
+    Index("interactive_auth_sessions_expires_ts_idx", "expires_ts"),
+    comment="User-interactive authentication in progress.",
+)
+
+registration_tokens = Table(
+    "registration_tokens",
+    metadata,
+    Column("token", Text, primary_key=True),
+    Column("created_ts", BigInteger, nullable=False),
+    Column("expires_ts", BigInteger),
+    Column("uses_allowed", Integer),
+    Column("used", Integer, nullable=False, server_default=text("0")),
+    comment="What lets people register where registration is by token.",
 )
