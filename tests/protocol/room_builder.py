@@ -3,7 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from federation.protocol.auth_events import CREATE, auth_keys_for
+from federation.protocol.auth_events import auth_keys_for
+from federation.protocol.auth_rules import check
+from federation.protocol.errors import AuthRuleViolated
 from federation.protocol.pdu import PDU
 from federation.protocol.room_versions import get_rules
 from federation.protocol.types import EventID, RoomID, StateKey, UserID
@@ -95,12 +97,25 @@ class ARoom:
         """Set the join rule."""
         return self.add("m.room.join_rules", ALICE, {"join_rule": join_rule})
 
+    def change(self, target: str, membership: str, sender: str | None = None, **content: object) -> PDU:
+        """An event that would give a user a membership; not applied."""
+        return self.event("m.room.member", sender or target, {"membership": membership, **content}, state_key=target)
+
     @property
     def state_ids(self) -> dict[StateKey, EventID]:
         """The state as event IDs."""
         return {key: pdu.event_id for key, pdu in self.state.items()}
 
-    @property
-    def auth_state(self) -> dict[StateKey, PDU]:
-        """Only the create event."""
-        return {CREATE: self.create}
+
+def broken_rule(room: ARoom, pdu: PDU) -> str | None:
+    """The number of the rule by which the room's state forbids an event, None if it allows it."""
+    try:
+        check(pdu, room.state)
+    except AuthRuleViolated as violated:
+        return violated.rule
+    return None
+
+
+def member_rule(version: str) -> int:
+    """The number of the rule on `m.room.member`; the rules after it follow without gaps."""
+    return 4 if 6 <= int(version) <= 11 else 5
