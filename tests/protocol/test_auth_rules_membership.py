@@ -370,7 +370,6 @@ def test_5_5_5_and_5_6_3_removing_needs_the_level_and_more_power_than_the_target
     version: str,
     membership: str,
     branch: int,
-    number: str,
     current: str | None,
     *,
     level: int,
