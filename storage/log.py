@@ -81,6 +81,8 @@ class Entry:
     work: Work | None = None
     width: int = 0
     """Positions to reserve; at least what `changes` take."""
+    on_refused: Callable[[], None] | None = None
+    """Called at once when the entry is not written, before any later entry is looked at."""
 
     @property
     def reserved(self) -> int:
@@ -171,9 +173,6 @@ class Log:
 
     async def _write(self, batch: list[_Pending]) -> None:
         """Write a batch; one that fails is split until the bad entry stands alone."""
-        batch = [pending for pending in batch if not pending.future.cancelled()]
-        if not batch:
-            return
         try:
             if len(batch) > 1 and any(pending.entry.stands_alone for pending in batch):
                 for part in _split_alone(batch):
@@ -188,7 +187,9 @@ class Log:
                 await self._forget_connection()
                 _fail(batch, unavailable(error))
             elif len(batch) == 1:
-                if not isinstance(error, MatrixError):
+                if isinstance(error, psycopg.errors.IntegrityError):
+                    error = Conflict("Another process wrote the same thing first")
+                elif not isinstance(error, MatrixError):
                     logger.error("an entry could not be appended", exc_info=error)
                     error = MatrixError("M_UNKNOWN", "The change could not be stored", 500)
                 _fail(batch, error)
@@ -222,12 +223,10 @@ class Log:
             await tx.execute("select pg_notify(%s, %s)", (CHANNEL, f"{position} {kinds}"))
         await self._on_commit(Batch(before, position, changes))
         for pending in batch:
-            if pending.future.cancelled():
-                continue
             error = refused.get(id(pending))
             if error is not None:
-                pending.future.set_exception(error)
-            else:
+                _refuse(pending, error)
+            elif not pending.future.done():
                 pending.future.set_result(Appended(pending.first + pending.entry.reserved - 1, pending.result))
 
     async def _run_work(self, connection: Connection, tx: Tx, batch: list[_Pending]) -> dict[int, Exception]:
@@ -269,8 +268,14 @@ def _split_alone(batch: Sequence[_Pending]) -> list[list[_Pending]]:
 
 def _fail(batch: Sequence[_Pending], error: Exception) -> None:
     for pending in batch:
-        if not pending.future.done():
-            pending.future.set_exception(error)
+        _refuse(pending, error)
+
+
+def _refuse(pending: _Pending, error: Exception) -> None:
+    if pending.entry.on_refused is not None:
+        pending.entry.on_refused()
+    if not pending.future.done():
+        pending.future.set_exception(error)
 
 
 async def _admit(tx: Tx, batch: Sequence[_Pending], refused: dict[int, Exception]) -> list[tuple[int, Change]]:

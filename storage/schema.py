@@ -73,7 +73,7 @@ rooms = Table(
     Column("room_id", Text, nullable=False, unique=True),
     Column("room_version", Text, nullable=False),
     Column("state_version", Integer, nullable=False, server_default=text("0")),
-    Column("extremities", ARRAY(BigInteger), nullable=False, server_default=text("'{}'")),
+    Column("extremities", ARRAY(Text), nullable=False, server_default=text("'{}'")),
     Column("last_line", Integer, nullable=False, server_default=text("0")),
     Column("notify_total", Integer, nullable=False, server_default=text("0")),
     Column("highlight_total", Integer, nullable=False, server_default=text("0")),
@@ -93,6 +93,7 @@ events = Table(
     Column("room", Integer, ForeignKey("rooms.room"), nullable=False),
     Column("line", Integer, nullable=False),
     Column("version", Integer, nullable=False),
+    Column("trunk_version", Integer, nullable=False),
     Column("type", Integer, nullable=False),
     Column("sender", Integer, nullable=False),
     Column("state_key", Integer),
@@ -120,7 +121,7 @@ events = Table(
         postgresql_where=text("txn_id is not null"),
     ),
     Index("events_thread_idx", "room", "thread", "position", postgresql_where=text("thread is not null")),
-    comment="Verified PDUs as canonical JSON. (line, version) is the state before the event.",
+    comment="Verified PDUs as canonical JSON. (line, version): the state before; trunk_version: the room's, once appended.",
 )
 
 room_lines = Table(
@@ -169,6 +170,15 @@ missing_events = Table(
     Column("event_id", Text, primary_key=True),
     Column("position", BigInteger, primary_key=True),
     comment="Backward extremities: events that `position` refers to and that we do not hold.",
+)
+
+pending_redactions = Table(
+    "pending_redactions",
+    metadata,
+    Column("room", Integer, ForeignKey("rooms.room"), primary_key=True),
+    Column("event_id", Text, primary_key=True),
+    Column("position", BigInteger, primary_key=True),
+    comment="Redactions whose target we do not hold yet.",
 )
 
 read_marks = Table(

@@ -1,0 +1,561 @@
+"""The log change that appends room events: admitted under the log's lock, inserted in bulk, read back by others.
+
+What an append expects is checked here (`DESIGN.md` section 3): the room's version when its events were authorised.
+Everything else about an event was decided before by `federation/rooms`.
+"""
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol, Self
+
+from federation.protocol.errors import MatrixError
+from federation.protocol.types import EventID, UserID
+from storage import events, rooms, strings
+from storage.database import Tx
+from storage.events import COLUMNS, Flag, NewEvent, NewLine, StateWrite, StoredEvent, TrunkChange
+from storage.log import Conflict
+from storage.memberships import Membership
+from storage.rooms import Room
+
+
+class Head(Protocol):
+    """The writer's picture of a room. Once something built on it was refused, all that stands on it falls."""
+
+    is_broken: bool
+
+
+class DuplicateEvent(Conflict):
+    """The event is already stored."""
+
+
+@dataclass(slots=True)
+class _Counters:
+    """A room's row, as it will be once the batch is committed."""
+
+    state_version: int
+    extremities: list[EventID]
+    last_line: int
+    notify_total: int
+    highlight_total: int
+    joined: int
+    invited: int
+    memberships: dict[str, Membership | None] = field(default_factory=dict)
+
+
+@dataclass(slots=True, kw_only=True)
+class RoomEvents:
+    """Events of one room that are appended together, with all that they change."""
+
+    room: Room
+    new: list[NewEvent]
+    expected_version: int | None
+    """The version of the room at which the events were authorised; None where that does not matter."""
+    new_version: int
+    state: list[StateWrite] = field(default_factory=list)
+    lines: list[NewLine] = field(default_factory=list)
+    expected_last_line: int | None = None
+    head: Head | None = None
+    may_be_duplicate: bool = False
+    concerned: tuple[UserID, ...] = ()
+    """Users who hear of it although they are not in the room: invited, kicked, banned."""
+
+    stored: list[StoredEvent] = field(default_factory=list)
+    """The events with their places; filled when they are written, or read."""
+    trunk: list[TrunkChange] = field(default_factory=list)
+    """What the room's current state changed in; filled likewise."""
+    numbers: dict[str, int] = field(default_factory=dict)
+    """The numbers of the strings used; final once the change is committed."""
+    _counters: _Counters | None = None
+
+    kind: ClassVar[int] = 1 << 8
+
+    @property
+    def width(self) -> int:
+        """A position an event."""
+        return len(self.new) or len(self.stored)
+
+    @property
+    def rooms(self) -> Collection[int]:
+        """The room."""
+        return (self.room.number,)
+
+    @property
+    def users(self) -> Collection[UserID]:
+        """Those who are concerned without being in the room."""
+        return self.concerned
+
+    @classmethod
+    async def admit(cls, tx: Tx, rows: Sequence[tuple[int, Self]]) -> Sequence[MatrixError | None]:
+        """Check expectations in order, each against the room as those before it leave it."""
+        counters = await _load_counters(tx, {change.room.number for _, change in rows})
+        held = await _held(tx, [change for _, change in rows if change.may_be_duplicate])
+        threads = await _load_threads(tx, rows)
+        answers: list[MatrixError | None] = []
+        for position, change in rows:
+            room = counters[change.room.number]
+            error = change._check(room, held)
+            if error is not None:
+                if change.head is not None:
+                    change.head.is_broken = True
+            else:
+                change._place(position, room, threads)
+                held.update(event.pdu.event_id for event in change.new)
+            answers.append(error)
+        return answers
+
+    def _check(self, room: _Counters, held: set[EventID]) -> MatrixError | None:
+        if self.head is not None and self.head.is_broken:
+            return Conflict("An earlier event of this room could not be stored")
+        if self.may_be_duplicate and any(event.pdu.event_id in held for event in self.new):
+            return DuplicateEvent("The event is already stored")
+        if self.expected_version is not None and self.expected_version != room.state_version:
+            return Conflict("The room's state has changed meanwhile")
+        if self.expected_last_line is not None and self.expected_last_line != room.last_line:
+            return Conflict("The room's graph has forked meanwhile")
+        return None
+
+    def _place(self, first: int, room: _Counters, threads: dict[tuple[int, str], list[int]]) -> None:
+        """Give each event its position and running counts; move the room's row along."""
+        self._counters = room
+        self.stored = []
+        for position, event in enumerate(self.new, first):
+            pdu = event.pdu
+            totals = _count(event, room, threads, self.room.number, position)
+            if not event.flags & (Flag.REJECTED | Flag.SOFT_FAILED | Flag.OUTLIER):
+                prev = set(pdu.prev_event_ids)
+                room.extremities = [known for known in room.extremities if known not in prev]
+                room.extremities.append(pdu.event_id)
+            after_line, after_version = event.after if event.after is not None else (None, None)
+            self.stored.append(
+                StoredEvent(
+                    position=position,
+                    room=self.room.number,
+                    event_id=pdu.event_id,
+                    flags=int(event.flags),
+                    line=event.line,
+                    version=event.version,
+                    trunk_version=event.trunk_version,
+                    after_line=after_line,
+                    after_version=after_version,
+                    notify_total=totals[0],
+                    highlight_total=totals[1],
+                    redacted_by=None,
+                    thread=event.thread,
+                    device=event.device,
+                    txn_id=event.txn_id,
+                    canonical=pdu.canonical,
+                    _json=pdu.json,
+                )
+            )
+        room.state_version = max(room.state_version, self.new_version)
+        for line in self.lines:
+            room.last_line = max(room.last_line, line.line)
+        positions = {event.event_id: event.position for event in self.stored}
+        for write in self.state:
+            if write.position is None and write.event_id is not None:
+                write.position = positions[write.event_id]
+        self.trunk = [
+            TrunkChange(
+                type=write.type,
+                state_key=write.state_key,
+                event=write.position,
+                since=write.since,
+                membership=write.membership,
+            )
+            for write in self.state
+            if write.line == 0
+        ]
+
+    @classmethod
+    async def insert_many(cls, tx: Tx, rows: Sequence[tuple[int, Self]]) -> None:
+        """Write all that the admitted changes hold: a fixed number of statements."""
+        changes = [change for _, change in rows]
+        numbers = await strings.intern(tx, _strings_of(changes))
+        for change in changes:
+            change.numbers = numbers
+        await _insert_events(tx, changes, numbers)
+        state = [(change, write) for change in changes for write in change.state]
+        if state:
+            await _write_state(tx, state, numbers)
+        await _update_rooms(tx, changes)
+        await _insert_extras(tx, changes)
+        for change in changes:
+            change.new = []  # the PDUs are not needed any longer; `stored` has them as bytes
+
+    @classmethod
+    async def read_range(cls, tx: Tx, after: int, upto: int) -> list[tuple[int, Self]]:
+        """Events that other processes appended, one change an event, with what they changed in current states."""
+        found = await tx.fetch(
+            f"select {COLUMNS} from events where position > %s and position <= %s order by position", (after, upto)
+        )
+        if not found:
+            return []
+        stored = [events.from_row(row) for row in found]
+        known = await rooms.get_many(tx, {event.room for event in stored})
+        changed = {event.room: event.version for event in reversed(stored) if event.state_key is not None}
+        trunk = await _trunk_since(tx, changed)
+        answer: list[tuple[int, Self]] = []
+        for event in stored:
+            change = cls(
+                room=known[event.room],
+                new=[],
+                expected_version=None,
+                new_version=event.trunk_version,
+                stored=[event],
+                trunk=trunk.pop(event.room, []) if event.state_key is not None else [],
+                concerned=_concerned(event),
+            )
+            answer.append((event.position, change))
+        return answer
+
+
+def _concerned(event: StoredEvent) -> tuple[UserID, ...]:
+    if event.type == "m.room.member" and event.state_key is not None:
+        return (UserID(event.state_key),)
+    return ()
+
+
+def _count(
+    event: NewEvent, room: _Counters, threads: dict[tuple[int, str], list[int]], number: int, position: int
+) -> tuple[int, int]:
+    """Advance the running counts of the room's main timeline, or of the event's thread."""
+    if event.thread is None:
+        room.notify_total += event.notifies
+        room.highlight_total += event.highlights
+        return room.notify_total, room.highlight_total
+    totals = threads.setdefault((number, event.thread), [0, 0, 0])
+    totals[0] += event.notifies
+    totals[1] += event.highlights
+    totals[2] = position
+    return totals[0], totals[1]
+
+
+async def _load_counters(tx: Tx, numbers: Collection[int]) -> dict[int, _Counters]:
+    return {
+        number: _Counters(
+            row.state_version,
+            list(row.extremities),
+            row.last_line,
+            row.notify_total,
+            row.highlight_total,
+            row.joined_members,
+            row.invited_members,
+        )
+        for number, row in (await rooms.rows(tx, numbers)).items()
+    }
+
+
+async def _held(tx: Tx, changes: Sequence[RoomEvents]) -> set[EventID]:
+    wanted = [event.pdu.event_id for change in changes for event in change.new]
+    if not wanted:
+        return set()
+    found = await tx.fetch("select event_id from events where event_id = any(%s::text[])", (wanted,))
+    return {EventID(event_id) for (event_id,) in found}
+
+
+async def _load_threads(tx: Tx, rows: Iterable[tuple[int, RoomEvents]]) -> dict[tuple[int, str], list[int]]:
+    wanted = [
+        (change.room.number, event.thread) for _, change in rows for event in change.new if event.thread is not None
+    ]
+    if not wanted:
+        return {}
+    found = await tx.fetch(
+        "select room, thread, notify_total, highlight_total, last_position from threads"
+        " where (room, thread) in (select * from unnest(%s::int[], %s::text[]))",
+        ([room for room, _ in wanted], [thread for _, thread in wanted]),
+    )
+    return {(room, thread): [notify, highlight, last] for room, thread, notify, highlight, last in found}
+
+
+def _strings_of(changes: Iterable[RoomEvents]) -> set[str]:
+    wanted: set[str] = set()
+    for change in changes:
+        for event in change.new:
+            wanted.add(event.pdu.type)
+            wanted.add(event.pdu.sender)
+            if event.pdu.state_key is not None:
+                wanted.add(event.pdu.state_key)
+        for write in change.state:
+            wanted.add(write.type)
+            wanted.add(write.state_key)
+    return wanted
+
+
+_INSERT_EVENTS = (
+    "insert into events (position, origin_server_ts, room, line, version, trunk_version, type, sender, state_key,"
+    " after_line, after_version, notify_total, highlight_total, device, flags, event_id, thread, txn_id, json)"
+    " select * from unnest(%s::bigint[], %s::bigint[], %s::int[], %s::int[], %s::int[], %s::int[], %s::int[],"
+    " %s::int[], %s::int[], %s::int[], %s::int[], %s::int[], %s::int[], %s::int[], %s::smallint[], %s::text[],"
+    " %s::text[], %s::text[], %s::bytea[])"
+)
+
+
+async def _insert_events(tx: Tx, changes: Sequence[RoomEvents], numbers: dict[str, int]) -> None:
+    columns: list[list[Any]] = [[] for _ in range(19)]
+    for change in changes:
+        for event, stored in zip(change.new, change.stored, strict=True):
+            pdu = event.pdu
+            row = (
+                stored.position,
+                pdu.origin_server_ts,
+                stored.room,
+                stored.line,
+                stored.version,
+                stored.trunk_version,
+                numbers[pdu.type],
+                numbers[pdu.sender],
+                None if pdu.state_key is None else numbers[pdu.state_key],
+                stored.after_line,
+                stored.after_version,
+                stored.notify_total,
+                stored.highlight_total,
+                stored.device,
+                stored.flags,
+                stored.event_id,
+                stored.thread,
+                stored.txn_id,
+                stored.canonical,
+            )
+            for column, value in zip(columns, row, strict=True):
+                column.append(value)
+    await tx.execute(_INSERT_EVENTS, columns)
+
+
+async def _write_state(tx: Tx, state: Sequence[tuple[RoomEvents, StateWrite]], numbers: dict[str, int]) -> None:
+    """Close what the writes replace and insert them; count who joined and who was invited."""
+    latest: dict[tuple[int, int, int, int], list[Any]] = {}
+    firsts: dict[tuple[int, int, int, int], int] = {}
+    inserted: list[list[Any]] = []
+    counters: dict[int, _Counters] = {}
+    transitions: dict[tuple[int, int, int, int], tuple[RoomEvents, Membership | None]] = {}
+    for change, write in state:
+        key = (change.room.number, write.line, numbers[write.type], numbers[write.state_key])
+        row: list[Any] = [write.position, *key[:2], write.since, *key[2:], None, write.membership]
+        if key in latest:
+            latest[key][6] = write.since
+        else:
+            firsts[key] = write.since
+        latest[key] = row
+        inserted.append(row)
+        if write.line == 0 and change._counters is not None:
+            counters[change.room.number] = change._counters
+            if write.type == "m.room.member":
+                transitions[key] = (change, write.membership)
+    closed = await tx.fetch(
+        "update room_state set until_version = given.since from unnest(%s::int[], %s::int[], %s::int[], %s::int[],"
+        " %s::int[]) as given(room, line, type, state_key, since) where room_state.room = given.room"
+        " and room_state.line = given.line and room_state.type = given.type"
+        " and room_state.state_key = given.state_key and until_version is null"
+        " returning room_state.room, room_state.line, room_state.type, room_state.state_key, membership",
+        (
+            [key[0] for key in firsts],
+            [key[1] for key in firsts],
+            [key[2] for key in firsts],
+            [key[3] for key in firsts],
+            list(firsts.values()),
+        ),
+    )
+    before = {(row[0], row[1], row[2], row[3]): row[4] for row in closed}
+    for key, (_, membership) in transitions.items():
+        room = counters[key[0]]
+        was = before.get(key)
+        room.joined += (membership is Membership.JOIN) - (was == Membership.JOIN)
+        room.invited += (membership is Membership.INVITE) - (was == Membership.INVITE)
+    await tx.execute(
+        "insert into room_state (event, room, line, since_version, type, state_key, until_version, membership)"
+        " select * from unnest(%s::bigint[], %s::int[], %s::int[], %s::int[], %s::int[], %s::int[], %s::int[],"
+        " %s::smallint[])",
+        [list(column) for column in zip(*inserted, strict=True)],
+    )
+    lines = [(change.room.number, line) for change, line in _lines(state)]
+    if lines:
+        await tx.execute(
+            "insert into room_lines (room, line, parent_line, parent_version, version)"
+            " select * from unnest(%s::int[], %s::int[], %s::int[], %s::int[], %s::int[])"
+            " on conflict (room, line) do update set version = excluded.version",
+            (
+                [room for room, _ in lines],
+                [line.line for _, line in lines],
+                [line.parent_line for _, line in lines],
+                [line.parent_version for _, line in lines],
+                [line.version for _, line in lines],
+            ),
+        )
+
+
+def _lines(state: Sequence[tuple[RoomEvents, StateWrite]]) -> list[tuple[RoomEvents, NewLine]]:
+    changes = {id(change): change for change, _ in state}
+    return [(change, line) for change in changes.values() for line in change.lines]
+
+
+async def _update_rooms(tx: Tx, changes: Sequence[RoomEvents]) -> None:
+    final = {change.room.number: change._counters for change in changes if change._counters is not None}
+    await tx.execute(
+        "update rooms set state_version = given.state_version, extremities = string_to_array(given.extremities, ' '),"
+        " last_line = given.last_line, notify_total = given.notify_total, highlight_total = given.highlight_total,"
+        " joined_members = given.joined, invited_members = given.invited"
+        " from unnest(%s::int[], %s::int[], %s::text[], %s::int[], %s::int[], %s::int[], %s::int[], %s::int[])"
+        " as given(room, state_version, extremities, last_line, notify_total, highlight_total, joined, invited)"
+        " where rooms.room = given.room",
+        (
+            list(final),
+            [room.state_version for room in final.values()],
+            [" ".join(room.extremities) for room in final.values()],
+            [room.last_line for room in final.values()],
+            [room.notify_total for room in final.values()],
+            [room.highlight_total for room in final.values()],
+            [room.joined for room in final.values()],
+            [room.invited for room in final.values()],
+        ),
+    )
+
+
+async def _insert_extras(tx: Tx, changes: Sequence[RoomEvents]) -> None:
+    """What only some events bring: own reading, threads, personal counts, redactions, gaps."""
+    marks: dict[tuple[UserID, int, str], StoredEvent] = {}
+    threads: dict[tuple[int, str], StoredEvent] = {}
+    personal: list[tuple[StoredEvent, events.PersonalCount]] = []
+    redactions: list[tuple[StoredEvent, EventID]] = []
+    missing: list[tuple[StoredEvent, EventID]] = []
+    arrived: list[StoredEvent] = []
+    for change in changes:
+        for event, stored in zip(change.new, change.stored, strict=True):
+            if event.is_local:
+                marks[event.pdu.sender, stored.room, stored.thread or "main"] = stored
+            if stored.thread is not None:
+                threads[stored.room, stored.thread] = stored
+            personal.extend((stored, count) for count in event.personal)
+            if event.redacts is not None:
+                redactions.append((stored, event.redacts))
+            missing.extend((stored, event_id) for event_id in event.missing)
+            if change.may_be_duplicate:
+                arrived.append(stored)
+    if marks:
+        await _insert_marks(tx, marks)
+    if threads:
+        await tx.execute(
+            "insert into threads (room, thread, last_position, notify_total, highlight_total)"
+            " select * from unnest(%s::int[], %s::text[], %s::bigint[], %s::int[], %s::int[])"
+            " on conflict (room, thread) do update set last_position = excluded.last_position,"
+            " notify_total = excluded.notify_total, highlight_total = excluded.highlight_total",
+            (
+                [room for room, _ in threads],
+                [thread for _, thread in threads],
+                [stored.position for stored in threads.values()],
+                [stored.notify_total for stored in threads.values()],
+                [stored.highlight_total for stored in threads.values()],
+            ),
+        )
+    if personal:
+        await tx.execute(
+            "insert into notifications (position, room, user_id, notify, highlight, thread, actions)"
+            " select * from unnest(%s::bigint[], %s::int[], %s::text[], %s::smallint[], %s::smallint[], %s::text[],"
+            " %s::text[])",
+            (
+                [stored.position for stored, _ in personal],
+                [stored.room for stored, _ in personal],
+                [count.user_id for _, count in personal],
+                [count.notify for _, count in personal],
+                [count.highlight for _, count in personal],
+                [stored.thread or "main" for stored, _ in personal],
+                [count.actions for _, count in personal],
+            ),
+        )
+    if redactions:
+        await _apply_redactions(tx, redactions)
+    if missing:
+        await tx.execute(
+            "insert into missing_events (room, event_id, position)"
+            " select * from unnest(%s::int[], %s::text[], %s::bigint[]) on conflict do nothing",
+            (
+                [stored.room for stored, _ in missing],
+                [event_id for _, event_id in missing],
+                [stored.position for stored, _ in missing],
+            ),
+        )
+    if arrived:
+        await _note_arrivals(tx, arrived)
+
+
+async def _insert_marks(tx: Tx, marks: dict[tuple[UserID, int, str], StoredEvent]) -> None:
+    await tx.execute(
+        "insert into read_marks (position, room, notify_total, highlight_total, user_id, thread)"
+        " select * from unnest(%s::bigint[], %s::int[], %s::int[], %s::int[], %s::text[], %s::text[])"
+        " on conflict (user_id, room, thread) do update set position = excluded.position,"
+        " notify_total = excluded.notify_total, highlight_total = excluded.highlight_total",
+        (
+            [stored.position for stored in marks.values()],
+            [stored.room for stored in marks.values()],
+            [stored.notify_total for stored in marks.values()],
+            [stored.highlight_total for stored in marks.values()],
+            [user_id for user_id, _, _ in marks],
+            [thread for _, _, thread in marks],
+        ),
+    )
+
+
+async def _apply_redactions(tx: Tx, redactions: Sequence[tuple[StoredEvent, EventID]]) -> None:
+    params = (
+        [stored.room for stored, _ in redactions],
+        [event_id for _, event_id in redactions],
+        [stored.position for stored, _ in redactions],
+    )
+    await tx.execute(
+        "with given as (select * from unnest(%s::int[], %s::text[], %s::bigint[]) as given(room, event_id, position)),"
+        " done as (update events set redacted_by = coalesce(redacted_by, given.position) from given"
+        "  where events.event_id = given.event_id and events.room = given.room returning events.event_id)"
+        " insert into pending_redactions (room, event_id, position)"
+        " select room, event_id, position from given where event_id not in (select event_id from done)"
+        " on conflict do nothing",
+        params,
+    )
+
+
+async def _note_arrivals(tx: Tx, arrived: Sequence[StoredEvent]) -> None:
+    """Events that others referred to before they came are no gaps any longer, nor extremities."""
+    ids = [stored.event_id for stored in arrived]
+    known = await tx.fetch(
+        "delete from missing_events where (room, event_id) in (select * from unnest(%s::int[], %s::text[]))"
+        " returning room, event_id",
+        ([stored.room for stored in arrived], ids),
+    )
+    if known:
+        await tx.execute(
+            "update rooms set extremities = (select coalesce(array_agg(e), '{}') from unnest(extremities) as e"
+            " where e <> all(%s::text[])) where room = any(%s::int[]) and cardinality(extremities) > 1",
+            ([event_id for _, event_id in known], [room for room, _ in known]),
+        )
+    pending = await tx.fetch(
+        "delete from pending_redactions where event_id = any(%s::text[]) returning event_id, position", (ids,)
+    )
+    if pending:
+        await tx.execute(
+            "update events set redacted_by = given.position from unnest(%s::text[], %s::bigint[])"
+            " as given(event_id, position) where events.event_id = given.event_id and redacted_by is null",
+            ([event_id for event_id, _ in pending], [position for _, position in pending]),
+        )
+
+
+async def _trunk_since(tx: Tx, versions: dict[int, int]) -> dict[int, list[TrunkChange]]:
+    """What is current in these rooms since after these versions."""
+    if not versions:
+        return {}
+    found = await tx.fetch(
+        "select room_state.room, type, state_key, event, since_version, membership from room_state"
+        " join unnest(%s::int[], %s::int[]) as given(room, version) on room_state.room = given.room"
+        " where line = 0 and until_version is null and since_version > given.version order by since_version",
+        (list(versions), list(versions.values())),
+    )
+    texts = await strings.values_of(tx, {number for row in found for number in (row[1], row[2])})
+    answer: dict[int, list[TrunkChange]] = {}
+    for room, type_, state_key, event, since, membership in found:
+        answer.setdefault(room, []).append(
+            TrunkChange(
+                type=texts[type_],
+                state_key=texts[state_key],
+                event=event,
+                since=since,
+                membership=None if membership is None else Membership(membership),
+            )
+        )
+    return answer

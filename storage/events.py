@@ -1,0 +1,315 @@
+"""Room events as stored, and the log change that appends them (tables `events`, `rooms`, `room_state` and their kin).
+
+Only `federation.rooms` and `storage` may import this module: every reader goes through the visibility gate.
+"""
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from enum import IntFlag
+from typing import Any
+
+import orjson
+
+from federation.protocol.pdu import VerifiedPDU
+from federation.protocol.types import EventID, JsonObject, UserID
+from storage.database import Row, Tx
+from storage.memberships import Membership
+
+
+class Flag(IntFlag):
+    """How an event came out of the checks on receipt."""
+
+    NONE = 0
+    REJECTED = 1
+    """Kept, never in state, never shown."""
+    SOFT_FAILED = 2
+    """Kept and in the graph, not shown to clients, never a forward extremity."""
+    OUTLIER = 4
+    """Held without its state: part of an auth chain."""
+
+
+HIDDEN = Flag.REJECTED | Flag.SOFT_FAILED | Flag.OUTLIER
+
+
+@dataclass(slots=True, kw_only=True)
+class StoredEvent:
+    """An event with its place in the room. What clients see of it is made by `federation/rooms/client_events.py`."""
+
+    position: int
+    room: int
+    event_id: EventID
+    flags: int
+    line: int
+    version: int
+    """(line, version): the state before the event."""
+    trunk_version: int
+    """The room's version once the event was appended."""
+    after_line: int | None
+    after_version: int | None
+    notify_total: int
+    highlight_total: int
+    redacted_by: int | None
+    thread: str | None
+    device: int | None
+    txn_id: str | None
+    canonical: bytes
+    client: bytes | None = None
+    """The client's form up to `unsigned`, encoded once."""
+    _json: JsonObject | None = None
+
+    @property
+    def json(self) -> JsonObject:
+        """The event, parsed. Nobody may change it."""
+        if self._json is None:
+            self._json = orjson.loads(self.canonical)
+        return self._json
+
+    @property
+    def type(self) -> str:
+        """The event's type."""
+        value: str = self.json["type"]
+        return value
+
+    @property
+    def sender(self) -> UserID:
+        """Who sent it."""
+        return UserID(self.json["sender"])
+
+    @property
+    def state_key(self) -> str | None:
+        """The state key; None for a message."""
+        return self.json.get("state_key")
+
+    @property
+    def content(self) -> JsonObject:
+        """The content as sent, before any redaction."""
+        content: JsonObject = self.json["content"]
+        return content
+
+    @property
+    def point_after(self) -> tuple[int, int]:
+        """The state after the event."""
+        if self.after_line is not None and self.after_version is not None:
+            return (self.after_line, self.after_version)
+        if self.state_key is None or self.flags & (Flag.REJECTED | Flag.OUTLIER):
+            return (self.line, self.version)
+        return (self.line, self.trunk_version)
+
+
+@dataclass(slots=True, kw_only=True)
+class PersonalCount:
+    """Where one user's count for an event differs from everybody's."""
+
+    user_id: UserID
+    notify: int
+    """-1, 0 or 1: added to what the room counts."""
+    highlight: int
+    actions: str | None = None
+    """JSON of the push actions, for /notifications."""
+
+
+@dataclass(slots=True, kw_only=True)
+class NewEvent:
+    """An event about to be appended, and all that follows from it."""
+
+    pdu: VerifiedPDU
+    line: int
+    version: int
+    after: tuple[int, int] | None = None
+    """The state after a state event, where that is not the next version of the trunk."""
+    trunk_version: int
+    flags: int = 0
+    device: int | None = None
+    txn_id: str | None = None
+    thread: str | None = None
+    notifies: bool = False
+    highlights: bool = False
+    personal: Sequence[PersonalCount] = ()
+    is_local: bool = False
+    """The sender is a user of ours, who thereby has read the room up to here."""
+    missing: Sequence[EventID] = ()
+    """Events it refers to that we do not hold."""
+    redacts: EventID | None = None
+    """The event that it redacts, when its sender may; held or still to come."""
+
+
+@dataclass(slots=True, kw_only=True)
+class StateWrite:
+    """One entry of one line of a room's state, current from `since`."""
+
+    line: int
+    type: str
+    state_key: str
+    event_id: EventID | None
+    """None takes the entry away."""
+    since: int
+    membership: Membership | None = None
+    position: int | None = None
+    """The event's position; None when it is appended together with this."""
+
+
+@dataclass(slots=True, kw_only=True)
+class NewLine:
+    """A branch of the state, beside the trunk."""
+
+    line: int
+    parent_line: int | None
+    parent_version: int | None
+    version: int = 1
+
+
+@dataclass(slots=True, kw_only=True)
+class TrunkChange:
+    """What one entry changed in the room's current state."""
+
+    type: str
+    state_key: str
+    event: int | None
+    since: int
+    membership: Membership | None
+
+
+COLUMNS = (
+    "events.position, events.room, event_id, flags, line, version, trunk_version, after_line, after_version,"
+    " notify_total, highlight_total, redacted_by, thread, device, txn_id, json"
+)
+
+
+def from_row(row: Row) -> StoredEvent:
+    """A row of `COLUMNS`."""
+    return StoredEvent(
+        position=row[0],
+        room=row[1],
+        event_id=row[2],
+        flags=row[3],
+        line=row[4],
+        version=row[5],
+        trunk_version=row[6],
+        after_line=row[7],
+        after_version=row[8],
+        notify_total=row[9],
+        highlight_total=row[10],
+        redacted_by=row[11],
+        thread=row[12],
+        device=row[13],
+        txn_id=row[14],
+        canonical=row[15],
+    )
+
+
+async def by_position(tx: Tx, room: int, positions: Collection[int]) -> dict[int, StoredEvent]:
+    """Events of one room by position."""
+    rows = await tx.fetch(
+        f"select {COLUMNS} from events where room = %s and position = any(%s::bigint[])",
+        (room, list(positions)),
+    )
+    return {row[0]: from_row(row) for row in rows}
+
+
+async def by_positions(tx: Tx, positions: Iterable[int]) -> dict[int, StoredEvent]:
+    """Events of any rooms by position."""
+    rows = await tx.fetch(f"select {COLUMNS} from events where position = any(%s::bigint[])", (list(positions),))
+    return {row[0]: from_row(row) for row in rows}
+
+
+async def by_id(tx: Tx, event_ids: Collection[str]) -> dict[EventID, StoredEvent]:
+    """Those of these events that we hold."""
+    rows = await tx.fetch(f"select {COLUMNS} from events where event_id = any(%s::text[])", (list(event_ids),))
+    return {row[2]: from_row(row) for row in rows}
+
+
+async def position_of(tx: Tx, room: int, event_id: str) -> int | None:
+    """Where a visible event of this room stands in the log; None when there is none."""
+    row = await tx.fetch_one(
+        "select position from events where event_id = %s and room = %s and flags = 0", (event_id, room)
+    )
+    return None if row is None else int(row[0])
+
+
+async def find_transaction(tx: Tx, device: int, txn_id: str, room: int, event_type: int) -> EventID | None:
+    """The event that a client's transaction ID made at this endpoint, if it made one."""
+    row = await tx.fetch_one(
+        "select event_id from events where device = %s and txn_id = %s and room = %s and type = %s",
+        (device, txn_id, room, event_type),
+    )
+    return None if row is None else EventID(row[0])
+
+
+async def page(  # noqa: PLR0913  # the parts of one page of a room's history
+    tx: Tx,
+    room: int,
+    *,
+    after: int | None = None,
+    before: int | None = None,
+    limit: int,
+    newest_first: bool,
+    where: str = "",
+    params: Sequence[Any] = (),
+) -> list[StoredEvent]:
+    """Visible events with after < position < before, in the order asked for; `where` is a further SQL condition."""
+    conditions = ["room = %s", "flags = 0"]
+    values: list[Any] = [room]
+    if after is not None:
+        conditions.append("position > %s")
+        values.append(after)
+    if before is not None:
+        conditions.append("position < %s")
+        values.append(before)
+    if where:
+        conditions.append(where)
+        values.extend(params)
+    order = "desc" if newest_first else "asc"
+    rows = await tx.fetch(
+        f"select {COLUMNS} from events where {' and '.join(conditions)} order by position {order} limit %s",
+        (*values, limit),
+    )
+    return [from_row(row) for row in rows]
+
+
+async def newest_per_room(
+    tx: Tx, rooms: Collection[int], *, after: int, upto: int, limit: int
+) -> dict[int, list[StoredEvent]]:
+    """For each room its newest events in (after, upto], at most `limit`, oldest first."""
+    rows = await tx.fetch(
+        f"select {COLUMNS} from unnest(%s::int[]) as wanted(number), lateral ("
+        "  select * from events where room = wanted.number and position > %s and position <= %s and flags = 0"
+        "  order by position desc limit %s) as events",
+        (list(rooms), after, upto, limit),
+    )
+    found: dict[int, list[StoredEvent]] = {room: [] for room in rooms}
+    for row in rows:
+        found[row[1]].append(from_row(row))
+    for events in found.values():
+        events.reverse()
+    return found
+
+
+async def trunk_versions_at(tx: Tx, rooms: Collection[int], position: int) -> dict[int, int]:
+    """The version of each room at a place in the log: 0 for a room that had no event yet."""
+    rows = await tx.fetch(
+        "select number, coalesce((select trunk_version from events where room = number and position <= %s"
+        " order by position desc limit 1), 0) from unnest(%s::int[]) as wanted(number)",
+        (position, list(rooms)),
+    )
+    return {room: version for room, version in rows}
+
+
+async def rooms_changed(tx: Tx, rooms: Collection[int], after: int) -> set[int]:
+    """Those of these rooms that have a visible event after `after`."""
+    rows = await tx.fetch(
+        "select number from unnest(%s::int[]) as wanted(number) where exists"
+        " (select from events where room = number and position > %s and flags = 0)",
+        (list(rooms), after),
+    )
+    return {room for (room,) in rows}
+
+
+async def find_by_timestamp(tx: Tx, room: int, ts: int, *, backwards: bool, limit: int) -> list[StoredEvent]:
+    """The visible events nearest to a time, on one side of it, nearest first."""
+    comparison, order = ("<=", "desc") if backwards else (">=", "asc")
+    rows = await tx.fetch(
+        f"select {COLUMNS} from events where room = %s and origin_server_ts {comparison} %s and flags = 0"
+        f" order by origin_server_ts {order}, position {order} limit %s",
+        (room, ts, limit),
+    )
+    return [from_row(row) for row in rows]

@@ -1,0 +1,102 @@
+"""The rooms that this server knows: their numbers, versions and heads (table `rooms`)."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from federation.protocol.room_versions import RoomVersionRules, get_rules
+from federation.protocol.types import EventID, RoomID
+from storage.database import Tx
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What never changes about a room."""
+
+    number: int
+    room_id: RoomID
+    rules: RoomVersionRules
+
+
+@dataclass(frozen=True, slots=True)
+class RoomRow:
+    """Where a room stands in the database."""
+
+    state_version: int
+    extremities: tuple[EventID, ...]
+    last_line: int
+    notify_total: int
+    highlight_total: int
+    joined_members: int
+    invited_members: int
+
+
+_REMEMBERED = 50_000
+_by_id: dict[str, Room] = {}
+_by_number: dict[int, Room] = {}
+
+
+def _remember(room: Room) -> Room:
+    if len(_by_id) > _REMEMBERED:
+        _by_id.clear()
+        _by_number.clear()
+    _by_id[room.room_id] = room
+    _by_number[room.number] = room
+    return room
+
+
+def forget_all() -> None:
+    """Drop what this process remembers, when it turns to another database."""
+    _by_id.clear()
+    _by_number.clear()
+
+
+async def find(tx: Tx, room_id: str) -> Room | None:
+    """The room with this ID, if we know it."""
+    room = _by_id.get(room_id)
+    if room is None:
+        row = await tx.fetch_one("select room, room_version from rooms where room_id = %s", (room_id,))
+        if row is None:
+            return None
+        room = _remember(Room(row[0], RoomID(room_id), get_rules(row[1])))
+    return room
+
+
+def known(room_id: str) -> Room | None:
+    """The room, if this process remembers it: saves a transaction on hot paths."""
+    return _by_id.get(room_id)
+
+
+async def get_many(tx: Tx, numbers: Collection[int]) -> dict[int, Room]:
+    """Rooms by number."""
+    found = {number: _by_number[number] for number in numbers if number in _by_number}
+    missing = [number for number in numbers if number not in found]
+    if missing:
+        rows = await tx.fetch("select room, room_id, room_version from rooms where room = any(%s::int[])", (missing,))
+        for number, room_id, version in rows:
+            found[number] = _remember(Room(number, RoomID(room_id), get_rules(version)))
+    return found
+
+
+async def create(tx: Tx, room_id: RoomID, rules: RoomVersionRules) -> Room:
+    """Note a room without any event yet; nobody sees it before its first events are appended."""
+    row = await tx.fetch_one(
+        "insert into rooms (room_id, room_version) values (%s, %s)"
+        " on conflict (room_id) do update set room_id = excluded.room_id returning room",
+        (room_id, rules.version),
+    )
+    if row is None:
+        raise RuntimeError("insert returned nothing")
+    return Room(row[0], room_id, rules)
+
+
+async def rows(tx: Tx, numbers: Collection[int]) -> dict[int, RoomRow]:
+    """Where these rooms stand."""
+    found = await tx.fetch(
+        "select room, state_version, extremities, last_line, notify_total, highlight_total,"
+        " joined_members, invited_members from rooms where room = any(%s::int[])",
+        (list(numbers),),
+    )
+    return {
+        row[0]: RoomRow(row[1], tuple(EventID(event_id) for event_id in row[2]), row[3], row[4], row[5], row[6], row[7])
+        for row in found
+    }
