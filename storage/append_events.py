@@ -463,6 +463,12 @@ async def _insert_extras(tx: Tx, changes: Sequence[RoomEvents]) -> None:
         )
     if redactions:
         await _apply_redactions(tx, redactions)
+    if missing or arrived:
+        await _insert_missing(tx, missing)
+        await _note_arrivals(tx, arrived)
+
+
+async def _insert_missing(tx: Tx, missing: Sequence[tuple[StoredEvent, EventID]]) -> None:
     if missing:
         await tx.execute(
             "insert into missing_events (room, event_id, position)"
@@ -473,8 +479,6 @@ async def _insert_extras(tx: Tx, changes: Sequence[RoomEvents]) -> None:
                 [stored.position for stored, _ in missing],
             ),
         )
-    if arrived:
-        await _note_arrivals(tx, arrived)
 
 
 async def _insert_marks(tx: Tx, marks: dict[tuple[UserID, int, str], StoredEvent]) -> None:
@@ -513,6 +517,8 @@ async def _apply_redactions(tx: Tx, redactions: Sequence[tuple[StoredEvent, Even
 
 async def _note_arrivals(tx: Tx, arrived: Sequence[StoredEvent]) -> None:
     """Events that others referred to before they came are no gaps any longer, nor extremities."""
+    if not arrived:
+        return
     ids = [stored.event_id for stored in arrived]
     known = await tx.fetch(
         "delete from missing_events where (room, event_id) in (select * from unnest(%s::int[], %s::text[]))"

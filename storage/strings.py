@@ -71,8 +71,8 @@ async def find(tx: Tx, values: Collection[str]) -> dict[str, int]:
     found = {value: _numbers[value] for value in values if value in _numbers}
     missing = [value for value in values if value not in found]
     if missing:
-        for value, number in await tx.fetch("select value, id from strings where value = any(%s)", (missing,)):
-            found[value] = number
+        rows = await tx.fetch("select value, id from strings where value = any(%s)", (missing,))
+        found |= {value: number for value, number in rows}
     return found
 
 

@@ -1,0 +1,318 @@
+"""`RoomWriter`: the only writer of events, ours and theirs (Server-Server API, "PDUs", "Authorization rules").
+
+A local event is built on the room's head in one step of the event loop, so the events of one process form a line
+however many are in flight; the log then refuses those whose room moved on in a way that matters, and they are
+authorised again.
+"""
+
+import asyncio
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from federation.protocol import auth_rules, event_builder
+from federation.protocol.auth_events import CREATE, POWER_LEVELS, auth_keys_for
+from federation.protocol.errors import Forbidden, MatrixError, NotFound
+from federation.protocol.identifiers import server_name_of
+from federation.protocol.pdu import Draft, VerifiedPDU
+from federation.protocol.power_levels import PowerLevels
+from federation.protocol.room_versions import RoomVersionRules
+from federation.protocol.signatures import SigningKey
+from federation.protocol.types import EventID, JsonObject, RoomID, ServerName, StateKey, UserID
+from federation.rooms.heads import RoomHead, RoomHeads, described
+from storage import events, rooms
+from storage.append_events import RoomEvents
+from storage.database import Database
+from storage.events import NewEvent, PersonalCount, StateWrite
+from storage.log import Change, Conflict, Entry, Log, Work
+from storage.memberships import Membership
+from storage.rooms import Room
+
+MAX_ATTEMPTS = 8
+MAX_PREV_EVENTS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """What an event adds to unread counts: for everybody, and where one user's differs."""
+
+    notifies: bool = False
+    highlights: bool = False
+    personal: Sequence[PersonalCount] = ()
+
+
+class Counter(Protocol):
+    """Decides what an event counts for, before it is appended (`homeserver/services/unread_counts.py`)."""
+
+    def count(self, room: Room, pdu: VerifiedPDU, power_levels: PowerLevels | None) -> Counted:
+        """What the event adds to the unread counts of the room's local members."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """Events that are in the log."""
+
+    events: Sequence[VerifiedPDU]
+    position: int
+    """The last one's position."""
+
+
+class RoomWriter:
+    """Appends events to rooms."""
+
+    def __init__(
+        self,
+        *,
+        database: Database,
+        log: Log,
+        heads: RoomHeads,
+        counter: Counter,
+        server_name: ServerName,
+        signing_key: SigningKey,
+    ) -> None:
+        self._database = database
+        self._log = log
+        self._heads = heads
+        self._counter = counter
+        self._server_name = server_name
+        self._signing_key = signing_key
+
+    async def get_room(self, room_id: str) -> Room:
+        """The room with this ID; raises NotFound."""
+        room = rooms.known(room_id)
+        if room is None:
+            async with self._database.read() as tx:
+                room = await rooms.find(tx, room_id)
+            if room is None:
+                raise NotFound("There is no such room")
+        return room
+
+    async def create_room(
+        self, rules: RoomVersionRules, drafts: Sequence[Draft], *, room_id: RoomID | None, work: Work | None = None
+    ) -> tuple[Room, Sent]:
+        """A new room from its first events, of which the first is `m.room.create`: all of them, or none.
+
+        `room_id` is None where the create event's hash makes it; the drafts' own room IDs are not read.
+        """
+        create = self._build_create(rules, drafts[0], room_id)
+        async with self._database.transaction() as tx:
+            room = await rooms.create(tx, create.room_id, rules)
+        head = self._heads.add_new(room)
+        change = RoomEvents(room=room, new=[], expected_version=0, new_version=0, head=head)
+        try:
+            self._add(change, head, create, None, None)
+            for draft in drafts[1:]:
+                self._add(change, head, self._authorised(head, replace(draft, room_id=room.room_id)), None, None)
+        except MatrixError:
+            self._heads.drop(head)
+            raise
+        return room, await self._enqueue(change, head, [], work)
+
+    def _build_create(self, rules: RoomVersionRules, draft: Draft, room_id: RoomID | None) -> VerifiedPDU:
+        placement = event_builder.Placement(prev_events=(), auth_events=(), depth=1, origin_server_ts=_now_ms())
+        draft = replace(draft, room_id=room_id or RoomID(""))
+        create = event_builder.build(
+            draft,
+            rules,
+            placement,
+            server_name=self._server_name,
+            signing_key=self._signing_key,
+            event_id_localpart=secrets.token_urlsafe(12),
+        )
+        auth_rules.check(create, {})
+        return create
+
+    async def append(
+        self,
+        drafts: Sequence[Draft],
+        *,
+        device: int | None = None,
+        txn_id: str | None = None,
+        changes: Sequence[Change] = (),
+        work: Work | None = None,
+    ) -> Sent:
+        """Append events of our users to one room, in order: all of them, or none.
+
+        Raises AuthRuleViolated when the room's state does not allow one of them, NotFound for an unknown room, and
+        for a redaction Forbidden or NotFound for what its sender may not redact.
+        `changes` and `work` are committed with them. `device` and `txn_id` are those of the client's request.
+        """
+        room = await self.get_room(drafts[0].room_id)
+        keys = self._keys_of(room, drafts)
+        for draft in drafts:
+            if draft.redacts is not None:
+                await self._check_may_redact(room, draft.sender, draft.redacts)
+        for attempt in range(MAX_ATTEMPTS):
+            head = await self._head_with(room, keys)
+            version = head.version
+            change = RoomEvents(room=room, new=[], expected_version=version, new_version=version, head=head)
+            built = self._build_all(head, drafts)
+            for pdu in built:
+                self._add(change, head, pdu, device, txn_id)
+            try:
+                return await self._enqueue(change, head, changes, work)
+            except Conflict:
+                if attempt == MAX_ATTEMPTS - 1:
+                    raise
+                await asyncio.sleep(0)
+        raise AssertionError("unreachable")
+
+    async def state_for(self, room: Room, keys: Sequence[StateKey]) -> dict[StateKey, VerifiedPDU]:
+        """The entries of the room's state that the next event would be built on. For decisions about writing only:
+        readers go through `reader.py`."""
+        head = await self._head_with(room, keys)
+        return {key: pdu for key in keys if (pdu := head.state.get(key)) is not None}
+
+    async def power_levels(self, room: Room) -> PowerLevels:
+        """The room's power levels now."""
+        state = await self.state_for(room, (CREATE, POWER_LEVELS))
+        return PowerLevels.from_state(state.get(POWER_LEVELS), state[CREATE])
+
+    async def _head_with(self, room: Room, keys: Sequence[StateKey]) -> RoomHead:
+        head = self._heads.find(room)
+        while head is None or head.is_broken or any(key not in head.state for key in keys):
+            head = await self._heads.load(room, keys)
+            head = self._heads.find(room)
+        return head
+
+    def _keys_of(self, room: Room, drafts: Sequence[Draft]) -> list[StateKey]:
+        keys: dict[StateKey, None] = {}
+        for draft in drafts:
+            keys.update(
+                dict.fromkeys(auth_keys_for(draft.type, draft.sender, draft.state_key, draft.content, room.rules))
+            )
+            if draft.state_key is not None:
+                keys[draft.type, draft.state_key] = None
+        keys[CREATE] = None
+        return list(keys)
+
+    def _build_all(self, head: RoomHead, drafts: Sequence[Draft]) -> list[VerifiedPDU]:
+        """The events, each authorised by the state that those before it leave."""
+        if len(drafts) == 1:
+            return [self._authorised(head, drafts[0])]
+        ahead = RoomHead(head.room, head.version, dict(head.extremities), dict(head.state))
+        built = []
+        for draft in drafts:
+            pdu = self._authorised(ahead, draft)
+            ahead.advance(pdu)
+            built.append(pdu)
+        return built
+
+    def _authorised(self, head: RoomHead, draft: Draft) -> VerifiedPDU:
+        """The draft as an event at the room's end; raises AuthRuleViolated."""
+        rules = head.room.rules
+        if server_name_of(draft.sender) != self._server_name:
+            raise Forbidden("Only our own users' events are made here")
+        keys = auth_keys_for(draft.type, draft.sender, draft.state_key, draft.content, rules)
+        state = {key: pdu for key in keys if (pdu := head.state.get(key)) is not None}
+        create = head.state.get(CREATE)
+        if create is None:
+            raise NotFound("There is no such room")
+        prev_events = _newest(head.extremities)
+        hashes: dict[EventID, str] = {}
+        if rules.references_carry_hashes:
+            hashes = {event_id: head.extremities[event_id][1] for event_id in prev_events}
+            hashes |= {pdu.event_id: described(pdu)[1] for pdu in state.values()}
+        pdu = event_builder.build(
+            draft,
+            rules,
+            event_builder.Placement(
+                prev_events=prev_events,
+                auth_events=[pdu.event_id for pdu in state.values()],
+                depth=1 + max((depth for depth, _ in head.extremities.values()), default=0),
+                origin_server_ts=_now_ms(),
+                hashes=hashes,
+            ),
+            server_name=self._server_name,
+            signing_key=self._signing_key,
+            event_id_localpart=secrets.token_urlsafe(12) if rules.event_id_format == "server" else "",
+        )
+        state[CREATE] = create
+        auth_rules.check(pdu, state)
+        return pdu
+
+    def _add(
+        self, change: RoomEvents, head: RoomHead, pdu: VerifiedPDU, device: int | None, txn_id: str | None
+    ) -> None:
+        """Put an authorised event into the change and move the head past it."""
+        power_levels = head.state.get(POWER_LEVELS)
+        create = head.state.get(CREATE)
+        levels = None if create is None else PowerLevels.from_state(power_levels, create)
+        counted = self._counter.count(change.room, pdu, levels)
+        version = head.version
+        head.advance(pdu)
+        if pdu.state_key is not None:
+            change.state.append(
+                StateWrite(
+                    line=0,
+                    type=pdu.type,
+                    state_key=pdu.state_key,
+                    event_id=pdu.event_id,
+                    since=head.version,
+                    membership=Membership.of(pdu.membership) if pdu.type == "m.room.member" else None,
+                )
+            )
+            if pdu.type == "m.room.member":
+                change.concerned = (*change.concerned, UserID(pdu.state_key))
+        change.new_version = head.version
+        change.new.append(
+            NewEvent(
+                pdu=pdu,
+                line=0,
+                version=version,
+                trunk_version=head.version,
+                device=device,
+                txn_id=txn_id,
+                thread=thread_of(pdu),
+                notifies=counted.notifies,
+                highlights=counted.highlights,
+                personal=counted.personal,
+                is_local=True,
+                redacts=pdu.redacts if pdu.type == "m.room.redaction" else None,
+            )
+        )
+
+    async def _enqueue(self, change: RoomEvents, head: RoomHead, changes: Sequence[Change], work: Work | None) -> Sent:
+        built = [event.pdu for event in change.new]
+        entry = Entry(changes=[change, *changes], work=work, on_refused=lambda: self._heads.drop(head))
+        appended = await self._log.append(entry)
+        return Sent(built, appended.position)
+
+    async def _check_may_redact(self, room: Room, sender: UserID, target: EventID) -> None:
+        """A redaction counts when it comes from the event's server or with the level for it ("Redactions")."""
+        async with self._database.read() as tx:
+            stored = (await events.by_id(tx, [target])).get(target)
+        if stored is None or stored.room != room.number:
+            raise NotFound("There is no such event in this room")
+        if stored.sender != sender:
+            levels = await self.power_levels(room)
+            if levels.of_user(sender) < levels.redact:
+                raise Forbidden("You may not redact this event")
+
+
+def thread_of(pdu: VerifiedPDU) -> str | None:
+    """The root of the thread that the event belongs to ("Threading"); None for the main timeline."""
+    relates_to = pdu.content.get("m.relates_to")
+    if pdu.state_key is not None or not isinstance(relates_to, dict) or relates_to.get("rel_type") != "m.thread":
+        return None
+    root = relates_to.get("event_id")
+    return root if isinstance(root, str) and 0 < len(root) <= 255 else None
+
+
+def _newest(extremities: dict[EventID, tuple[int, str]]) -> list[EventID]:
+    """What the next event refers to: all extremities, or the deepest where there are too many."""
+    if len(extremities) <= MAX_PREV_EVENTS:
+        return list(extremities)
+    deepest = sorted(extremities, key=lambda event_id: -extremities[event_id][0])
+    return deepest[:MAX_PREV_EVENTS]
+
+
+def content_of(pdu: VerifiedPDU | None) -> JsonObject:
+    """The content of a state event that may be absent."""
+    return {} if pdu is None else pdu.content
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

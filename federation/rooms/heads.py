@@ -1,0 +1,156 @@
+"""What the writer knows of the rooms that are being written to: where each stands, as seen by its next event.
+
+A head runs ahead of the log: it moves when an event is enqueued, so that the next one builds on it without waiting
+for the commit. When an append is refused its head is broken, and so is all that was built on it.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from federation.protocol.auth_events import CREATE, JOIN_RULES, POWER_LEVELS
+from federation.protocol.errors import NotFound
+from federation.protocol.event_format import from_stored
+from federation.protocol.event_hashes import reference_hash
+from federation.protocol.pdu import VerifiedPDU
+from federation.protocol.redaction import redact
+from federation.protocol.types import EventID, StateKey
+from storage import events, room_state, rooms
+from storage.append_events import RoomEvents
+from storage.database import Database, Tx
+from storage.events import Flag, StoredEvent
+from storage.log import Change
+from storage.rooms import Room
+from storage.strings import remember_committed
+
+MAX_HEADS = 2_000
+MAX_STATE = 5_000
+"""Entries of a room's state that its head remembers."""
+
+_FIRST_KEYS = (CREATE, POWER_LEVELS, JOIN_RULES)
+
+
+@dataclass(slots=True)
+class RoomHead:
+    """Where a room stands: what its next event refers to and is authorised by."""
+
+    room: Room
+    version: int
+    extremities: dict[EventID, tuple[int, str]]
+    """Forward extremities: depth, and for room versions 1 and 2 the reference hash."""
+    state: dict[StateKey, VerifiedPDU | None] = field(default_factory=dict)
+    """Those entries of the current state that were asked for; None where there is none."""
+    is_broken: bool = False
+
+    def advance(self, pdu: VerifiedPDU) -> None:
+        """Put an event of ours, which refers to all extremities, at the end."""
+        for event_id in pdu.prev_event_ids:
+            self.extremities.pop(event_id, None)
+        self.extremities[pdu.event_id] = described(pdu)
+        if pdu.state_key is not None:
+            self.version += 1
+            self.state[pdu.type, pdu.state_key] = pdu
+
+
+class RoomHeads:
+    """The heads in memory, newest used last; a view of the log."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._heads: OrderedDict[int, RoomHead] = OrderedDict()
+
+    def apply(self, _position: int, change: Change) -> None:
+        """Keep up with the log: entries of others move a head on, or make it worthless."""
+        if not isinstance(change, RoomEvents):
+            return
+        remember_committed(change.numbers)
+        head = self._heads.get(change.room.number)
+        if head is None or change.head is head:
+            return
+        if change.trunk or change.lines or change.head is not None:
+            self.drop(head)
+            return
+        for event in change.stored:
+            if event.flags & events.HIDDEN == 0:
+                self._move(head, event)
+
+    def _move(self, head: RoomHead, event: StoredEvent) -> None:
+        pdu = from_stored(event.canonical, event.event_id, head.room.room_id, head.room.rules)
+        for event_id in pdu.prev_event_ids:
+            head.extremities.pop(event_id, None)
+        head.extremities[pdu.event_id] = described(pdu)
+
+    def add_new(self, room: Room) -> RoomHead:
+        """The head of a room without any event yet."""
+        head = RoomHead(room, 0, {}, dict.fromkeys(_FIRST_KEYS))
+        self._heads[room.number] = head
+        return head
+
+    def drop(self, head: RoomHead) -> None:
+        """Have the room looked at anew by its next event."""
+        head.is_broken = True
+        if self._heads.get(head.room.number) is head:
+            del self._heads[head.room.number]
+
+    def find(self, room: Room) -> RoomHead | None:
+        """The head, if it is in memory."""
+        head = self._heads.get(room.number)
+        if head is not None:
+            self._heads.move_to_end(room.number)
+        return head
+
+    async def load(self, room: Room, keys: Iterable[StateKey]) -> RoomHead:
+        """The room's head, with these entries of its state; raises NotFound for a room without events.
+
+        What is read here may be newer than the head, never older: what is in flight is in the head already. An
+        event that is built on a mixture is refused, because the room's version is then not the head's.
+        """
+        head = self.find(room)
+        if head is not None and len(head.state) > MAX_STATE:
+            del self._heads[room.number]
+            head = None
+        wanted = [key for key in keys if head is None or key not in head.state]
+        if head is not None and not wanted:
+            return head
+        async with self._database.read() as tx:
+            if head is None:
+                fresh = await self._read(tx, room)
+                head = self._heads.setdefault(room.number, fresh)
+                wanted.extend(_FIRST_KEYS)
+            loaded = await load_state(tx, room, wanted)
+        for key in wanted:
+            head.state.setdefault(key, loaded.get(key))
+        while len(self._heads) > MAX_HEADS:
+            self._heads.popitem(last=False)
+        return head
+
+    async def _read(self, tx: Tx, room: Room) -> RoomHead:
+        row = (await rooms.rows(tx, [room.number])).get(room.number)
+        if row is None or not row.extremities:
+            raise NotFound("There is no such room")
+        found = await events.by_id(tx, row.extremities)
+        extremities = {event_id: described(to_pdu(stored, room)) for event_id, stored in found.items()}
+        return RoomHead(room, row.state_version, extremities)
+
+
+async def load_state(tx: Tx, room: Room, keys: Iterable[StateKey]) -> dict[StateKey, VerifiedPDU]:
+    """The current state events under these keys."""
+    positions = await room_state.current(tx, room.number, keys)
+    stored = await events.by_position(tx, room.number, positions.values())
+    return {
+        key: to_pdu(stored[position], room)
+        for key, position in positions.items()
+        if stored[position].flags & Flag.REJECTED == 0
+    }
+
+
+def to_pdu(stored: StoredEvent, room: Room) -> VerifiedPDU:
+    """The stored event as it was verified."""
+    return from_stored(stored.canonical, stored.event_id, room.room_id, room.rules)
+
+
+def described(pdu: VerifiedPDU) -> tuple[int, str]:
+    """An event as later ones refer to it: its depth, and where references carry hashes, its reference hash."""
+    return pdu.depth, reference_hash(
+        redact(pdu.json, pdu.rules), pdu.rules
+    ) if pdu.rules.references_carry_hashes else ""

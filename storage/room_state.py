@@ -1,0 +1,226 @@
+"""A room's state at any of its versions (`DESIGN.md` section 3): reading. `append_events.py` writes.
+
+A `Point` is (line, version). The trunk is line 0; a branch stores what differs from a point of its parent line, and
+a line without a parent is a whole state. Answers map (type, state key) to the position of the event.
+"""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from federation.protocol.types import StateKey, UserID
+from storage import strings
+from storage.database import Row, Tx
+from storage.memberships import Membership
+
+Point = tuple[int, int]
+TRUNK = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A branch: where it left its parent, and its newest version."""
+
+    parent: Point | None
+    version: int
+
+
+async def current(tx: Tx, room: int, keys: Iterable[StateKey]) -> dict[StateKey, int]:
+    """The current entries under these keys."""
+    wanted = list(keys)
+    numbers = await _numbers_of(tx, wanted)
+    asked = {(numbers[key[0]], numbers[key[1]]): key for key in wanted if key[0] in numbers and key[1] in numbers}
+    if not asked:
+        return {}
+    rows = await tx.fetch(
+        "select type, state_key, event from room_state where room = %s and line = 0 and until_version is null"
+        " and event is not null and (type, state_key) in (select * from unnest(%s::int[], %s::int[]))",
+        (room, [pair[0] for pair in asked], [pair[1] for pair in asked]),
+    )
+    return {asked[row[0], row[1]]: row[2] for row in rows}
+
+
+async def current_whole(tx: Tx, room: int) -> dict[StateKey, int]:
+    """The whole current state."""
+    rows = await tx.fetch(
+        "select type, state_key, event from room_state where room = %s and line = 0 and until_version is null"
+        " and event is not null",
+        (room,),
+    )
+    return await _keyed(tx, rows)
+
+
+async def current_of_many(
+    tx: Tx, rooms: Collection[int], *, without_members: bool = False, keys: Sequence[StateKey] | None = None
+) -> dict[int, dict[StateKey, int]]:
+    """The current state of several rooms: whole, without member events, or under these keys only."""
+    where = ""
+    params: tuple[list[int], ...] = ()
+    if keys is not None:
+        numbers = await _numbers_of(tx, keys)
+        pairs = [(numbers[key[0]], numbers[key[1]]) for key in keys if key[0] in numbers and key[1] in numbers]
+        where = " and (type, state_key) in (select * from unnest(%s::int[], %s::int[]))"
+        params = ([pair[0] for pair in pairs], [pair[1] for pair in pairs])
+    elif without_members:
+        where = " and membership is null"
+    rows = await tx.fetch(
+        "select type, state_key, event, room from room_state where room = any(%s::int[]) and line = 0"
+        " and until_version is null and event is not null" + where,
+        (list(rooms), *params),
+    )
+    texts = await strings.values_of(tx, {number for row in rows for number in row[:2]})
+    found: dict[int, dict[StateKey, int]] = {room: {} for room in rooms}
+    for type_, state_key, event, room in rows:
+        found[room][texts[type_], texts[state_key]] = event
+    return found
+
+
+async def current_members(
+    tx: Tx, room: int, memberships: Collection[Membership], *, limit: int | None = None
+) -> list[tuple[UserID, Membership, int]]:
+    """Members with one of these memberships, those who came first before others: user, membership, position."""
+    rows = await tx.fetch(
+        "select strings.value, membership, event from room_state join strings on strings.id = room_state.state_key"
+        " where room = %s and type = %s and line = 0 and until_version is null and membership = any(%s::smallint[])"
+        " order by event limit %s",
+        (room, strings.MEMBER, [int(membership) for membership in memberships], limit),
+    )
+    return [(UserID(user_id), Membership(membership), event) for user_id, membership, event in rows]
+
+
+async def changed_between(tx: Tx, spans: Mapping[int, tuple[int, int]]) -> dict[int, dict[StateKey, int | None]]:
+    """What the trunk of each room holds at the second version and did not hold at the first (None: taken away)."""
+    rows = await tx.fetch(
+        "select type, state_key, event, room_state.room from room_state"
+        " join unnest(%s::int[], %s::int[], %s::int[]) as given(room, low, high) on room_state.room = given.room"
+        " where line = 0 and since_version > low and since_version <= high"
+        " and (until_version is null or until_version > high)",
+        (list(spans), [span[0] for span in spans.values()], [span[1] for span in spans.values()]),
+    )
+    texts = await strings.values_of(tx, {number for row in rows for number in row[:2]})
+    found: dict[int, dict[StateKey, int | None]] = {room: {} for room in spans}
+    for type_, state_key, event, room in rows:
+        found[room][texts[type_], texts[state_key]] = event
+    return found
+
+
+async def history(
+    tx: Tx, room: int, keys: Sequence[StateKey]
+) -> dict[StateKey, list[tuple[int, int | None, int | None]]]:
+    """Every trunk entry that ever stood under these keys, oldest first: (since, until, event)."""
+    numbers = await _numbers_of(tx, keys)
+    asked = {(numbers[key[0]], numbers[key[1]]): key for key in keys if key[0] in numbers and key[1] in numbers}
+    found: dict[StateKey, list[tuple[int, int | None, int | None]]] = {key: [] for key in keys}
+    if asked:
+        rows = await tx.fetch(
+            "select type, state_key, since_version, until_version, event from room_state where room = %s and line = 0"
+            " and (type, state_key) in (select * from unnest(%s::int[], %s::int[])) order by since_version",
+            (room, [pair[0] for pair in asked], [pair[1] for pair in asked]),
+        )
+        for type_, state_key, since, until, event in rows:
+            found[asked[type_, state_key]].append((since, until, event))
+    return found
+
+
+async def lines(tx: Tx, room: int) -> dict[int, Line]:
+    """The branches of the room's state."""
+    rows = await tx.fetch("select line, parent_line, parent_version, version from room_lines where room = %s", (room,))
+    return {
+        line: Line(None if parent_line is None else (parent_line, parent_version), version)
+        for line, parent_line, parent_version, version in rows
+    }
+
+
+def path(point: Point, branches: Mapping[int, Line]) -> list[Point]:
+    """The point, the point of its parent line that it builds on, and so on: to the trunk or a whole state."""
+    found = [point]
+    while found[-1][0] != TRUNK:
+        parent = branches[found[-1][0]].parent
+        if parent is None:
+            break
+        found.append(parent)
+    return found
+
+
+async def at(
+    tx: Tx, room: int, points: Collection[Point], keys: Iterable[StateKey] | None = None
+) -> dict[Point, dict[StateKey, int]]:
+    """The state at each point: whole, or under these keys only."""
+    branches = await lines(tx, room) if any(line != TRUNK for line, _ in points) else {}
+    paths = {point: path(point, branches) for point in points}
+    wanted = {step for steps in paths.values() for step in steps}
+    entries = await _entries_at(tx, room, wanted, keys)
+    found: dict[Point, dict[StateKey, int]] = {}
+    for point, steps in paths.items():
+        state: dict[StateKey, int | None] = {}
+        for step in reversed(steps):
+            state.update(entries.get(step, {}))
+        found[point] = {key: event for key, event in state.items() if event is not None}
+    return found
+
+
+async def _entries_at(
+    tx: Tx, room: int, points: Collection[Point], keys: Iterable[StateKey] | None
+) -> dict[Point, dict[StateKey, int | None]]:
+    """What the lines themselves hold at these points."""
+    where = ""
+    params: tuple[list[int], ...] = ()
+    if keys is not None:
+        wanted = list(keys)
+        numbers = await _numbers_of(tx, wanted)
+        pairs = [(numbers[key[0]], numbers[key[1]]) for key in wanted if key[0] in numbers and key[1] in numbers]
+        where = " and (type, state_key) in (select * from unnest(%s::int[], %s::int[]))"
+        params = ([pair[0] for pair in pairs], [pair[1] for pair in pairs])
+    rows = await tx.fetch(
+        "select type, state_key, event, given.line, given.version from room_state"
+        " join unnest(%s::int[], %s::int[]) as given(line, version) on room_state.line = given.line"
+        " where room = %s and since_version <= given.version"
+        " and (until_version is null or until_version > given.version)" + where,
+        ([line for line, _ in points], [version for _, version in points], room, *params),
+    )
+    texts = await strings.values_of(tx, {number for row in rows for number in row[:2]})
+    found: dict[Point, dict[StateKey, int | None]] = {}
+    for type_, state_key, event, line, version in rows:
+        found.setdefault((line, version), {})[texts[type_], texts[state_key]] = event
+    return found
+
+
+async def keys_changed(tx: Tx, room: int, spans: Collection[tuple[int, int, int]]) -> set[StateKey]:
+    """The keys that changed in a line after its first version up to its second, for each (line, low, high)."""
+    rows = await tx.fetch(
+        "select distinct type, state_key from room_state"
+        " join unnest(%s::int[], %s::int[], %s::int[]) as given(line, low, high) on room_state.line = given.line"
+        " where room = %s and ((since_version > low and since_version <= high)"
+        " or (until_version > low and until_version <= high))",
+        ([span[0] for span in spans], [span[1] for span in spans], [span[2] for span in spans], room),
+    )
+    return set(await _pairs(tx, rows))
+
+
+def differing_spans(points: Collection[Point], branches: Mapping[int, Line]) -> list[tuple[int, int, int]]:
+    """Where to look for keys that may differ between these points: (line, low, high).
+
+    What all the points share, a common stretch of a line from its start, is left out.
+    """
+    visited: dict[int, list[int]] = {}
+    for point in points:
+        for line, version in path(point, branches):
+            visited.setdefault(line, []).append(version)
+    return [
+        (line, min(versions) if len(versions) == len(points) else -1, max(versions))
+        for line, versions in visited.items()
+        if len(versions) < len(points) or min(versions) != max(versions)
+    ]
+
+
+async def _numbers_of(tx: Tx, keys: Iterable[StateKey]) -> dict[str, int]:
+    return await strings.find(tx, {text for key in keys for text in key})
+
+
+async def _keyed(tx: Tx, rows: Sequence[Row]) -> dict[StateKey, int]:
+    texts = await strings.values_of(tx, {number for row in rows for number in row[:2]})
+    return {(texts[type_], texts[state_key]): event for type_, state_key, event in rows}
+
+
+async def _pairs(tx: Tx, rows: Sequence[Row]) -> list[StateKey]:
+    texts = await strings.values_of(tx, {number for row in rows for number in row})
+    return [(texts[type_], texts[state_key]) for type_, state_key in rows]
