@@ -55,7 +55,7 @@ CREATE TABLE rooms (
 	room_id TEXT NOT NULL,
 	room_version TEXT NOT NULL,
 	state_version INTEGER DEFAULT 0 NOT NULL,
-	extremities BIGINT[] DEFAULT '{}' NOT NULL,
+	extremities TEXT[] DEFAULT '{}' NOT NULL,
 	last_line INTEGER DEFAULT 0 NOT NULL,
 	notify_total INTEGER DEFAULT 0 NOT NULL,
 	highlight_total INTEGER DEFAULT 0 NOT NULL,
@@ -118,6 +118,7 @@ CREATE TABLE events (
 	room INTEGER NOT NULL,
 	line INTEGER NOT NULL,
 	version INTEGER NOT NULL,
+	trunk_version INTEGER NOT NULL,
 	type INTEGER NOT NULL,
 	sender INTEGER NOT NULL,
 	state_key INTEGER,
@@ -144,7 +145,7 @@ CREATE INDEX events_thread_idx ON events (room, thread, position) WHERE thread i
 
 CREATE UNIQUE INDEX events_transaction_key ON events (device, txn_id, room, type) WHERE txn_id is not null;
 
-COMMENT ON TABLE events IS 'Verified PDUs as canonical JSON. (line, version) is the state before the event.';
+COMMENT ON TABLE events IS 'Verified PDUs. (line, version): the state before; trunk_version: the room''s, once appended.';
 
 CREATE TABLE forgotten_rooms (
 	user_id TEXT NOT NULL,
@@ -181,6 +182,16 @@ CREATE TABLE notifications (
 CREATE INDEX notifications_user_id_position_idx ON notifications (user_id, position);
 
 COMMENT ON TABLE notifications IS 'Where one user''s count differs from what the room counts for everybody: mentions and own rules.';
+
+CREATE TABLE pending_redactions (
+	room INTEGER NOT NULL,
+	event_id TEXT NOT NULL,
+	position BIGINT NOT NULL,
+	CONSTRAINT pending_redactions_pkey PRIMARY KEY (room, event_id, position),
+	CONSTRAINT pending_redactions_room_fkey FOREIGN KEY(room) REFERENCES rooms (room)
+);
+
+COMMENT ON TABLE pending_redactions IS 'Redactions whose target we do not hold yet.';
 
 CREATE TABLE read_marks (
 	position BIGINT NOT NULL,
