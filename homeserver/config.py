@@ -1,0 +1,300 @@
+"""Every setting, typed and defaulted, as plain values.
+
+`config_loading.py` reads them from YAML, `config.example.yaml` lists them with their defaults, and `app.py` hands them
+on: nothing below `homeserver` knows this module. The docstring below a field is for the reader of the code; the
+example file's comment is for the operator.
+"""
+
+import dataclasses
+import enum
+import ipaddress
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NewType
+
+from federation.protocol import room_versions
+from federation.protocol.identifiers import is_server_name, is_user_id
+
+IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+ByteCount = NewType("ByteCount", int)
+"""Written as a number or with a unit: `50 MB`."""
+
+ExistingFile = NewType("ExistingFile", Path)
+"""A file that must be there."""
+
+Milliseconds = NewType("Milliseconds", int)
+"""Written with a unit: `5 min`."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Secret:
+    """A value that no log and no message shows; `NAME_file` names a file to read it from."""
+
+    value: str
+
+    def __repr__(self) -> str:
+        return "Secret(...)"
+
+
+class API(enum.StrEnum):
+    """What a listener serves."""
+
+    CLIENT = "client"
+    FEDERATION = "federation"
+    ADMIN = "admin"
+
+
+class RegistrationMode(enum.StrEnum):
+    """Who may register an account."""
+
+    CLOSED = "closed"
+    OPEN = "open"
+    TOKEN = "token"  # noqa: S105  # the name of a mode
+
+
+class LogLevel(enum.StrEnum):
+    """The least important kind of line that is written."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+class LogFormat(enum.StrEnum):
+    """How a line looks."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+def setting(default: Any, *, minimum: float | None = None, maximum: float | None = None) -> Any:  # noqa: ANN401  # as dataclasses.field
+    """A field with a default and the range in which its numbers must lie."""
+    metadata = {"minimum": minimum, "maximum": maximum}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Listener:
+    """One address and port."""
+
+    address: str = "127.0.0.1"
+    port: int = setting(8008, minimum=0, maximum=65535)
+    tls_certificate: ExistingFile | None = None
+    tls_key: ExistingFile | None = None
+    apis: tuple[API, ...] = (API.CLIENT, API.FEDERATION, API.ADMIN)
+    behind_proxy: bool = False
+    """Whether `X-Forwarded-For` names the client."""
+
+    def complaints(self) -> Iterator[tuple[str, str]]:
+        """Settings that do not go together."""
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            missing = "tls_key" if self.tls_key is None else "tls_certificate"
+            yield missing, "TLS needs both a certificate and its key: set both tls_certificate and tls_key, or neither"
+        if not self.apis:
+            yield "apis", "a listener without an API serves nothing: name at least one, or remove the listener"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Database:
+    """PostgreSQL: our own unless `url` is given."""
+
+    SHORTHAND = "url"
+
+    url: Secret | None = None
+    binaries: Path | None = None
+    """The programs of an installed PostgreSQL for our own cluster; else those of the wheel."""
+    max_connections: int = setting(10, minimum=2, maximum=1000)
+
+    def complaints(self) -> Iterator[tuple[str, str]]:
+        """Settings that do not go together."""
+        if self.url is not None and not self.url.value.startswith(("postgresql://", "postgres://")):
+            yield "url", "only PostgreSQL is supported: write postgresql://USER:PASSWORD@HOST/DATABASE"
+        if self.url is not None and self.binaries is not None:
+            yield "binaries", "used only for a database of our own: remove it, or remove url"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TermsDocument:
+    """A document that people accept when they register (User-Interactive Authentication, "m.login.terms")."""
+
+    id: str
+    version: str
+    name: str
+    url: str
+    language: str = "en"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Registration:
+    """Who may make an account."""
+
+    SHORTHAND = "mode"
+
+    mode: RegistrationMode = RegistrationMode.CLOSED
+    allow_guests: bool = False
+    shared_secret: Secret | None = None
+    """For `/_synapse/admin/v1/register`; without it that endpoint refuses."""
+    minimum_password_length: int = setting(8, minimum=1, maximum=512)
+    terms: tuple[TermsDocument, ...] = ()
+
+    def complaints(self) -> Iterator[tuple[str, str]]:
+        """Values that are too weak."""
+        if self.shared_secret is not None and len(self.shared_secret.value) < 16:
+            yield "shared_secret", "too short to be secret: use at least 16 random characters (openssl rand -hex 32)"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Sessions:
+    """Access tokens that can be refreshed."""
+
+    access_token_lifetime: Milliseconds = setting(300_000, minimum=1000)
+    refresh_token_lifetime: Milliseconds | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RateLimit:
+    """`burst` at once, and `per_second` more as time passes."""
+
+    per_second: float = setting(1.0, minimum=0.0001)
+    burst: int = setting(1, minimum=1)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RateLimits:
+    """Budgets; `rate_limits: off` for tests."""
+
+    SHORTHAND = "enabled"
+
+    enabled: bool = True
+    requests: RateLimit = RateLimit(50.0, 500)
+    messages: RateLimit = RateLimit(10.0, 100)
+    joins: RateLimit = RateLimit(0.5, 20)
+    invites: RateLimit = RateLimit(0.5, 30)
+    room_creation: RateLimit = RateLimit(0.2, 10)
+    login: RateLimit = RateLimit(0.2, 10)
+    failed_login: RateLimit = RateLimit(0.1, 5)
+    registration: RateLimit = RateLimit(0.1, 5)
+    federation: RateLimit = RateLimit(50.0, 500)
+
+
+# Addresses that must not be reached from outside by way of our requests.
+_PRIVATE_RANGES = (
+    "0.0.0.0/8 10.0.0.0/8 100.64.0.0/10 127.0.0.0/8 169.254.0.0/16 172.16.0.0/12 192.0.0.0/24 192.0.2.0/24 "
+    "192.88.99.0/24 192.168.0.0/16 198.18.0.0/15 198.51.100.0/24 203.0.113.0/24 224.0.0.0/4 240.0.0.0/4 "
+    "::/128 ::1/128 64:ff9b::/96 64:ff9b:1::/48 100::/64 2001::/23 2001:db8::/32 2002::/16 fc00::/7 fe80::/10 ff00::/8"
+)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Federation:
+    """Other servers."""
+
+    enabled: bool = True
+    well_known_server: str | None = None
+    """What `/.well-known/matrix/server` answers: where other servers reach us."""
+    denied_ranges: tuple[IPNetwork, ...] = tuple(ipaddress.ip_network(text) for text in _PRIVATE_RANGES.split())
+    allowed_ranges: tuple[IPNetwork, ...] = ()
+    """Exceptions from `denied_ranges`."""
+    certificate_authorities: tuple[ExistingFile, ...] = ()
+    """Trusted besides the system's."""
+    notary_servers: tuple[str, ...] = ("matrix.org",)
+
+    def complaints(self) -> Iterator[tuple[str, str]]:
+        """Names that are none."""
+        if self.well_known_server is not None and not is_server_name(self.well_known_server):
+            yield "well_known_server", "not a server name: write HOST or HOST:PORT"
+        for name in self.notary_servers:
+            if not is_server_name(name):
+                yield "notary_servers", f"{name!r} is not a server name: write HOST or HOST:PORT"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Media:
+    """Uploads and what is fetched from other servers."""
+
+    max_upload_size: ByteCount = setting(50_000_000, minimum=1000)
+    max_remote_size: ByteCount = setting(50_000_000, minimum=1000)
+    max_image_pixels: int = setting(32_000_000, minimum=1)
+    max_size_per_user: ByteCount | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Logging:
+    """What the server says of itself."""
+
+    SHORTHAND = "level"
+
+    level: LogLevel = LogLevel.INFO
+    format: LogFormat = LogFormat.TEXT
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Support:
+    """What `/.well-known/matrix/support` answers; nothing if nothing is set."""
+
+    page: str | None = None
+    email: str | None = None
+    matrix_id: str | None = None
+
+    def complaints(self) -> Iterator[tuple[str, str]]:
+        """A user ID that is none."""
+        if self.matrix_id is not None and not is_user_id(self.matrix_id):
+            yield "matrix_id", "not a user ID: write @NAME:SERVER in quotation marks"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Experimental:
+    """Switches for what no released specification has yet; at the moment there is none."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Config:
+    """All settings of a server."""
+
+    server_name: str
+    public_base_url: str | None = None
+    data_directory: Path = Path("data")
+    signing_key_file: Path | None = None
+    database: Database = Database()
+    listeners: tuple[Listener, ...] = (Listener(),)
+    registration: Registration = Registration()
+    sessions: Sessions = Sessions()
+    rate_limits: RateLimits = RateLimits()
+    federation: Federation = Federation()
+    default_room_version: str = "12"
+    media: Media = Media()
+    presence: bool = True
+    query_string_tokens: bool = True
+    application_service_files: tuple[ExistingFile, ...] = ()
+    log: Logging = Logging()
+    support: Support = Support()
+    experimental: Experimental = Experimental()
+
+    @property
+    def base_url(self) -> str:
+        """Where clients reach this server, without a slash at the end."""
+        if self.public_base_url is not None:
+            return self.public_base_url.rstrip("/")
+        listener = self.listeners[0]
+        scheme = "http" if listener.tls_certificate is None else "https"
+        host = "localhost" if listener.address in ("127.0.0.1", "::1", "0.0.0.0", "::") else listener.address  # noqa: S104  # compared
+        return f"{scheme}://{f'[{host}]' if ':' in host else host}:{listener.port}"
+
+    @property
+    def signing_key_path(self) -> Path:
+        """The file of the server's signing key."""
+        return self.signing_key_file or self.data_directory / "signing.key"
+
+    def complaints(self) -> Iterator[tuple[str, str]]:
+        """Values that cannot be, and settings that do not go together."""
+        if not is_server_name(self.server_name):
+            yield "server_name", "not a server name: write the domain of your users' IDs, such as example.org"
+        if self.public_base_url is not None and not self.public_base_url.startswith(("http://", "https://")):
+            yield "public_base_url", "not an address: write https://HOST"
+        if not self.listeners:
+            yield "listeners", "a server without a listener serves nobody: add one, or remove the setting"
+        if self.default_room_version not in room_versions.ROOM_VERSIONS:
+            known = ", ".join(room_versions.ROOM_VERSIONS)
+            yield "default_room_version", f"no room version that this server knows: choose one of {known}"
