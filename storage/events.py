@@ -86,6 +86,10 @@ class StoredEvent:
         content: JsonObject = self.json["content"]
         return content
 
+    def forget_json(self) -> None:
+        """Let go of the parsed form; `canonical` has it all."""
+        self._json = None
+
     @property
     def point_after(self) -> tuple[int, int]:
         """The state after the event."""

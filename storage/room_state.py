@@ -103,21 +103,31 @@ async def changed_between(tx: Tx, spans: Mapping[int, tuple[int, int]]) -> dict[
     return found
 
 
-async def history(
-    tx: Tx, room: int, keys: Sequence[StateKey]
-) -> dict[StateKey, list[tuple[int, int | None, int | None]]]:
-    """Every trunk entry that ever stood under these keys, oldest first: (since, until, event)."""
+@dataclass(frozen=True, slots=True)
+class Span:
+    """An entry of the trunk, with the versions from which and before which it was current."""
+
+    since: int
+    until: int | None
+    event: int | None
+    membership: Membership | None
+
+
+async def history(tx: Tx, room: int, keys: Sequence[StateKey]) -> dict[StateKey, list[Span]]:
+    """Every trunk entry that ever stood under these keys, oldest first."""
     numbers = await _numbers_of(tx, keys)
     asked = {(numbers[key[0]], numbers[key[1]]): key for key in keys if key[0] in numbers and key[1] in numbers}
-    found: dict[StateKey, list[tuple[int, int | None, int | None]]] = {key: [] for key in keys}
+    found: dict[StateKey, list[Span]] = {key: [] for key in keys}
     if asked:
         rows = await tx.fetch(
-            "select type, state_key, since_version, until_version, event from room_state where room = %s and line = 0"
+            "select type, state_key, since_version, until_version, event, membership from room_state"
+            " where room = %s and line = 0"
             " and (type, state_key) in (select * from unnest(%s::int[], %s::int[])) order by since_version",
             (room, [pair[0] for pair in asked], [pair[1] for pair in asked]),
         )
-        for type_, state_key, since, until, event in rows:
-            found[asked[type_, state_key]].append((since, until, event))
+        for type_, state_key, since, until, event, membership in rows:
+            member = None if membership is None else Membership(membership)
+            found[asked[type_, state_key]].append(Span(since, until, event, member))
     return found
 
 

@@ -1,0 +1,146 @@
+"""What clients see of a stored event (Client-Server API, "Room event format", "Redactions").
+
+The form is encoded once up to the inside of `unsigned`; what differs from reader to reader (age, their membership,
+their transaction ID) is put behind it, so that delivering an event to many readers costs little more than copying.
+"""
+
+import time
+from collections.abc import Collection, Mapping, Sequence
+
+import orjson
+
+from federation.protocol.redaction import redact
+from federation.protocol.types import JsonObject, StateKey
+from storage import events, room_state, rooms, strings
+from storage.database import Tx
+from storage.events import StoredEvent
+from storage.rooms import Room
+
+_MEMBERSHIPS = {name: f',"membership":"{name}"'.encode() for name in ("join", "invite", "knock", "leave", "ban")}
+
+
+async def prepare(tx: Tx, stored: Collection[StoredEvent]) -> None:
+    """Encode those events that have no client form yet: at most four queries, however many there are."""
+    fresh = [event for event in stored if event.client is None]
+    if not fresh:
+        return
+    known = await rooms.get_many(tx, {event.room for event in fresh})
+    replaced = await _replaced_by(tx, [event for event in fresh if event.state_key is not None])
+    redactions = (
+        await events.by_positions(tx, {event.redacted_by for event in fresh if event.redacted_by is not None})
+        if any(event.redacted_by is not None for event in fresh)
+        else {}
+    )
+    for event in fresh:
+        room = known[event.room]
+        redaction = None if event.redacted_by is None else redactions.get(event.redacted_by)
+        _encode(event, room, replaced.get(event.position), redaction)
+
+
+def encode_plain(event: StoredEvent, room: Room) -> None:
+    """Encode an event that is no state event and not redacted: needs no query."""
+    if event.client is None:
+        _encode(event, room, None, None)
+
+
+def is_plain(event: StoredEvent) -> bool:
+    """Whether `encode_plain` is all that the event needs."""
+    return event.redacted_by is None and event.state_key is None
+
+
+def finish(event: StoredEvent, *, membership: str | None, device: int | None, now_ms: int | None = None) -> bytes:
+    """The whole client event for one reader; `prepare` must have seen it."""
+    if event.client is None:
+        raise ValueError("the event was not prepared")
+    now_ms = time.time_ns() // 1_000_000 if now_ms is None else now_ms
+    age = b'"age":%d' % max(now_ms - event.json["origin_server_ts"], 0)
+    own = b""
+    if event.txn_id is not None and device is not None and event.device == device:
+        own = b',"transaction_id":' + orjson.dumps(event.txn_id)
+    return b"".join((event.client, age, _MEMBERSHIPS.get(membership or "", b""), own, b"}}"))
+
+
+def stripped(event: StoredEvent) -> JsonObject:
+    """Stripped state, as in invites ("Stripped state")."""
+    json = event.json
+    return {key: json[key] for key in ("content", "sender", "state_key", "type") if key in json}
+
+
+def _encode(event: StoredEvent, room: Room, replaced: StoredEvent | None, redaction: StoredEvent | None) -> None:
+    form = _form(event, room, is_redacted=event.redacted_by is not None)
+    unsigned: JsonObject = {}
+    if redaction is not None:
+        unsigned["redacted_because"] = _form(redaction, room, is_redacted=False)
+    elif replaced is not None:
+        unsigned["prev_content"] = _content(replaced, room)
+        unsigned["replaces_state"] = replaced.event_id
+        unsigned["prev_sender"] = replaced.sender
+    head = orjson.dumps(form)[:-1] + b',"unsigned":{'
+    event.client = head + (orjson.dumps(unsigned)[1:-1] + b"," if unsigned else b"")
+    event.forget_json()
+
+
+def _form(event: StoredEvent, room: Room, *, is_redacted: bool) -> JsonObject:
+    json = redact(event.json, room.rules) if is_redacted else event.json
+    form: JsonObject = {
+        "content": json["content"],
+        "event_id": event.event_id,
+        "origin_server_ts": json["origin_server_ts"],
+        "room_id": room.room_id,
+        "sender": json["sender"],
+        "type": json["type"],
+    }
+    if "state_key" in json:
+        form["state_key"] = json["state_key"]
+    if json["type"] == "m.room.redaction" and not is_redacted:
+        redacts = json["content"].get("redacts") if room.rules.updated_redaction else json.get("redacts")
+        if isinstance(redacts, str):
+            form["redacts"] = redacts  # for clients of either age, at both places
+            form["content"] = {**json["content"], "redacts": redacts}
+    return form
+
+
+def _content(event: StoredEvent, room: Room) -> JsonObject:
+    json = redact(event.json, room.rules) if event.redacted_by is not None else event.json
+    content: JsonObject = json["content"]
+    return content
+
+
+async def _replaced_by(tx: Tx, state: Sequence[StoredEvent]) -> Mapping[int, StoredEvent]:
+    """For each state event the one that stood before it under its key, by the later one's position."""
+    if not state:
+        return {}
+    positions = await _positions_before(tx, [event for event in state if event.line == room_state.TRUNK])
+    for event in state:
+        if event.line != room_state.TRUNK and event.state_key is not None:
+            key: StateKey = (event.type, event.state_key)
+            point = (event.line, event.version)
+            found = (await room_state.at(tx, event.room, [point], [key]))[point].get(key)
+            if found is not None:
+                positions[event.position] = found
+    loaded = await events.by_positions(tx, positions.values()) if positions else {}
+    return {position: loaded[before] for position, before in positions.items() if before in loaded}
+
+
+async def _positions_before(tx: Tx, state: Sequence[StoredEvent]) -> dict[int, int]:
+    if not state:
+        return {}
+    numbers = await strings.find(tx, {text for event in state for text in (event.type, event.state_key or "")})
+    asked = [event for event in state if event.version > 0]
+    rows = await tx.fetch(
+        "select given.position, room_state.event from room_state"
+        " join unnest(%s::bigint[], %s::int[], %s::int[], %s::int[], %s::int[])"
+        "  as given(position, room, type, state_key, version)"
+        " on room_state.room = given.room and room_state.type = given.type"
+        " and room_state.state_key = given.state_key"
+        " where line = 0 and since_version <= given.version"
+        " and (until_version is null or until_version > given.version) and event is not null",
+        (
+            [event.position for event in asked],
+            [event.room for event in asked],
+            [numbers[event.type] for event in asked],
+            [numbers[event.state_key or ""] for event in asked],
+            [event.version for event in asked],
+        ),
+    )
+    return {position: event for position, event in rows}
