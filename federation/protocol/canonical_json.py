@@ -17,7 +17,7 @@ MAX_DEPTH = 100
 
 MAX_INTEGER = 2**53 - 1
 
-_ORJSON_DEPTH = 253
+_ORJSON_DEPTH = 254
 """How deeply nested a value orjson encodes before it refuses."""
 
 
@@ -50,21 +50,15 @@ def encode(value: object) -> bytes:
 
     Raises InvalidInput (M_BAD_JSON) for what has no such form: NaN, lone surrogates, endless nesting.
     """
-    if not _holds_float(value):
-        try:
-            return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
-        except orjson.JSONEncodeError:
-            pass  # deeper than orjson goes, or an integer beyond 64 bits; else the reference says what is wrong
-    try:
-        text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"), sort_keys=True)
-        return text.encode()
-    except (ValueError, RecursionError) as error:
-        raise InvalidInput(f"No canonical JSON: {error}", "M_BAD_JSON") from None
+    return _encode_slowly(value) if _holds_float(value) else encode_checked(value)
 
 
 def encode_checked(value: object) -> bytes:
-    """The canonical JSON of a value that `check_strict` let pass; the fastest way."""
-    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+    """As `encode`, for a value without floats, as `check_strict` ensures; the fastest way."""
+    try:
+        return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+    except orjson.JSONEncodeError:
+        return _encode_slowly(value)  # deeper than orjson goes, an integer beyond 64 bits, or what has no such form
 
 
 def check_strict(value: object) -> None:
@@ -81,6 +75,14 @@ def check_strict(value: object) -> None:
                 raise InvalidInput("An integer is beyond the range of 2**53", "M_BAD_JSON")
         elif kind is float:
             raise InvalidInput("Only integers are allowed as numbers", "M_BAD_JSON")
+
+
+def _encode_slowly(value: object) -> bytes:
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"), sort_keys=True)
+        return text.encode()
+    except (ValueError, RecursionError) as error:
+        raise InvalidInput(f"No canonical JSON: {error}", "M_BAD_JSON") from None
 
 
 def _holds_float(value: object) -> bool:
