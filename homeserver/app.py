@@ -9,7 +9,6 @@ import logging
 import signal
 import ssl
 from collections.abc import Callable, Coroutine, Sequence
-from contextlib import ExitStack
 from typing import Any
 
 import uvloop
@@ -35,9 +34,8 @@ from homeserver.services.device_activity import DeviceActivity
 from homeserver.services.passwords import Passwords
 from homeserver.services.rate_limits import Limit, RateLimits
 from homeserver.services.sessions import Lifetimes, SessionService
-from storage import migrate
+from homeserver.startup import prepare
 from storage.database import Database
-from storage.embedded import EmbeddedPostgres
 from storage.invalidations import Invalidated
 from storage.log import Change, Log
 from storage.tail import Tail
@@ -252,16 +250,12 @@ async def _leave_no_room(_user_id: UserID) -> None:
 
 
 def serve(config: Config, announce: Callable[[str], None]) -> None:
-    """Run the server until SIGTERM or SIGINT; `announce` gets what to tell the person at the terminal."""
-    with ExitStack() as stack:
-        if config.database.url is not None:
-            conninfo = config.database.url.value
-        else:
-            postgres = stack.enter_context(EmbeddedPostgres(config.data_directory, binaries=config.database.binaries))
-            conninfo = postgres.create_database()
-        migrate.upgrade(conninfo)
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_serve(config, conninfo, announce))
+    """Run the server until SIGTERM or SIGINT; `announce` gets what to tell the person at the terminal.
+
+    Raises StartupError before it listens, OSError if it cannot listen.
+    """
+    with prepare(config) as prepared, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve(config, prepared.conninfo, announce))
 
 
 async def _serve(config: Config, conninfo: str, announce: Callable[[str], None]) -> None:
@@ -284,7 +278,8 @@ async def _serve(config: Config, conninfo: str, announce: Callable[[str], None])
 def _greeting(config: Config) -> str:
     lines = [f"Hearth serves {config.server_name} at {config.base_url}"]
     if config.registration.mode is RegistrationMode.CLOSED:
-        lines.append("Registration is closed: make the first account with `hearth create-user`.")
+        lines.append("Registration is closed. Make an account from a second terminal: hearth user create NAME --admin")
+        lines.append(f"Then log in with any Matrix client that takes {config.base_url} as its homeserver.")
     else:
         lines.append(f"Open a Matrix client, enter {config.base_url} as the homeserver, and register.")
     return "\n".join(lines)

@@ -5,6 +5,7 @@ Exit codes: 0 it is done, 1 it could not be done, 2 the command, the configurati
 
 import argparse
 import asyncio
+import errno
 import getpass
 import importlib
 import sys
@@ -93,8 +94,12 @@ def _serve(config: Config, _options: argparse.Namespace) -> int:
     logs.set_up(config.log)
     # Not imported above: the other commands need no web server.
     app = importlib.import_module("homeserver.app")
-    uvloop = importlib.import_module("uvloop")
-    uvloop.run(app.serve(config))
+    try:
+        app.serve(config, lambda text: print(text, flush=True))
+    except OSError as error:
+        if error.errno not in (errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EACCES):
+            raise
+        raise CommandError(f"The server cannot listen: {error.strerror}. Correct `listeners`.") from error
     return 0
 
 

@@ -1,10 +1,15 @@
 """The command line, run as an operator runs it."""
 
+import contextlib
+import json
 import os
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -178,3 +183,67 @@ def test_help_names_every_command(hearth: Hearth) -> None:
     answer = hearth("--help")
     assert answer.returncode == 0
     assert all(command in answer.stdout for command in ("serve", "check", "migrate", "user"))
+
+
+@contextlib.contextmanager
+def serving(directory: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A server from the command line, and what it printed until it said where it is."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "homeserver", "serve"],
+        cwd=directory,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        yield process, process.stdout.readline() + process.stdout.readline()
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_a_server_runs_says_what_to_do_next_and_stops(hearth: Hearth, directory: Path) -> None:
+    port = free_port()
+    (directory / "config.yaml").write_text(f"server_name: a.example\nlisteners: [{{port: {port}}}]\n", encoding="ascii")
+    with serving(directory) as (server, greeting):
+        assert f"http://localhost:{port}" in greeting
+        assert "hearth user create" in greeting
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/") as page:
+            assert page.status == 200
+        created = hearth("user", "create", "alice", "--password-stdin", stdin="correct horse\n")
+        assert created.stdout == "@alice:a.example can log in now.\n"
+        login = {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": "alice"}}
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/_matrix/client/v3/login",
+            data=json.dumps(login | {"password": "correct horse"}).encode(),
+            headers={"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request) as answer:  # noqa: S310  # our own server
+            assert json.load(answer)["user_id"] == "@alice:a.example"
+
+        second = hearth("serve")
+        assert (second.returncode, "Another process" in second.stderr) == (2, True)
+
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(timeout=30) == 0
+    assert hearth("check").returncode == 0
+
+
+def test_a_port_in_use_is_named(hearth: Hearth, directory: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        (directory / "config.yaml").write_text(
+            f"server_name: a.example\nlisteners: [{{port: {port}}}]\n", encoding="ascii"
+        )
+
+        answer = hearth("serve")
+
+    assert answer.returncode == 1
+    assert "The server cannot listen" in answer.stderr
+    assert "Traceback" not in answer.stderr
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        return int(unused.getsockname()[1])
