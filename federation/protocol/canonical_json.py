@@ -13,17 +13,16 @@ import orjson
 from federation.protocol.errors import InvalidInput
 
 MAX_DEPTH = 100
-"""How deeply objects and arrays may be nested in what arrives."""
+"""How deeply objects and arrays may be nested: far less than what can be encoded with more around it."""
 
 MAX_INTEGER = 2**53 - 1
 
-_ORJSON_DEPTH = 254
-"""How deeply nested a value orjson encodes before it refuses."""
 
+def loads(data: bytes | str, *, max_depth: int | None = MAX_DEPTH) -> Any:  # noqa: ANN401 - JSON
+    """The value of a JSON text that has no duplicate keys, no NaN or Infinity and no nesting beyond `max_depth`.
 
-def loads(data: bytes | str) -> Any:  # noqa: ANN401 - what JSON holds is for the caller to check
-    """The value of a JSON text that has no duplicate keys, no NaN or Infinity and no nesting beyond `MAX_DEPTH`.
-
+    None, for no limit but the parser's own, is for bodies that carry events or EDUs of many servers, of which one that
+    is nested too deeply must not spoil the others: `event_format` and `edu` hold each to `MAX_DEPTH`.
     Raises InvalidInput: M_NOT_JSON for what is no JSON in UTF-8, M_BAD_JSON for JSON that is refused.
     """
     try:
@@ -31,15 +30,16 @@ def loads(data: bytes | str) -> Any:  # noqa: ANN401 - what JSON holds is for th
         value = orjson.loads(raw)
     except ValueError as error:
         raise InvalidInput(f"Not valid JSON: {error}", "M_NOT_JSON") from None
-    # Most senders write compact JSON. Written again in the same order it is the same bytes, unless a key was lost.
-    if _encode_shallow(value, raw) != raw:
+    if max_depth is not None:
+        check_depth(value, raw, max_depth)
+    if not _is_compact(value, raw):
         _refuse_duplicate_keys(raw)
     return value
 
 
-def loads_object(data: bytes | str) -> dict[str, Any]:
+def loads_object(data: bytes | str, *, max_depth: int | None = MAX_DEPTH) -> dict[str, Any]:
     """As `loads`, for a text that must hold an object."""
-    value = loads(data)
+    value = loads(data, max_depth=max_depth)
     if not isinstance(value, dict):
         raise InvalidInput("A JSON object is needed", "M_BAD_JSON")
     return value
@@ -59,6 +59,24 @@ def encode_checked(value: object) -> bytes:
         return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
     except orjson.JSONEncodeError:
         return _encode_slowly(value)  # deeper than orjson goes, an integer beyond 64 bits, or what has no such form
+
+
+def check_depth(value: object, encoded: bytes, max_depth: int = MAX_DEPTH) -> None:
+    """Raise M_BAD_JSON if a parsed value is nested beyond `max_depth`; `encoded` is any JSON text of it."""
+    if encoded.count(b"[") + encoded.count(b"{") <= max_depth:
+        return  # the usual case, at the cost of two scans
+    level = [value]
+    for _ in range(max_depth):
+        level = [
+            member
+            for item in level
+            if isinstance(item, dict | list)
+            for member in (item.values() if isinstance(item, dict) else item)
+            if isinstance(member, dict | list)
+        ]
+        if not level:
+            return
+    raise InvalidInput(f"JSON is nested deeper than {max_depth}", "M_BAD_JSON")
 
 
 def check_strict(value: object) -> None:
@@ -98,26 +116,22 @@ def _holds_float(value: object) -> bool:
     return False
 
 
-def _encode_shallow(value: object, raw: bytes) -> bytes:
-    """Compact JSON of a value just read from `raw`; raises M_BAD_JSON if it is nested beyond `MAX_DEPTH`."""
-    padding = 0
-    if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH:
-        # It may be too deep: nested further by the difference, orjson's own limit falls where ours is.
-        padding = _ORJSON_DEPTH - MAX_DEPTH
-        for _ in range(padding):
-            value = [value]
+def _is_compact(value: object, raw: bytes) -> bool:
+    """Whether a value just read from `raw` becomes the same bytes when it is written again in the order it has.
+
+    So it does if the sender wrote compact JSON, as most do, and not if a duplicate key was lost on the way.
+    """
     try:
-        encoded = orjson.dumps(value)
-    except orjson.JSONEncodeError:
-        raise InvalidInput(f"JSON is nested deeper than {MAX_DEPTH}", "M_BAD_JSON") from None
-    return encoded[padding : len(encoded) - padding]
+        return orjson.dumps(value) == raw
+    except orjson.JSONEncodeError:  # deeper than orjson writes
+        return False
 
 
 def _refuse_duplicate_keys(raw: bytes) -> None:
     try:
         json.loads(raw, object_pairs_hook=_unique_pairs, parse_int=len, parse_float=len)
-    except RecursionError:  # an object that a later duplicate of its key replaced
-        raise InvalidInput(f"JSON is nested deeper than {MAX_DEPTH}", "M_BAD_JSON") from None
+    except RecursionError:
+        raise InvalidInput("JSON is nested too deeply", "M_BAD_JSON") from None
 
 
 def _unique_pairs(pairs: list[tuple[str, Any]]) -> None:

@@ -6,8 +6,9 @@ many. Whether the user is in the room is for the receiver to check.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, TypeGuard
+from typing import Literal, TypeGuard
 
+from federation.protocol.canonical_json import check_depth, encode
 from federation.protocol.errors import InvalidInput
 from federation.protocol.identifiers import (
     fits,
@@ -114,13 +115,14 @@ EDU = Typing | Presence | Receipts | DeviceListUpdate | SigningKeyUpdate | Direc
 def parse(json: object, origin: ServerName) -> EDU | None:
     """The EDU that this JSON from `origin` is; None for a kind that we do not know.
 
-    Raises InvalidInput for a known kind that is malformed or speaks for a user of another server.
+    Raises InvalidInput for a known kind that is malformed, nested too deeply or speaks for a user of another server.
     """
     if not isinstance(json, dict):
         raise InvalidInput("An EDU is an object", "M_BAD_JSON")
     content = json.get("content")
     if not isinstance(content, dict):
         raise InvalidInput("The content of an EDU is an object", "M_BAD_JSON")
+    check_depth(content, encode(content))
     match json.get("edu_type"):
         case "m.typing":
             return _parse_typing(content, origin)
@@ -200,8 +202,9 @@ def _receipt(room_id: RoomID, receipt_type: str, user_id: UserID, receipt: JsonO
 def _parse_device_list_update(content: JsonObject, origin: ServerName) -> DeviceListUpdate:
     user_id = _user_of(origin, content.get("user_id"))
     device_id, stream_id = content.get("device_id"), _int64(content.get("stream_id"))
-    prev_ids = [_int64(prev_id) for prev_id in _list(content.get("prev_id"))]
-    known_prev_ids = tuple(prev_id for prev_id in prev_ids if prev_id is not None)
+    prev_id = content.get("prev_id") or []
+    prev_ids = [_int64(item) for item in prev_id] if isinstance(prev_id, list) else [None]
+    known_prev_ids = tuple(item for item in prev_ids if item is not None)
     if not is_device_id(device_id) or stream_id is None or len(known_prev_ids) != len(prev_ids):
         raise InvalidInput("m.device_list_update needs a device_id, stream_id and prev_id", "M_BAD_JSON")
     keys, display_name = _key_object(content.get("keys"), user_id), content.get("device_display_name")
@@ -268,10 +271,3 @@ def _is_name(value: object) -> TypeGuard[str]:
 
 def _int64(value: object) -> int | None:
     return value if type(value) is int and -_MAX_INT64 <= value <= _MAX_INT64 else None
-
-
-def _list(value: object) -> list[Any]:
-    """The array; an absent or null one is empty, and what is none is an array of it, which no check accepts."""
-    if value is None:
-        return []
-    return value if isinstance(value, list) else [value]

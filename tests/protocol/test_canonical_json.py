@@ -172,6 +172,24 @@ def test_nesting_is_limited(opening: bytes) -> None:
     assert raised.value.errcode == "M_BAD_JSON"
 
 
+def test_bodies_that_carry_events_may_be_nested_more_than_each_event() -> None:
+    data = b'{"pdus":[' + b"[" * 400 + b"]" * 400 + b"]}"
+
+    assert list(canonical_json.loads(data, max_depth=None)) == ["pdus"]
+    assert canonical_json.loads_object(data, max_depth=402)
+    with pytest.raises(InvalidInput, match="nested"):
+        canonical_json.loads_object(data, max_depth=401)
+    with pytest.raises(InvalidInput, match="twice"):
+        canonical_json.loads(data[:-1] + b',"pdus":[]}', max_depth=None)
+
+
+def test_what_is_nested_too_deeply_for_our_stack_is_refused() -> None:
+    with pytest.raises(InvalidInput) as raised:
+        canonical_json.loads(b"[" * 1020 + b"]" * 1020, max_depth=None)
+
+    assert raised.value.errcode == "M_BAD_JSON"
+
+
 def test_width_is_not_limited() -> None:
     data = json.dumps([{"a": []} for _ in range(1000)], separators=(",", ":"))
 
