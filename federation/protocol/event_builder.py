@@ -41,7 +41,8 @@ def build(
     """The draft as an event of ours, hashed and signed. `event_id_localpart` is for room versions 1 and 2 alone.
 
     Raises TooLarge (M_TOO_LARGE) for what exceeds a size limit and InvalidInput (M_BAD_JSON) for content that no
-    event of this version can have. The caller promises valid IDs, at most 20 `prev_events` and 10 `auth_events`.
+    event of this version can have. The caller promises valid IDs, at most 20 `prev_events` and 10 `auth_events`, and
+    not to change the draft's content afterwards, which is the event's.
     """
     _check(draft, rules)
     json = _unsigned_event(draft, rules, placement)
@@ -53,6 +54,7 @@ def build(
     signed = to_bytes(redact(json, rules))
     json["signatures"] = {server_name: {signing_key.key_id: signing_key.sign(signed)}}
     canonical = to_bytes(json)
+    canonical_json.check_depth(json, canonical)
     if len(canonical) > event_format.MAX_EVENT_BYTES:
         raise TooLarge(f"The event has {len(canonical)} bytes, more than {event_format.MAX_EVENT_BYTES}")
     if rules.event_id_format == "server":

@@ -2,8 +2,9 @@
 
 The whole event is checked against its room version, once, whichever way it came. What is no event of its version is
 dropped. Beyond the letter of the specification the door refuses what could not be kept or would poison a reader: NUL
-in types and state keys, negative depths, numbers that fit no 64 bits, memberships of what is no user ID, the same event
-cited twice in `auth_events` (which the rule on duplicate entries would reject in any case).
+in types and state keys, negative depths, numbers that fit no 64 bits, memberships of what is no user ID, nesting beyond
+`canonical_json.MAX_DEPTH`, the same event cited twice in `auth_events` (which the rule on duplicate entries would reject
+in any case).
 """
 
 from typing import Any
@@ -36,13 +37,14 @@ def parse(json: JsonObject, rules: RoomVersionRules) -> PDU:
     try:
         if rules.strict_canonical_json:
             canonical_json.check_strict(json)
-            size = len(canonical_json.encode_checked(json))
+            canonical = canonical_json.encode_checked(json)
         else:
-            size = len(canonical_json.encode(json))
+            canonical = canonical_json.encode(json)
+        canonical_json.check_depth(json, canonical)
     except InvalidInput as error:
         raise InvalidEvent(error.message) from None
-    if size > MAX_EVENT_BYTES:
-        raise InvalidEvent(f"The event has {size} bytes, more than {MAX_EVENT_BYTES}")
+    if len(canonical) > MAX_EVENT_BYTES:
+        raise InvalidEvent(f"The event has {len(canonical)} bytes, more than {MAX_EVENT_BYTES}")
     _check_hashes_and_signatures(json)
     sender = json.get("sender")
     if not is_user_id(sender):
@@ -74,27 +76,44 @@ def parse(json: JsonObject, rules: RoomVersionRules) -> PDU:
 
 
 def from_stored(canonical: bytes, event_id: EventID, room_id: RoomID, rules: RoomVersionRules) -> VerifiedPDU:
-    """An event of which we stored `canonical` after it was verified; nothing is checked again."""
-    json: JsonObject = orjson.loads(canonical)
-    prev_events, auth_events = json["prev_events"], json["auth_events"]
-    if rules.references_carry_hashes:
-        prev_events, auth_events = [pair[0] for pair in prev_events], [pair[0] for pair in auth_events]
-    return VerifiedPDU(
-        event_id=event_id,
-        room_id=room_id,
-        type=json["type"],
-        sender=json["sender"],
-        state_key=json.get("state_key"),
-        content=json["content"],
-        prev_event_ids=tuple(dict.fromkeys(prev_events)),
-        auth_event_ids=tuple(auth_events),
-        depth=json["depth"],
-        origin_server_ts=json["origin_server_ts"],
-        redacts=redacts_of(json, rules),
-        rules=rules,
-        json=json,
-        canonical=canonical,
-    )
+    """An event of which we stored `canonical` after it was verified: nothing of that is checked again.
+
+    Raises InvalidEvent for what is so malformed that its reader would stumble, whoever put it into the database.
+    """
+    try:
+        json: JsonObject = orjson.loads(canonical)
+        prev_events, auth_events = json["prev_events"], json["auth_events"]
+        if rules.references_carry_hashes:
+            prev_events, auth_events = [pair[0] for pair in prev_events], [pair[0] for pair in auth_events]
+        pdu = VerifiedPDU(
+            event_id=event_id,
+            room_id=room_id,
+            type=json["type"],
+            sender=json["sender"],
+            state_key=json.get("state_key"),
+            content=json["content"],
+            prev_event_ids=tuple(dict.fromkeys(prev_events)),
+            auth_event_ids=tuple(auth_events),
+            depth=json["depth"],
+            origin_server_ts=json["origin_server_ts"],
+            redacts=redacts_of(json, rules),
+            rules=rules,
+            json=json,
+            canonical=canonical,
+        )
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise InvalidEvent(f"The stored event {event_id} is none: {error}") from None
+    _check_stored(pdu)
+    return pdu
+
+
+def _check_stored(pdu: VerifiedPDU) -> None:
+    texts = [pdu.type, pdu.sender, *pdu.prev_event_ids, *pdu.auth_event_ids]
+    if pdu.state_key is not None:
+        texts.append(pdu.state_key)
+    numbers = {type(pdu.depth), type(pdu.origin_server_ts)}
+    if set(map(type, texts)) != {str} or type(pdu.content) is not dict or numbers != {int}:
+        raise InvalidEvent(f"The stored event {pdu.event_id} has members of wrong types")
 
 
 def strip_unsigned(json: JsonObject) -> JsonObject:

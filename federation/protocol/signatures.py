@@ -131,7 +131,10 @@ def required_signers(pdu: PDU) -> set[ServerName]:
 
 
 def required_keys(pdu: PDU) -> set[tuple[ServerName, KeyID]]:
-    """The keys that may be needed to verify the event: what a key ring has to be asked for."""
+    """The keys that may be needed to verify the event: what a key ring has to be asked for.
+
+    Raises as `required_signers` does.
+    """
     signatures = pdu.json["signatures"]
     return {
         (server_name, key_id)

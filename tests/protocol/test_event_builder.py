@@ -107,6 +107,16 @@ def build(draft: Draft, version: str = "11") -> VerifiedPDU:
     )
 
 
+def test_an_event_is_nested_100_times_at_most() -> None:
+    content: JsonObject = {}
+    for _ in range(98):
+        content = {"a": content}
+
+    build(a_draft(content=content))
+    with pytest.raises(InvalidInput, match="nested"):
+        build(a_draft(content={"a": content}))
+
+
 def test_the_time_is_that_of_building_unless_the_draft_has_one() -> None:
     assert build(a_draft()).origin_server_ts == NOW
     assert build(a_draft(ts=0)).json["origin_server_ts"] == 0

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from federation.protocol import event_format
+from federation.protocol import canonical_json, event_format
 from federation.protocol.errors import InvalidEvent
 from federation.protocol.room_versions import get_rules
 from federation.protocol.types import EventID, JsonObject
@@ -267,6 +267,42 @@ def test_what_was_stored_comes_back_as_it_was(version: str) -> None:
 
         for name in type(event).__dataclass_fields__:
             assert getattr(stored, name) == getattr(event, name), name
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_an_event_is_nested_100_times_at_most(version: str) -> None:
+    content: JsonObject = {}
+    for _ in range(98):
+        content = {"a": content}
+
+    event_format.parse(an_event(version, content=content), get_rules(version))
+    check_is_dropped(an_event(version, content={"a": content}), version, "nested")
+    for _ in range(5000):
+        content = {"a": content}
+    check_is_dropped(an_event(version, content=content), version)
+
+
+@pytest.mark.parametrize("version", ["1", "11"])
+@pytest.mark.parametrize(
+    "key", ["type", "sender", "content", "prev_events", "auth_events", "depth", "origin_server_ts"]
+)
+def test_a_hostile_stored_event_is_refused_and_nothing_worse(version: str, key: str) -> None:
+    event = a_signed_event(version, type="m.room.redaction")
+    hostile: list[object] = [None, True, 1.5, [[]], {"a": 1}, {}, [1], [{}], [None], "x", 1]
+    stored: list[object] = [an_event(version, **{key: value}) for value in [MISSING, *hostile]]
+
+    for json in [*stored, *hostile, an_event(version, state_key=1)]:
+        with contextlib.suppress(InvalidEvent):
+            pdu = event_format.from_stored(canonical_json.encode(json), event.event_id, event.room_id, event.rules)
+
+            texts = [pdu.type, pdu.sender, pdu.state_key or "", *pdu.prev_event_ids, *pdu.auth_event_ids]
+            assert all(isinstance(text, str) for text in texts)
+            assert isinstance(pdu.content, dict)
+            assert [type(pdu.depth), type(pdu.origin_server_ts)] == [int, int]
+    with pytest.raises(InvalidEvent):
+        event_format.from_stored(b"{", event.event_id, event.room_id, event.rules)
+    with pytest.raises(InvalidEvent):
+        event_format.from_stored(canonical_json.encode(stored[0]), event.event_id, event.room_id, event.rules)
 
 
 @st.composite
