@@ -219,8 +219,7 @@ def error_response(error: MatrixError) -> web.Response:
     retry_after_ms = error.fields.get("retry_after_ms")
     if retry_after_ms is not None and isinstance(error, LimitExceeded | Unavailable):
         headers["Retry-After"] = str(-(-retry_after_ms // 1000))
-    body = {"errcode": error.errcode, "error": error.message, **error.fields}
-    return json_response(body, error.http_status, headers)
+    return json_response(error.body(), error.http_status, headers)
 
 
 async def respond(router: Router, request: web.BaseRequest) -> web.StreamResponse:

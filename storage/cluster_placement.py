@@ -4,6 +4,7 @@ It lives in `postgresql/` of the data directory. As root, PostgreSQL runs as ano
 directory above is closed to others (a checkout below /root), `postgresql` is a symbolic link to a directory that we
 make in /var/lib/hearth. Permissions of directories that are not ours are never widened.
 
+    socket-directory    names the socket's directory, for commands that join a running server
     owner.lock          held (flock) by the process that owns the cluster
     cluster/            PostgreSQL's data; belongs to the user that PostgreSQL runs as
     socket/             the unix socket, unless the path is too long for one
@@ -17,6 +18,7 @@ import os
 import shutil
 import stat
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -24,28 +26,42 @@ from typing import Self
 from storage import cluster_settings, postgres_binaries
 from storage.postgres_binaries import EmbeddedPostgresError, SystemUser
 
+DATA_LOCK = "postgresql.lock"
+_SOCKET_FILE = "socket-directory"
 _LONGEST_SOCKET_PATH = 107  # bytes; the kernel's limit less the closing zero
+
+
+class ClusterInUseError(EmbeddedPostgresError):
+    """Another process owns the cluster."""
 
 
 class OwnerLock:
     """An exclusive lock on a file; the system lets it go when its last holder dies, however that happens."""
 
-    def __init__(self, path: Path) -> None:
-        """Take the lock; raises EmbeddedPostgresError if another process has it."""
+    def __init__(self, path: Path, *, patience_seconds: float = 1.0) -> None:
+        """Take the lock; raises ClusterInUseError if another process keeps it for longer than a look takes."""
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            owner = os.pread(self._file, 20, 0).decode("ascii", "replace").strip() or "unknown"
-            os.close(self._file)
-            raise EmbeddedPostgresError(
-                f"Another process (pid {owner}) runs on {path.parent}. Stop it first, or use another data directory."
-            ) from None
+        deadline = time.monotonic() + patience_seconds
+        while not self._try():
+            if time.monotonic() > deadline:
+                owner = os.pread(self._file, 20, 0).decode("ascii", "replace").strip() or "unknown"
+                os.close(self._file)
+                raise ClusterInUseError(
+                    f"Another process (pid {owner}) runs on {path.parent}. Stop it, or use another data directory."
+                )
+            time.sleep(0.05)
         os.ftruncate(self._file, 0)
         os.pwrite(self._file, f"{os.getpid()}\n".encode(), 0)
         if os.geteuid() == 0:  # an ordinary user who owns the directory may run it next
             owner_of_directory = path.parent.stat()
             os.fchown(self._file, owner_of_directory.st_uid, owner_of_directory.st_gid)
+
+    def _try(self) -> bool:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
 
     def release(self) -> None:
         """Let another process become the owner."""
@@ -115,6 +131,7 @@ class ClusterPlace:
             identity = hashlib.sha256(os.fsencode(self.home)).hexdigest()[:16]
             directory = _runtime_directory() / f"hearth-{identity}"
         self.make_private(directory)
+        self.write_readable(_SOCKET_FILE, f"{directory}\n")
         return directory
 
     def write_readable(self, name: str, text: str) -> Path:
@@ -124,6 +141,24 @@ class ClusterPlace:
             file.write(text)
             os.fchmod(file.fileno(), 0o644)
         return Path(scratch).replace(self.home / name)
+
+
+def find_running_socket(data_directory: Path) -> Path | None:
+    """The socket's directory if another process owns this data directory's cluster at the moment.
+
+    Raises ClusterInUseError if that process has not come so far yet.
+    """
+    lock = data_directory / DATA_LOCK
+    if not lock.exists():
+        return None
+    try:
+        OwnerLock(lock, patience_seconds=0).release()
+    except ClusterInUseError:
+        try:
+            return Path((data_directory / "postgresql" / _SOCKET_FILE).read_text(encoding="utf-8").strip())
+        except FileNotFoundError:
+            raise ClusterInUseError(f"The server on {data_directory} is just starting. Try again.") from None
+    return None
 
 
 def _make_home(link: Path, user: SystemUser) -> Path:

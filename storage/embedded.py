@@ -27,7 +27,7 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from storage import cluster_processes, cluster_settings, postgres_binaries
-from storage.cluster_placement import ClusterPlace, OwnerLock
+from storage.cluster_placement import DATA_LOCK, ClusterPlace, OwnerLock, find_running_socket
 from storage.cluster_settings import ClusterSettings
 from storage.postgres_binaries import EmbeddedPostgresError as EmbeddedPostgresError
 from storage.postgres_binaries import PostgresBinaries
@@ -59,6 +59,17 @@ class _Running:
         except BrokenPipeError:
             pass  # it was killed
         self.guard.wait()
+
+
+def find_running(data_directory: Path) -> str | None:
+    """The conninfo of the server's database if a server runs on this data directory, in another process."""
+    socket_directory = find_running_socket(data_directory.absolute())
+    return None if socket_directory is None else _make_conninfo(socket_directory, DEFAULT_DATABASE)
+
+
+def has_cluster(data_directory: Path) -> bool:
+    """Whether a server has run on this data directory with a PostgreSQL of its own."""
+    return (data_directory / "postgresql" / "cluster").exists()
 
 
 class EmbeddedPostgres:
@@ -137,12 +148,7 @@ class EmbeddedPostgres:
 
     def conninfo(self, database: str = DEFAULT_DATABASE) -> str:
         """How libpq, and so psycopg, connects to a database of the cluster as the server's role."""
-        return make_conninfo(
-            host=str(self._started_socket_directory()),
-            port=str(cluster_settings.PORT),
-            user=cluster_settings.OWNER,
-            dbname=database,
-        )
+        return _make_conninfo(self._started_socket_directory(), database)
 
     def create_database(self, name: str = DEFAULT_DATABASE, *, template: str | None = None) -> str:
         """Make the database unless it exists; returns its conninfo."""
@@ -155,7 +161,7 @@ class EmbeddedPostgres:
 
     def _become_owner(self) -> None:
         self._data_directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._locks.append(OwnerLock(self._data_directory / "postgresql.lock"))
+        self._locks.append(OwnerLock(self._data_directory / DATA_LOCK))
         self._place = ClusterPlace.find(self._data_directory)
         # A copied data directory may hold a link to another one's cluster.
         self._locks.append(OwnerLock(self._place.home / "owner.lock"))
@@ -254,6 +260,16 @@ class EmbeddedPostgres:
         self._socket_directory = None
         while self._locks:
             self._locks.pop().release()
+
+
+def _make_conninfo(socket_directory: Path, database: str) -> str:
+    return make_conninfo(
+        host=str(socket_directory),
+        port=str(cluster_settings.PORT),
+        user=cluster_settings.OWNER,
+        dbname=database,
+        connect_timeout="10",
+    )
 
 
 def _initialise(place: ClusterPlace, binaries: PostgresBinaries, *, sync: bool) -> None:

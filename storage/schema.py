@@ -302,3 +302,65 @@ registration_tokens = Table(
     Column("used", Integer, nullable=False, server_default=text("0")),
     comment="What lets people register where registration is by token.",
 )
+
+# --- what users keep: account data, filters, receipts, profiles ------------------------------------------------
+
+account_data = Table(
+    "account_data",
+    metadata,
+    Column("position", BigInteger, nullable=False),
+    Column("room", Integer, nullable=False, comment="0 for data of no room."),
+    Column("user_id", Text, nullable=False),
+    Column("type", Text, nullable=False),
+    Column("content", LargeBinary, nullable=False, comment="A JSON object; empty where the data was deleted."),
+    PrimaryKeyConstraint("user_id", "room", "type"),
+    Index("account_data_position_idx", "position"),
+    Index("account_data_user_id_position_idx", "user_id", "position"),
+    comment="Of `m.push_rules` only what differs from the default rules is stored.",
+)
+
+filters = Table(
+    "filters",
+    metadata,
+    Column("filter", Integer, nullable=False),
+    Column("user_id", Text, nullable=False),
+    Column("json", LargeBinary, nullable=False),
+    PrimaryKeyConstraint("user_id", "filter"),
+    comment="Stored filters, numbered for each user. The same filter is stored once.",
+)
+
+receipts = Table(
+    "receipts",
+    metadata,
+    Column("position", BigInteger, nullable=False),
+    Column("event", BigInteger, nullable=False, comment="The event's position; 0 where we do not hold it."),
+    Column("ts", BigInteger, nullable=False),
+    Column("room", Integer, ForeignKey("rooms.room"), nullable=False),
+    Column("user_id", Text, nullable=False),
+    Column("receipt_type", Text, nullable=False),
+    Column("thread", Text, nullable=False, comment="A thread's root, 'main', or '' for a receipt without a thread."),
+    Column("event_id", Text, nullable=False),
+    PrimaryKeyConstraint("room", "user_id", "receipt_type", "thread"),
+    Index("receipts_position_idx", "position"),
+    Index("receipts_room_position_idx", "room", "position"),
+    comment="The newest receipt of each user, type and thread, of users of any server.",
+)
+
+profiles = Table(
+    "profiles",
+    metadata,
+    Column("user_id", Text, primary_key=True),
+    Column("fields", LargeBinary, nullable=False),
+    comment="Profiles of local users as JSON objects.",
+)
+
+presence = Table(
+    "presence",
+    metadata,
+    Column("last_active_ts", BigInteger, nullable=False),
+    Column("user_id", Text, primary_key=True),
+    Column("state", Text, nullable=False),
+    Column("status_msg", Text),
+    prefixes=["UNLOGGED"],
+    comment="The presence that local users last had; lost in a crash.",
+)

@@ -16,6 +16,7 @@ class StoredSession:
 
     session: int
     previous: int | None
+    created_ts: int
     expires_ts: int | None
     device: int
     device_id: DeviceID
@@ -28,7 +29,7 @@ class StoredSession:
 
 
 _SELECT = (
-    "select session, previous, expires_ts, device, device_id, user_id, deactivated_ts is not null, is_locked,"
+    "select session, previous, sessions.created_ts, expires_ts, device, device_id, user_id, deactivated_ts is not null, is_locked,"
     " is_suspended, is_admin, is_guest from sessions join devices using (device) join users using (user_id)"
 )
 
@@ -37,15 +38,16 @@ def _session(row: Row) -> StoredSession:
     return StoredSession(
         session=row[0],
         previous=row[1],
-        expires_ts=row[2],
-        device=row[3],
-        device_id=row[4],
-        user_id=row[5],
-        is_deactivated=row[6],
-        is_locked=row[7],
-        is_suspended=row[8],
-        is_admin=row[9],
-        is_guest=row[10],
+        created_ts=row[2],
+        expires_ts=row[3],
+        device=row[4],
+        device_id=row[5],
+        user_id=row[6],
+        is_deactivated=row[7],
+        is_locked=row[8],
+        is_suspended=row[9],
+        is_admin=row[10],
+        is_guest=row[11],
     )
 
 

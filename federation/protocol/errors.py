@@ -21,6 +21,10 @@ class MatrixError(Exception):
         self.fields = dict(fields or {})
         """Further members of the error's JSON object, such as `retry_after_ms`."""
 
+    def body(self) -> dict[str, Any]:
+        """The error's JSON object."""
+        return {"errcode": self.errcode, "error": self.message, **self.fields}
+
 
 class InvalidInput(MatrixError):
     """What was sent is malformed or means nothing: 400 unless a section says otherwise."""

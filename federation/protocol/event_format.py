@@ -3,8 +3,8 @@
 The whole event is checked against its room version, once, whichever way it came. What is no event of its version is
 dropped. Beyond the letter of the specification the door refuses what could not be kept or would poison a reader: NUL
 in types and state keys, negative depths, numbers that fit no 64 bits, memberships of what is no user ID, nesting beyond
-`canonical_json.MAX_DEPTH`, the same event cited twice in `auth_events` (which the rule on duplicate entries would reject
-in any case).
+`canonical_json.MAX_DEPTH`, the same event cited twice in `auth_events` (which the authorisation rules would reject in
+any case).
 """
 
 from typing import Any

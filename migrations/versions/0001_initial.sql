@@ -1,5 +1,33 @@
 -- Written by `make initial-migration` from storage/schema.py.
 
+CREATE TABLE account_data (
+	position BIGINT NOT NULL,
+	room INTEGER NOT NULL,
+	user_id TEXT NOT NULL,
+	type TEXT NOT NULL,
+	content BYTEA NOT NULL,
+	CONSTRAINT account_data_pkey PRIMARY KEY (user_id, room, type)
+);
+
+CREATE INDEX account_data_position_idx ON account_data (position);
+
+CREATE INDEX account_data_user_id_position_idx ON account_data (user_id, position);
+
+COMMENT ON TABLE account_data IS 'Of `m.push_rules` only what differs from the default rules is stored.';
+
+COMMENT ON COLUMN account_data.room IS '0 for data of no room.';
+
+COMMENT ON COLUMN account_data.content IS 'A JSON object; empty where the data was deleted.';
+
+CREATE TABLE filters (
+	filter INTEGER NOT NULL,
+	user_id TEXT NOT NULL,
+	json BYTEA NOT NULL,
+	CONSTRAINT filters_pkey PRIMARY KEY (user_id, filter)
+);
+
+COMMENT ON TABLE filters IS 'Stored filters, numbered for each user. The same filter is stored once.';
+
 CREATE TABLE interactive_auth_sessions (
 	session_hash BYTEA NOT NULL,
 	expires_ts BIGINT NOT NULL,
@@ -38,6 +66,24 @@ CREATE TABLE log_head (
 );
 
 COMMENT ON TABLE log_head IS 'One row: the newest position. Its row lock is the log''s lock: who holds it appends.';
+
+CREATE UNLOGGED TABLE presence (
+	last_active_ts BIGINT NOT NULL,
+	user_id TEXT NOT NULL,
+	state TEXT NOT NULL,
+	status_msg TEXT,
+	CONSTRAINT presence_pkey PRIMARY KEY (user_id)
+);
+
+COMMENT ON TABLE presence IS 'The presence that local users last had; lost in a crash.';
+
+CREATE TABLE profiles (
+	user_id TEXT NOT NULL,
+	fields BYTEA NOT NULL,
+	CONSTRAINT profiles_pkey PRIMARY KEY (user_id)
+);
+
+COMMENT ON TABLE profiles IS 'Profiles of local users as JSON objects.';
 
 CREATE TABLE registration_tokens (
 	token TEXT NOT NULL,
@@ -205,6 +251,29 @@ CREATE TABLE read_marks (
 );
 
 COMMENT ON TABLE read_marks IS 'Up to where a local user has read: a thread''s root, ''main'', or '''' for the room regardless of threads.';
+
+CREATE TABLE receipts (
+	position BIGINT NOT NULL,
+	event BIGINT NOT NULL,
+	ts BIGINT NOT NULL,
+	room INTEGER NOT NULL,
+	user_id TEXT NOT NULL,
+	receipt_type TEXT NOT NULL,
+	thread TEXT NOT NULL,
+	event_id TEXT NOT NULL,
+	CONSTRAINT receipts_pkey PRIMARY KEY (room, user_id, receipt_type, thread),
+	CONSTRAINT receipts_room_fkey FOREIGN KEY(room) REFERENCES rooms (room)
+);
+
+CREATE INDEX receipts_position_idx ON receipts (position);
+
+CREATE INDEX receipts_room_position_idx ON receipts (room, position);
+
+COMMENT ON TABLE receipts IS 'The newest receipt of each user, type and thread, of users of any server.';
+
+COMMENT ON COLUMN receipts.event IS 'The event''s position; 0 where we do not hold it.';
+
+COMMENT ON COLUMN receipts.thread IS 'A thread''s root, ''main'', or '''' for a receipt without a thread.';
 
 CREATE TABLE room_lines (
 	room INTEGER NOT NULL,

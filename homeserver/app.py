@@ -1,0 +1,285 @@
+"""The whole server: every object built in one place from arguments, in dependency order, and its life.
+
+`Application` is one process's server on a migrated database; `serve` is what the command runs.
+"""
+
+import asyncio
+import dataclasses
+import logging
+import signal
+import ssl
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
+
+import uvloop
+from aiohttp import web
+
+from federation.protocol.types import ServerName, UserID
+from federation.web import Route, Router, respond
+from homeserver import config as settings
+from homeserver.client_api import interactive_auth as uia
+from homeserver.client_api import routes
+from homeserver.client_api.accounts import AccountsAPI, RegistrationPolicy
+from homeserver.client_api.auth_stages import DummyStage, PasswordStage, Policy, RegistrationTokenStage, TermsStage
+from homeserver.client_api.authentication import TokenAuthenticator
+from homeserver.client_api.device_management import DeviceManagementAPI
+from homeserver.client_api.discovery import DiscoveryAPI, ServerDescription
+from homeserver.client_api.interactive_auth import InteractiveAuth
+from homeserver.client_api.login import LoginAPI
+from homeserver.client_api.pages import PagesAPI
+from homeserver.client_api.routing import build_routes
+from homeserver.config import API, Config, RegistrationMode
+from homeserver.services.accounts import AccountService
+from homeserver.services.device_activity import DeviceActivity
+from homeserver.services.passwords import Passwords
+from homeserver.services.rate_limits import Limit, RateLimits
+from homeserver.services.sessions import Lifetimes, SessionService
+from homeserver.startup import prepare
+from storage.database import Database
+from storage.invalidations import Invalidated
+from storage.log import Change, Log
+from storage.tail import Tail
+
+logger = logging.getLogger(__name__)
+
+KINDS: Sequence[type[Change]] = (Invalidated,)
+"""Every kind of change that the log may hold."""
+
+SHUTDOWN_SECONDS = 10
+UIA_SWEEP_SECONDS = 600
+
+
+class Application:
+    """One process's server. `start` returns when it answers; `stop` loses no answered write."""
+
+    def __init__(self, config: Config, conninfo: str) -> None:
+        self.config = config
+        self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Gets the exception of a background task that ended."""
+        self.ports: list[int] = []
+        """Of the listeners in their order, as bound."""
+        self._tasks: list[asyncio.Task[None]] = []
+        self._runners: list[web.ServerRunner] = []
+        self._build(conninfo)
+
+    def _build(self, conninfo: str) -> None:
+        """Every object, in dependency order."""
+        config, server_name = self.config, ServerName(self.config.server_name)
+
+        # storage
+        self.database = Database(conninfo, max_connections=config.database.max_connections)
+        self.tail = Tail(self.database, KINDS)
+        self.log = Log(self.database, self.tail.on_commit)
+
+        # services
+        self.rate_limits = _rate_limits(config.rate_limits)
+        passwords = Passwords(min_length=config.registration.minimum_password_length)
+        self.sessions = SessionService(
+            self.database,
+            self.log,
+            Lifetimes(
+                refreshable_ms=config.sessions.access_token_lifetime,
+                refresh_token_ms=config.sessions.refresh_token_lifetime,
+            ),
+        )
+        self.tail.add_view(self.sessions.on_change)
+        self.activity = DeviceActivity(self.database)
+        self.accounts = AccountService(
+            self.database,
+            self.sessions,
+            passwords,
+            self.rate_limits,
+            server_name=server_name,
+            leave_all_rooms=_leave_no_room,
+        )
+
+        # the client API
+        authenticator = TokenAuthenticator(self.sessions, self.activity, query_string_tokens=config.query_string_tokens)
+        self.interactive_auth = InteractiveAuth(
+            self.database,
+            {
+                uia.DUMMY: DummyStage(),
+                uia.PASSWORD: PasswordStage(self.accounts),
+                uia.REGISTRATION_TOKEN: RegistrationTokenStage(self.accounts),
+                uia.TERMS: TermsStage(_policies(config.registration)),
+            },
+        )
+        registration = _registration_policy(config.registration)
+        discovery = DiscoveryAPI(_description(config))
+        pages = PagesAPI(self.interactive_auth, server_name=server_name)
+        client_routes = [
+            *routes.discovery_routes(discovery),
+            *routes.login_routes(LoginAPI(self.accounts, self.sessions, base_url=config.public_base_url)),
+            *routes.account_routes(
+                AccountsAPI(self.accounts, self.sessions, passwords, self.interactive_auth, registration)
+            ),
+            *routes.device_routes(
+                DeviceManagementAPI(self.database, self.sessions, self.activity, self.interactive_auth)
+            ),
+        ]
+
+        # what each listener serves
+        self._routes: dict[API, list[Route]] = {
+            API.CLIENT: [
+                *build_routes(client_routes, authenticator, self.rate_limits.by_name()),
+                *routes.well_known_routes(discovery),
+                *routes.page_routes(pages),
+            ],
+            API.FEDERATION: [],
+            API.ADMIN: [],
+        }
+
+    async def start(self) -> None:
+        """Open the database, follow the log, listen."""
+        await self.database.open()
+        await self.tail.start()
+        self._run("log", self.log.run())
+        self._run("tail", self.tail.run())
+        self._run("device activity", self.activity.run())
+        self._run("interactive authentication", self._sweep())
+        for listener in self.config.listeners:
+            await self._listen(listener)
+
+    async def stop(self) -> None:
+        """Stop listening, finish what is under way, write what is pending, close."""
+        for runner in self._runners:
+            await runner.cleanup()
+        for task in self._tasks[1:]:
+            task.cancel()
+        await asyncio.gather(*self._tasks[1:], return_exceptions=True)
+        await self.activity.flush()
+        self._tasks[0].cancel()
+        await asyncio.gather(self._tasks[0], return_exceptions=True)
+        await self.log.close()
+        await self.database.close()
+        self.failed.cancel()
+
+    def _run(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+        """Own a background task for as long as the server lives; its end before that ends the server."""
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        task.add_done_callback(self._note_end)
+        self._tasks.append(task)
+
+    def _note_end(self, task: "asyncio.Task[None]") -> None:
+        if task.cancelled() or self.failed.done():
+            return
+        logger.critical("background task %r ended", task.get_name(), exc_info=task.exception())
+        self.failed.set_exception(task.exception() or RuntimeError(f"{task.get_name()} ended"))
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(UIA_SWEEP_SECONDS)
+            await self.interactive_auth.forget_expired()
+
+    async def _listen(self, listener: settings.Listener) -> None:
+        router = Router(route for api in listener.apis for route in self._routes[api])
+
+        async def handle(request: web.BaseRequest) -> web.StreamResponse:
+            if listener.behind_proxy:
+                request = _with_forwarded_address(request)
+            return await respond(router, request)
+
+        runner = web.ServerRunner(web.Server(handle, access_log=None), shutdown_timeout=SHUTDOWN_SECONDS)
+        await runner.setup()
+        self._runners.append(runner)
+        site = web.TCPSite(
+            runner, listener.address, listener.port, ssl_context=_ssl_context(listener), reuse_address=True
+        )
+        await site.start()
+        self.ports.append(runner.addresses[0][1])
+
+
+def _with_forwarded_address(request: web.BaseRequest) -> web.BaseRequest:
+    """The request as from the address that our own proxy added last."""
+    forwarded = request.headers.getall("X-Forwarded-For", [])
+    address = forwarded[-1].rpartition(",")[2].strip() if forwarded else ""
+    return request.clone(remote=address) if address else request
+
+
+def _ssl_context(listener: settings.Listener) -> ssl.SSLContext | None:
+    if listener.tls_certificate is None or listener.tls_key is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(listener.tls_certificate, listener.tls_key)
+    return context
+
+
+def _rate_limits(configured: settings.RateLimits) -> RateLimits:
+    limits = {
+        each.name: Limit(value.per_second, value.burst)
+        for each in dataclasses.fields(configured)
+        if isinstance(value := getattr(configured, each.name), settings.RateLimit)
+    }
+    return RateLimits(limits, enabled=configured.enabled)
+
+
+def _policies(configured: settings.Registration) -> list[Policy]:
+    return [
+        Policy(name=each.id, version=each.version, language=each.language, title=each.name, url=each.url)
+        for each in configured.terms
+    ]
+
+
+def _registration_policy(configured: settings.Registration) -> RegistrationPolicy:
+    terms = [uia.TERMS] if configured.terms else []
+    flows: dict[RegistrationMode, uia.Flows | None] = {
+        RegistrationMode.CLOSED: None,
+        RegistrationMode.OPEN: [terms or [uia.DUMMY]],
+        RegistrationMode.TOKEN: [[uia.REGISTRATION_TOKEN, *terms]],
+    }
+    return RegistrationPolicy(
+        flows=flows[configured.mode],
+        allows_guests=configured.allow_guests,
+        uses_tokens=configured.mode is RegistrationMode.TOKEN,
+    )
+
+
+def _description(config: Config) -> ServerDescription:
+    return ServerDescription(
+        base_url=config.base_url,
+        federation_server=config.federation.well_known_server,
+        default_room_version=config.default_room_version,
+        support_page=config.support.page,
+        support_email=config.support.email,
+        support_matrix_id=config.support.matrix_id,
+    )
+
+
+async def _leave_no_room(_user_id: UserID) -> None:
+    """For as long as there are no rooms."""
+
+
+def serve(config: Config, announce: Callable[[str], None]) -> None:
+    """Run the server until SIGTERM or SIGINT; `announce` gets what to tell the person at the terminal.
+
+    Raises StartupError before it listens, OSError if it cannot listen.
+    """
+    with prepare(config) as prepared, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve(config, prepared.conninfo, announce))
+
+
+async def _serve(config: Config, conninfo: str, announce: Callable[[str], None]) -> None:
+    asked_to_stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, asked_to_stop.set)
+    application = Application(config, conninfo)
+    await application.start()
+    try:
+        announce(_greeting(config))
+        application.failed.add_done_callback(lambda _: asked_to_stop.set())
+        await asked_to_stop.wait()
+        if application.failed.done():
+            application.failed.result()
+    finally:
+        await application.stop()
+
+
+def _greeting(config: Config) -> str:
+    lines = [f"Hearth serves {config.server_name} at {config.base_url}"]
+    if config.registration.mode is RegistrationMode.CLOSED:
+        lines.append("Registration is closed. Make an account from a second terminal: hearth user create NAME --admin")
+        lines.append(f"Then log in with any Matrix client that takes {config.base_url} as its homeserver.")
+    else:
+        lines.append(f"Open a Matrix client, enter {config.base_url} as the homeserver, and register.")
+    return "\n".join(lines)

@@ -1,0 +1,165 @@
+"""The command line, `hearth`.
+
+Exit codes: 0 it is done, 1 it could not be done, 2 the command, the configuration or the set-up is wrong.
+"""
+
+import argparse
+import asyncio
+import errno
+import getpass
+import importlib
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from federation.protocol.errors import MatrixError
+from federation.protocol.identifiers import check_localpart, check_server_name
+from homeserver import config_loading, logs, startup
+from homeserver.config import Config
+from homeserver.config_loading import ConfigurationError
+from homeserver.services.passwords import Passwords
+from homeserver.startup import StartupError
+from storage import accounts, migrate
+from storage.accounts import Account
+from storage.database import Database
+
+DEFAULT_FILE = Path("config.yaml")
+
+
+class CommandError(Exception):
+    """The command could not do what it was asked; the message says why."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    options = _parser().parse_args(arguments)
+    command: Callable[[Config, argparse.Namespace], int] = options.command
+    try:
+        return command(_load_config(options.config), options)
+    except ConfigurationError as error:
+        for mistake in error.mistakes:
+            _complain(mistake.describe(error.file))
+        return 2
+    except StartupError as error:
+        for complaint in error.complaints:
+            _complain(complaint)
+        return 2
+    except CommandError as error:
+        _complain(str(error))
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="hearth", description="A Matrix homeserver.")
+    file = argparse.ArgumentParser(add_help=False)
+    file.add_argument(
+        "-c",
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="settings (default: config.yaml if it is there, else a server named localhost in ./data)",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    serve = commands.add_parser("serve", parents=[file], help="run the server")
+    serve.set_defaults(command=_serve)
+
+    check = commands.add_parser("check", parents=[file], help="say everything that is wrong, each with its repair")
+    check.set_defaults(command=_check)
+
+    upgrade = commands.add_parser("migrate", parents=[file], help="bring the database's schema up to date")
+    upgrade.set_defaults(command=_migrate)
+
+    user = commands.add_parser("user", help="accounts").add_subparsers(required=True, metavar="COMMAND")
+    create = user.add_parser("create", parents=[file], help="make an account")
+    create.add_argument("name", help="the part of the user ID before the colon, without @")
+    create.add_argument("--admin", action="store_true", help="the account administers the server")
+    create.add_argument("--password-stdin", action="store_true", help="read the password from standard input")
+    create.set_defaults(command=_create_user)
+    return parser
+
+
+def _load_config(file: Path | None) -> Config:
+    if file is not None:
+        return config_loading.load(file)
+    if DEFAULT_FILE.exists():
+        return config_loading.load(DEFAULT_FILE)
+    return Config("localhost", data_directory=Path("data").absolute())
+
+
+def _serve(config: Config, _options: argparse.Namespace) -> int:
+    logs.set_up(config.log)
+    # Not imported above: the other commands need no web server.
+    app = importlib.import_module("homeserver.app")
+    try:
+        app.serve(config, lambda text: print(text, flush=True))
+    except OSError as error:
+        if error.errno not in (errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EACCES):
+            raise
+        raise CommandError(f"The server cannot listen: {error.strerror}. Correct `listeners`.") from error
+    return 0
+
+
+def _check(config: Config, _options: argparse.Namespace) -> int:
+    complaints = startup.list_complaints(config)
+    for complaint in complaints:
+        _complain(complaint)
+    if complaints:
+        return 2
+    print(f"Nothing is wrong with the server {config.server_name}.")
+    return 0
+
+
+def _migrate(config: Config, _options: argparse.Namespace) -> int:
+    with startup.prepare(config):
+        print(f"The database has the newest schema, {migrate.newest_revision()}.")
+    return 0
+
+
+def _create_user(config: Config, options: argparse.Namespace) -> int:
+    try:
+        user_id = check_localpart(options.name, check_server_name(config.server_name))
+        password = _read_password(from_stdin=options.password_stdin)
+        passwords = Passwords(min_length=config.registration.minimum_password_length)
+        passwords.check_new(password)
+    except MatrixError as error:
+        raise CommandError(error.message) from None
+
+    async def create(conninfo: str) -> bool:
+        database = Database(conninfo, max_connections=1)
+        await database.open()
+        try:
+            account = Account(
+                user_id=user_id,
+                password_hash=await passwords.hash(password),
+                created_ts=time.time_ns() // 1_000_000,
+                is_admin=options.admin,
+            )
+            async with database.transaction() as tx:
+                return await accounts.insert(tx, account)
+        finally:
+            await database.close()
+
+    with startup.join(config) as conninfo:
+        if not asyncio.run(create(conninfo)):
+            raise CommandError(f"There is an account {user_id} already, or there was one.")
+    print(f"{user_id} can log in now{' and administers the server' if options.admin else ''}.")
+    return 0
+
+
+def _read_password(*, from_stdin: bool) -> str:
+    if from_stdin:
+        return sys.stdin.readline().rstrip("\r\n")
+    if not sys.stdin.isatty():
+        raise CommandError("There is no terminal to ask for a password: use --password-stdin.")
+    password = getpass.getpass("Password: ")
+    if getpass.getpass("Again: ") != password:
+        raise CommandError("The two passwords differ.")
+    return password
+
+
+def _complain(text: str) -> None:
+    print(f"hearth: {text}", file=sys.stderr)

@@ -1,0 +1,151 @@
+"""Registration and account management (Client-Server API, "Account registration", "Account management")."""
+
+from dataclasses import dataclass
+
+from federation.protocol.errors import Forbidden, InvalidInput, MatrixError
+from federation.protocol.types import JsonObject
+from federation.web import Answer, Call
+from homeserver.client_api.interactive_auth import Attempt, Flows, InteractiveAuth
+from homeserver.client_api.login import new_login, token_fields
+from homeserver.client_api.routing import requester
+from homeserver.services.accounts import AccountService, NewAccount
+from homeserver.services.passwords import Passwords
+from homeserver.services.sessions import SessionService
+
+MAX_REGISTRATION_BODY = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegistrationPolicy:
+    """Who may make an account."""
+
+    flows: Flows | None
+    """What registering needs; None where registration is closed."""
+    allows_guests: bool
+    uses_tokens: bool
+
+
+class AccountsAPI:
+    """Making, inspecting, changing and ending accounts."""
+
+    def __init__(
+        self,
+        accounts: AccountService,
+        sessions: SessionService,
+        passwords: Passwords,
+        interactive_auth: InteractiveAuth,
+        registration: RegistrationPolicy,
+    ) -> None:
+        self._accounts = accounts
+        self._sessions = sessions
+        self._passwords = passwords
+        self._interactive_auth = interactive_auth
+        self._registration = registration
+
+    async def register(self, call: Call) -> Answer:
+        """POST /register."""
+        body = await call.body(optional=True, max_bytes=MAX_REGISTRATION_BODY)
+        kind = call.query_text("kind") or "user"
+        if kind == "guest":
+            return await self._register_guest(body)
+        if kind != "user":
+            raise InvalidInput("kind must be user or guest")
+        if self._registration.flows is None:
+            raise Forbidden("Registration is closed on this server")
+        attempt = await self._interactive_auth.begin(call, body, None)
+        body = attempt.body
+        localpart = _localpart(body)
+        if localpart is not None:
+            await self._accounts.check_available(localpart)
+        password = None if body.get("password") is None else self._passwords.check_new(body["password"])
+        new = new_login(body)
+        inhibit_login = body.get("inhibit_login", False)
+        if not isinstance(inhibit_login, bool):
+            raise InvalidInput("inhibit_login must be true or false")
+        await self._interactive_auth.complete(attempt, self._registration.flows)
+        if password is None:
+            raise InvalidInput("A password is required", "M_MISSING_PARAM")
+        user_id = await self._accounts.register(_new_account(localpart, password, attempt))
+        if inhibit_login:
+            return {"user_id": user_id, "home_server": user_id.partition(":")[2]}
+        return token_fields(await self._sessions.start(user_id, new))
+
+    async def _register_guest(self, body: JsonObject) -> Answer:
+        if not self._registration.allows_guests:
+            raise Forbidden("Guests are not allowed on this server", "M_GUEST_ACCESS_FORBIDDEN")
+        new = new_login({name: value for name, value in body.items() if name != "device_id"})
+        user_id = await self._accounts.register(NewAccount(localpart=None, password=None, is_guest=True))
+        return token_fields(await self._sessions.start(user_id, new))
+
+    async def get_available(self, call: Call) -> Answer:
+        """GET /register/available."""
+        username = call.query_text("username")
+        if username is None:
+            raise InvalidInput("username is required", "M_MISSING_PARAM")
+        if self._registration.flows is None:
+            raise Forbidden("Registration is closed on this server")
+        await self._accounts.check_available(username.lower())
+        return {"available": True}
+
+    async def get_token_validity(self, call: Call) -> Answer:
+        """GET /register/m.login.registration_token/validity."""
+        token = call.query_text("token")
+        if token is None:
+            raise InvalidInput("token is required", "M_MISSING_PARAM")
+        if self._registration.flows is None:
+            raise Forbidden("Registration is closed on this server")
+        return {"valid": self._registration.uses_tokens and await self._accounts.is_registration_token_usable(token)}
+
+    async def request_third_party_token(self, _call: Call) -> Answer:
+        """POST /{register,account/password,account/3pid}/{email,msisdn}/requestToken: we send neither mail nor SMS."""
+        raise MatrixError("M_THREEPID_DENIED", "This server does not use third-party identifiers", 403)
+
+    # --- an account that is logged in
+
+    async def whoami(self, call: Call) -> Answer:
+        """GET /account/whoami."""
+        who = requester(call)
+        answer: JsonObject = {"user_id": who.user_id, "is_guest": who.is_guest}
+        if who.device_id is not None:
+            answer["device_id"] = who.device_id
+        return answer
+
+    async def change_password(self, call: Call) -> Answer:
+        """POST /account/password."""
+        who = requester(call)
+        attempt = await self._interactive_auth.begin(call, await call.body(max_bytes=MAX_REGISTRATION_BODY), who)
+        password = self._passwords.check_new(attempt.body.get("new_password"))
+        end_others = attempt.body.get("logout_devices", True)
+        if not isinstance(end_others, bool):
+            raise InvalidInput("logout_devices must be true or false")
+        await self._interactive_auth.complete(attempt, [["m.login.password"]])
+        await self._accounts.change_password(who.user_id, password, keep=who.device_id, end_others=end_others)
+        return {}
+
+    async def deactivate(self, call: Call) -> Answer:
+        """POST /account/deactivate."""
+        who = requester(call)
+        body = await call.body(optional=True, max_bytes=MAX_REGISTRATION_BODY)
+        erase = body.get("erase", False)
+        if not isinstance(erase, bool):
+            raise InvalidInput("erase must be true or false")
+        body = await self._interactive_auth.require(call, body, who)
+        await self._accounts.deactivate(who.user_id, erase=body.get("erase") is True)
+        return {"id_server_unbind_result": "no-support"}
+
+    async def list_third_party_identifiers(self, _call: Call) -> Answer:
+        """GET /account/3pid: there are none."""
+        return {"threepids": []}
+
+
+def _localpart(body: JsonObject) -> str | None:
+    username = body.get("username")
+    if username is None:
+        return None
+    if not isinstance(username, str):
+        raise InvalidInput("username must be a string")
+    return username.lower()
+
+
+def _new_account(localpart: str | None, password: str, attempt: Attempt) -> NewAccount:
+    return NewAccount(localpart=localpart, password=password, registration_token=attempt.registration_token)

@@ -1,0 +1,82 @@
+"""What clients ask first: versions, well-known, capabilities (Client-Server API, "API Versions", "Well-known URIs")."""
+
+from dataclasses import dataclass
+
+from federation.protocol.errors import NotFound
+from federation.protocol.room_versions import ROOM_VERSIONS
+from federation.protocol.types import JsonObject
+from federation.web import Answer, Call
+
+# Clients switch features on by these: a version is named only when all of it is served.
+VERSIONS = (
+    "r0.0.1", "r0.1.0", "r0.2.0", "r0.3.0", "r0.4.0", "r0.5.0", "r0.6.0", "r0.6.1", "v1.1", "v1.2", "v1.3", "v1.4",
+    "v1.5", "v1.6", "v1.7", "v1.8", "v1.9", "v1.10", "v1.11", "v1.12",
+)  # fmt: skip
+
+# Names that clients look for before a version would tell them (js-sdk 43 tests for these), served for real.
+UNSTABLE_FEATURES: dict[str, bool] = {}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerDescription:
+    """What this server says of itself."""
+
+    base_url: str
+    federation_server: str | None
+    """What `/.well-known/matrix/server` delegates to."""
+    default_room_version: str
+    support_page: str | None = None
+    support_email: str | None = None
+    support_matrix_id: str | None = None
+
+
+class DiscoveryAPI:
+    """Answers that are the same for everybody."""
+
+    def __init__(self, description: ServerDescription) -> None:
+        self._description = description
+
+    async def get_versions(self, _call: Call) -> Answer:
+        """GET /versions."""
+        return {"versions": list(VERSIONS), "unstable_features": UNSTABLE_FEATURES}
+
+    async def get_capabilities(self, _call: Call) -> Answer:
+        """GET /capabilities."""
+        return {
+            "capabilities": {
+                "m.room_versions": {
+                    "default": self._description.default_room_version,
+                    "available": {version: "stable" for version in ROOM_VERSIONS},
+                },
+                "m.change_password": {"enabled": True},
+                "m.set_displayname": {"enabled": True},
+                "m.set_avatar_url": {"enabled": True},
+                "m.profile_fields": {"enabled": True},
+                "m.3pid_changes": {"enabled": False},
+                "m.get_login_token": {"enabled": False},
+            }
+        }
+
+    async def get_well_known_client(self, _call: Call) -> Answer:
+        """GET /.well-known/matrix/client."""
+        return {"m.homeserver": {"base_url": self._description.base_url}}
+
+    async def get_well_known_server(self, _call: Call) -> Answer:
+        """GET /.well-known/matrix/server."""
+        if self._description.federation_server is None:
+            raise NotFound("This server is not reached by delegation")
+        return {"m.server": self._description.federation_server}
+
+    async def get_well_known_support(self, _call: Call) -> Answer:
+        """GET /.well-known/matrix/support."""
+        contact: JsonObject = {}
+        if self._description.support_email is not None:
+            contact["email_address"] = self._description.support_email
+        if self._description.support_matrix_id is not None:
+            contact["matrix_id"] = self._description.support_matrix_id
+        answer: JsonObject = {"contacts": [{"role": "m.role.admin", **contact}]} if contact else {}
+        if self._description.support_page is not None:
+            answer["support_page"] = self._description.support_page
+        if not answer:
+            raise NotFound("This server names no contact")
+        return answer

@@ -1,0 +1,92 @@
+"""Login, refresh and logout (Client-Server API, "Login", "Refreshing access tokens", "Logout")."""
+
+from federation.protocol.errors import InvalidInput
+from federation.protocol.types import JsonObject
+from federation.web import Answer, Call
+from homeserver.client_api.identifiers import user_of_login
+from homeserver.client_api.routing import requester
+from homeserver.services.accounts import AccountService
+from homeserver.services.sessions import NewLogin, SessionService, Tokens, check_device_id, check_display_name
+
+
+class LoginAPI:
+    """Beginning and ending sessions."""
+
+    def __init__(self, accounts: AccountService, sessions: SessionService, *, base_url: str | None) -> None:
+        self._accounts = accounts
+        self._sessions = sessions
+        self._base_url = base_url
+
+    async def get_flows(self, _call: Call) -> Answer:
+        """GET /login."""
+        return {"flows": [{"type": "m.login.password"}]}
+
+    async def login(self, call: Call) -> Answer:
+        """POST /login."""
+        body = await call.body()
+        kind = body.get("type")
+        if kind is None:
+            raise InvalidInput("type is required", "M_MISSING_PARAM")
+        if kind != "m.login.password":
+            raise InvalidInput("Unknown login type", "M_UNKNOWN")
+        password = body.get("password")
+        if password is None:
+            raise InvalidInput("password is required", "M_MISSING_PARAM")
+        if not isinstance(password, str):
+            raise InvalidInput("password must be a string")
+        new = new_login(body)
+        user_id = await self._accounts.check_password(user_of_login(body), password, address=call.request.remote or "")
+        answer = token_fields(await self._sessions.start(user_id, new))
+        if self._base_url is not None:
+            answer["well_known"] = {"m.homeserver": {"base_url": self._base_url}}
+        return answer
+
+    async def refresh(self, call: Call) -> Answer:
+        """POST /refresh."""
+        token = (await call.body()).get("refresh_token")
+        if token is None:
+            raise InvalidInput("refresh_token is required", "M_MISSING_PARAM")
+        if not isinstance(token, str):
+            raise InvalidInput("refresh_token must be a string")
+        tokens = await self._sessions.refresh(token)
+        fields = token_fields(tokens)
+        return {name: fields[name] for name in ("access_token", "refresh_token", "expires_in_ms") if name in fields}
+
+    async def logout(self, call: Call) -> Answer:
+        """POST /logout: the device goes with the session."""
+        who = requester(call)
+        if who.device_id is not None:
+            await self._sessions.end_devices(who.user_id, [who.device_id])
+        return {}
+
+    async def logout_all(self, call: Call) -> Answer:
+        """POST /logout/all."""
+        await self._sessions.end_devices(requester(call).user_id)
+        return {}
+
+
+def new_login(body: JsonObject) -> NewLogin:
+    """The device that a login or registration asks for."""
+    wants_refresh_token = body.get("refresh_token", False)
+    if not isinstance(wants_refresh_token, bool):
+        raise InvalidInput("refresh_token must be true or false")
+    return NewLogin(
+        device_id=check_device_id(body.get("device_id")),
+        display_name=check_display_name(body.get("initial_device_display_name")),
+        wants_refresh_token=wants_refresh_token,
+    )
+
+
+def token_fields(tokens: Tokens) -> JsonObject:
+    """What a client is told of its new session."""
+    fields: JsonObject = {
+        "user_id": tokens.user_id,
+        "access_token": tokens.access_token,
+        "device_id": tokens.device_id,
+        "home_server": tokens.user_id.partition(":")[2],
+    }
+    if tokens.refresh_token is not None:
+        fields["refresh_token"] = tokens.refresh_token
+    if tokens.expires_in_ms is not None:
+        fields["expires_in_ms"] = tokens.expires_in_ms
+    return fields

@@ -1,0 +1,99 @@
+"""Every endpoint of the Client-Server API: one function an API, joined in `app.py`."""
+
+from collections.abc import Sequence
+
+from federation.web import Route
+from homeserver.client_api.accounts import AccountsAPI
+from homeserver.client_api.device_management import DeviceManagementAPI
+from homeserver.client_api.discovery import DiscoveryAPI
+from homeserver.client_api.login import LoginAPI
+from homeserver.client_api.pages import PagesAPI
+from homeserver.client_api.routing import ClientRoute, Login
+
+NONE, OPTIONAL = Login.NONE, Login.OPTIONAL
+
+
+def discovery_routes(api: DiscoveryAPI) -> Sequence[ClientRoute]:
+    """Versions and capabilities."""
+    return [
+        ClientRoute(method="GET", path="versions", endpoint=api.get_versions, login=NONE),
+        ClientRoute(method="GET", path="v3/capabilities", endpoint=api.get_capabilities, guests=True),
+    ]
+
+
+def well_known_routes(api: DiscoveryAPI) -> Sequence[Route]:
+    """What lies outside the API's own paths."""
+    return [
+        Route("GET", "/.well-known/matrix/client", api.get_well_known_client),
+        Route("GET", "/.well-known/matrix/server", api.get_well_known_server),
+        Route("GET", "/.well-known/matrix/support", api.get_well_known_support),
+    ]
+
+
+def login_routes(api: LoginAPI) -> Sequence[ClientRoute]:
+    """Login, refresh, logout."""
+    return [
+        ClientRoute(method="GET", path="v3/login", endpoint=api.get_flows, login=NONE, limit="requests"),
+        ClientRoute(method="POST", path="v3/login", endpoint=api.login, login=NONE, limit="requests"),
+        ClientRoute(method="POST", path="v3/refresh", endpoint=api.refresh, login=NONE, limit="requests"),
+        ClientRoute(method="POST", path="v3/logout", endpoint=api.logout, guests=True, while_locked=True),
+        ClientRoute(method="POST", path="v3/logout/all", endpoint=api.logout_all, guests=True, while_locked=True),
+    ]
+
+
+def account_routes(api: AccountsAPI) -> Sequence[ClientRoute]:
+    """Registration and account management."""
+    request_tokens = [
+        ClientRoute(
+            method="POST",
+            path=f"v3/{where}/{medium}/requestToken",
+            endpoint=api.request_third_party_token,
+            login=NONE,
+            limit="requests",
+        )
+        for where in ("register", "account/password", "account/3pid")
+        for medium in ("email", "msisdn")
+    ]
+    return [
+        ClientRoute(method="POST", path="v3/register", endpoint=api.register, login=NONE, limit="requests"),
+        ClientRoute(
+            method="GET", path="v3/register/available", endpoint=api.get_available, login=NONE, limit="requests"
+        ),
+        ClientRoute(
+            method="GET",
+            path="v1/register/m.login.registration_token/validity",
+            endpoint=api.get_token_validity,
+            login=NONE,
+            limit="login",
+        ),
+        ClientRoute(method="GET", path="v3/account/whoami", endpoint=api.whoami, guests=True),
+        ClientRoute(method="POST", path="v3/account/password", endpoint=api.change_password, limit="requests"),
+        ClientRoute(method="POST", path="v3/account/deactivate", endpoint=api.deactivate, limit="requests"),
+        ClientRoute(method="GET", path="v3/account/3pid", endpoint=api.list_third_party_identifiers),
+        *request_tokens,
+    ]
+
+
+def device_routes(api: DeviceManagementAPI) -> Sequence[ClientRoute]:
+    """A user's devices."""
+    return [
+        ClientRoute(method="GET", path="v3/devices", endpoint=api.list_devices, guests=True),
+        ClientRoute(method="GET", path="v3/devices/{device_id}", endpoint=api.get_device, guests=True),
+        ClientRoute(method="PUT", path="v3/devices/{device_id}", endpoint=api.put_device, guests=True),
+        ClientRoute(method="DELETE", path="v3/devices/{device_id}", endpoint=api.delete_device),
+        ClientRoute(method="POST", path="v3/delete_devices", endpoint=api.delete_devices),
+    ]
+
+
+def page_routes(api: PagesAPI) -> Sequence[Route]:
+    """Web pages."""
+    stage_pages = [
+        Route(method, f"/_matrix/client/{version}/auth/{{auth_type}}/fallback/web", endpoint)
+        for version in ("v3", "r0")
+        for method, endpoint in (("GET", api.get_stage), ("POST", api.post_stage))
+    ]
+    return [
+        Route("GET", "/", api.get_landing),
+        Route("GET", "/_matrix/static/client/login/", api.get_login),
+        *stage_pages,
+    ]

@@ -1,0 +1,54 @@
+"""Where log lines go: to standard error, as text or as one JSON object a line."""
+
+import logging
+import time
+
+import orjson
+
+from homeserver.config import LogFormat, Logging
+
+# What every record has; anything else was given as `extra` and belongs into the line.
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
+
+
+def set_up(settings: Logging) -> None:
+    """Send every line of this process there, and nowhere else."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(JSONFormatter() if settings.format is LogFormat.JSON else TextFormatter())
+    logging.basicConfig(level=settings.level.upper(), handlers=[handler], force=True)
+    logging.captureWarnings(capture=True)
+
+
+class TextFormatter(logging.Formatter):
+    """`2026-01-31T12:00:00.000Z INFO storage.log: what happened room_id=!a:b`."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """The line without a traceback."""
+        fields = "".join(f" {name}={value}" for name, value in _fields(record).items())
+        return f"{_timestamp(record)} {record.levelname} {record.name}: {record.message}{fields}"
+
+
+class JSONFormatter(logging.Formatter):
+    """One object with time, level, logger, message, and the record's fields."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line; a traceback is a field of its own."""
+        line: dict[str, object] = {
+            "time": _timestamp(record),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **_fields(record),
+        }
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return orjson.dumps(line, default=str).decode()
+
+
+def _fields(record: logging.LogRecord) -> dict[str, object]:
+    return {name: value for name, value in vars(record).items() if name not in _STANDARD}
+
+
+def _timestamp(record: logging.LogRecord) -> str:
+    seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+    return f"{seconds}.{int(record.msecs):03d}Z"

@@ -1,0 +1,168 @@
+"""Accounts: registering, checking a password, ending an account (Client-Server API, "Legacy account management")."""
+
+import secrets
+import string
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from federation.protocol.errors import Forbidden, InvalidInput, NotFound
+from federation.protocol.identifiers import check_localpart, is_user_id, server_name_of
+from federation.protocol.types import DeviceID, ServerName, UserID
+from homeserver.services.passwords import Passwords
+from homeserver.services.rate_limits import RateLimits
+from homeserver.services.sessions import SessionService
+from storage import accounts
+from storage.database import Database, Tx
+
+LeaveAllRooms = Callable[[UserID], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewAccount:
+    """An account about to be made."""
+
+    localpart: str | None
+    """None: the server chooses one."""
+    password: str | None
+    is_guest: bool = False
+    is_admin: bool = False
+    application_service: str | None = None
+    registration_token: str | None = None
+    """Used up together with the making of the account."""
+
+
+class AccountService:
+    """The accounts of this server."""
+
+    def __init__(
+        self,
+        database: Database,
+        sessions: SessionService,
+        passwords: Passwords,
+        rate_limits: RateLimits,
+        *,
+        server_name: ServerName,
+        leave_all_rooms: LeaveAllRooms,
+    ) -> None:
+        self._database = database
+        self._sessions = sessions
+        self._passwords = passwords
+        self._rate_limits = rate_limits
+        self._server_name = server_name
+        self._leave_all_rooms = leave_all_rooms
+
+    async def check_available(self, localpart: object) -> UserID:
+        """The user ID that may be registered; raises M_INVALID_USERNAME or M_USER_IN_USE."""
+        user_id = check_localpart(localpart, self._server_name)
+        async with self._database.read() as tx:
+            if await accounts.find(tx, user_id) is not None:
+                raise InvalidInput("This user ID is taken", "M_USER_IN_USE")
+        return user_id
+
+    async def register(self, new: NewAccount) -> UserID:
+        """Make an account; raises M_USER_IN_USE, or M_FORBIDDEN when the registration token is used up."""
+        localpart = new.localpart
+        if localpart is None:
+            localpart = "".join(secrets.choice(string.ascii_lowercase + string.digits) for _ in range(16))
+        user_id = check_localpart(localpart, self._server_name)
+        account = accounts.Account(
+            user_id=user_id,
+            password_hash=None if new.password is None else await self._passwords.hash(new.password),
+            application_service=new.application_service,
+            created_ts=_now_ms(),
+            is_admin=new.is_admin,
+            is_guest=new.is_guest,
+        )
+        async with self._database.transaction() as tx:
+            if not await accounts.insert(tx, account):
+                raise InvalidInput("This user ID is taken", "M_USER_IN_USE")
+            if new.registration_token is not None and not await accounts.spend_registration_token(
+                tx, new.registration_token, _now_ms()
+            ):
+                raise Forbidden("The registration token is no longer valid")
+        return user_id
+
+    # --- passwords
+
+    def user_id_of(self, text: str) -> UserID | None:
+        """The local user that somebody means by a whole user ID or its localpart; None for another server's."""
+        if not text.startswith("@"):
+            text = f"@{text}:{self._server_name}"
+        return UserID(text) if is_user_id(text) and server_name_of(text) == self._server_name else None
+
+    async def check_password(self, user: str, password: str, *, address: str) -> UserID:
+        """The user whose password this is; raises M_FORBIDDEN, the same for no such user, or LimitExceeded."""
+        user_id = self.user_id_of(user)
+        key = user_id or "?"
+        self._rate_limits.spend("login", address)
+        self._rate_limits.spend("login", key)
+        self._rate_limits.check("failed_login", key)
+        account = await self._find_by_any_case(user_id)
+        is_right = await self._passwords.verify(account.password_hash if account else None, password)
+        if not is_right or account is None:
+            self._rate_limits.spend("failed_login", key)
+            raise Forbidden("Invalid user name or password")
+        return account.user_id
+
+    async def _find_by_any_case(self, user_id: UserID | None) -> accounts.Account | None:
+        """The account, where people's capitals do not matter unless there is a historical account with them."""
+        if user_id is None:
+            return None
+        folded = UserID(user_id.partition(":")[0].lower() + f":{self._server_name}")
+        async with self._database.read() as tx:
+            found = await accounts.find_many(tx, {user_id, folded})
+        return found.get(user_id) or found.get(folded)
+
+    async def change_password(self, user_id: UserID, password: str, *, keep: DeviceID | None, end_others: bool) -> None:
+        """Set a new password; `end_others` ends all devices but `keep`."""
+        password_hash = await self._passwords.hash(password)
+
+        async def work(tx: Tx) -> None:
+            if not await accounts.set_password(tx, user_id, password_hash):
+                raise NotFound("There is no such account")
+
+        if end_others:
+            await self._sessions.end_devices_with(user_id, keep=keep, work=work)
+        else:
+            await self._sessions.change_standing(user_id, work)
+
+    # --- standing
+
+    async def deactivate(self, user_id: UserID, *, erase: bool) -> None:
+        """End the account for good: its sessions, its devices with their keys, its memberships."""
+
+        async def work(tx: Tx) -> None:
+            await accounts.deactivate(tx, user_id, now_ts=_now_ms(), erase=erase)
+
+        await self._sessions.end_devices_with(user_id, work=work)
+        await self._leave_all_rooms(user_id)
+
+    async def get(self, user_id: UserID) -> accounts.Account:
+        """A local account that has not ended; raises M_NOT_FOUND, or M_INVALID_PARAM for another server's user."""
+        if not is_user_id(user_id) or server_name_of(user_id) != self._server_name:
+            raise InvalidInput("This is not a user of this server")
+        async with self._database.read() as tx:
+            account = await accounts.find(tx, user_id)
+        if account is None or account.is_deactivated:
+            raise NotFound("There is no such account")
+        return account
+
+    async def set_locked(self, user_id: UserID, *, is_locked: bool) -> None:
+        """Keep the user out, or let them in again; sessions stay."""
+        await self._sessions.change_standing(user_id, lambda tx: accounts.set_locked(tx, user_id, is_locked=is_locked))
+
+    async def set_suspended(self, user_id: UserID, *, is_suspended: bool) -> None:
+        """Let the user only read and leave, or end that."""
+        await self._sessions.change_standing(
+            user_id, lambda tx: accounts.set_suspended(tx, user_id, is_suspended=is_suspended)
+        )
+
+    async def is_registration_token_usable(self, token: str) -> bool:
+        """Whether an account can be registered with it now."""
+        async with self._database.read() as tx:
+            return await accounts.is_registration_token_usable(tx, token, _now_ms())
+
+
+def _now_ms() -> int:
+    return int(time.time() * 1000)

@@ -1,0 +1,89 @@
+"""Glob patterns of push rules (Client-Server API, "Conditions"): without case, in linear time. Pure.
+
+Patterns and texts are hostile. A pattern is matched by running all its possible positions at once, as the bits of an
+integer, so that no pattern makes a text cost more than its length times a few machine words.
+"""
+
+from collections.abc import Callable
+
+from federation.protocol.globs import glob_match, has_wildcards
+
+Matcher = Callable[[str], bool]
+"""Says whether a text, already in lower case, matches."""
+
+_WORD = frozenset("abcdefghijklmnopqrstuvwxyz0123456789_")
+_TRIED_LITERALLY = 32
+"""Occurrences of a plain word that are looked at one by one before the bits take over."""
+
+
+def whole(pattern: str) -> Matcher:
+    """Matches a text as a whole."""
+    pattern = pattern.lower()
+    if not has_wildcards(pattern):
+        return pattern.__eq__
+    return lambda text: glob_match(pattern, text)
+
+
+def words(pattern: str) -> Matcher:
+    """Matches a text of which a part that starts and ends at word boundaries matches the pattern."""
+    pattern = pattern.lower()
+    if pattern and not has_wildcards(pattern):
+        return lambda text: has_word(text, pattern)
+    return _Bits(pattern).found_in
+
+
+def has_word(text: str, word: str) -> bool:
+    """Whether `word`, in which nothing is a wildcard, stands in `text` between word boundaries; both in lower case."""
+    at = text.find(word)
+    for _ in range(_TRIED_LITERALLY):
+        if at < 0:
+            return False
+        if _is_boundary(text, at) and _is_boundary(text, at + len(word)):
+            return True
+        at = text.find(word, at + 1)
+    return _Bits(word, is_literal=True).found_in(text)
+
+
+class _Bits:
+    """Any pattern, searched for between word boundaries: bit i of a state says that its first i tokens are matched."""
+
+    __slots__ = ("_accept", "_any", "_literals", "_loops", "_masks")
+
+    def __init__(self, pattern: str, *, is_literal: bool = False) -> None:
+        self._masks: dict[str, int] = {}
+        self._any = 0
+        self._loops = 0
+        count = 0
+        for char in pattern:
+            bit = 1 << count
+            if char == "*" and not is_literal:
+                self._loops |= bit
+                continue
+            if char == "?" and not is_literal:
+                self._any |= bit
+            else:
+                self._masks[char] = self._masks.get(char, 0) | bit
+            count += 1
+        self._accept = 1 << count
+        parts = [pattern] if is_literal else pattern.replace("?", "*").split("*")
+        self._literals = [part for part in parts if part]
+
+    def found_in(self, text: str) -> bool:
+        if not all(part in text for part in self._literals):
+            return False
+        masks, anything, loops, accept = self._masks, self._any, self._loops, self._accept
+        state = 0
+        inside = False  # whether the character before is part of a word
+        for char in text:
+            is_word = char in _WORD
+            if not (inside and is_word):
+                state |= 1
+                if state & accept:
+                    return True
+            state = ((state & (masks.get(char, 0) | anything)) << 1) | (state & loops)
+            inside = is_word
+        return bool((state | 1) & accept)
+
+
+def _is_boundary(text: str, index: int) -> bool:
+    return index in (0, len(text)) or text[index - 1] not in _WORD or text[index] not in _WORD

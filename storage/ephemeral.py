@@ -1,0 +1,254 @@
+"""What is true only now: who is typing, who is online. In memory; shared with other processes by notifications.
+
+Nothing here is in the log: each has a serial number of its own, of this process, for the short-lived part of a sync
+token. A process that starts knows of nobody typing, and of nobody online until they act again.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import orjson
+import psycopg
+
+from federation.protocol.types import UserID
+from storage.database import Connection, Database, Tx, is_lost, unavailable, wait_before_retry
+
+logger = logging.getLogger(__name__)
+
+CHANNEL = "hearth_ephemeral"
+MAX_TYPING_MS = 120_000
+IDLE_AFTER_MS = 5 * 60_000
+"""Without activity for so long, who was online is unavailable."""
+OFFLINE_AFTER_MS = 30_000
+"""Without a sync in progress for so long, a user is offline."""
+CURRENTLY_ACTIVE_MS = 60_000
+
+PresenceState = Literal["online", "unavailable", "offline"]
+
+
+def now_ms() -> int:
+    """The time as the protocol has it."""
+    return int(time.time() * 1000)
+
+
+class Typing:
+    """Who is typing in which room."""
+
+    def __init__(self, wake: Callable[[int], None]) -> None:
+        """`wake` is called with a room whenever somebody there starts or stops."""
+        self._wake = wake
+        self._rooms: dict[int, dict[UserID, asyncio.TimerHandle]] = {}
+        self._changed: dict[int, int] = {}
+        self.serial = 0
+        """Grows with every change."""
+
+    def start(self, room: int, user_id: UserID, timeout_ms: int) -> None:
+        """Somebody types, until they stop or the time is up."""
+        timeout_ms = max(1, min(timeout_ms, MAX_TYPING_MS))
+        loop = asyncio.get_running_loop()
+        users = self._rooms.setdefault(room, {})
+        timer = users.get(user_id)
+        if timer is not None:
+            timer.cancel()
+        users[user_id] = loop.call_later(timeout_ms / 1000, self.stop, room, user_id)
+        if timer is None:
+            self._change(room)
+
+    def stop(self, room: int, user_id: UserID) -> None:
+        """Somebody no longer types."""
+        users = self._rooms.get(room, {})
+        timer = users.pop(user_id, None)
+        if timer is None:
+            return
+        timer.cancel()
+        if not users:
+            del self._rooms[room]
+        self._change(room)
+
+    def users_in(self, room: int) -> list[UserID]:
+        """Who types in a room, in the order in which they began."""
+        return list(self._rooms.get(room, ()))
+
+    def changed_since(self, room: int, serial: int) -> bool:
+        """Whether a client that has seen `serial` has to be told again who types there."""
+        return self._changed.get(room, 0) > serial
+
+    def rooms_changed_since(self, rooms: Collection[int], serial: int) -> list[int]:
+        """Those rooms of which a client that has seen `serial` has to be told again who types there."""
+        if serial >= self.serial:
+            return []
+        return [room for room in rooms if self._changed.get(room, 0) > serial]
+
+    def close(self) -> None:
+        """Forget everybody, and their timers."""
+        for users in self._rooms.values():
+            for timer in users.values():
+                timer.cancel()
+        self._rooms.clear()
+
+    def _change(self, room: int) -> None:
+        self.serial += 1
+        self._changed[room] = self.serial
+        self._wake(room)
+
+
+@dataclass(frozen=True, slots=True)
+class UserPresence:
+    """What is known of one user's presence."""
+
+    user_id: UserID
+    state: PresenceState
+    last_active_ts: int
+    status_msg: str | None = None
+
+    def is_currently_active(self, now_ts: int) -> bool:
+        """Whether the user acted just now, so that the last activity need not be told exactly."""
+        return self.state == "online" and now_ts - self.last_active_ts < CURRENTLY_ACTIVE_MS
+
+
+class PresenceBoard:
+    """Who is online, as this server knows."""
+
+    def __init__(self, wake: Callable[[UserID], None]) -> None:
+        """`wake` is called with a user whose presence changed for others to see."""
+        self._wake = wake
+        self._users: dict[UserID, UserPresence] = {}
+        self._changed: dict[UserID, int] = {}
+        self.serial = 0
+        """Grows with every change that others see."""
+
+    def find(self, user_id: UserID) -> UserPresence | None:
+        """What is known of a user."""
+        return self._users.get(user_id)
+
+    def put(self, presence: UserPresence) -> bool:
+        """Take what is now so; whether others see a change."""
+        before = self._users.get(presence.user_id)
+        self._users[presence.user_id] = presence
+        if before is not None and _looks_alike(before, presence):
+            return False
+        self.serial += 1
+        self._changed[presence.user_id] = self.serial
+        self._wake(presence.user_id)
+        return True
+
+    def changed_since(self, serial: int, users: Collection[UserID]) -> list[UserPresence]:
+        """Those of `users` whose presence changed after `serial`; all who are known when it is 0."""
+        if serial >= self.serial:
+            return []
+        if len(users) > len(self._changed):
+            changed: Iterable[UserID] = (user_id for user_id in self._changed if user_id in users)
+        else:
+            changed = (user_id for user_id in users if user_id in self._changed)
+        return [self._users[user_id] for user_id in changed if self._changed[user_id] > serial]
+
+    def idle(self, now_ts: int) -> list[UserPresence]:
+        """Those who are online and did nothing for long, as they are to be from now on."""
+        return [
+            replace(presence, state="unavailable")
+            for presence in self._users.values()
+            if presence.state == "online" and now_ts - presence.last_active_ts > IDLE_AFTER_MS
+        ]
+
+
+def _looks_alike(before: UserPresence, after: UserPresence) -> bool:
+    """Whether clients need not hear of it: while a user is currently active, a later activity is no news."""
+    return (
+        before.state == after.state
+        and before.status_msg == after.status_msg
+        and (before.state != "online" or after.last_active_ts - before.last_active_ts < CURRENTLY_ACTIVE_MS)
+    )
+
+
+async def load_presence(tx: Tx, user_ids: Collection[UserID]) -> list[UserPresence]:
+    """The presence that these users last had."""
+    rows = await tx.fetch(
+        "select user_id, state, last_active_ts, status_msg from presence where user_id = any(%s)", (list(user_ids),)
+    )
+    return [UserPresence(UserID(user_id), state, ts, message) for user_id, state, ts, message in rows]
+
+
+async def store_presence(tx: Tx, presence: UserPresence) -> None:
+    """Keep the presence of a local user, so that a restart does not lose their status."""
+    await tx.execute(
+        "insert into presence (user_id, state, last_active_ts, status_msg) values (%s, %s, %s, %s)"
+        " on conflict (user_id) do update set state = excluded.state, last_active_ts = excluded.last_active_ts,"
+        "  status_msg = excluded.status_msg",
+        (presence.user_id, presence.state, presence.last_active_ts, presence.status_msg),
+    )
+
+
+class Exchange:
+    """Tells the other processes what happens here, and this one what happens there."""
+
+    def __init__(self, database: Database, typing: Typing, presence: PresenceBoard) -> None:
+        self._database = database
+        self._typing = typing
+        self._presence = presence
+        self._pid = 0
+
+    async def announce_typing(self, room: int, user_id: UserID, timeout_ms: int) -> None:
+        """Somebody types for so long; 0 when they stopped."""
+        if timeout_ms:
+            self._typing.start(room, user_id, timeout_ms)
+        else:
+            self._typing.stop(room, user_id)
+        await self._notify({"room": room, "user_id": user_id, "timeout_ms": timeout_ms})
+
+    async def announce_presence(self, presence: UserPresence, *, store: bool) -> bool:
+        """Somebody's presence is now so; whether others see a change. `store` for local users."""
+        if not self._presence.put(presence):
+            return False
+        if store:
+            async with self._database.read() as tx:
+                await store_presence(tx, presence)
+        await self._notify(
+            {
+                "presence": presence.user_id,
+                "state": presence.state,
+                "ts": presence.last_active_ts,
+                "status_msg": (presence.status_msg or "")[:1000],
+            }
+        )
+        return True
+
+    async def _notify(self, message: dict[str, object]) -> None:
+        # The listening connection's own process ID marks what this process sent itself.
+        text = orjson.dumps({"from": self._pid, **message}).decode()
+        async with self._database.read() as tx:
+            await tx.execute("select pg_notify(%s, %s)", (CHANNEL, text))
+
+    async def run(self) -> None:
+        """Follow the other processes until cancelled."""
+        attempt = 0
+        while True:
+            try:
+                async with await self._database.connect() as connection:
+                    attempt = 0
+                    await self._listen(connection)
+            except (psycopg.Error, OSError) as error:
+                if isinstance(error, psycopg.Error) and not is_lost(error):
+                    raise
+                unavailable(error)
+                await wait_before_retry(attempt)
+                attempt += 1
+
+    async def _listen(self, connection: Connection) -> None:
+        self._pid = connection.info.backend_pid
+        await connection.execute(f"listen {CHANNEL}")
+        async for notification in connection.notifies():
+            message = orjson.loads(notification.payload)
+            if message["from"] == self._pid:
+                continue
+            if "room" in message:
+                if message["timeout_ms"]:
+                    self._typing.start(message["room"], message["user_id"], message["timeout_ms"])
+                else:
+                    self._typing.stop(message["room"], message["user_id"])
+            else:
+                status = message["status_msg"] or None
+                self._presence.put(UserPresence(message["presence"], message["state"], message["ts"], status))

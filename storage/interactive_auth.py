@@ -1,0 +1,72 @@
+"""User-interactive authentication in progress (table `interactive_auth_sessions`).
+
+The client's session ID is not stored, only its hash; what the client sent is encrypted with the ID.
+"""
+
+from dataclasses import dataclass
+
+from storage.database import Tx
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredAttempt:
+    """What the server remembers between the requests of one authentication."""
+
+    session_hash: bytes
+    expires_ts: int
+    operation: str
+    body_hash: bytes
+    body: bytes | None
+    completed: tuple[str, ...] = ()
+    registration_token: str | None = None
+
+
+async def find(tx: Tx, session_hash: bytes, now_ts: int) -> StoredAttempt | None:
+    """The authentication of that session, unless it has expired."""
+    row = await tx.fetch_one(
+        "select expires_ts, operation, body_hash, body, completed, registration_token"
+        " from interactive_auth_sessions where session_hash = %s and expires_ts > %s",
+        (session_hash, now_ts),
+    )
+    if row is None:
+        return None
+    return StoredAttempt(
+        session_hash=session_hash,
+        expires_ts=row[0],
+        operation=row[1],
+        body_hash=row[2],
+        body=row[3],
+        completed=tuple(row[4]),
+        registration_token=row[5],
+    )
+
+
+async def put(tx: Tx, attempt: StoredAttempt) -> None:
+    """Remember an authentication, in place of what was remembered of its session; stages stay completed."""
+    await tx.execute(
+        "insert into interactive_auth_sessions as known"
+        " (session_hash, expires_ts, operation, body_hash, body, completed, registration_token)"
+        " values (%s, %s, %s, %s, %s, %s, %s)"
+        " on conflict (session_hash) do update set body_hash = excluded.body_hash, body = excluded.body,"
+        " completed = array(select unnest(known.completed) union select unnest(excluded.completed)),"
+        " registration_token = coalesce(excluded.registration_token, known.registration_token)",
+        (
+            attempt.session_hash,
+            attempt.expires_ts,
+            attempt.operation,
+            attempt.body_hash,
+            attempt.body,
+            list(attempt.completed),
+            attempt.registration_token,
+        ),
+    )
+
+
+async def delete(tx: Tx, session_hash: bytes) -> None:
+    """Forget an authentication that has served its purpose."""
+    await tx.execute("delete from interactive_auth_sessions where session_hash = %s", (session_hash,))
+
+
+async def delete_expired(tx: Tx, now_ts: int) -> int:
+    """Forget those that nobody finished; how many there were."""
+    return await tx.execute("delete from interactive_auth_sessions where expires_ts <= %s", (now_ts,))

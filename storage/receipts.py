@@ -1,0 +1,160 @@
+"""Receipts: up to which event somebody has read (table `receipts`)."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+from federation.protocol.errors import MatrixError
+from federation.protocol.types import EventID, UserID
+from storage import read_marks
+from storage.database import Row, Tx
+
+READ = "m.read"
+READ_PRIVATE = "m.read.private"
+
+_COLUMNS = "room, user_id, receipt_type, thread, event_id, event, ts"
+
+
+class ReceiptBehind(MatrixError):
+    """The user's receipt is at this event already, or at a later one: nothing to do."""
+
+    def __init__(self) -> None:
+        super().__init__("M_UNKNOWN", "The receipt is not ahead of the present one", 400)
+
+
+@dataclass(frozen=True, slots=True)
+class ReceiptMoved:
+    """Somebody has read up to an event. A private receipt concerns its user alone, any other the room."""
+
+    room: int
+    user_id: UserID
+    receipt_type: str
+    thread: str
+    """A thread's root, `main`, or nothing for a receipt without a thread."""
+    event_id: EventID
+    event: int
+    """The event's position; 0 for one that we do not hold, which only users of other servers may have read."""
+    ts: int
+    is_local: bool = False
+    """Whether the user is ours, so that their counts are to follow. Not known of what was read from the table."""
+
+    kind: ClassVar[int] = 16
+
+    @property
+    def width(self) -> int:
+        """One position."""
+        return 1
+
+    @property
+    def rooms(self) -> Collection[int]:
+        """The room, unless it is private."""
+        return () if self.is_private else (self.room,)
+
+    @property
+    def users(self) -> Collection[UserID]:
+        """The user, when it is private."""
+        return (self.user_id,) if self.is_private else ()
+
+    @property
+    def is_private(self) -> bool:
+        """Whether nobody else may know."""
+        return self.receipt_type != READ
+
+    @property
+    def key(self) -> tuple[int, UserID, str, str]:
+        """What there is one receipt of."""
+        return self.room, self.user_id, self.receipt_type, self.thread
+
+    @classmethod
+    async def admit(cls, tx: Tx, rows: Sequence[tuple[int, Self]]) -> Sequence[MatrixError | None]:
+        """Refuse what would move a receipt backwards, or not at all, with `ReceiptBehind`."""
+        present = await _present(tx, [change for _, change in rows])
+        answers: list[MatrixError | None] = []
+        for _, change in rows:
+            event_id, event = present.get(change.key, ("", -1))
+            if change.event_id == event_id or 0 < change.event <= event:
+                answers.append(ReceiptBehind())
+            else:
+                present[change.key] = (change.event_id, change.event)
+                answers.append(None)
+        return answers
+
+    @classmethod
+    async def insert_many(cls, tx: Tx, rows: Sequence[tuple[int, Self]]) -> None:
+        """Two statements for all: the receipts, and the marks of local users."""
+        latest = {change.key: (at, change) for at, change in rows}
+        await tx.execute(
+            f"insert into receipts (position, {_COLUMNS})"
+            " select * from unnest(%s::bigint[], %s::int[], %s::text[], %s::text[], %s::text[], %s::text[],"
+            "  %s::bigint[], %s::bigint[])"
+            " on conflict (room, user_id, receipt_type, thread) do update set position = excluded.position,"
+            "  event_id = excluded.event_id, event = excluded.event, ts = excluded.ts",
+            (
+                [at for at, _ in latest.values()],
+                [change.room for _, change in latest.values()],
+                [change.user_id for _, change in latest.values()],
+                [change.receipt_type for _, change in latest.values()],
+                [change.thread for _, change in latest.values()],
+                [change.event_id for _, change in latest.values()],
+                [change.event for _, change in latest.values()],
+                [change.ts for _, change in latest.values()],
+            ),
+        )
+        marks: dict[read_marks.Mark, int] = {}
+        for _, change in latest.values():
+            if change.is_local:
+                mark = read_marks.Mark(change.user_id, change.room, change.thread)
+                marks[mark] = max(change.event, marks.get(mark, 0))
+        await read_marks.advance(tx, marks)
+
+    @classmethod
+    async def read_range(cls, tx: Tx, after: int, upto: int) -> list[tuple[int, Self]]:
+        """Those in (after, upto] that nothing newer replaced."""
+        rows = await tx.fetch(
+            f"select {_COLUMNS}, position from receipts where position > %s and position <= %s order by position",
+            (after, upto),
+        )
+        return [(row[7], cls(*row[:7])) for row in rows]
+
+
+async def _present(tx: Tx, changes: Sequence[ReceiptMoved]) -> dict[tuple[int, UserID, str, str], tuple[str, int]]:
+    rows = await tx.fetch(
+        "select receipts.room, receipts.user_id, receipts.receipt_type, receipts.thread, receipts.event_id,"
+        " receipts.event from unnest(%s::int[], %s::text[]) as wanted (room, user_id)"
+        " join receipts on receipts.room = wanted.room and receipts.user_id = wanted.user_id",
+        ([change.room for change in changes], [change.user_id for change in changes]),
+    )
+    return {(row[0], UserID(row[1]), row[2], row[3]): (row[4], row[5]) for row in rows}
+
+
+async def in_rooms(tx: Tx, rooms: Collection[int], reader: UserID) -> list[ReceiptMoved]:
+    """The receipts of these rooms that the reader may know of."""
+    return _receipts(
+        await tx.fetch(
+            f"select {_COLUMNS} from receipts"
+            " where room = any(%s::int[]) and (receipt_type = 'm.read' or user_id = %s)",
+            (list(rooms), reader),
+        )
+    )
+
+
+async def changed_between(tx: Tx, rooms: Collection[int], reader: UserID, after: int, upto: int) -> list[ReceiptMoved]:
+    """The receipts of these rooms that moved in positions (after, upto] and that the reader may know of."""
+    return _receipts(
+        await tx.fetch(
+            f"select {_COLUMNS} from receipts where room = any(%s::int[]) and position > %s and position <= %s"
+            " and (receipt_type = 'm.read' or user_id = %s) order by position",
+            (list(rooms), after, upto, reader),
+        )
+    )
+
+
+async def of_user(tx: Tx, room: int, user_id: UserID) -> list[ReceiptMoved]:
+    """All receipts of one user in a room."""
+    return _receipts(
+        await tx.fetch(f"select {_COLUMNS} from receipts where room = %s and user_id = %s", (room, user_id))
+    )
+
+
+def _receipts(rows: Sequence[Row]) -> list[ReceiptMoved]:
+    return [ReceiptMoved(*row) for row in rows]

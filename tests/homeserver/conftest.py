@@ -1,0 +1,27 @@
+"""A server that all tests of a worker share."""
+
+from collections.abc import AsyncIterator
+
+import pytest_asyncio
+
+from tests.clients import Client, Server
+from tests.servers import running
+
+
+@pytest_asyncio.fixture(scope="session")
+async def server(worker_conninfo: str) -> AsyncIterator[Server]:
+    """A server with open registration and without rate limits. Tests use users and rooms of their own."""
+    async with running(worker_conninfo) as server:
+        yield server
+
+
+@pytest_asyncio.fixture
+async def alice(server: Server) -> Client:
+    """A user who is logged in."""
+    return await server.register("alice")
+
+
+@pytest_asyncio.fixture
+async def bob(server: Server) -> Client:
+    """Another user who is logged in."""
+    return await server.register("bob")

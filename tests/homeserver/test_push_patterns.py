@@ -1,0 +1,90 @@
+"""Patterns of push rules: what they match, and that no pattern is slow."""
+
+import re
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from homeserver.services.push_patterns import has_word, whole, words
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text", "expected"),
+    [
+        ("lunc?*", "lunch plans", True),
+        ("lunc?*", "lunch", True),
+        ("LUNC?*", "lunch", True),
+        ("lunc?*", " lunch", False),
+        ("lunc?*", "lunc", False),
+        ("", "", True),
+        ("", "x", False),
+        ("*", "", True),
+        ("a.c", "abc", False),
+    ],
+)
+def test_a_pattern_matches_a_whole_value(pattern: str, text: str, expected: bool) -> None:
+    assert whole(pattern)(text) is expected
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text", "expected"),
+    [
+        ("ex*ple", "an example event.", True),
+        ("ex*ple", "exple", True),
+        ("ex*ple", "an exciting triple-whammy", True),
+        ("ex*ple", "hexample", False),
+        ("cake", "cakes", False),
+        ("cake", "the cake_is", False),
+        ("cake", "cakes are no cake!", True),
+        ("Cake", "a cake", True),
+        ("c?ke", "coke, please", True),
+        ("c?ke", "smoke", False),
+        ("@room", "hello @room", True),
+        ("tea*time", "teapot bedtime", True),
+        ("tea*time", "teapot bedtimes", False),
+        ("ünder", "wünder", True),
+        ("", "", True),
+    ],
+)
+def test_a_pattern_for_the_body_matches_between_word_boundaries(pattern: str, text: str, expected: bool) -> None:
+    assert words(pattern)(text) is expected
+
+
+ALPHABET = st.text(alphabet="ab _-", max_size=12)
+
+
+@given(st.text(alphabet="ab _-*?", max_size=7), ALPHABET)
+def test_every_pattern_matches_what_trying_every_part_finds(pattern: str, text: str) -> None:
+    expression = "".join({"*": ".*", "?": "."}.get(char) or re.escape(char) for char in pattern)
+    edges = [i for i in range(len(text) + 1) if _is_edge(text, i)]
+    expected = any(re.fullmatch(expression, text[i:j], re.DOTALL) for i in edges for j in edges if i <= j)
+
+    assert words(pattern)(text) is expected
+
+
+@given(ALPHABET.filter(bool), ALPHABET)
+def test_a_literal_word_is_found_as_a_pattern_would_be(word: str, text: str) -> None:
+    assert has_word(text, word) is words(word)(text)
+
+
+def _is_edge(text: str, i: int) -> bool:
+    return i in (0, len(text)) or not (re.match(r"[a-z_]", text[i - 1]) and re.match(r"[a-z_]", text[i]))
+
+
+def test_wildcards_in_a_literal_word_are_ordinary_characters() -> None:
+    assert has_word("who is a*?", "a*?")
+    assert not has_word("who is abc", "a*?")
+    assert has_word("xa? " * 40 + "a?", "a?")
+
+
+@pytest.mark.parametrize("pattern", ["a*" * 500 + "b", "?" * 2000 + "*b", "a" * 2000, "*a?" * 300, "a?" * 1000 + "x"])
+def test_no_pattern_takes_long(pattern: str) -> None:
+    text = "a" * 60_000
+    started = time.process_time()
+
+    words(pattern)(text)
+    whole(pattern)(text)
+
+    assert time.process_time() - started < 1.0

@@ -1,0 +1,32 @@
+"""Running servers for tests, each one `Application` on a database and a random port."""
+
+import dataclasses
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+
+from homeserver.app import Application
+from homeserver.config import Config, Listener, RateLimits, Registration, RegistrationMode
+from tests.clients import Client, Server
+
+TEST_CONFIG = Config(
+    server_name="hearth.test",
+    listeners=(Listener(address="127.0.0.1", port=0),),
+    registration=Registration(mode=RegistrationMode.OPEN, allow_guests=True),
+    rate_limits=RateLimits(enabled=False),
+)
+"""Open registration, guests allowed, no rate limits."""
+
+
+@asynccontextmanager
+async def running(conninfo: str, **changes: Any) -> AsyncIterator[Server]:
+    """A server on this database, with `TEST_CONFIG` changed; stopped at the end of the block."""
+    application = Application(dataclasses.replace(TEST_CONFIG, **changes), conninfo)
+    await application.start()
+    try:
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=60)) as session:
+            yield Server(application, Client(f"http://127.0.0.1:{application.ports[0]}", session))
+    finally:
+        await application.stop()
