@@ -364,3 +364,131 @@ presence = Table(
     prefixes=["UNLOGGED"],
     comment="The presence that local users last had; lost in a crash.",
 )
+
+
+# --- end-to-end encryption -----------------------------------------------------------------------------------
+
+device_keys = Table(
+    "device_keys",
+    metadata,
+    Column("device", Integer, ForeignKey("devices.device", ondelete="cascade"), primary_key=True),
+    Column("json", LargeBinary, nullable=False),
+    comment="Identity keys of local devices with their own signatures, as canonical JSON.",
+)
+
+one_time_keys = Table(
+    "one_time_keys",
+    metadata,
+    Column("sequence", BigInteger, Identity(), nullable=False),
+    Column("device", Integer, ForeignKey("devices.device", ondelete="cascade"), primary_key=True),
+    Column("algorithm", Text, primary_key=True),
+    Column("key_id", Text, primary_key=True),
+    Column("json", LargeBinary, nullable=False),
+    Index("one_time_keys_device_algorithm_sequence_idx", "device", "algorithm", "sequence"),
+    comment="Each is given out once, the oldest first, and deleted then.",
+)
+
+given_one_time_keys = Table(
+    "given_one_time_keys",
+    metadata,
+    Column("device", Integer, ForeignKey("devices.device", ondelete="cascade"), primary_key=True),
+    Column("algorithm", Text, primary_key=True),
+    Column("key_id", Text, primary_key=True),
+    Column("digest", LargeBinary, nullable=False),
+    Column("given_ts", BigInteger, nullable=False),
+    comment="SHA-256 of keys given out lately, so that a repeated upload does not bring them back.",
+)
+
+fallback_keys = Table(
+    "fallback_keys",
+    metadata,
+    Column("device", Integer, ForeignKey("devices.device", ondelete="cascade"), primary_key=True),
+    Column("algorithm", Text, primary_key=True),
+    Column("key_id", Text, nullable=False),
+    Column("json", LargeBinary, nullable=False),
+    Column("is_used", Boolean, nullable=False, server_default=false()),
+)
+
+cross_signing_keys = Table(
+    "cross_signing_keys",
+    metadata,
+    Column("user_id", Text, primary_key=True),
+    Column("usage", Text, primary_key=True),
+    Column("public_key", Text, nullable=False),
+    Column("json", LargeBinary, nullable=False),
+    comment="The newest key for each usage.",
+)
+
+key_signatures = Table(
+    "key_signatures",
+    metadata,
+    Column("user_id", Text, primary_key=True),
+    Column("key_name", Text, primary_key=True),
+    Column("signer", Text, primary_key=True),
+    Column("signing_key_id", Text, primary_key=True),
+    Column("signature", Text, nullable=False),
+    Index("key_signatures_signer_signing_key_id_idx", "signer", "signing_key_id"),
+    comment="Signatures added to keys of `user_id`; a key's name is a device ID or a public key.",
+)
+
+device_list_changes = Table(
+    "device_list_changes",
+    metadata,
+    Column("position", BigInteger, primary_key=True),
+    Column("user_id", Text, nullable=False),
+    Column("device_ids", ARRAY(Text), nullable=False, comment="None where the cross-signing keys changed."),
+    Column("seen_by", Text, comment="The only user who may know of it."),
+    Column("rooms", ARRAY(Integer), nullable=False),
+    Index("device_list_changes_user_id_position_idx", "user_id", "position"),
+    comment="Whose devices or cross-signing keys changed, and the rooms that the user was joined to.",
+)
+
+to_device_messages = Table(
+    "to_device_messages",
+    metadata,
+    Column("position", BigInteger, nullable=False),
+    Column("device", Integer, ForeignKey("devices.device", ondelete="cascade"), nullable=False),
+    Column("json", LargeBinary, nullable=False),
+    PrimaryKeyConstraint("device", "position"),
+    Index("to_device_messages_position_idx", "position"),
+    comment="Inboxes. A message is deleted when a sync token proves that the device has it.",
+)
+
+to_device_transactions = Table(
+    "to_device_transactions",
+    metadata,
+    Column("device", Integer, ForeignKey("devices.device", ondelete="cascade"), primary_key=True),
+    Column("txn_id", Text, primary_key=True),
+    Column("event_type", Text, primary_key=True),
+    Column("sent_ts", BigInteger, nullable=False),
+    Index("to_device_transactions_device_sent_ts_idx", "device", "sent_ts"),
+)
+
+key_backups = Table(
+    "key_backups",
+    metadata,
+    Column("version", BigInteger, Identity(), nullable=False, unique=True),
+    Column("user_id", Text, nullable=False),
+    Column("algorithm", Text, nullable=False),
+    Column("auth_data", LargeBinary, nullable=False),
+    Column("etag", BigInteger, nullable=False, server_default=text("0")),
+    Column("count", Integer, nullable=False, server_default=text("0")),
+    Column("is_deleted", Boolean, nullable=False, server_default=false()),
+    PrimaryKeyConstraint("user_id", "version"),
+    comment="A version is never given twice, and a deleted one keeps its row.",
+)
+
+key_backup_keys = Table(
+    "key_backup_keys",
+    metadata,
+    Column("version", BigInteger, ForeignKey("key_backups.version", ondelete="cascade"), nullable=False),
+    Column("first_message_index", BigInteger, nullable=False),
+    Column("forwarded_count", BigInteger, nullable=False),
+    Column("is_verified", Boolean, nullable=False),
+    Column("user_id", Text, nullable=False),
+    Column("room_id", Text, nullable=False),
+    Column("session_id", Text, nullable=False),
+    Column("session_data", LargeBinary, nullable=False),
+    PrimaryKeyConstraint("version", "room_id", "session_id"),
+    comment="Room keys that only the user's devices can read.",
+)

@@ -1,0 +1,133 @@
+"""Who changed devices or cross-signing keys, and who has to hear of it (Client-Server API, "Tracking the device list
+for a user").
+
+A change concerns everybody who shares a room with its user, in rooms that the change names so that waiting syncs wake.
+A signature that one user made about another concerns the signer alone: only they may see it.
+"""
+
+import json
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+from federation.protocol.types import DeviceID, UserID
+from storage import memberships, strings
+from storage.database import Tx
+
+_FEW = 500
+"""Up to how many users are looked up one by one in the rooms of who asks."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceListChanged:
+    """The devices, device names or cross-signing keys of a user are not what they were."""
+
+    user_id: UserID
+    changed_in: Sequence[int]
+    """The rooms that the user was joined to."""
+    device_ids: Sequence[DeviceID] = ()
+    """The devices; none where the cross-signing keys changed."""
+    seen_by: UserID | None = None
+    """The only user who may know of it: who signed a key of `user_id`, or replaced their own user-signing key."""
+
+    kind: ClassVar[int] = 2
+
+    @property
+    def width(self) -> int:
+        """One position."""
+        return 1
+
+    @property
+    def rooms(self) -> Collection[int]:
+        """The rooms whose members it concerns: none where one user alone may know of it."""
+        return () if self.seen_by is not None else self.changed_in
+
+    @property
+    def users(self) -> Collection[UserID]:
+        """The user's own other devices, or those of the only user who may know of it."""
+        return (self.user_id if self.seen_by is None else self.seen_by,)
+
+    @classmethod
+    async def insert_many(cls, tx: Tx, rows: Sequence[tuple[int, Self]]) -> None:
+        """One statement for all."""
+        # PostgreSQL has no arrays of arrays of different lengths: the inner ones travel as text.
+        await tx.execute(
+            "insert into device_list_changes (position, user_id, device_ids, seen_by, rooms)"
+            " select position, user_id, array(select jsonb_array_elements_text(device_ids::jsonb)), seen_by,"
+            "  rooms::int[] from unnest(%s::bigint[], %s::text[], %s::text[], %s::text[], %s::text[])"
+            " as change (position, user_id, device_ids, seen_by, rooms)",
+            (
+                [position for position, _ in rows],
+                [change.user_id for _, change in rows],
+                [json.dumps(list(change.device_ids)) for _, change in rows],
+                [change.seen_by for _, change in rows],
+                ["{" + ",".join(map(str, change.rooms)) + "}" for _, change in rows],
+            ),
+        )
+
+    @classmethod
+    async def read_range(cls, tx: Tx, after: int, upto: int) -> list[tuple[int, Self]]:
+        """Those in (after, upto]."""
+        rows = await tx.fetch(
+            "select position, user_id, rooms, device_ids, seen_by from device_list_changes"
+            " where position > %s and position <= %s order by position",
+            (after, upto),
+        )
+        return [
+            (position, cls(UserID(user_id), tuple(in_rooms), tuple(device_ids), seen_by))
+            for position, user_id, in_rooms, device_ids, seen_by in rows
+        ]
+
+
+async def of_user(tx: Tx, user_id: UserID, device_ids: Sequence[DeviceID] = ()) -> DeviceListChanged:
+    """The change to log when devices (without any: the cross-signing keys) of a user changed, in all their rooms."""
+    return DeviceListChanged(user_id, tuple(await memberships.joined_rooms(tx, user_id)), tuple(device_ids))
+
+
+async def changed_between(tx: Tx, user_id: UserID, after: int, upto: int) -> set[UserID]:
+    """The users whose devices or keys changed in positions (after, upto], as far as `user_id` may know.
+
+    These are the user, those whose keys the user signed, and those who share a joined room with the user now.
+    """
+    rows = await tx.fetch(
+        "select distinct user_id, seen_by is not null from device_list_changes"
+        " where position > %s and position <= %s and (seen_by is null or seen_by = %s)",
+        (after, upto, user_id),
+    )
+    known = {UserID(changed) for changed, is_own_signature in rows if is_own_signature or changed == user_id}
+    others = {UserID(changed) for changed, _ in rows} - known
+    return known | await still_sharing(tx, user_id, others)
+
+
+async def still_sharing(tx: Tx, user_id: UserID, others: Collection[UserID]) -> set[UserID]:
+    """Those among `others` who are joined to a room that `user_id` is joined to, now."""
+    if not others:
+        return set()
+    if len(others) > _FEW:
+        return (await memberships.users_sharing_rooms(tx, user_id)).intersection(others)
+    numbers = await strings.find(tx, {user_id, *others})
+    own = numbers.get(user_id)
+    names = {numbers[other]: other for other in others if other in numbers}
+    if own is None or not names:
+        return set()
+    rows = await tx.fetch(
+        "select distinct theirs.state_key from room_state mine"
+        " join room_state theirs on theirs.room = mine.room and theirs.type = %s and theirs.line = 0"
+        "  and theirs.until_version is null and theirs.membership = 1 and theirs.state_key = any(%s::int[])"
+        " where mine.state_key = %s and mine.line = 0 and mine.until_version is null and mine.membership = 1",
+        (strings.MEMBER, list(names), own),
+    )
+    return {names[number] for (number,) in rows}
+
+
+async def delete_superseded(tx: Tx, before: int) -> int:
+    """Delete changes below position `before` that a later one of the same user and kind repeats; how many.
+
+    A token from below `before` still finds the later change. Followers must be beyond `before`.
+    """
+    return await tx.execute(
+        "delete from device_list_changes old where old.position < %s and exists ("
+        " select from device_list_changes new where new.user_id = old.user_id and new.position > old.position"
+        " and new.seen_by is not distinct from old.seen_by and new.device_ids = old.device_ids)",
+        (before,),
+    )

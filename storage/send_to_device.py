@@ -1,0 +1,167 @@
+"""Inboxes: to-device messages until their device has proved that it has them ("Send-to-Device messaging").
+
+A message's place in its device's inbox is its position in the log. One entry holds at most one message for a device,
+so `(device, position)` names a message. Devices are called by their number, which is never given twice.
+"""
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
+
+from federation.protocol.types import DeviceID, UserID
+from storage.database import Tx
+from storage.log import Change
+
+KEPT_BYTES = 4096
+"""Messages of one entry that are together larger than this are not kept in memory, only that they exist."""
+
+
+@dataclass(frozen=True, slots=True)
+class ToDeviceMessage:
+    """One message to one device."""
+
+    user_id: UserID
+    device_id: DeviceID
+    device: int
+    json: bytes | None
+    """The event as /sync shows it; None in memory when it is too large to be kept there."""
+
+
+@dataclass(slots=True)
+class ToDeviceMessages:
+    """What one request (or one EDU) sends: at most one message for each device."""
+
+    messages: tuple[ToDeviceMessage, ...]
+
+    kind: ClassVar[int] = 4
+
+    @property
+    def width(self) -> int:
+        """One position for all: their devices differ."""
+        return 1
+
+    @property
+    def rooms(self) -> Collection[int]:
+        """It belongs to no room."""
+        return ()
+
+    @property
+    def users(self) -> Collection[UserID]:
+        """Who receives."""
+        return {message.user_id for message in self.messages}
+
+    def to_device(self, device: int) -> ToDeviceMessage | None:
+        """The message for this device, if there is one."""
+        for message in self.messages:
+            if message.device == device:
+                return message
+        return None
+
+    @classmethod
+    async def insert_many(cls, tx: Tx, rows: Sequence[tuple[int, Self]]) -> None:
+        """One statement for all; what is for a device that has been deleted meanwhile is dropped."""
+        messages = [(position, message) for position, change in rows for message in change.messages]
+        await tx.execute(
+            "insert into to_device_messages (device, position, json)"
+            " select devices.device, message.position, message.json"
+            " from unnest(%s::int[], %s::bigint[], %s::bytea[]) as message (device, position, json)"
+            " join devices on devices.device = message.device for key share of devices",
+            (
+                [message.device for _, message in messages],
+                [position for position, _ in messages],
+                [message.json for _, message in messages],
+            ),
+        )
+
+    @classmethod
+    async def read_range(cls, tx: Tx, after: int, upto: int) -> list[tuple[int, Self]]:
+        """Those in (after, upto] that have not been delivered yet; contents only where they are small."""
+        rows = await tx.fetch(
+            "select position, user_id, device_id, to_device_messages.device,"
+            " case when octet_length(json) <= %s then json end"
+            " from to_device_messages join devices using (device)"
+            " where position > %s and position <= %s order by position",
+            (KEPT_BYTES, after, upto),
+        )
+        found: dict[int, list[ToDeviceMessage]] = {}
+        for position, user_id, device_id, device, json in rows:
+            found.setdefault(position, []).append(ToDeviceMessage(UserID(user_id), DeviceID(device_id), device, json))
+        return [(position, cls(tuple(messages))) for position, messages in found.items()]
+
+
+def drop_large_contents(_position: int, change: Change) -> None:
+    """A view of the tail: keep the window from holding what only the database should."""
+    if isinstance(change, ToDeviceMessages):
+        size = sum(len(message.json) for message in change.messages if message.json is not None)
+        if size > KEPT_BYTES:
+            change.messages = tuple(replace(message, json=None) for message in change.messages)
+
+
+def from_window(
+    changes: Iterable[tuple[int, Change]], device: int, limit: int = 100
+) -> tuple[list[bytes], int | None] | None:
+    """The messages for a device among changes of the tail's window (such as `tail.for_user(...)`), without a query.
+
+    Answers (raw events, the position of the last one, or None when there is none). Answers None when the window does
+    not hold what is needed, or there are more than `limit`: then `pending` must be asked.
+    """
+    found: list[bytes] = []
+    last: int | None = None
+    for position, change in changes:
+        if isinstance(change, ToDeviceMessages):
+            message = change.to_device(device)
+            if message is None:
+                continue
+            if message.json is None or len(found) == limit:
+                return None
+            found.append(message.json)
+            last = position
+    return found, last
+
+
+async def pending(tx: Tx, device: int, after: int, upto: int, limit: int = 100) -> tuple[list[bytes], int]:
+    """The oldest undelivered messages of a device in positions (after, upto], and where to go on.
+
+    The second value is `upto` when these are all, else the position of the last one: a token from there finds the rest.
+    """
+    rows = await tx.fetch(
+        "select json, position from to_device_messages where device = %s and position > %s and position <= %s"
+        " order by position limit %s",
+        (device, after, upto, limit + 1),
+    )
+    if len(rows) <= limit:
+        return [json for json, _ in rows], upto
+    return [json for json, _ in rows[:limit]], rows[limit - 1][1]
+
+
+async def delete_upto(tx: Tx, device: int, position: int) -> int:
+    """Delete what a device has proved to have, by a later token: all up to `position`; how many that were."""
+    return await tx.execute("delete from to_device_messages where device = %s and position <= %s", (device, position))
+
+
+async def devices_of(tx: Tx, users: Collection[UserID]) -> dict[UserID, dict[DeviceID, int]]:
+    """All devices of these users with their numbers: whom a message can reach."""
+    found: dict[UserID, dict[DeviceID, int]] = {}
+    rows = await tx.fetch(
+        "select user_id, device_id, device from devices where user_id = any(%s::text[])", (list(users),)
+    )
+    for user_id, device_id, device in rows:
+        found.setdefault(UserID(user_id), {})[DeviceID(device_id)] = device
+    return found
+
+
+async def note_transaction(tx: Tx, device: int, event_type: str, txn_id: str, now_ts: int) -> bool:
+    """Remember a client's transaction; False when this device has sent it before."""
+    inserted = await tx.execute(
+        "insert into to_device_transactions (device, txn_id, event_type, sent_ts) values (%s, %s, %s, %s)"
+        " on conflict do nothing",
+        (device, txn_id, event_type, now_ts),
+    )
+    return inserted == 1
+
+
+async def delete_transactions(tx: Tx, device: int, before_ts: int) -> int:
+    """Forget transactions of a device that nobody will repeat any longer; how many."""
+    return await tx.execute(
+        "delete from to_device_transactions where device = %s and sent_ts < %s", (device, before_ts)
+    )
