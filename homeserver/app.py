@@ -24,25 +24,36 @@ from homeserver.client_api.auth_stages import DummyStage, PasswordStage, Policy,
 from homeserver.client_api.authentication import TokenAuthenticator
 from homeserver.client_api.device_management import DeviceManagementAPI
 from homeserver.client_api.discovery import DiscoveryAPI, ServerDescription
+from homeserver.client_api.end_to_end_encryption import EndToEndEncryptionAPI
 from homeserver.client_api.interactive_auth import InteractiveAuth
+from homeserver.client_api.key_backup import KeyBackupAPI
 from homeserver.client_api.login import LoginAPI
 from homeserver.client_api.pages import PagesAPI
 from homeserver.client_api.routing import build_routes
+from homeserver.client_api.send_to_device import SendToDeviceAPI
 from homeserver.config import API, Config, RegistrationMode
+from homeserver.services import device_keys
 from homeserver.services.accounts import AccountService
+from homeserver.services.cross_signing import CrossSigningService
 from homeserver.services.device_activity import DeviceActivity
+from homeserver.services.key_backups import KeyBackupService
 from homeserver.services.passwords import Passwords
 from homeserver.services.rate_limits import Limit, RateLimits
+from homeserver.services.send_to_device import SendToDeviceService
 from homeserver.services.sessions import Lifetimes, SessionService
 from homeserver.startup import prepare
+from storage import send_to_device
 from storage.database import Database
+from storage.device_lists import DeviceListChanged
+from storage.end_to_end_keys import KeyCountCache
 from storage.invalidations import Invalidated
 from storage.log import Change, Log
+from storage.send_to_device import ToDeviceMessages
 from storage.tail import Tail
 
 logger = logging.getLogger(__name__)
 
-KINDS: Sequence[type[Change]] = (Invalidated,)
+KINDS: Sequence[type[Change]] = (Invalidated, DeviceListChanged, ToDeviceMessages)
 """Every kind of change that the log may hold."""
 
 SHUTDOWN_SECONDS = 10
@@ -81,6 +92,7 @@ class Application:
                 refreshable_ms=config.sessions.access_token_lifetime,
                 refresh_token_ms=config.sessions.refresh_token_lifetime,
             ),
+            devices_changed=[device_keys.devices_changed],
         )
         self.tail.add_view(self.sessions.on_change)
         self.activity = DeviceActivity(self.database)
@@ -92,6 +104,9 @@ class Application:
             server_name=server_name,
             leave_all_rooms=_leave_no_room,
         )
+        self.key_counts = KeyCountCache(self.database)
+        self.tail.add_view(self.key_counts.view)
+        self.tail.add_view(send_to_device.drop_large_contents)
 
         # the client API
         authenticator = TokenAuthenticator(self.sessions, self.activity, query_string_tokens=config.query_string_tokens)
@@ -116,6 +131,15 @@ class Application:
             *routes.device_routes(
                 DeviceManagementAPI(self.database, self.sessions, self.activity, self.interactive_auth)
             ),
+            *routes.end_to_end_encryption_routes(
+                EndToEndEncryptionAPI(
+                    device_keys.DeviceKeysService(self.database, self.log, server_name),
+                    CrossSigningService(self.log),
+                    self.interactive_auth,
+                )
+            ),
+            *routes.key_backup_routes(KeyBackupAPI(KeyBackupService(self.database))),
+            *routes.send_to_device_routes(SendToDeviceAPI(SendToDeviceService(self.log, server_name))),
         ]
 
         # what each listener serves

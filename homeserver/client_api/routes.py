@@ -6,9 +6,12 @@ from federation.web import Route
 from homeserver.client_api.accounts import AccountsAPI
 from homeserver.client_api.device_management import DeviceManagementAPI
 from homeserver.client_api.discovery import DiscoveryAPI
+from homeserver.client_api.end_to_end_encryption import EndToEndEncryptionAPI
+from homeserver.client_api.key_backup import KeyBackupAPI
 from homeserver.client_api.login import LoginAPI
 from homeserver.client_api.pages import PagesAPI
 from homeserver.client_api.routing import ClientRoute, Login
+from homeserver.client_api.send_to_device import SendToDeviceAPI
 
 NONE, OPTIONAL = Login.NONE, Login.OPTIONAL
 
@@ -83,6 +86,60 @@ def device_routes(api: DeviceManagementAPI) -> Sequence[ClientRoute]:
         ClientRoute(method="DELETE", path="v3/devices/{device_id}", endpoint=api.delete_device),
         ClientRoute(method="POST", path="v3/delete_devices", endpoint=api.delete_devices),
     ]
+
+
+def end_to_end_encryption_routes(api: EndToEndEncryptionAPI) -> Sequence[ClientRoute]:
+    """Keys of devices and users."""
+    cross_signing = [
+        ClientRoute(
+            method="POST",
+            path=f"v3/keys/{path}",
+            endpoint=endpoint,
+            limit="requests",
+            unstable=(f"unstable/keys/{path}",),
+        )
+        for path, endpoint in (
+            ("device_signing/upload", api.upload_cross_signing_keys),
+            ("signatures/upload", api.upload_signatures),
+        )
+    ]
+    return [
+        *cross_signing,
+        *(
+            ClientRoute(method="POST", path=f"v3/keys/{path}", endpoint=endpoint, limit="requests", guests=True)
+            for path, endpoint in (
+                ("upload", api.upload_keys),
+                ("query", api.query_keys),
+                ("claim", api.claim_keys),
+            )
+        ),
+    ]
+
+
+def key_backup_routes(api: KeyBackupAPI) -> Sequence[ClientRoute]:
+    """Backups of room keys."""
+    versions = [
+        ClientRoute(method=method, path=f"v3/room_keys/version{path}", endpoint=endpoint, limit="requests")
+        for method, path, endpoint in (
+            ("POST", "", api.create_version),
+            ("GET", "", api.get_current_version),
+            ("GET", "/{version}", api.get_version),
+            ("PUT", "/{version}", api.put_version),
+            ("DELETE", "/{version}", api.delete_version),
+        )
+    ]
+    keys = [
+        ClientRoute(method=method, path=f"v3/room_keys/keys{path}", endpoint=endpoint, limit="requests")
+        for path in ("", "/{room_id}", "/{room_id}/{session_id}")
+        for method, endpoint in (("PUT", api.put_keys), ("GET", api.get_keys), ("DELETE", api.delete_keys))
+    ]
+    return [*versions, *keys]
+
+
+def send_to_device_routes(api: SendToDeviceAPI) -> Sequence[ClientRoute]:
+    """To-device messages."""
+    path = "v3/sendToDevice/{event_type}/{txn_id}"
+    return [ClientRoute(method="PUT", path=path, endpoint=api.send, limit="requests", guests=True)]
 
 
 def page_routes(api: PagesAPI) -> Sequence[Route]:

@@ -1,0 +1,229 @@
+"""Keys of devices: upload, query and claim ("Key management API").
+
+Keys of other servers' users are asked for over federation; as long as a server cannot be reached its name is in
+`failures`.
+"""
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import orjson
+
+from federation.protocol.errors import InvalidInput, TooLarge
+from federation.protocol.identifiers import server_name_of
+from federation.protocol.types import DeviceID, JsonObject, ServerName, UserID
+from homeserver.services import key_checks
+from homeserver.services.requester import Requester
+from storage import cross_signing, device_lists, end_to_end_keys, send_to_device
+from storage.cross_signing import KeySignature, Usage
+from storage.database import Database, Tx
+from storage.end_to_end_keys import Claim, DeviceKeys, Key, KeyCounts
+from storage.invalidations import Invalidated, Kind
+from storage.log import Change, Entry, Log
+
+MAX_USERS = 10_000
+"""Users in one query or claim."""
+MAX_CLAIMS = 10_000
+"""Devices in one claim."""
+MAX_HELD_KEYS = 5_000
+"""One-time keys of a device."""
+_CLAIMS_AT_ONCE = 500
+"""Claims in one entry of the log, so that no append is long."""
+
+
+class DeviceKeysService:
+    """Uploads, queries and claims of keys."""
+
+    def __init__(self, database: Database, log: Log, server_name: ServerName) -> None:
+        self._database = database
+        self._log = log
+        self._server_name = server_name
+
+    async def upload(self, requester: Requester, body: JsonObject) -> dict[str, int]:
+        """Publish keys of the device that asks; the counts of its one-time keys afterwards."""
+        device, device_id = requester.device, requester.device_id
+        if device is None or device_id is None:
+            raise InvalidInput("Keys belong to a device, and this access token has none")
+        user_id = requester.user_id
+        # Members that are null are as good as absent: clients send them so.
+        identity = body.get("device_keys")
+        identity_json = None if identity is None else key_checks.device_keys(identity, user_id, device_id)
+        one_time = key_checks.one_time_keys(body.get("one_time_keys") or {})
+        fallback = key_checks.fallback_keys(body.get("fallback_keys") or {})
+        if identity_json is None and not one_time and not fallback:
+            async with self._database.read() as tx:
+                return (await end_to_end_keys.key_counts(tx, device)).one_time_keys
+
+        entry = Entry(width=2)
+
+        async def work(tx: Tx) -> dict[str, int]:
+            changes: list[Change] = []
+            if identity_json is not None and await _put_identity(tx, user_id, device_id, device, identity_json):
+                changes.append(await device_lists.of_user(tx, user_id, [device_id]))
+            counts = await _store(tx, device, one_time, fallback)
+            if one_time or fallback:
+                changes.append(Invalidated(Kind.KEY_COUNTS, user_id, device_id))
+            entry.changes = changes
+            return counts.one_time_keys
+
+        entry.work = work
+        counts: dict[str, int] = (await self._log.append(entry)).result
+        return counts
+
+    async def query(self, requester: Requester, body: JsonObject) -> JsonObject:
+        """The keys of devices and users, with the signatures that the requester may see."""
+        wanted = _wanted_devices(body)
+        local = [user_id for user_id in wanted if server_name_of(user_id) == self._server_name]
+        async with self._database.read() as tx:
+            found = await answer_query(tx, {user_id: wanted[user_id] for user_id in local}, requester.user_id)
+        return {**found, "failures": self._failures(wanted)}
+
+    async def claim(self, body: JsonObject) -> JsonObject:
+        """One key for each device that is asked for, as far as there are any."""
+        wanted = key_checks.an_object(key_checks.required(body, "one_time_keys"), "one_time_keys")
+        claims = _wanted_claims(wanted)
+        local = [claim for claim in claims if server_name_of(claim.user_id) == self._server_name]
+        return {
+            "one_time_keys": await self.claim_local(local),
+            "failures": self._failures({claim.user_id for claim in claims}),
+        }
+
+    async def claim_local(self, claims: Sequence[Claim]) -> JsonObject:
+        """Claim keys of this server's users: user -> device -> key ID -> key."""
+        answer: JsonObject = {}
+        for start in range(0, len(claims), _CLAIMS_AT_ONCE):
+            for claim, key in await self._claim_some(claims[start : start + _CLAIMS_AT_ONCE]):
+                devices = answer.setdefault(claim.user_id, {})
+                devices[claim.device_id] = {f"{key.algorithm}:{key.key_id}": orjson.Fragment(key.json)}
+        return answer
+
+    async def _claim_some(self, claims: Sequence[Claim]) -> list[tuple[Claim, Key]]:
+        entry = Entry(width=len(claims))
+
+        async def work(tx: Tx) -> list[tuple[Claim, Key]]:
+            found, changed = await end_to_end_keys.claim(tx, claims, _now_ts())
+            entry.changes = [Invalidated(Kind.KEY_COUNTS, user_id, device_id) for user_id, device_id in sorted(changed)]
+            return found
+
+        entry.work = work
+        found: list[tuple[Claim, Key]] = (await self._log.append(entry)).result
+        return found
+
+    def _failures(self, users: Iterable[UserID]) -> JsonObject:
+        others = {server_name_of(user_id) for user_id in users} - {self._server_name}
+        return {name: {"errcode": "M_UNKNOWN", "error": "The server cannot be asked"} for name in sorted(others)}
+
+
+async def devices_changed(tx: Tx, user_id: UserID, device_ids: Sequence[DeviceID]) -> list[Change]:
+    """What to log when devices were renamed or deleted, in the same transaction.
+
+    Keys and inboxes go with the rows of `devices` by cascade; what this deletes of deleted devices is what names them
+    otherwise.
+    """
+    there = (await send_to_device.devices_of(tx, [user_id])).get(user_id, {})
+    gone = [device_id for device_id in device_ids if device_id not in there]
+    if gone:
+        await cross_signing.delete_signatures_about(tx, [(user_id, device_id) for device_id in gone])
+        await cross_signing.delete_signatures_by_devices(tx, user_id, gone)
+    return [await device_lists.of_user(tx, user_id, device_ids)]
+
+
+async def answer_query(tx: Tx, wanted: Mapping[UserID, Sequence[str]], asker: UserID | None) -> JsonObject:
+    """What is known here of users' keys, without `failures`; `asker` is None for another server.
+
+    Every user who is asked for is named, those without devices or unknown with an empty object.
+    """
+    users = list(wanted)
+    device_keys = await end_to_end_keys.list_device_keys(tx, users)
+    keys = await cross_signing.list_keys(tx, users)
+    about: dict[tuple[UserID, str], list[KeySignature]] = {}
+    for signature in await cross_signing.list_signatures(tx, users, asker):
+        about.setdefault((signature.user_id, signature.key_name), []).append(signature)
+
+    devices: JsonObject = {user_id: {} for user_id in users}
+    for device in device_keys:
+        if not wanted[device.user_id] or device.device_id in wanted[device.user_id]:
+            signed = about.get((device.user_id, device.device_id), [])
+            devices[device.user_id][device.device_id] = _device_information(device, signed)
+    answer: JsonObject = {"device_keys": devices, "master_keys": {}, "self_signing_keys": {}, "user_signing_keys": {}}
+    for key in keys:
+        if key.usage is not Usage.USER_SIGNING or key.user_id == asker:
+            answer[f"{key.usage}_keys"][key.user_id] = _with_signatures(
+                orjson.loads(key.json), about.get((key.user_id, key.public_key), [])
+            )
+    return answer
+
+
+def _device_information(device: DeviceKeys, signed: Sequence[KeySignature]) -> JsonObject:
+    json = _with_signatures(orjson.loads(device.json), signed)
+    json["unsigned"] = {} if device.display_name is None else {"device_display_name": device.display_name}
+    return json
+
+
+def _with_signatures(json: JsonObject, signed: Sequence[KeySignature]) -> JsonObject:
+    for signature in signed:
+        by_user = json.setdefault("signatures", {}).setdefault(signature.signer, {})
+        by_user[signature.signing_key_id] = signature.signature
+    return json
+
+
+async def _put_identity(tx: Tx, user_id: UserID, device_id: DeviceID, device: int, json: bytes) -> bool:
+    before = await end_to_end_keys.find_device_keys(tx, device)
+    if before == json:
+        return False
+    if before is not None and not key_checks.is_same_key(orjson.loads(before), orjson.loads(json)):
+        await cross_signing.delete_signatures_about(tx, [(user_id, device_id)])
+        await cross_signing.delete_signatures_by_devices(tx, user_id, [device_id])
+    await end_to_end_keys.put_device_keys(tx, device, json)
+    return True
+
+
+async def _store(tx: Tx, device: int, one_time: Sequence[Key], fallback: Sequence[Key]) -> KeyCounts:
+    if one_time:
+        refused = await end_to_end_keys.add_one_time_keys(tx, device, one_time, _now_ts())
+        if refused:
+            name = f"{refused[0].algorithm}:{refused[0].key_id}"
+            raise InvalidInput(f"There is another one-time key {name} already")
+    if fallback:
+        await end_to_end_keys.put_fallback_keys(tx, device, fallback)
+    counts = await end_to_end_keys.key_counts(tx, device)
+    if one_time and sum(counts.one_time_keys.values()) > MAX_HELD_KEYS:
+        raise InvalidInput(f"A device may have at most {MAX_HELD_KEYS} one-time keys")
+    return counts
+
+
+def _wanted_devices(body: JsonObject) -> dict[UserID, list[str]]:
+    asked = key_checks.an_object(key_checks.required(body, "device_keys"), "device_keys")
+    _check_timeout(body)
+    if len(asked) > MAX_USERS:
+        raise TooLarge(f"More than {MAX_USERS} users")
+    wanted: dict[UserID, list[str]] = {}
+    for user_id in key_checks.user_ids(asked):
+        devices = asked[user_id]
+        if not isinstance(devices, list) or not all(isinstance(device_id, str) for device_id in devices):
+            raise key_checks.malformed("device_keys must map user IDs to lists of device IDs")
+        wanted[user_id] = devices
+    return wanted
+
+
+def _wanted_claims(wanted: Mapping[str, Any]) -> list[Claim]:
+    claims: list[Claim] = []
+    for user_id in key_checks.user_ids(wanted):
+        devices = key_checks.an_object(wanted[user_id], "one_time_keys of a user")
+        for device_id, algorithm in devices.items():
+            key_checks.a_text(algorithm, "An algorithm")
+            claims.append(Claim(user_id, DeviceID(key_checks.a_text(device_id, "A device ID")), algorithm))
+            if len(claims) > MAX_CLAIMS:
+                raise TooLarge(f"More than {MAX_CLAIMS} devices")
+    return claims
+
+
+def _check_timeout(body: JsonObject) -> None:
+    timeout = body.get("timeout", 0)
+    if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, int | float)):
+        raise key_checks.malformed("timeout must be a number of milliseconds")
+
+
+def _now_ts() -> int:
+    return int(time.time() * 1000)

@@ -1,0 +1,106 @@
+"""Sending to-device messages ("Send-to-Device messaging")."""
+
+import time
+from collections.abc import Iterator, Mapping
+
+import orjson
+
+from federation.protocol import canonical_json
+from federation.protocol.errors import MatrixError, TooLarge
+from federation.protocol.identifiers import server_name_of
+from federation.protocol.types import DeviceID, JsonObject, ServerName, UserID
+from homeserver.services import key_checks
+from homeserver.services.requester import Requester
+from storage import send_to_device
+from storage.database import Tx
+from storage.log import Entry, Log
+from storage.send_to_device import ToDeviceMessage, ToDeviceMessages
+
+MAX_MESSAGE_BYTES = 65_536
+MAX_MESSAGES = 5_000
+"""Devices that one request may reach."""
+ALL_DEVICES = "*"
+_TRANSACTIONS_KEPT_MS = 24 * 3600 * 1000
+
+Contents = Mapping[UserID, Mapping[str, JsonObject]]
+"""User -> device ID or `*` -> content."""
+
+
+class SendToDeviceService:
+    """Puts messages into inboxes."""
+
+    def __init__(self, log: Log, server_name: ServerName) -> None:
+        self._log = log
+        self._server_name = server_name
+
+    async def send(self, requester: Requester, event_type: str, txn_id: str, body: JsonObject) -> None:
+        """Send a client's messages, once for each transaction ID of its device and event type."""
+        contents = _contents(key_checks.required(body, "messages"))
+        # Messages to users of other servers travel by federation.
+        local = {user_id: of for user_id, of in contents.items() if server_name_of(user_id) == self._server_name}
+        device = requester.device
+        entry = Entry(width=1)
+
+        async def work(tx: Tx) -> None:
+            entry.changes = []
+            if device is not None:
+                now_ts = int(time.time() * 1000)
+                if not await send_to_device.note_transaction(tx, device, event_type, txn_id, now_ts):
+                    return
+                await send_to_device.delete_transactions(tx, device, now_ts - _TRANSACTIONS_KEPT_MS)
+            messages = await addressed(tx, requester.user_id, event_type, local)
+            entry.changes = [ToDeviceMessages(messages)] if messages else []
+
+        entry.work = work
+        await self._log.append(entry)
+
+
+async def addressed(tx: Tx, sender: UserID, event_type: str, contents: Contents) -> tuple[ToDeviceMessage, ...]:
+    """The message for each device that there is; whoever is unknown gets none. Raises TooLarge for too many."""
+    if not contents:
+        return ()
+    known = await send_to_device.devices_of(tx, list(contents))
+    messages: list[ToDeviceMessage] = []
+    for user_id, devices in known.items():
+        for device_id, json in _by_device(contents[user_id], devices, sender, event_type):
+            messages.append(ToDeviceMessage(user_id, device_id, devices[device_id], json))
+    if len(messages) > MAX_MESSAGES:
+        raise TooLarge(f"More than {MAX_MESSAGES} devices")
+    return tuple(messages)
+
+
+def _by_device(
+    contents: Mapping[str, JsonObject], devices: Mapping[DeviceID, int], sender: UserID, event_type: str
+) -> Iterator[tuple[DeviceID, bytes]]:
+    """A message for a device by name goes before one for all."""
+    encoded = {
+        name: orjson.dumps({"content": content, "sender": sender, "type": event_type})
+        for name, content in contents.items()
+    }
+    for device_id in devices:
+        json = encoded.get(device_id, encoded.get(ALL_DEVICES))
+        if json is not None:
+            yield device_id, json
+
+
+def _contents(value: object) -> Contents:
+    contents: dict[UserID, dict[str, JsonObject]] = {}
+    count = 0
+    by_user = key_checks.an_object(value, "messages")
+    for user_id in key_checks.user_ids(by_user):
+        by_device = key_checks.an_object(by_user[user_id], "messages of a user")
+        for device_id, content in by_device.items():
+            key_checks.a_text(device_id, "A device ID")
+            check_content(key_checks.an_object(content, "A message"))
+        contents[user_id] = by_device
+        count += len(by_device)
+    if count > MAX_MESSAGES:
+        raise TooLarge(f"More than {MAX_MESSAGES} messages")
+    return contents
+
+
+def check_content(content: JsonObject) -> None:
+    """Raise unless a message's content may be sent: canonical JSON of a limited size."""
+    canonical_json.check_strict(content)
+    if len(canonical_json.encode_checked(content)) > MAX_MESSAGE_BYTES:
+        raise MatrixError("M_TOO_LARGE", f"A message is larger than {MAX_MESSAGE_BYTES} bytes", 413)
