@@ -144,6 +144,13 @@ def required_keys(pdu: PDU) -> set[tuple[ServerName, KeyID]]:
     }
 
 
+def is_signed_with(pdu: PDU, name: str, key_id: str, public_key: bytes) -> bool:
+    """Whether the event is signed by `name` with this one key, required or not: a policy server's."""
+    signature = _signatures_by(pdu.json, name).get(key_id)
+    message = event_hashes.reference_bytes(redact(pdu.json, pdu.rules))
+    return is_signature_of(signature, message, public_key)
+
+
 def verify(pdu: PDU, keys: KeyRing) -> VerifiedPDU:
     """The event once its signatures hold (checks 2 and 3 on receipt): redacted, if its content hash does not match.
 

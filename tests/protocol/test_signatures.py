@@ -173,7 +173,7 @@ def test_what_is_not_the_key_does_not_hold(public_key: bytes) -> None:
 
 
 @given(ANY_JSON)
-def test_any_signatures_hold_or_not(value: Any) -> None:  # noqa: ANN401 - JSON
+def test_any_signatures_hold_or_not(value: Any) -> None:
     for json in ({"signatures": value}, {"signatures": {HOME: value}}, {"signatures": {HOME: {"ed25519:home": value}}}):
         assert not signatures.verify_json(json, HOME, "ed25519:home", HOME_KEY.public_key)
 
@@ -358,6 +358,15 @@ def test_the_keys_to_fetch_are_those_of_the_required_signers() -> None:
     pdu = parsed(event, {**event.json, "signatures": made})
 
     assert signatures.required_keys(pdu) == {(HOME, "ed25519:a"), (HOME, "ed25519:b")}
+
+
+def test_any_other_signature_can_be_asked_for() -> None:
+    event = a_signed_event("11")
+    signed = signatures.add_signature(event, OTHER, OTHER_KEY)
+
+    assert signatures.is_signed_with(signed, OTHER, OTHER_KEY.key_id, OTHER_KEY.public_key)
+    assert not signatures.is_signed_with(signed, OTHER, OTHER_KEY.key_id, HOME_KEY.public_key)
+    assert not signatures.is_signed_with(event, OTHER, OTHER_KEY.key_id, OTHER_KEY.public_key)
 
 
 @pytest.mark.parametrize("version", VERSIONS)
