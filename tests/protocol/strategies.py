@@ -24,7 +24,7 @@ ANY_JSON = json_of(INT64 | st.floats(allow_nan=False, allow_infinity=False))
 """What `canonical_json.loads` may return."""
 
 
-def mutated(value: Any) -> st.SearchStrategy[Any]:  # noqa: ANN401 - JSON
+def mutated(value: Any) -> st.SearchStrategy[Any]:
     """The value with one member somewhere replaced by any JSON, added or removed."""
     if isinstance(value, dict) and value:
         keys = st.sampled_from(sorted(value))

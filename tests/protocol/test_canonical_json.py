@@ -43,7 +43,7 @@ def test_the_specifications_examples_hold(text: str, canonical: str) -> None:
 @given(ANY_JSON)
 @example({"\U00010000": 1, "\uffff": 2, "\ue000": 3, "é": 4, "\x7f": 5, "": 6})
 @example({"float": [1e16, 1e-5, 1e22, -0.0, 5e-324, 0.1]})
-def test_the_encoding_is_that_of_canonicaljson_and_is_stable(value: Any) -> None:  # noqa: ANN401 - JSON
+def test_the_encoding_is_that_of_canonicaljson_and_is_stable(value: Any) -> None:
     encoded = canonical_json.encode(value)
 
     assert encoded == canonicaljson.encode_canonical_json(value)
@@ -51,7 +51,7 @@ def test_the_encoding_is_that_of_canonicaljson_and_is_stable(value: Any) -> None
 
 
 @given(STRICT_JSON)
-def test_strict_values_pass_the_check_and_the_fast_encoding_is_the_same(value: Any) -> None:  # noqa: ANN401 - JSON
+def test_strict_values_pass_the_check_and_the_fast_encoding_is_the_same(value: Any) -> None:
     canonical_json.check_strict(value)
 
     assert canonical_json.encode_checked(value) == canonicaljson.encode_canonical_json(value)
@@ -82,7 +82,7 @@ def test_integers_beyond_64_bits_are_encoded_as_they_are(value: object) -> None:
     assert canonical_json.encode(value) == canonicaljson.encode_canonical_json(value)
 
 
-def nested(depth: int) -> Any:  # noqa: ANN401 - JSON
+def nested(depth: int) -> Any:
     value: Any = []
     for _ in range(depth - 1):
         value = [value]
@@ -221,7 +221,7 @@ def test_an_object_is_asked_for(data: bytes) -> None:
 
 @given(ANY_JSON, st.sampled_from([None, 1]), st.booleans(), st.booleans())
 def test_json_is_read_as_it_was_written(
-    value: Any,  # noqa: ANN401 - JSON
+    value: Any,
     indent: int | None,
     ensure_ascii: bool,
     sort_keys: bool,

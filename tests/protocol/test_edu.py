@@ -19,7 +19,7 @@ EVENT = "$" + "e" * 43
 MISSING = object()
 
 
-def parse(edu_type: object, content: object) -> Any:  # noqa: ANN401 - one of many types
+def parse(edu_type: object, content: object) -> Any:
     return edu.parse({"edu_type": edu_type, "content": content}, HOME)
 
 

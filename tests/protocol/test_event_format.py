@@ -21,7 +21,7 @@ PAIRS = ("1", "2")
 MISSING = object()
 
 
-def an_event(version: str, **changes: Any) -> JsonObject:  # noqa: ANN401 - JSON
+def an_event(version: str, **changes: Any) -> JsonObject:
     """The JSON of a good event with some members changed; only `unsigned` and the like break no signature."""
     json = {**a_signed_event(version).json, **changes}
     return {key: value for key, value in json.items() if value is not MISSING}

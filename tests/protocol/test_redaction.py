@@ -20,7 +20,7 @@ KEPT_BEFORE_11 = {"prev_state", "origin", "membership"}
 POWER_LEVELS = {"ban", "events", "events_default", "kick", "redact", "state_default", "users", "users_default"}
 
 
-def kept_content(event_type: str, content: JsonObject, version: str) -> Any:  # noqa: ANN401 - JSON
+def kept_content(event_type: str, content: JsonObject, version: str) -> Any:
     return redact({"type": event_type, "content": content}, get_rules(version))["content"]
 
 
