@@ -31,6 +31,7 @@ from homeserver.client_api.login import LoginAPI
 from homeserver.client_api.pages import PagesAPI
 from homeserver.client_api.routing import build_routes
 from homeserver.client_api.send_to_device import SendToDeviceAPI
+from homeserver.client_api.server_administration import ServerAdministrationAPI, SharedSecretRegistrationAPI
 from homeserver.config import API, Config, RegistrationMode
 from homeserver.services import device_keys
 from homeserver.services.accounts import AccountService
@@ -121,6 +122,11 @@ class Application:
         )
         registration = _registration_policy(config.registration)
         discovery = DiscoveryAPI(_description(config))
+        administration = ServerAdministrationAPI(self.database, self.accounts, self.activity)
+        secret = config.registration.shared_secret
+        shared_secret_registration = SharedSecretRegistrationAPI(
+            self.accounts, self.sessions, passwords, secret.value if secret is not None else None
+        )
         pages = PagesAPI(self.interactive_auth, server_name=server_name)
         client_routes = [
             *routes.discovery_routes(discovery),
@@ -140,6 +146,7 @@ class Application:
             ),
             *routes.key_backup_routes(KeyBackupAPI(KeyBackupService(self.database))),
             *routes.send_to_device_routes(SendToDeviceAPI(SendToDeviceService(self.log, server_name))),
+            *routes.administration_routes(administration),
         ]
 
         # what each listener serves
@@ -150,7 +157,7 @@ class Application:
                 *routes.page_routes(pages),
             ],
             API.FEDERATION: [],
-            API.ADMIN: [],
+            API.ADMIN: [*routes.admin_api_routes(administration, shared_secret_registration, authenticator)],
         }
 
     async def start(self) -> None:

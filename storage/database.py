@@ -16,7 +16,7 @@ import psycopg
 from psycopg import errors as pg
 from psycopg_pool import AsyncConnectionPool, PoolTimeout, TooManyRequests
 
-from federation.protocol.errors import Unavailable
+from federation.protocol.errors import InvalidInput, Unavailable
 
 logger = logging.getLogger(__name__)
 
@@ -92,6 +92,8 @@ class Database:
                 yield Tx(connection)
         except _LOST as error:
             raise unavailable(error) from error
+        except psycopg.DataError as error:
+            raise unstorable(error) from error
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[Tx]:
@@ -101,6 +103,8 @@ class Database:
                 yield Tx(connection)
         except _LOST as error:
             raise unavailable(error) from error
+        except psycopg.DataError as error:
+            raise unstorable(error) from error
 
     async def connect(self) -> Connection:
         """A connection of one's own, outside the pool, for who keeps it: the appender and the tail."""
@@ -111,6 +115,12 @@ def unavailable(error: Exception) -> Unavailable:
     """What a client is told when the database is away: 503 with a retry hint."""
     logger.warning("database unavailable: %s", str(error).strip() or type(error).__name__)
     return Unavailable("The database is not available at the moment, try again", retry_after_ms=2000)
+
+
+def unstorable(error: psycopg.DataError) -> InvalidInput:
+    """What a client is told of a value that no column holds: a NUL in a text, a number out of range."""
+    logger.warning("unstorable value: %s %s", type(error).__name__, error.sqlstate)  # not its text, which has the value
+    return InvalidInput("A value in the request cannot be stored")
 
 
 def is_lost(error: BaseException) -> bool:

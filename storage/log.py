@@ -16,7 +16,7 @@ import psycopg
 
 from federation.protocol.errors import MatrixError, Unavailable
 from federation.protocol.types import UserID
-from storage.database import Connection, Database, Tx, is_lost, unavailable
+from storage.database import Connection, Database, Tx, is_lost, unavailable, unstorable
 
 logger = logging.getLogger(__name__)
 
@@ -189,6 +189,8 @@ class Log:
             elif len(batch) == 1:
                 if isinstance(error, psycopg.errors.IntegrityError):
                     error = Conflict("Another process wrote the same thing first")
+                elif isinstance(error, psycopg.DataError):
+                    error = unstorable(error)
                 elif not isinstance(error, MatrixError):
                     logger.error("an entry could not be appended", exc_info=error)
                     error = MatrixError("M_UNKNOWN", "The change could not be stored", 500)

@@ -8,6 +8,7 @@
 User names get a number, so that tests share a server without meeting each other's users.
 """
 
+import io
 import itertools
 import os
 from dataclasses import dataclass, field
@@ -68,7 +69,7 @@ class Client:
         if self.access_token:
             headers.setdefault("Authorization", f"Bearer {self.access_token}")
         if isinstance(body, bytes):
-            options["data"] = body
+            options["data"] = io.BytesIO(body) if len(body) > 1_000_000 else body  # aiohttp warns of large bytes
         elif body is not None:
             options["json"] = body
         async with self.session.request(method, url, headers=headers, **options) as response:

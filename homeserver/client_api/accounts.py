@@ -47,7 +47,7 @@ class AccountsAPI:
         body = await call.body(optional=True, max_bytes=MAX_REGISTRATION_BODY)
         kind = call.query_text("kind") or "user"
         if kind == "guest":
-            return await self._register_guest(body)
+            return await self._register_guest(call, body)
         if kind != "user":
             raise InvalidInput("kind must be user or guest")
         if self._registration.flows is None:
@@ -70,11 +70,13 @@ class AccountsAPI:
             return {"user_id": user_id, "home_server": user_id.partition(":")[2]}
         return token_fields(await self._sessions.start(user_id, new))
 
-    async def _register_guest(self, body: JsonObject) -> Answer:
+    async def _register_guest(self, call: Call, body: JsonObject) -> Answer:
         if not self._registration.allows_guests:
             raise Forbidden("Guests are not allowed on this server", "M_GUEST_ACCESS_FORBIDDEN")
         new = new_login({name: value for name, value in body.items() if name != "device_id"})
-        user_id = await self._accounts.register(NewAccount(localpart=None, password=None, is_guest=True))
+        user_id = await self._accounts.register(
+            NewAccount(localpart=None, password=None, is_guest=True, address=call.request.remote or "")
+        )
         return token_fields(await self._sessions.start(user_id, new))
 
     async def get_available(self, call: Call) -> Answer:
@@ -148,4 +150,9 @@ def _localpart(body: JsonObject) -> str | None:
 
 
 def _new_account(localpart: str | None, password: str, attempt: Attempt) -> NewAccount:
-    return NewAccount(localpart=localpart, password=password, registration_token=attempt.registration_token)
+    return NewAccount(
+        localpart=localpart,
+        password=password,
+        registration_token=attempt.registration_token,
+        address=attempt.address,
+    )

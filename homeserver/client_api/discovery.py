@@ -6,6 +6,7 @@ from federation.protocol.errors import NotFound
 from federation.protocol.room_versions import ROOM_VERSIONS
 from federation.protocol.types import JsonObject
 from federation.web import Answer, Call
+from homeserver.client_api.routing import requester
 
 # Clients switch features on by these: a version is named only when all of it is served.
 VERSIONS = (
@@ -40,22 +41,24 @@ class DiscoveryAPI:
         """GET /versions."""
         return {"versions": list(VERSIONS), "unstable_features": UNSTABLE_FEATURES}
 
-    async def get_capabilities(self, _call: Call) -> Answer:
+    async def get_capabilities(self, call: Call) -> Answer:
         """GET /capabilities."""
-        return {
-            "capabilities": {
-                "m.room_versions": {
-                    "default": self._description.default_room_version,
-                    "available": {version: "stable" for version in ROOM_VERSIONS},
-                },
-                "m.change_password": {"enabled": True},
-                "m.set_displayname": {"enabled": True},
-                "m.set_avatar_url": {"enabled": True},
-                "m.profile_fields": {"enabled": True},
-                "m.3pid_changes": {"enabled": False},
-                "m.get_login_token": {"enabled": False},
-            }
+        who = requester(call)
+        capabilities: JsonObject = {
+            "m.room_versions": {
+                "default": self._description.default_room_version,
+                "available": {version: "stable" for version in ROOM_VERSIONS},
+            },
+            "m.change_password": {"enabled": not who.is_guest},
+            "m.set_displayname": {"enabled": True},
+            "m.set_avatar_url": {"enabled": True},
+            "m.profile_fields": {"enabled": True},
+            "m.3pid_changes": {"enabled": False},
+            "m.get_login_token": {"enabled": False},
         }
+        if who.is_admin:
+            capabilities["m.account_moderation"] = {"suspend": True, "lock": True}
+        return {"capabilities": capabilities}
 
     async def get_well_known_client(self, _call: Call) -> Answer:
         """GET /.well-known/matrix/client."""

@@ -10,8 +10,9 @@ from homeserver.client_api.end_to_end_encryption import EndToEndEncryptionAPI
 from homeserver.client_api.key_backup import KeyBackupAPI
 from homeserver.client_api.login import LoginAPI
 from homeserver.client_api.pages import PagesAPI
-from homeserver.client_api.routing import ClientRoute, Login
+from homeserver.client_api.routing import Authenticator, ClientRoute, Login, admin_route
 from homeserver.client_api.send_to_device import SendToDeviceAPI
+from homeserver.client_api.server_administration import ServerAdministrationAPI, SharedSecretRegistrationAPI
 
 NONE, OPTIONAL = Login.NONE, Login.OPTIONAL
 
@@ -153,4 +154,32 @@ def page_routes(api: PagesAPI) -> Sequence[Route]:
         Route("GET", "/", api.get_landing),
         Route("GET", "/_matrix/static/client/login/", api.get_login),
         *stage_pages,
+    ]
+
+
+def administration_routes(api: ServerAdministrationAPI) -> Sequence[ClientRoute]:
+    """What the specification gives to administrators."""
+    lock, suspend = "v1/admin/lock/{user_id}", "v1/admin/suspend/{user_id}"
+    return [
+        ClientRoute(method="GET", path="v3/admin/whois/{user_id}", endpoint=api.whois),
+        ClientRoute(method="GET", path=lock, endpoint=api.get_locked),
+        ClientRoute(method="PUT", path=lock, endpoint=api.put_locked),
+        ClientRoute(method="GET", path=suspend, endpoint=api.get_suspended),
+        ClientRoute(method="PUT", path=suspend, endpoint=api.put_suspended),
+    ]
+
+
+def admin_api_routes(
+    api: ServerAdministrationAPI, registration: SharedSecretRegistrationAPI, authenticator: Authenticator
+) -> Sequence[Route]:
+    """The admin API, under the paths that existing dashboards and scripts use."""
+    base = "/_synapse/admin/v1"
+    tokens = f"{base}/registration_tokens"
+    return [
+        Route("GET", f"{base}/register", registration.get_nonce),
+        Route("POST", f"{base}/register", registration.register),
+        admin_route("GET", f"{base}/users/{{user_id}}/admin", api.get_admin, authenticator),
+        admin_route("GET", tokens, api.list_tokens, authenticator),
+        admin_route("POST", f"{tokens}/new", api.new_token, authenticator),
+        admin_route("DELETE", f"{tokens}/{{token}}", api.delete_token, authenticator),
     ]

@@ -95,3 +95,16 @@ def _gated(
         return await route.endpoint(call)
 
     return gated
+
+
+def admin_route(method: str, path: str, endpoint: Endpoint, authenticator: Authenticator) -> Route:
+    """An endpoint for administrators of this server only; `path` is whole."""
+
+    async def gated(call: Call) -> Answer:
+        who = await authenticator.requester(call, while_locked=False)
+        if not who.is_admin:
+            raise Forbidden("You are not an administrator of this server")
+        call.context = who
+        return await endpoint(call)
+
+    return Route(method, path, gated)

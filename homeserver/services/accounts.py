@@ -30,6 +30,8 @@ class NewAccount:
     application_service: str | None = None
     registration_token: str | None = None
     """Used up together with the making of the account."""
+    address: str | None = None
+    """Who registers, if it is not an administrator: their budget is spent."""
 
 
 class AccountService:
@@ -66,6 +68,8 @@ class AccountService:
         if localpart is None:
             localpart = "".join(secrets.choice(string.ascii_lowercase + string.digits) for _ in range(16))
         user_id = check_localpart(localpart, self._server_name)
+        if new.address is not None:
+            self._rate_limits.spend("registration", new.address)
         account = accounts.Account(
             user_id=user_id,
             password_hash=None if new.password is None else await self._passwords.hash(new.password),

@@ -58,6 +58,11 @@ class RateLimits:
         """Give a full budget again."""
         self._full_at.pop((name, key), None)
 
+    @property
+    def remembered(self) -> int:
+        """How many budgets are in memory."""
+        return len(self._full_at)
+
     def by_name(self) -> Mapping[str, Callable[[object, str], None]]:
         """What spends one from each budget, for the gates of an API's routes."""
         return {name: self._spender(name) for name in self._limits}

@@ -1,0 +1,54 @@
+"""Versions, well-known, capabilities (Client-Server API, "API Versions", "Server Discovery", "Capabilities")."""
+
+from homeserver.config import Federation, Support
+from tests.clients import Client, Server
+from tests.servers import running
+
+
+async def test_versions_need_no_login(server: Server) -> None:
+    status, body = await server.anonymous.get("/versions")
+
+    assert status == 200
+    assert {"r0.6.1", "v1.1", "v1.11"} <= set(body["versions"])
+    assert all(isinstance(value, bool) for value in body["unstable_features"].values())
+
+
+async def test_capabilities_name_the_room_versions(server: Server, alice: Client) -> None:
+    capabilities = (await alice.ok("GET", "/v3/capabilities"))["capabilities"]
+
+    assert capabilities["m.room_versions"]["default"] == "12"
+    assert capabilities["m.room_versions"]["available"]["12"] == "stable"
+    assert capabilities["m.change_password"] == {"enabled": True}
+    assert "m.account_moderation" not in capabilities
+    assert (await server.anonymous.get("/v3/capabilities")).status == 401
+
+
+async def test_the_well_known_files(conninfo: str) -> None:
+    async with running(
+        conninfo,
+        public_base_url="https://matrix.hearth.test/",
+        federation=Federation(well_known_server="matrix.hearth.test:443"),
+        support=Support(page="https://hearth.test/help", email="help@hearth.test"),
+    ) as server:
+        client = await server.anonymous.get("/.well-known/matrix/client")
+        assert client.body == {"m.homeserver": {"base_url": "https://matrix.hearth.test"}}
+        assert client.headers["Access-Control-Allow-Origin"] == "*"
+        assert (await server.anonymous.get("/.well-known/matrix/server")).body == {"m.server": "matrix.hearth.test:443"}
+        assert (await server.anonymous.get("/.well-known/matrix/support")).body == {
+            "contacts": [{"role": "m.role.admin", "email_address": "help@hearth.test"}],
+            "support_page": "https://hearth.test/help",
+        }
+
+
+async def test_what_is_not_configured_is_not_found(server: Server) -> None:
+    for name in ("server", "support"):
+        answer = await server.anonymous.get(f"/.well-known/matrix/{name}")
+        assert (answer.status, answer.body["errcode"]) == (404, "M_NOT_FOUND")
+
+
+async def test_the_landing_and_login_pages_are_pages(server: Server) -> None:
+    for path, text in (("/", b"hearth.test"), ("/_matrix/static/client/login/", b"matrixLogin.onLogin")):
+        answer = await server.anonymous.get(path)
+        assert (answer.status, answer.headers["Content-Type"]) == (200, "text/html; charset=utf-8")
+        assert text in answer.body
+        assert "frame-ancestors 'none'" in answer.headers["Content-Security-Policy"]

@@ -1,0 +1,82 @@
+"""Budgets (Client-Server API, "Rate limiting"), with a clock of the test's own."""
+
+import pytest
+
+from federation.protocol.errors import LimitExceeded
+from homeserver.services import rate_limits
+from homeserver.services.rate_limits import Limit, RateLimits
+
+
+class Clock:
+    """Time that passes when told."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def spends(limits: RateLimits, key: str = "alice") -> bool:
+    """Whether one more request is within the budget."""
+    try:
+        limits.spend("messages", key)
+    except LimitExceeded:
+        return False
+    return True
+
+
+def test_a_burst_and_then_as_time_passes() -> None:
+    clock = Clock()
+    limits = RateLimits({"messages": Limit(per_second=2, burst=3)}, clock=clock)
+
+    assert [spends(limits) for _ in range(4)] == [True, True, True, False]
+    clock.now += 0.5
+    assert [spends(limits) for _ in range(2)] == [True, False]
+    clock.now += 1000
+    assert [spends(limits) for _ in range(4)] == [True, True, True, False]
+
+
+def test_the_error_says_when_to_try_again() -> None:
+    clock = Clock()
+    limits = RateLimits({"messages": Limit(per_second=2, burst=1)}, clock=clock)
+    limits.spend("messages", "alice")
+
+    with pytest.raises(LimitExceeded) as caught:
+        limits.spend("messages", "alice")
+    assert caught.value.retry_after_ms == 500
+    clock.now += 0.5
+    assert spends(limits)
+
+
+def test_keys_have_budgets_of_their_own() -> None:
+    limits = RateLimits({"messages": Limit(per_second=0.001, burst=1)}, clock=Clock())
+
+    assert (spends(limits, "alice"), spends(limits, "bob"), spends(limits, "alice")) == (True, True, False)
+
+
+def test_checking_spends_nothing() -> None:
+    limits = RateLimits({"messages": Limit(per_second=0.001, burst=1)}, clock=Clock())
+
+    for _ in range(3):
+        limits.check("messages", "alice")
+    assert spends(limits)
+    with pytest.raises(LimitExceeded):
+        limits.check("messages", "alice")
+
+
+def test_switched_off_there_is_no_limit() -> None:
+    limits = RateLimits({"messages": Limit(per_second=0.001, burst=1)}, enabled=False)
+
+    assert all(spends(limits) for _ in range(10))
+
+
+def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rate_limits, "MAX_KEYS", 100)
+    limits = RateLimits({"messages": Limit(per_second=0.001, burst=1)}, clock=Clock())
+
+    for number in range(1000):
+        assert spends(limits, f"user{number}")
+
+    assert limits.remembered <= 100
+    assert not spends(limits, "user999")
