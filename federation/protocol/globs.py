@@ -3,6 +3,10 @@
 In time linear in the text, whatever the pattern: nothing is tried twice. There is no way to escape either character.
 """
 
+import string
+
+_WORD_CHARACTERS = frozenset(string.ascii_letters + string.digits + "_")
+
 
 def has_wildcards(pattern: str) -> bool:
     """Whether the pattern can match anything but itself."""
@@ -12,7 +16,7 @@ def has_wildcards(pattern: str) -> bool:
 def glob_match(pattern: str, text: str) -> bool:
     """Whether the whole text matches; case counts."""
     if "?" in pattern:
-        return _match_by_states(pattern, text)
+        return _Steps(pattern).match(text)
     first, *rest = pattern.split("*")
     if not rest:
         return text == first
@@ -28,25 +32,69 @@ def glob_match(pattern: str, text: str) -> bool:
     return True
 
 
-def _match_by_states(pattern: str, text: str) -> bool:
-    """Follows all ways to match at once: bit n of `states` says that the first n steps of the pattern are done.
+def glob_search_words(pattern: str, text: str) -> bool:
+    """Whether a part of the text that starts and ends at word boundaries matches; case counts (push rules' `content`).
 
-    A step is a character or `?`; `*` lets the states before it stay. One turn for each character of the text.
+    A boundary is an end of the text, or lies beside a character other than `A-Z`, `a-z`, `0-9` and `_`.
     """
-    accepts: dict[str, int] = {}
-    any_character = stays = step = 0
-    for character in pattern:
-        if character == "*":
-            stays |= 1 << step
-            continue
-        if character == "?":
-            any_character |= 1 << step
-        else:
-            accepts[character] = accepts.get(character, 0) | 1 << step
-        step += 1
-    states = 1
-    for character in text:
-        states = (states & (accepts.get(character, 0) | any_character)) << 1 | states & stays
-        if not states:
-            return False
-    return bool(states >> step)
+    if not has_wildcards(pattern):
+        return _find_words(pattern, text)
+    if not all(part in text for part in pattern.replace("?", "*").split("*")):
+        return False
+    return _Steps(pattern).search_words(text)
+
+
+def _find_words(words: str, text: str) -> bool:
+    place = text.find(words)
+    while place >= 0:
+        if _is_boundary(text, place - 1) and _is_boundary(text, place + len(words)):
+            return True
+        place = text.find(words, place + 1)
+    return False
+
+
+def _is_boundary(text: str, place: int) -> bool:
+    return not 0 <= place < len(text) or text[place] not in _WORD_CHARACTERS
+
+
+class _Steps:
+    """A pattern as steps, a character or `?` each, of which all ways to match are followed at once.
+
+    Bit n of `states` says that the first n steps are done; `*` lets the states before it stay. The text is gone
+    through once, with a few operations on numbers of as many bits as there are steps for each character.
+    """
+
+    __slots__ = ("_accepts", "_any", "_count", "_stays")
+
+    def __init__(self, pattern: str) -> None:
+        self._accepts: dict[str, int] = {}
+        self._any = self._stays = self._count = 0
+        for character in pattern:
+            bit = 1 << self._count
+            if character == "*":
+                self._stays |= bit
+                continue
+            if character == "?":
+                self._any |= bit
+            else:
+                self._accepts[character] = self._accepts.get(character, 0) | bit
+            self._count += 1
+
+    def match(self, text: str) -> bool:
+        """Whether the whole text matches."""
+        accepts, any_character, stays = self._accepts, self._any, self._stays
+        states = 1
+        for character in text:
+            states = (states & (accepts.get(character, 0) | any_character)) << 1 | states & stays
+        return bool(states >> self._count)
+
+    def search_words(self, text: str) -> bool:
+        """Whether a part between word boundaries matches."""
+        accepts, any_character, stays = self._accepts, self._any, self._stays
+        states = 1
+        for character in text:
+            is_boundary = character not in _WORD_CHARACTERS
+            if is_boundary and states >> self._count:
+                return True  # The part ends before this character.
+            states = (states & (accepts.get(character, 0) | any_character)) << 1 | states & stays | is_boundary
+        return bool(states >> self._count)

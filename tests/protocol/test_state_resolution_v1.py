@@ -120,3 +120,14 @@ def test_members_are_settled_without_regard_to_each_other() -> None:
     # Both keys are in conflict, so that neither banner nor banned is in the state that the other is checked against.
     assert resolved["m.room.member", BOB] == kick.event_id
     assert resolved["m.room.member", CAROL] == base["m.room.member", CAROL].event_id != ban.event_id
+
+
+def test_what_only_one_state_has_stands_before_anything_is_checked() -> None:
+    room = ForkedRoom("1")
+    dora = "@dora:dora.example"
+    room.levels({**room.users(), dora: 50})
+    before = room.state_ids
+    room.member(dora, "join")
+    by_dora = room.levels({**room.users(carol=10), dora: 50}, dora)
+
+    assert room.resolve(before, room.state_ids)[LEVELS] == by_dora.event_id
