@@ -12,7 +12,16 @@ from federation.protocol.errors import MatrixError
 from federation.protocol.types import EventID, UserID
 from storage import events, rooms, strings
 from storage.database import Tx
-from storage.events import COLUMNS, Flag, NewEvent, NewLine, StateWrite, StoredEvent, TrunkChange
+from storage.events import (
+    COLUMNS,
+    Flag,
+    NewEvent,
+    NewLine,
+    PersonalCount,
+    StateWrite,
+    StoredEvent,
+    TrunkChange,
+)
 from storage.log import Conflict
 from storage.memberships import Membership
 from storage.rooms import Room
@@ -63,6 +72,8 @@ class RoomEvents:
     """The events with their places; filled when they are written, or read."""
     trunk: list[TrunkChange] = field(default_factory=list)
     """What the room's current state changed in; filled likewise."""
+    personal: list[tuple[int, PersonalCount]] = field(default_factory=list)
+    """What counts for single users, with the positions of the events; filled likewise."""
     numbers: dict[str, int] = field(default_factory=dict)
     """The numbers of the strings used; final once the change is committed."""
     _counters: _Counters | None = None
@@ -117,9 +128,10 @@ class RoomEvents:
     def _place(self, first: int, room: _Counters, threads: dict[tuple[int, str], list[int]]) -> None:
         """Give each event its position and running counts; move the room's row along."""
         self._counters = room
-        self.stored = []
+        self.stored, self.personal = [], []
         for position, event in enumerate(self.new, first):
             pdu = event.pdu
+            self.personal.extend((position, count) for count in event.personal)
             totals = _count(event, room, threads, self.room.number, position)
             if not event.flags & (Flag.REJECTED | Flag.SOFT_FAILED | Flag.OUTLIER):
                 prev = set(pdu.prev_event_ids)
@@ -194,6 +206,7 @@ class RoomEvents:
         known = await rooms.get_many(tx, {event.room for event in stored})
         changed = {event.room: event.version for event in reversed(stored) if event.state_key is not None}
         trunk = await _trunk_since(tx, changed)
+        personal = await _personal_in(tx, after, upto)
         answer: list[tuple[int, Self]] = []
         for event in stored:
             change = cls(
@@ -204,6 +217,7 @@ class RoomEvents:
                 stored=[event],
                 trunk=trunk.pop(event.room, []) if event.state_key is not None else [],
                 concerned=_concerned(event),
+                personal=[(event.position, count) for count in personal.get(event.position, ())],
             )
             answer.append((event.position, change))
         return answer
@@ -540,6 +554,18 @@ async def _note_arrivals(tx: Tx, arrived: Sequence[StoredEvent]) -> None:
             " as given(event_id, position) where events.event_id = given.event_id and redacted_by is null",
             ([event_id for event_id, _ in pending], [position for _, position in pending]),
         )
+
+
+async def _personal_in(tx: Tx, after: int, upto: int) -> dict[int, list[PersonalCount]]:
+    rows = await tx.fetch(
+        "select position, user_id, notify, highlight from notifications where position > %s and position <= %s",
+        (after, upto),
+    )
+    found: dict[int, list[PersonalCount]] = {}
+    for position, user_id, notify, highlight in rows:
+        count = PersonalCount(user_id=UserID(user_id), notify=notify, highlight=highlight)
+        found.setdefault(position, []).append(count)
+    return found
 
 
 async def _trunk_since(tx: Tx, versions: dict[int, int]) -> dict[int, list[TrunkChange]]:

@@ -216,6 +216,7 @@ notifications = Table(
     Column("thread", Text, nullable=False),
     Column("actions", Text),
     PrimaryKeyConstraint("room", "user_id", "position"),
+    Index("notifications_position_idx", "position"),
     Index("notifications_user_id_position_idx", "user_id", "position"),
     comment="Where one user's count differs from what the room counts for everybody: mentions and own rules.",
 )

@@ -330,7 +330,7 @@ def test_check_asks_the_state_only_for_the_keys_that_select_auth_events() -> Non
     asked: set[tuple[str, str]] = set()
 
     class Recording(dict[tuple[str, str], Any]):
-        def get(self, key: tuple[str, str], default: Any = None) -> Any:  # noqa: ANN401 - as dict has it
+        def get(self, key: tuple[str, str], default: Any = None) -> Any:
             asked.add(key)
             return super().get(key, default)
 

@@ -45,7 +45,7 @@ def test_5_1_a_membership_event_has_a_state_key_and_a_membership(version: str) -
 
 @pytest.mark.parametrize("version", ALL_VERSIONS)
 @pytest.mark.parametrize("membership", ["", "Join", "left", None, 7, ["join"], {"join": True}])
-def test_5_8_other_memberships_are_rejected(version: str, membership: Any) -> None:  # noqa: ANN401 - any JSON
+def test_5_8_other_memberships_are_rejected(version: str, membership: Any) -> None:
     room = a_room(version, "public")
     last = 8 if version in FROM_8 else 7 if version == "7" else 6
 
