@@ -14,6 +14,7 @@ from storage import events, rooms, strings
 from storage.database import Tx
 from storage.events import (
     COLUMNS,
+    HIDDEN,
     Flag,
     NewEvent,
     NewLine,
@@ -94,6 +95,11 @@ class RoomEvents:
     def users(self) -> Collection[UserID]:
         """Those who are concerned without being in the room."""
         return self.concerned
+
+    @property
+    def visible(self) -> list[StoredEvent]:
+        """Those of the events that clients may be shown at all."""
+        return [event for event in self.stored if not event.flags & HIDDEN]
 
     @classmethod
     async def admit(cls, tx: Tx, rows: Sequence[tuple[int, Self]]) -> Sequence[MatrixError | None]:

@@ -131,6 +131,46 @@ async def history(tx: Tx, room: int, keys: Sequence[StateKey]) -> dict[StateKey,
     return found
 
 
+async def histories(tx: Tx, rooms: Collection[int], key: StateKey) -> dict[int, list[Span]]:
+    """Every trunk entry that ever stood under one key, in each of these rooms, oldest first."""
+    numbers = await _numbers_of(tx, [key])
+    found: dict[int, list[Span]] = {}
+    if len(numbers) == len(set(key)):
+        rows = await tx.fetch(
+            "select room, since_version, until_version, event, membership from room_state"
+            " where room = any(%s::int[]) and line = 0 and type = %s and state_key = %s order by since_version",
+            (list(rooms), numbers[key[0]], numbers[key[1]]),
+        )
+        for room, since, until, event, membership in rows:
+            member = None if membership is None else Membership(membership)
+            found.setdefault(room, []).append(Span(since, until, event, member))
+    return found
+
+
+async def at_versions(
+    tx: Tx, versions: Mapping[int, int], *, members: Collection[str] | None = None
+) -> dict[int, dict[StateKey, int]]:
+    """The trunk of each room at a version; of member events only those of `members`, where that is given."""
+    where = ""
+    params: tuple[list[int], ...] = ()
+    if members is not None:
+        numbers = await strings.find(tx, list(members))
+        where = " and (membership is null or state_key = any(%s::int[]))"
+        params = (list(numbers.values()),)
+    rows = await tx.fetch(
+        "select type, state_key, event, room_state.room from room_state"
+        " join unnest(%s::int[], %s::int[]) as given(room, version) on room_state.room = given.room"
+        " where line = 0 and since_version <= given.version"
+        " and (until_version is null or until_version > given.version) and event is not null" + where,
+        (list(versions), list(versions.values()), *params),
+    )
+    texts = await strings.values_of(tx, {number for row in rows for number in row[:2]})
+    found: dict[int, dict[StateKey, int]] = {room: {} for room in versions}
+    for type_, state_key, event, room in rows:
+        found[room][texts[type_], texts[state_key]] = event
+    return found
+
+
 async def lines(tx: Tx, room: int) -> dict[int, Line]:
     """The branches of the room's state."""
     rows = await tx.fetch("select line, parent_line, parent_version, version from room_lines where room = %s", (room,))

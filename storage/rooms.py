@@ -66,9 +66,14 @@ def known(room_id: str) -> Room | None:
     return _by_id.get(room_id)
 
 
+def known_numbers(numbers: Collection[int]) -> dict[int, Room]:
+    """Those of these rooms that this process remembers."""
+    return {number: _by_number[number] for number in numbers if number in _by_number}
+
+
 async def get_many(tx: Tx, numbers: Collection[int]) -> dict[int, Room]:
     """Rooms by number."""
-    found = {number: _by_number[number] for number in numbers if number in _by_number}
+    found = known_numbers(numbers)
     missing = [number for number in numbers if number not in found]
     if missing:
         rows = await tx.fetch("select room, room_id, room_version from rooms where room = any(%s::int[])", (missing,))

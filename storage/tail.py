@@ -19,7 +19,7 @@ from storage.log import CHANNEL, Batch, Change
 
 logger = logging.getLogger(__name__)
 
-WINDOW = 20_000
+WINDOW = 10_000
 """Changes kept in memory."""
 POLL_SECONDS = 5.0
 """How often to look for entries whose notification was lost."""
@@ -33,13 +33,15 @@ class Listener:
     It exists while the user syncs. `concerned_at` counts from `known_from`: an older token proves nothing.
     """
 
-    __slots__ = ("_waiting", "concerned_at", "known_from", "rooms", "used_at", "user_id")
+    __slots__ = ("_waiting", "concerned_at", "known_from", "presence", "rooms", "used_at", "user_id")
 
     def __init__(self, user_id: UserID, known_from: int) -> None:
         self.user_id = user_id
         self.known_from = known_from
         self.concerned_at = known_from
         self.rooms: set[int] = set()
+        self.presence: dict[UserID, int] = {}
+        """Whose presence changed for this user to see, with its serial."""
         self.used_at = 0.0
         self._waiting: list[asyncio.Future[None]] = []
 
@@ -186,15 +188,22 @@ class Tail:
             oldest, gone = self._window.popleft()
             self.floor = oldest + gone.width - 1
             for room in gone.rooms:
-                _drop_first(self._by_room.get(room))
+                if not _drop_first(self._by_room[room]):
+                    del self._by_room[room]
             for user_id in gone.users:
-                _drop_first(self._by_user.get(user_id))
+                if not _drop_first(self._by_user[user_id]):
+                    del self._by_user[user_id]
 
     # --- reading the window
 
     def in_room(self, room: int, after: int) -> Sequence[tuple[int, Change]]:
         """The window's changes in a room whose last position is above `after`, in order."""
         return _after(self._by_room.get(room), after)
+
+    def last_in_room(self, room: int) -> int:
+        """The last position of the window's newest change in a room; 0 when there is none."""
+        pairs = self._by_room.get(room)
+        return pairs[-1][0] + pairs[-1][1].width - 1 if pairs else 0
 
     def for_user(self, user_id: UserID, after: int) -> Sequence[tuple[int, Change]]:
         """The window's changes that name this user, whose last position is above `after`, in order."""
@@ -267,9 +276,10 @@ def _after(pairs: list[tuple[int, Change]] | None, after: int) -> Sequence[tuple
     return pairs[index:]
 
 
-def _drop_first(pairs: list[tuple[int, Change]] | None) -> None:
-    if pairs:
-        del pairs[0]
+def _drop_first(pairs: list[tuple[int, Change]]) -> bool:
+    """Whether anything is left."""
+    del pairs[0]
+    return bool(pairs)
 
 
 async def _head(tx: Tx) -> int:

@@ -19,13 +19,17 @@ from storage.rooms import Room
 _MEMBERSHIPS = {name: f',"membership":"{name}"'.encode() for name in ("join", "invite", "knock", "leave", "ban")}
 
 
-async def prepare(tx: Tx, stored: Collection[StoredEvent]) -> None:
-    """Encode those events that have no client form yet: at most four queries, however many there are."""
+async def prepare(tx: Tx, stored: Collection[StoredEvent], *, is_state: bool = False) -> None:
+    """Encode those events that have no client form yet: at most four queries, however many there are.
+
+    State that stands outside a timeline (`is_state`) does not say what it replaced.
+    """
     fresh = [event for event in stored if event.client is None]
     if not fresh:
         return
     known = await rooms.get_many(tx, {event.room for event in fresh})
-    replaced = await _replaced_by(tx, [event for event in fresh if event.state_key is not None])
+    with_state_key = [] if is_state else [event for event in fresh if event.state_key is not None]
+    replaced = await _replaced_by(tx, with_state_key)
     redactions = (
         await events.by_positions(tx, {event.redacted_by for event in fresh if event.redacted_by is not None})
         if any(event.redacted_by is not None for event in fresh)

@@ -12,7 +12,6 @@ from federation.protocol.types import UserID
 from storage import unread
 from storage.append_events import RoomEvents
 from storage.database import Tx
-from storage.events import HIDDEN, StoredEvent
 from storage.unread import ThreadCounts
 
 
@@ -44,24 +43,17 @@ def move_along(counts: Mapping[int, Unread], user_id: UserID, position: int, cha
     counted = counts.get(change.room.number)
     if counted is None or position + change.width - 1 <= counted.upto:
         return True
-    for event in change.stored:
-        if event.flags & HIDDEN:
-            continue
+    for event in change.visible:
         if event.thread is not None:
             return False
-        _move(counted, user_id, event)
+        main = counted.main
+        main.notify_total, main.highlight_total = event.notify_total, event.highlight_total
+        if event.sender == user_id:
+            main.notify_base, main.highlight_base = event.notify_total, event.highlight_total
+            main.notify_own = main.highlight_own = 0
     for at, personal in change.personal:
         if personal.user_id == user_id and at > counted.upto:
             counted.main.notify_own += personal.notify
             counted.main.highlight_own += personal.highlight
     counted.upto = position + change.width - 1
     return True
-
-
-def _move(counted: Unread, user_id: UserID, event: StoredEvent) -> None:
-    main = counted.main
-    main.notify_total = event.notify_total
-    main.highlight_total = event.highlight_total
-    if event.sender == user_id:
-        main.notify_base, main.highlight_base = event.notify_total, event.highlight_total
-        main.notify_own = main.highlight_own = 0

@@ -1,0 +1,187 @@
+"""What this process keeps in memory of each user who syncs: their rooms, unread counts, and what they were sent.
+
+A view of the tail keeps it exact, so that a sync that finds nothing new asks the database nothing.
+"""
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from federation.protocol.types import UserID
+from homeserver.services import unread_counts
+from homeserver.services.unread_counts import Unread
+from storage import memberships, rooms
+from storage.append_events import RoomEvents
+from storage.database import Database
+from storage.log import Change
+from storage.memberships import Membership
+from storage.receipts import ReceiptMoved
+from storage.rooms import Room
+from storage.tail import Listener, Tail
+
+KEPT_SECONDS = 1800
+"""A user who has not synced for so long is forgotten."""
+MAX_SENT = 2_000
+"""Rooms of which is remembered whose member events a user's devices were sent (lazy loading)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A user's own membership in a room."""
+
+    membership: Membership
+    position: int
+    """Of the member event."""
+
+
+class UserView:
+    """One user, as far as their syncs need it."""
+
+    def __init__(self, user_id: UserID, listener: Listener) -> None:
+        self.user_id = user_id
+        self.listener = listener
+        self.rooms: dict[int, Member] = {}
+        """Rooms that the user is in, invited to, or knocks at; and those left while this view exists."""
+        self.unread: dict[int, Unread] = {}
+        self.ready: asyncio.Future[None] | None = None
+        self.touched: dict[int, Member] | None = {}
+        """Changes that came while the view was being loaded."""
+        self._sent: OrderedDict[tuple[int, int], set[UserID]] = OrderedDict()
+
+    def joined(self) -> list[int]:
+        """The rooms that the user is joined to."""
+        return [room for room, member in self.rooms.items() if member.membership is Membership.JOIN]
+
+    def sent_members(self, device: int, room: int) -> set[UserID]:
+        """Whose member events this device was sent, where it loads members lazily. May be added to."""
+        key = (device, room)
+        found = self._sent.get(key)
+        if found is None:
+            found = self._sent[key] = set()
+            if len(self._sent) > MAX_SENT:
+                self._sent.popitem(last=False)
+        return found
+
+    def forget_sent(self, device: int, room: int | None = None) -> None:
+        """The device begins anew, in one room or everywhere."""
+        for key in [key for key in self._sent if key[0] == device and room in (None, key[1])]:
+            del self._sent[key]
+
+
+class UserViews:
+    """The views of all users who sync here; itself a view of the tail."""
+
+    def __init__(self, database: Database, tail: Tail) -> None:
+        self._database = database
+        self._tail = tail
+        self._views: dict[UserID, UserView] = {}
+
+    async def get(self, user_id: UserID) -> UserView:
+        """The user's view, loaded if need be."""
+        view = self._views.get(user_id)
+        if view is None:
+            view = await self._load(user_id)
+        elif view.ready is not None:
+            await asyncio.shield(view.ready)
+            return await self.get(user_id)
+        view.listener.used_at = time.monotonic()
+        return view
+
+    async def _load(self, user_id: UserID) -> UserView:
+        listener = Listener(user_id, self._tail.position)
+        view = self._views[user_id] = UserView(user_id, listener)
+        view.ready = asyncio.get_running_loop().create_future()
+        self._tail.register(listener)
+        try:
+            async with self._database.read() as tx:
+                found = await memberships.rooms_of(tx, user_id, (Membership.JOIN, Membership.INVITE, Membership.KNOCK))
+        except BaseException:
+            self._drop(view)
+            raise
+        else:
+            touched, view.touched = view.touched or {}, None
+            view.rooms = {room: Member(membership, position) for room, (membership, position) in found.items()}
+            for room, member in touched.items():
+                known = view.rooms.get(room)
+                if known is None or known.position < member.position:
+                    view.rooms[room] = member
+            for room in view.joined():
+                self._tail.enter(listener, room)
+            return view
+        finally:
+            view.ready.set_result(None)
+            view.ready = None
+
+    def apply(self, position: int, change: Change) -> None:
+        """Keep every view exact."""
+        if isinstance(change, RoomEvents):
+            self._apply_members(change)
+            self._apply_counts(position, change)
+        elif isinstance(change, ReceiptMoved):
+            view = self._views.get(change.user_id)
+            if view is not None:
+                view.unread.pop(change.room, None)
+
+    def _apply_members(self, change: RoomEvents) -> None:
+        for entry in change.trunk:
+            if entry.type != "m.room.member":
+                continue
+            view = self._views.get(UserID(entry.state_key))
+            if view is None:
+                continue
+            member = Member(entry.membership or Membership.LEAVE, entry.event or 0)
+            room = change.room.number
+            if view.touched is not None:
+                view.touched[room] = member
+            else:
+                view.rooms[room] = member
+            if member.membership is Membership.JOIN:
+                self._tail.enter(view.listener, room)
+            else:
+                self._tail.leave(view.listener, room)
+                view.unread.pop(room, None)
+
+    def _apply_counts(self, position: int, change: RoomEvents) -> None:
+        room = change.room.number
+        for listener in self._tail.listeners_in(room):
+            view = self._views.get(listener.user_id)
+            if view is not None and not unread_counts.move_along(view.unread, view.user_id, position, change):
+                view.unread.pop(room, None)
+
+    async def unread(self, view: UserView, wanted: Sequence[int]) -> dict[int, Unread]:
+        """The user's unread counts in these rooms."""
+        missing = [room for room in wanted if room not in view.unread]
+        if missing:
+            async with self._database.transaction() as tx:
+                await tx.execute("set transaction isolation level repeatable read, read only")
+                loaded = await unread_counts.load(tx, view.user_id, missing)
+            # What the tail applies from here on moves these along; what came meanwhile is in them.
+            for room, counts in loaded.items():
+                if counts.upto >= self._tail.position:
+                    view.unread.setdefault(room, counts)
+            return {
+                room: view.unread.get(room) or loaded[room] for room in wanted if room in view.unread or room in loaded
+            }
+        return {room: view.unread[room] for room in wanted}
+
+    async def rooms_by_number(self, numbers: Sequence[int]) -> dict[int, Room]:
+        """Rooms by number, from memory where possible."""
+        known = rooms.known_numbers(numbers)
+        if len(known) == len(numbers):
+            return known
+        async with self._database.read() as tx:
+            return await rooms.get_many(tx, numbers)
+
+    def drop_unused(self) -> None:
+        """Forget users who have not synced for long."""
+        oldest = time.monotonic() - KEPT_SECONDS
+        for view in list(self._views.values()):
+            if view.ready is None and view.listener.used_at < oldest:
+                self._drop(view)
+
+    def _drop(self, view: UserView) -> None:
+        self._tail.unregister(view.listener)
+        if self._views.get(view.user_id) is view:
+            del self._views[view.user_id]
