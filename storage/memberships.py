@@ -75,3 +75,23 @@ async def users_sharing_rooms(tx: Tx, user_id: UserID) -> set[UserID]:
         (strings.MEMBER, numbers[user_id]),
     )
     return {UserID(value) for (value,) in rows}
+
+
+async def joined_throughout(tx: Tx, user_id: UserID, rooms: Sequence[int], since: int) -> set[int]:
+    """Those of these rooms that the user was joined to at a place in the log and has not left since."""
+    numbers = await strings.find(tx, [user_id])
+    if user_id not in numbers:
+        return set()
+    rows = await tx.fetch(
+        "select room, bool_and(membership = 1) filter (where event > %s or until_event is null or until_event > %s)"
+        " from (select room, event, membership, lead(event) over (partition by room order by since_version)"
+        "  as until_event from room_state where room = any(%s::int[]) and line = 0 and type = %s and state_key = %s)"
+        " as spans group by room having min(event) <= %s",
+        (since, since, list(rooms), strings.MEMBER, numbers[user_id], since),
+    )
+    return {room for room, was_joined in rows if was_joined}
+
+
+async def forgotten(tx: Tx, user_id: UserID) -> set[int]:
+    """The rooms that the user left and asked to forget."""
+    return {room for (room,) in await tx.fetch("select room from forgotten_rooms where user_id = %s", (user_id,))}

@@ -87,6 +87,30 @@ async def current_members(
     return [(UserID(user_id), Membership(membership), event) for user_id, membership, event in rows]
 
 
+async def first_members(
+    tx: Tx, rooms: Collection[int], memberships: Collection[Membership], *, besides: UserID, limit: int
+) -> dict[int, list[UserID]]:
+    """For each room the members with one of these memberships who came first, one user left out."""
+    numbers = await strings.find(tx, [besides])
+    rows = await tx.fetch(
+        "select number, strings.value from unnest(%s::int[]) as wanted(number), lateral ("
+        "  select state_key from room_state where room = number and type = %s and line = 0"
+        "  and until_version is null and membership = any(%s::smallint[]) and state_key <> %s limit %s) as found"
+        " join strings on strings.id = found.state_key order by strings.value",
+        (
+            list(rooms),
+            strings.MEMBER,
+            [int(membership) for membership in memberships],
+            numbers.get(besides, 0),
+            limit,
+        ),
+    )
+    found: dict[int, list[UserID]] = {room: [] for room in rooms}
+    for room, user_id in rows:
+        found[room].append(UserID(user_id))
+    return found
+
+
 async def changed_between(tx: Tx, spans: Mapping[int, tuple[int, int]]) -> dict[int, dict[StateKey, int | None]]:
     """What the trunk of each room holds at the second version and did not hold at the first (None: taken away)."""
     rows = await tx.fetch(

@@ -245,14 +245,21 @@ class Timelines:
         stored = await events.by_position(tx, room, positions.values())
         return [stored[position] for position in positions.values()]
 
-    async def heroes(self, tx: Tx, room: int, user_id: UserID) -> list[UserID]:
-        """Who names a room without a name: the first five members besides the reader, else those who left."""
-        for memberships in ((Membership.JOIN, Membership.INVITE), (Membership.LEAVE, Membership.BAN)):
-            members = await room_state.current_members(tx, room, memberships, limit=6)
-            others = [member for member, _, _ in members if member != user_id]
-            if others:
-                return others[:5]
-        return []
+    async def heroes_of_many(self, tx: Tx, numbers: Sequence[int], user_id: UserID) -> dict[int, list[UserID]]:
+        """Who names each room that has no name of its own: five members besides the reader, else five who left."""
+        named = await room_state.current_of_many(
+            tx, numbers, keys=(("m.room.name", ""), ("m.room.canonical_alias", ""))
+        )
+        nameless = [room for room in numbers if not named[room]]
+        if not nameless:
+            return {}
+        present = (Membership.JOIN, Membership.INVITE)
+        heroes = await room_state.first_members(tx, nameless, present, besides=user_id, limit=5)
+        alone = [room for room in nameless if not heroes[room]]
+        if alone:
+            gone = (Membership.LEAVE, Membership.BAN)
+            heroes |= await room_state.first_members(tx, alone, gone, besides=user_id, limit=5)
+        return heroes
 
     # --- the client's form
 

@@ -48,6 +48,8 @@ class UserView:
         self.ready: asyncio.Future[None] | None = None
         self.touched: dict[int, Member] | None = {}
         """Changes that came while the view was being loaded."""
+        self.delivered: dict[int, int | None] = {}
+        """By device: up to where to-device messages were handed out; None once all that were are deleted."""
         self._sent: OrderedDict[tuple[int, int], set[UserID]] = OrderedDict()
 
     def joined(self) -> list[int]:

@@ -1,0 +1,324 @@
+"""`/sync`: what happened since a token, at once or as soon as something does (Client-Server API, "Syncing").
+
+A sync first asks memory whether anything concerns its user at all; only then is an answer put together, from the
+tail's window where that reaches back far enough, else from the database. The parts of rooms are made in
+`sync_rooms.py`; here are the waiting, the token, and what belongs to no room.
+"""
+
+import asyncio
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from typing import Any
+
+import orjson
+
+from federation.protocol.errors import InvalidInput
+from federation.protocol.types import JsonObject, UserID
+from homeserver.services.account_data import AccountDataService, client_event
+from homeserver.services.requester import Requester
+from homeserver.services.sync_filter import SyncFilter
+from homeserver.services.sync_rooms import RoomSections, RoomsRequest, SyncRooms, joined_and_left
+from homeserver.services.user_views import UserView, UserViews
+from homeserver.tokens import StreamToken
+from storage import account_data, device_lists, memberships, send_to_device
+from storage.account_data import AccountDataChanged
+from storage.database import Database
+from storage.device_lists import DeviceListChanged
+from storage.end_to_end_keys import KeyCountCache
+from storage.invalidations import Invalidated, Kind
+from storage.ephemeral import PresenceBoard, Typing, UserPresence, now_ms
+from storage.memberships import Membership
+from storage.tail import Tail
+
+MAX_TIMEOUT_MS = 600_000
+TO_DEVICE_LIMIT = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SyncRequest:
+    """What a client asks for."""
+
+    requester: Requester
+    since: StreamToken | None
+    filter: SyncFilter
+    timeout_ms: int = 0
+    full_state: bool = False
+    use_state_after: bool = False
+    is_msc4222: bool = False
+    """The client knows `state_after` by its unstable name."""
+
+
+@dataclass(slots=True)
+class _Part:
+    """An answer in the making."""
+
+    request: SyncRequest
+    view: UserView
+    upto: StreamToken
+    to_device: list[bytes]
+    account_data: list[AccountDataChanged]
+    presence: list[UserPresence]
+    changed: set[UserID]
+    left: set[UserID]
+    rooms: RoomSections
+    are_counts_changed: bool = False
+
+
+class SyncService:
+    """Answers syncs."""
+
+    def __init__(
+        self,
+        *,
+        database: Database,
+        tail: Tail,
+        views: UserViews,
+        rooms: SyncRooms,
+        account_data_service: AccountDataService,
+        key_counts: KeyCountCache,
+        typing: Typing,
+        presence: PresenceBoard,
+    ) -> None:
+        self._database = database
+        self._tail = tail
+        self._views = views
+        self._rooms = rooms
+        self._account_data = account_data_service
+        self._key_counts = key_counts
+        self._typing = typing
+        self._presence = presence
+
+    async def sync(self, request: SyncRequest) -> bytes:
+        """The answer, as soon as it holds anything, or when the time is up."""
+        since = request.since
+        if since is not None and since.position > self._tail.position:
+            await self._tail.catch_up(since.position)
+            if since.position > self._tail.position:
+                raise InvalidInput("This token is from another server, or from before this one lost its database")
+        view = await self._views.get(request.requester.user_id)
+        if since is None or request.full_state:
+            return await self._answer(await self._collect(request, view))
+        await self._delete_received(request, since)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + min(request.timeout_ms, MAX_TIMEOUT_MS) / 1000
+        looked_at = since
+        while True:
+            if self._concerns(view, looked_at):
+                part = await self._collect(request, view)
+                if _has_news(part):
+                    return await self._answer(part)
+                looked_at = part.upto
+            remaining = deadline - loop.time()
+            if remaining <= 0:
+                return await self._answer(self._nothing(request, view, looked_at))
+            if not self._concerns(view, looked_at):
+                await view.listener.wait(remaining)
+
+    def _concerns(self, view: UserView, seen: StreamToken) -> bool:
+        """Whether anything may have come for the user after `seen`: from memory alone."""
+        listener = view.listener
+        if seen.position < listener.known_from or listener.concerned_at > seen.position or seen.to_device < seen.position:
+            return True
+        if self._typing.serial > seen.typing and self._typing.rooms_changed_since(view.listener.rooms, seen.typing):
+            return True
+        return self._presence.serial > seen.presence and any(
+            serial > seen.presence for serial in listener.presence.values()
+        )
+
+    def _now(self) -> StreamToken:
+        position = self._tail.position
+        return StreamToken(position, position, self._typing.serial, self._presence.serial)
+
+    def _nothing(self, request: SyncRequest, view: UserView, upto: StreamToken) -> _Part:
+        return _Part(request, view, upto, [], [], [], set(), set(), RoomSections())
+
+    # --- collecting
+
+    async def _collect(self, request: SyncRequest, view: UserView) -> _Part:
+        """Everything after the request's token, up to now."""
+        part = self._nothing(request, view, self._now())
+        since = request.since
+        ignored = await self._ignored(view.user_id)
+        if since is None:
+            await self._collect_first(part)
+        else:
+            await self._collect_account_data(part, since)
+            await self._collect_presence(part, since)
+        await self._collect_to_device(part, since)
+        part.rooms = await self._rooms.collect(_rooms_request(request), view, part.upto, ignored, part.account_data)
+        if since is not None:
+            await self._collect_device_lists(part, since)
+        part.account_data = [
+            change
+            for change in part.account_data
+            if change.room is None and request.filter.account_data.allows(change.type)
+        ]
+        return part
+
+    async def _ignored(self, user_id: UserID) -> frozenset[UserID]:
+        known = self._account_data.known_ignored_users(user_id)
+        if known is not None:
+            return known
+        async with self._database.read() as tx:
+            return await self._account_data.ignored_users(tx, user_id)
+
+    async def _collect_first(self, part: _Part) -> None:
+        async with self._database.read() as tx:
+            part.account_data = await self._account_data.all_of(tx, part.view.user_id)
+            if self._presence.serial:
+                sharing = await memberships.users_sharing_rooms(tx, part.view.user_id)
+                part.presence = self._presence.changed_since(0, sharing)
+
+    async def _collect_account_data(self, part: _Part, since: StreamToken) -> None:
+        user_id = part.view.user_id
+        if since.position >= self._tail.floor:
+            latest: dict[tuple[int | None, str], AccountDataChanged] = {}
+            device_id = part.request.requester.device_id
+            for _, change in self._tail.for_user(user_id, since.position):
+                if isinstance(change, AccountDataChanged):
+                    latest[change.room, change.type] = change
+                elif isinstance(change, Invalidated) and change.kind_of is Kind.KEY_COUNTS:
+                    part.are_counts_changed |= change.detail == device_id
+            part.account_data = list(latest.values())
+        else:
+            async with self._database.read() as tx:
+                part.account_data = await account_data.changed_between(
+                    tx, user_id, since.position, part.upto.position
+                )
+
+    async def _collect_presence(self, part: _Part, since: StreamToken) -> None:
+        listener = part.view.listener
+        wanted = [user_id for user_id, serial in listener.presence.items() if serial > since.presence]
+        if wanted:
+            part.presence = self._presence.changed_since(since.presence, wanted)
+
+    async def _collect_to_device(self, part: _Part, since: StreamToken | None) -> None:
+        device = part.request.requester.device
+        if device is None:
+            return
+        after = 0 if since is None else since.to_device
+        if since is not None and after >= self._tail.floor and after >= part.view.listener.known_from:
+            found = send_to_device.from_window(
+                self._tail.for_user(part.view.user_id, after), device, limit=TO_DEVICE_LIMIT
+            )
+            if found is not None:
+                part.to_device = found[0]
+                if part.to_device:
+                    part.view.delivered[device] = part.upto.to_device
+                return
+        async with self._database.read() as tx:
+            part.to_device, last = await send_to_device.pending(
+                tx, device, after, part.upto.position, limit=TO_DEVICE_LIMIT
+            )
+        part.upto = replace(part.upto, to_device=last)
+        if part.to_device:
+            part.view.delivered[device] = last
+
+    async def _delete_received(self, request: SyncRequest, since: StreamToken) -> None:
+        """A token proves that what was handed out before it has arrived."""
+        view = await self._views.get(request.requester.user_id)
+        device = request.requester.device
+        if device is None:
+            return
+        delivered = view.delivered.get(device, 0)  # 0: this process does not know what was handed out
+        if delivered is None or delivered > since.to_device:
+            return
+        async with self._database.read() as tx:
+            await send_to_device.delete_upto(tx, device, since.to_device)
+        view.delivered[device] = None
+
+    async def _collect_device_lists(self, part: _Part, since: StreamToken) -> None:
+        """Whose devices changed, who now shares a room, and who no longer does."""
+        view = part.view
+        if since.position >= self._tail.floor:
+            seen: set[int] = set()
+            for room in view.joined():
+                if self._tail.last_in_room(room) > since.position:
+                    _note_changed(part, self._tail.in_room(room, since.position), seen)
+            _note_changed(part, self._tail.for_user(view.user_id, since.position), seen)
+        else:
+            async with self._database.read() as tx:
+                part.changed = await device_lists.changed_between(
+                    tx, view.user_id, since.position, part.upto.position
+                )
+        joined, left = joined_and_left(part.rooms, view.user_id)
+        part.changed |= joined
+        left_rooms = part.rooms.left_rooms
+        if not left and not left_rooms:
+            return
+        async with self._database.read() as tx:
+            if left_rooms:
+                found = await memberships.members_of(tx, left_rooms, (Membership.JOIN,))
+                left |= {user_id for _, user_id in found}
+            left -= {view.user_id}
+            part.left = left - await device_lists.still_sharing(tx, view.user_id, left)
+            part.changed -= part.left
+
+    # --- the answer
+
+    async def _answer(self, part: _Part) -> bytes:
+        request = part.request
+        answer: JsonObject = {"next_batch": str(part.upto)}
+        requester = request.requester
+        if requester.device is not None and requester.device_id is not None:
+            counts = await self._key_counts.get(requester.user_id, requester.device_id, requester.device)
+            answer["device_one_time_keys_count"] = counts.one_time_keys
+            answer["device_unused_fallback_key_types"] = counts.unused_fallback_keys
+            answer["org.matrix.msc2732.device_unused_fallback_key_types"] = counts.unused_fallback_keys
+        if part.account_data:
+            events = [orjson.Fragment(client_event(change)) for change in part.account_data]
+            answer["account_data"] = {"events": events}
+        presence = [_presence_event(each) for each in part.presence]
+        presence = [event for event in presence if request.filter.presence.allows("m.presence", event["sender"])]
+        if presence:
+            answer["presence"] = {"events": presence}
+        if part.to_device:
+            answer["to_device"] = {"events": [orjson.Fragment(json) for json in part.to_device]}
+        if part.changed or part.left:
+            answer["device_lists"] = {"changed": sorted(part.changed), "left": sorted(part.left)}
+        rooms = part.rooms.answer()
+        if rooms:
+            answer["rooms"] = rooms
+        return orjson.dumps(answer)
+
+
+def _rooms_request(request: SyncRequest) -> RoomsRequest:
+    return RoomsRequest(
+        since=request.since,
+        filter=request.filter,
+        device=request.requester.device,
+        full_state=request.full_state,
+        use_state_after=request.use_state_after,
+        is_msc4222=request.is_msc4222,
+    )
+
+
+def _note_changed(part: _Part, changes: Collection[tuple[int, Any]], seen: set[int]) -> None:
+    for position, change in changes:
+        if isinstance(change, DeviceListChanged) and position not in seen:
+            seen.add(position)
+            part.changed.add(change.user_id)
+
+
+def _has_news(part: _Part) -> bool:
+    return bool(
+        part.to_device
+        or part.account_data
+        or part.presence
+        or part.changed
+        or part.left
+        or not part.rooms.is_empty
+        or part.are_counts_changed
+    )
+
+
+def _presence_event(presence: UserPresence) -> JsonObject:
+    now = now_ms()
+    content: JsonObject = {
+        "presence": presence.state,
+        "last_active_ago": max(now - presence.last_active_ts, 0),
+        "currently_active": presence.is_currently_active(now),
+    }
+    if presence.status_msg is not None:
+        content["status_msg"] = presence.status_msg
+    return {"type": "m.presence", "sender": presence.user_id, "content": content}
