@@ -27,7 +27,9 @@ BEGINNING = -(1 << 62)
 class Wanted(Protocol):
     """Which events a reader asked for (`homeserver/services/sync_filter.py`)."""
 
-    is_trivial: bool
+    @property
+    def is_trivial(self) -> bool:
+        """Whether every event passes."""
 
     def allows_event(self, event_type: str, sender: str | None, content: object) -> bool:
         """Whether an event passes."""

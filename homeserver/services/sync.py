@@ -25,8 +25,8 @@ from storage.account_data import AccountDataChanged
 from storage.database import Database
 from storage.device_lists import DeviceListChanged
 from storage.end_to_end_keys import KeyCountCache
-from storage.invalidations import Invalidated, Kind
 from storage.ephemeral import PresenceBoard, Typing, UserPresence, now_ms
+from storage.invalidations import Invalidated, Kind
 from storage.memberships import Membership
 from storage.tail import Tail
 
@@ -117,7 +117,11 @@ class SyncService:
     def _concerns(self, view: UserView, seen: StreamToken) -> bool:
         """Whether anything may have come for the user after `seen`: from memory alone."""
         listener = view.listener
-        if seen.position < listener.known_from or listener.concerned_at > seen.position or seen.to_device < seen.position:
+        if (
+            seen.position < listener.known_from
+            or listener.concerned_at > seen.position
+            or seen.to_device < seen.position
+        ):
             return True
         if self._typing.serial > seen.typing and self._typing.rooms_changed_since(view.listener.rooms, seen.typing):
             return True
@@ -182,9 +186,7 @@ class SyncService:
             part.account_data = list(latest.values())
         else:
             async with self._database.read() as tx:
-                part.account_data = await account_data.changed_between(
-                    tx, user_id, since.position, part.upto.position
-                )
+                part.account_data = await account_data.changed_between(tx, user_id, since.position, part.upto.position)
 
     async def _collect_presence(self, part: _Part, since: StreamToken) -> None:
         listener = part.view.listener
@@ -238,9 +240,7 @@ class SyncService:
             _note_changed(part, self._tail.for_user(view.user_id, since.position), seen)
         else:
             async with self._database.read() as tx:
-                part.changed = await device_lists.changed_between(
-                    tx, view.user_id, since.position, part.upto.position
-                )
+                part.changed = await device_lists.changed_between(tx, view.user_id, since.position, part.upto.position)
         joined, left = joined_and_left(part.rooms, view.user_id)
         part.changed |= joined
         left_rooms = part.rooms.left_rooms

@@ -208,7 +208,7 @@ class SyncRooms:
 
     # --- what besides events
 
-    async def _extras(  # noqa: PLR0913  # one part of `collect`
+    async def _extras(  # one part of `collect`
         self,
         request: RoomsRequest,
         view: UserView,
@@ -279,7 +279,7 @@ class SyncRooms:
                 lazy_members=request.lazy_members,
             )
 
-    async def _join(  # noqa: PLR0913  # one part of `collect`
+    async def _join(  # one part of `collect`
         self,
         request: RoomsRequest,
         view: UserView,
@@ -324,9 +324,7 @@ class SyncRooms:
                     if not any(each.type == change.type for each in known):
                         known.append(change)
 
-    async def _section(
-        self, request: RoomsRequest, news: RoomNews, extras: _Extras, room: int
-    ) -> JsonObject:
+    async def _section(self, request: RoomsRequest, news: RoomNews, extras: _Extras, room: int) -> JsonObject:
         """One joined room; empty when there is nothing to tell."""
         section: JsonObject = {}
         shown = news.state_after if request.use_state_after else news.state
@@ -365,9 +363,7 @@ class SyncRooms:
         changed = {*(user_id for user_id, _ in news.members), *senders, view.user_id}
         for name in ("state", "state_after"):
             kept = [
-                event
-                for event in getattr(news, name)
-                if event.type != "m.room.member" or event.state_key in changed
+                event for event in getattr(news, name) if event.type != "m.room.member" or event.state_key in changed
             ]
             setattr(news, name, kept)
         have = {event.state_key for event in news.state if event.type == "m.room.member"}
