@@ -139,6 +139,18 @@ class AccountsAPI:
         """GET /account/3pid: there are none."""
         return {"threepids": []}
 
+    async def refuse_third_party_identifier(self, _call: Call) -> Answer:
+        """POST /account/3pid, .../add, .../bind: as `m.3pid_changes` says."""
+        raise MatrixError("M_THREEPID_DENIED", "This server does not use third-party identifiers", 403)
+
+    async def remove_third_party_identifier(self, call: Call) -> Answer:
+        """POST /account/3pid/delete, .../unbind: none is there, and none bound by us."""
+        body = await call.body()
+        for name in ("medium", "address"):
+            if not isinstance(body.get(name), str):
+                raise InvalidInput(f"{name} is required", "M_MISSING_PARAM")
+        return {"id_server_unbind_result": "no-support"}
+
 
 def _localpart(body: JsonObject) -> str | None:
     username = body.get("username")

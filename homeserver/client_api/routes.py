@@ -74,6 +74,14 @@ def account_routes(api: AccountsAPI) -> Sequence[ClientRoute]:
         ClientRoute(method="POST", path="v3/account/password", endpoint=api.change_password, limit="requests"),
         ClientRoute(method="POST", path="v3/account/deactivate", endpoint=api.deactivate, limit="requests"),
         ClientRoute(method="GET", path="v3/account/3pid", endpoint=api.list_third_party_identifiers),
+        *[
+            ClientRoute(method="POST", path=f"v3/account/3pid{end}", endpoint=api.refuse_third_party_identifier)
+            for end in ("", "/add", "/bind")
+        ],
+        *[
+            ClientRoute(method="POST", path=f"v3/account/3pid/{end}", endpoint=api.remove_third_party_identifier)
+            for end in ("delete", "unbind")
+        ],
         *request_tokens,
     ]
 

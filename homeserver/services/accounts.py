@@ -12,7 +12,7 @@ from federation.protocol.types import DeviceID, ServerName, UserID
 from homeserver.services.passwords import Passwords
 from homeserver.services.rate_limits import RateLimits
 from homeserver.services.sessions import SessionService
-from storage import accounts
+from storage import accounts, erasure
 from storage.database import Database, Tx
 
 LeaveAllRooms = Callable[[UserID], Awaitable[None]]
@@ -134,10 +134,13 @@ class AccountService:
     # --- standing
 
     async def deactivate(self, user_id: UserID, *, erase: bool) -> None:
-        """End the account for good: its sessions, its devices with their keys, its memberships."""
+        """End the account for good: its sessions, its devices, its keys, its memberships; with `erase` its data."""
 
         async def work(tx: Tx) -> None:
             await accounts.deactivate(tx, user_id, now_ts=_now_ms(), erase=erase)
+            await erasure.end_keys(tx, user_id)
+            if erase:
+                await erasure.erase(tx, user_id)
 
         await self._sessions.end_devices_with(user_id, work=work)
         await self._leave_all_rooms(user_id)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from federation.protocol.errors import Forbidden
 from federation.protocol.types import DeviceID, UserID
 
 
@@ -20,3 +21,8 @@ class Requester:
     is_rate_limited: bool = True
     application_service: str | None = None
     """The ID of the application service that acts, if one does."""
+
+    def check_not_suspended(self) -> None:
+        """Raise M_USER_SUSPENDED for what a suspended account may not do ("Account suspension")."""
+        if self.is_suspended:
+            raise Forbidden("This account is suspended: it can read and leave, and nothing else", "M_USER_SUSPENDED")

@@ -16,7 +16,7 @@ from typing import Protocol
 from federation.protocol.errors import Forbidden, InvalidInput, MatrixError, Unauthorized
 from federation.protocol.types import DeviceID, UserID
 from homeserver.services.requester import Requester
-from storage import accounts, devices, sessions
+from storage import accounts, cross_signing, devices, sessions
 from storage.database import Database, Tx
 from storage.invalidations import Invalidated, Kind
 from storage.log import Change, Entry, Log
@@ -197,6 +197,8 @@ class SessionService:
             if account is None:
                 raise Forbidden("There is no such account")
             check_may_act(account)
+            if await cross_signing.is_cross_signing_key(tx, user_id, device_id):
+                raise Forbidden("A device cannot have the name of a cross-signing key")
             device = await devices.ensure(tx, user_id, device_id, login.display_name, new.created_ts)
             ended = await sessions.delete_of_device(tx, device)
             entry.changes = [_ended(user_id, device_id)] if ended else []

@@ -1,7 +1,11 @@
 """Password, deactivation, whoami (Client-Server API, "Account management")."""
 
+import psycopg
+from psycopg import sql
+
 from tests.clients import Client, Server
 from tests.homeserver.test_login import is_logged_in
+from tests.servers import running
 
 NEW = "a different password"
 
@@ -75,3 +79,31 @@ async def test_a_deactivated_account_is_over(server: Server, alice: Client) -> N
 
 async def test_there_are_no_third_party_identifiers(alice: Client) -> None:
     assert (await alice.get("/v3/account/3pid")).body == {"threepids": []}
+    for end in ("", "/add", "/bind"):
+        status, error = await alice.post(f"/v3/account/3pid{end}", {"sid": "1", "client_secret": "s"})
+        assert (status, error["errcode"]) == (403, "M_THREEPID_DENIED")
+    for end in ("delete", "unbind"):
+        status, body = await alice.post(f"/v3/account/3pid/{end}", {"medium": "email", "address": "a@hearth.test"})
+        assert (status, body) == (200, {"id_server_unbind_result": "no-support"})
+        assert (await alice.post(f"/v3/account/3pid/{end}", {})).body["errcode"] == "M_MISSING_PARAM"
+
+
+async def test_deactivating_ends_keys_and_erasing_ends_data(conninfo: str, connection: psycopg.Connection) -> None:
+    tables = ("cross_signing_keys", "key_backup_keys", "devices", "sessions", "profiles", "account_data", "filters")
+    async with running(conninfo) as server:
+        alice = await server.register()
+        for statement in (
+            "INSERT INTO cross_signing_keys (user_id, usage, public_key, json) VALUES (%s, 'master', 'key', '{}')",
+            "INSERT INTO account_data (user_id, room, type, content, position) VALUES (%s, 0, 'a', '{}', 1)",
+            "INSERT INTO profiles (user_id, fields) VALUES (%s, '{}')",
+            "INSERT INTO filters (user_id, filter, json) VALUES (%s, 0, '{}')",
+        ):
+            connection.execute(statement, (alice.user_id,))
+
+        await alice.ok("POST", "/v3/account/deactivate", {"erase": True, "auth": alice.password_auth()})
+
+    for table in tables:
+        assert connection.execute(sql.SQL("SELECT count(*) FROM {}").format(sql.Identifier(table))).fetchone() == (
+            0,
+        ), table
+    assert connection.execute("SELECT is_erased, password_hash FROM users").fetchone() == (True, None)

@@ -282,3 +282,18 @@ async def test_logins_from_an_address_are_throttled(conninfo: str) -> None:
         ]
 
     assert statuses == [403, 403, 403, 429]
+
+
+async def test_a_device_cannot_have_the_name_of_a_cross_signing_key(
+    conninfo: str, connection: psycopg.Connection
+) -> None:
+    async with running(conninfo) as server:
+        alice = await server.register()
+        connection.execute(
+            "INSERT INTO cross_signing_keys (user_id, usage, public_key, json) VALUES (%s, 'master', 'thekey', '{}')",
+            (alice.user_id,),
+        )
+        body = {"type": "m.login.password", "user": alice.user_id, "password": alice.password, "device_id": "thekey"}
+        status, error = await server.anonymous.post("/v3/login", body)
+
+    assert (status, error["errcode"]) == (403, "M_FORBIDDEN")
