@@ -59,7 +59,7 @@ async def test_a_star_reaches_all_devices_and_a_name_goes_before_it(server: Serv
 
 
 async def test_unknown_devices_and_users_are_ignored(server: Server, alice: Client, bob: Client) -> None:
-    messages = {
+    messages: dict[str, Any] = {
         bob.user_id: {"NOSUCH": {}, bob.device_id: {"n": 1}},
         "@nobody:hearth.test": {"*": {}},
         "@carol:elsewhere.test": {"*": {}},
@@ -70,7 +70,7 @@ async def test_unknown_devices_and_users_are_ignored(server: Server, alice: Clie
 
 
 async def test_a_repeated_transaction_sends_once(server: Server, alice: Client, bob: Client) -> None:
-    messages = {bob.user_id: {bob.device_id: {}}}
+    messages: dict[str, Any] = {bob.user_id: {bob.device_id: {}}}
 
     assert await asyncio.gather(*(send(alice, messages, "same") for _ in range(5))) == [200] * 5
 
@@ -78,7 +78,7 @@ async def test_a_repeated_transaction_sends_once(server: Server, alice: Client, 
 
 
 async def test_transactions_are_told_apart_by_device_and_event_type(server: Server, alice: Client, bob: Client) -> None:
-    body = {"messages": {bob.user_id: {bob.device_id: {}}}}
+    body: dict[str, Any] = {"messages": {bob.user_id: {bob.device_id: {}}}}
 
     await alice.ok("PUT", "/v3/sendToDevice/m.one/same", body)
     await alice.ok("PUT", "/v3/sendToDevice/m.two/same", body)
