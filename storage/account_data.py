@@ -133,6 +133,14 @@ async def changed_between(tx: Tx, user_id: UserID, after: int, upto: int) -> lis
     return [AccountDataChanged(user_id, room or None, name, content) for room, name, content in rows]
 
 
+async def all_of_type(tx: Tx, name: str) -> dict[UserID, bytes]:
+    """The content of one type of global data, of every user who has it."""
+    rows = await tx.fetch(
+        "select user_id, content from account_data where room = 0 and type = %s and content <> ''", (name,)
+    )
+    return {UserID(user_id): content for user_id, content in rows}
+
+
 async def size_of(tx: Tx, user_id: UserID) -> tuple[int, int]:
     """How many rows and bytes of data a user has."""
     row = await tx.fetch_one(

@@ -18,7 +18,6 @@ from storage.events import (
     Flag,
     NewEvent,
     NewLine,
-    PersonalCount,
     StateWrite,
     StoredEvent,
     TrunkChange,
@@ -26,6 +25,7 @@ from storage.events import (
 from storage.log import Conflict
 from storage.memberships import Membership
 from storage.rooms import Room
+from storage.unread import PersonalCount
 
 
 class Head(Protocol):
@@ -434,7 +434,7 @@ async def _insert_extras(tx: Tx, changes: Sequence[RoomEvents]) -> None:
     """What only some events bring: own reading, threads, personal counts, redactions, gaps."""
     marks: dict[tuple[UserID, int, str], StoredEvent] = {}
     threads: dict[tuple[int, str], StoredEvent] = {}
-    personal: list[tuple[StoredEvent, events.PersonalCount]] = []
+    personal: list[tuple[StoredEvent, PersonalCount]] = []
     redactions: list[tuple[StoredEvent, EventID]] = []
     missing: list[tuple[StoredEvent, EventID]] = []
     arrived: list[StoredEvent] = []

@@ -14,6 +14,7 @@ from federation.protocol.pdu import VerifiedPDU
 from federation.protocol.types import EventID, JsonObject, UserID
 from storage.database import Row, Tx
 from storage.memberships import Membership
+from storage.unread import PersonalCount
 
 
 class Flag(IntFlag):
@@ -98,18 +99,6 @@ class StoredEvent:
         if self.state_key is None or self.flags & (Flag.REJECTED | Flag.OUTLIER):
             return (self.line, self.version)
         return (self.line, self.trunk_version)
-
-
-@dataclass(slots=True, kw_only=True)
-class PersonalCount:
-    """Where one user's count for an event differs from everybody's."""
-
-    user_id: UserID
-    notify: int
-    """-1, 0 or 1: added to what the room counts."""
-    highlight: int
-    actions: str | None = None
-    """JSON of the push actions, for /notifications."""
 
 
 @dataclass(slots=True, kw_only=True)

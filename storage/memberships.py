@@ -1,6 +1,6 @@
 """Who is where: current memberships, read from the trunk of each room's state."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from enum import IntEnum
 
 from federation.protocol.types import UserID
@@ -48,6 +48,21 @@ async def rooms_of(tx: Tx, user_id: UserID, memberships: Sequence[Membership]) -
 async def joined_rooms(tx: Tx, user_id: UserID) -> list[int]:
     """The numbers of the rooms that the user is joined to."""
     return list(await rooms_of(tx, user_id, (Membership.JOIN,)))
+
+
+async def joined_rooms_of_many(tx: Tx, user_ids: Collection[UserID]) -> dict[UserID, list[int]]:
+    """The numbers of the rooms that each of these users is joined to."""
+    numbers = await strings.find(tx, user_ids)
+    names = {number: UserID(user_id) for user_id, number in numbers.items()}
+    rows = await tx.fetch(
+        "select state_key, room from room_state where state_key = any(%s::int[]) and line = 0"
+        " and until_version is null and membership is not null and membership = 1",
+        (list(names),),
+    )
+    found: dict[UserID, list[int]] = {}
+    for number, room in rows:
+        found.setdefault(names[number], []).append(room)
+    return found
 
 
 async def members_of(tx: Tx, rooms: Sequence[int], memberships: Sequence[Membership]) -> list[tuple[int, UserID]]:

@@ -27,6 +27,18 @@ class ThreadCounts:
         )
 
 
+@dataclass(slots=True, kw_only=True)
+class PersonalCount:
+    """Where one user's count for an event differs from everybody's."""
+
+    user_id: UserID
+    notify: int
+    """-1, 0 or 1: added to what the room counts."""
+    highlight: int
+    actions: str | None = None
+    """JSON of the push actions, for /notifications."""
+
+
 @dataclass(slots=True)
 class Loaded:
     """The counts of one user in several rooms, as of one position of the log."""

@@ -25,10 +25,11 @@ from federation.rooms.heads import RoomHead, RoomHeads, described
 from storage import events, rooms
 from storage.append_events import RoomEvents
 from storage.database import Database
-from storage.events import NewEvent, PersonalCount, StateWrite
+from storage.events import NewEvent, StateWrite
 from storage.log import Change, Conflict, Entry, Log, Work
 from storage.memberships import Membership
 from storage.rooms import Room
+from storage.unread import PersonalCount
 
 MAX_ATTEMPTS = 8
 MAX_PREV_EVENTS = 20
@@ -43,10 +44,13 @@ class Counted:
     personal: Sequence[PersonalCount] = ()
 
 
+NOT_COUNTED = Counted()
+
+
 class Counter(Protocol):
     """Decides what an event counts for, before it is appended (`homeserver/services/unread_counts.py`)."""
 
-    def count(self, room: Room, pdu: VerifiedPDU, power_levels: PowerLevels | None) -> Counted:
+    def count(self, room: Room, pdu: VerifiedPDU, power_levels: PowerLevels | None, member_count: int) -> Counted:
         """What the event adds to the unread counts of the room's local members."""
 
 
@@ -192,7 +196,7 @@ class RoomWriter:
         """The events, each authorised by the state that those before it leave."""
         if len(drafts) == 1:
             return [self._authorised(head, drafts[0])]
-        ahead = RoomHead(head.room, head.version, dict(head.extremities), dict(head.state))
+        ahead = RoomHead(head.room, head.version, dict(head.extremities), dict(head.state), head.joined)
         built = []
         for draft in drafts:
             pdu = self._authorised(ahead, draft)
@@ -240,7 +244,7 @@ class RoomWriter:
         power_levels = head.state.get(POWER_LEVELS)
         create = head.state.get(CREATE)
         levels = None if create is None else PowerLevels.from_state(power_levels, create)
-        counted = self._counter.count(change.room, pdu, levels)
+        counted = self._counter.count(change.room, pdu, levels, head.joined)
         version = head.version
         head.advance(pdu)
         if pdu.state_key is not None:

@@ -40,6 +40,8 @@ class RoomHead:
     """Forward extremities: depth, and for room versions 1 and 2 the reference hash."""
     state: dict[StateKey, VerifiedPDU | None] = field(default_factory=dict)
     """Those entries of the current state that were asked for; None where there is none."""
+    joined: int = 0
+    """How many members are joined."""
     is_broken: bool = False
 
     def advance(self, pdu: VerifiedPDU) -> None:
@@ -49,6 +51,9 @@ class RoomHead:
         self.extremities[pdu.event_id] = described(pdu)
         if pdu.state_key is not None:
             self.version += 1
+            if pdu.type == "m.room.member":
+                before = self.state.get((pdu.type, pdu.state_key))
+                self.joined += (pdu.membership == "join") - (before is not None and before.membership == "join")
             self.state[pdu.type, pdu.state_key] = pdu
 
 
@@ -130,7 +135,7 @@ class RoomHeads:
             raise NotFound("There is no such room")
         found = await events.by_id(tx, row.extremities)
         extremities = {event_id: described(to_pdu(stored, room)) for event_id, stored in found.items()}
-        return RoomHead(room, row.state_version, extremities)
+        return RoomHead(room, row.state_version, extremities, joined=row.joined_members)
 
 
 async def load_state(tx: Tx, room: Room, keys: Iterable[StateKey]) -> dict[StateKey, VerifiedPDU]:

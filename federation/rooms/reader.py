@@ -125,10 +125,11 @@ class RoomReader:
         for event in stored:
             before = memberships.get(event.position)
             after = before
-            if event.state_key == user_id and event.type == "m.room.member":
+            is_own = event.state_key == user_id and event.type == "m.room.member"
+            if is_own:
                 value = event.content.get("membership")
                 after = value if isinstance(value, str) else before
-            if before == "join" or after == "join":
+            if before == "join" or is_own:  # a rejected invite, too: its sender has to learn of it
                 seen.append(Seen(event, after))
                 continue
             at_event = branch_visibilities.get(event.position)

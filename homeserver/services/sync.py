@@ -64,29 +64,29 @@ class _Part:
     are_counts_changed: bool = False
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SyncSources:
+    """Where the parts of an answer come from."""
+
+    rooms: SyncRooms
+    account_data: AccountDataService
+    key_counts: KeyCountCache
+    typing: Typing
+    presence: PresenceBoard
+
+
 class SyncService:
     """Answers syncs."""
 
-    def __init__(
-        self,
-        *,
-        database: Database,
-        tail: Tail,
-        views: UserViews,
-        rooms: SyncRooms,
-        account_data_service: AccountDataService,
-        key_counts: KeyCountCache,
-        typing: Typing,
-        presence: PresenceBoard,
-    ) -> None:
+    def __init__(self, database: Database, tail: Tail, views: UserViews, sources: SyncSources) -> None:
         self._database = database
         self._tail = tail
         self._views = views
-        self._rooms = rooms
-        self._account_data = account_data_service
-        self._key_counts = key_counts
-        self._typing = typing
-        self._presence = presence
+        self._rooms = sources.rooms
+        self._account_data = sources.account_data
+        self._key_counts = sources.key_counts
+        self._typing = sources.typing
+        self._presence = sources.presence
 
     async def sync(self, request: SyncRequest) -> bytes:
         """The answer, as soon as it holds anything, or when the time is up."""

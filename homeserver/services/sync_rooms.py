@@ -138,7 +138,7 @@ class SyncRooms:
         changed_data: Sequence[AccountDataChanged],
     ) -> RoomSections:
         """The sections of all rooms in which anything happened after the token."""
-        sorted_rooms = await self._sort(request, view, upto)
+        sorted_rooms = await self._sort(request, view)
         sections = RoomSections(left_rooms=[room for room, _ in sorted_rooms.left])
         extras = await self._extras(request, view, upto, sorted_rooms, ignored, changed_data)
         since = BEGINNING if request.since is None else request.since.position
@@ -156,43 +156,51 @@ class SyncRooms:
 
     # --- which rooms
 
-    async def _sort(self, request: RoomsRequest, view: UserView, upto: StreamToken) -> _Sorted:
+    async def _sort(self, request: RoomsRequest, view: UserView) -> _Sorted:
         found = _Sorted()
         since = None if request.since is None else request.since.position
-        numbers = list(view.rooms)
-        known = await self._views.rooms_by_number(numbers) if _filters_rooms(request.filter) else {}
         unsure: list[int] = []
-        for room, member in view.rooms.items():
-            if known and not request.filter.allows_room(known[room].room_id):
-                continue
+        for room, member in (await self._allowed(request, view)).items():
             is_new = since is None or member.position > since
             if member.membership is Membership.JOIN:
-                if since is None or request.full_state:
-                    found.fresh.append(room)
-                elif is_new:
-                    unsure.append(room)
-                else:
-                    found.continuing.append(room)
+                whole = since is None or request.full_state
+                (found.fresh if whole else unsure if is_new else found.continuing).append(room)
             elif is_new and member.membership is Membership.INVITE:
                 found.invited.append(room)
             elif is_new and member.membership is Membership.KNOCK:
                 found.knocked.append(room)
             elif is_new and since is not None:
                 found.left.append((room, member))
-        if since is not None and since < view.listener.known_from:
-            await self._add_left_before(view, since, found)
         if since is None and request.filter.include_leave:
             await self._add_left_before(view, BEGINNING, found)
+        elif since is not None and since < view.listener.known_from:
+            await self._add_left_before(view, since, found)
         if unsure and since is not None:
-            async with self._database.read() as tx:
-                kept = await memberships.joined_throughout(tx, view.user_id, unsure, since)
-            for room in unsure:
-                (found.continuing if room in kept else found.fresh).append(room)
-                if room not in kept and request.device is not None:
-                    view.forget_sent(request.device, room)
+            await self._sort_unsure(request, view, unsure, found)
         if since is None and request.device is not None:
             view.forget_sent(request.device)
         return found
+
+    async def _allowed(self, request: RoomsRequest, view: UserView) -> dict[int, Member]:
+        """The user's rooms that the filter lets through."""
+        if request.filter.rooms is None and not request.filter.not_rooms:
+            return view.rooms
+        known = await self._views.rooms_by_number(list(view.rooms))
+        return {
+            room: member
+            for room, member in view.rooms.items()
+            if room in known and request.filter.allows_room(known[room].room_id)
+        }
+
+    async def _sort_unsure(self, request: RoomsRequest, view: UserView, unsure: Sequence[int], found: _Sorted) -> None:
+        """A member event after the token may be a join, or a new display name."""
+        since = 0 if request.since is None else request.since.position
+        async with self._database.read() as tx:
+            kept = await memberships.joined_throughout(tx, view.user_id, unsure, since)
+        for room in unsure:
+            (found.continuing if room in kept else found.fresh).append(room)
+            if room not in kept and request.device is not None:
+                view.forget_sent(request.device, room)
 
     async def _add_left_before(self, view: UserView, since: int, found: _Sorted) -> None:
         """Rooms that were left before this process began to follow the user."""
@@ -440,10 +448,6 @@ class SyncRooms:
                 until = Span(span.since, member.position, span.limit)
                 news = await self._timelines.left(tx, view.user_id, known[room], until, request.filter.timeline)
                 sections.leave[known[room].room_id] = await self._section(request, news, _Extras(), room)
-
-
-def _filters_rooms(wanted: SyncFilter) -> bool:
-    return wanted.rooms is not None or bool(wanted.not_rooms)
 
 
 def _names(news: RoomNews) -> bool:
