@@ -180,6 +180,8 @@ class Router:
         if found is None:
             raise MatrixError("M_UNRECOGNIZED", "Unrecognized method", 405)
         endpoint, names = found
+        if "%00" in raw_path:
+            raise InvalidInput("The path may not hold NUL")  # which nothing that is stored as text can hold either
         try:
             return endpoint, {
                 name: unquote(value, errors="strict") if "%" in value else value

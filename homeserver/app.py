@@ -14,47 +14,63 @@ from typing import Any
 import uvloop
 from aiohttp import web
 
-from federation.protocol.types import ServerName, UserID
+from federation.protocol.errors import NotFound
+from federation.protocol.types import JsonObject, ServerName, UserID
 from federation.web import Route, Router, respond
 from homeserver import config as settings
 from homeserver.client_api import interactive_auth as uia
 from homeserver.client_api import routes
+from homeserver.client_api.account_data import AccountDataAPI
 from homeserver.client_api.accounts import AccountsAPI, RegistrationPolicy
 from homeserver.client_api.auth_stages import DummyStage, PasswordStage, Policy, RegistrationTokenStage, TermsStage
 from homeserver.client_api.authentication import TokenAuthenticator
 from homeserver.client_api.device_management import DeviceManagementAPI
 from homeserver.client_api.discovery import DiscoveryAPI, ServerDescription
 from homeserver.client_api.end_to_end_encryption import EndToEndEncryptionAPI
+from homeserver.client_api.ephemeral import EphemeralAPI
+from homeserver.client_api.filtering import FilteringAPI
 from homeserver.client_api.interactive_auth import InteractiveAuth
 from homeserver.client_api.key_backup import KeyBackupAPI
 from homeserver.client_api.login import LoginAPI
 from homeserver.client_api.pages import PagesAPI
+from homeserver.client_api.profiles import ProfilesAPI
+from homeserver.client_api.push import PushRulesAPI
 from homeserver.client_api.routing import build_routes
 from homeserver.client_api.send_to_device import SendToDeviceAPI
 from homeserver.client_api.server_administration import ServerAdministrationAPI, SharedSecretRegistrationAPI
 from homeserver.config import API, Config, RegistrationMode
 from homeserver.services import device_keys
+from homeserver.services.account_data import AccountDataService
 from homeserver.services.accounts import AccountService
 from homeserver.services.cross_signing import CrossSigningService
 from homeserver.services.device_activity import DeviceActivity
+from homeserver.services.filters import FilterService
 from homeserver.services.key_backups import KeyBackupService
 from homeserver.services.passwords import Passwords
+from homeserver.services.presence import PresenceService
+from homeserver.services.profiles import ProfileService
+from homeserver.services.push import PushRuleService
 from homeserver.services.rate_limits import Limit, RateLimits
+from homeserver.services.receipts import ReceiptService
 from homeserver.services.send_to_device import SendToDeviceService
 from homeserver.services.sessions import Lifetimes, SessionService
+from homeserver.services.typing import TypingService
 from homeserver.startup import prepare
 from storage import send_to_device
+from storage.account_data import AccountDataChanged
 from storage.database import Database
 from storage.device_lists import DeviceListChanged
 from storage.end_to_end_keys import KeyCountCache
+from storage.ephemeral import Exchange, PresenceBoard, Typing
 from storage.invalidations import Invalidated
 from storage.log import Change, Log
+from storage.receipts import ReceiptMoved
 from storage.send_to_device import ToDeviceMessages
 from storage.tail import Tail
 
 logger = logging.getLogger(__name__)
 
-KINDS: Sequence[type[Change]] = (Invalidated, DeviceListChanged, ToDeviceMessages)
+KINDS: Sequence[type[Change]] = (Invalidated, DeviceListChanged, ToDeviceMessages, AccountDataChanged, ReceiptMoved)
 """Every kind of change that the log may hold."""
 
 SHUTDOWN_SECONDS = 10
@@ -108,6 +124,7 @@ class Application:
         self.key_counts = KeyCountCache(self.database)
         self.tail.add_view(self.key_counts.view)
         self.tail.add_view(send_to_device.drop_large_contents)
+        self._build_user_data(server_name)
 
         # the client API
         authenticator = TokenAuthenticator(self.sessions, self.activity, query_string_tokens=config.query_string_tokens)
@@ -147,6 +164,11 @@ class Application:
             *routes.key_backup_routes(KeyBackupAPI(KeyBackupService(self.database))),
             *routes.send_to_device_routes(SendToDeviceAPI(SendToDeviceService(self.log, server_name))),
             *routes.administration_routes(administration),
+            *routes.filter_routes(FilteringAPI(self.filters)),
+            *routes.account_data_routes(AccountDataAPI(self.account_data)),
+            *routes.push_rule_routes(PushRulesAPI(self.push_rules)),
+            *routes.profile_routes(ProfilesAPI(self.profiles)),
+            *routes.ephemeral_routes(EphemeralAPI(self.typing, self.receipts, self.presence)),
         ]
 
         # what each listener serves
@@ -160,6 +182,31 @@ class Application:
             API.ADMIN: [*routes.admin_api_routes(administration, shared_secret_registration, authenticator)],
         }
 
+    def _build_user_data(self, server_name: ServerName) -> None:
+        """What users keep, and what they tell of themselves."""
+        self.filters = FilterService(self.database)
+        self.account_data = AccountDataService(self.database, self.log)
+        self.tail.add_view(self.account_data.on_change)
+        self.push_rules = PushRuleService(self.database, self.log)
+        self.tail.add_view(self.push_rules.on_change)
+        self.profiles = ProfileService(
+            self.database,
+            self.log,
+            server_name=server_name,
+            propagate=_propagate_nowhere,
+            query_remote=_know_no_other_server,
+        )
+        self.receipts = ReceiptService(self.database, self.log)
+        self.typists = Typing(self._wake_room)
+        board = PresenceBoard()
+        self.exchange = Exchange(self.database, self.typists, board)
+        self.typing = TypingService(self.database, self.exchange)
+        self.presence = PresenceService(self.database, self.tail, board, self.exchange, enabled=self.config.presence)
+
+    def _wake_room(self, room: int) -> None:
+        for listener in self.tail.listeners_in(room):
+            listener.wake()
+
     async def start(self) -> None:
         """Open the database, follow the log, listen."""
         await self.database.open()
@@ -168,6 +215,9 @@ class Application:
         self._run("tail", self.tail.run())
         self._run("device activity", self.activity.run())
         self._run("interactive authentication", self._sweep())
+        self._run("exchange", self.exchange.run())
+        if self.presence.enabled:
+            self._run("presence", self.presence.run())
         for listener in self.config.listeners:
             await self._listen(listener)
 
@@ -178,6 +228,7 @@ class Application:
         for task in self._tasks[1:]:
             task.cancel()
         await asyncio.gather(*self._tasks[1:], return_exceptions=True)
+        self.typists.close()
         await self.activity.flush()
         self._tasks[0].cancel()
         await asyncio.gather(self._tasks[0], return_exceptions=True)
@@ -274,6 +325,15 @@ def _description(config: Config) -> ServerDescription:
         support_email=config.support.email,
         support_matrix_id=config.support.matrix_id,
     )
+
+
+async def _propagate_nowhere(_user_id: UserID, _profile: JsonObject) -> None:
+    """For as long as there are no rooms."""
+
+
+async def _know_no_other_server(_user_id: UserID, _field: str | None) -> JsonObject:
+    """For as long as there is no federation."""
+    raise NotFound("Profile not found")
 
 
 async def _leave_no_room(_user_id: UserID) -> None:

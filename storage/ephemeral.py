@@ -113,9 +113,8 @@ class UserPresence:
 class PresenceBoard:
     """Who is online, as this server knows."""
 
-    def __init__(self, wake: Callable[[UserID], None]) -> None:
-        """`wake` is called with a user whose presence changed for others to see."""
-        self._wake = wake
+    def __init__(self) -> None:
+        self._news: set[UserID] = set()
         self._users: dict[UserID, UserPresence] = {}
         self._changed: dict[UserID, int] = {}
         self.serial = 0
@@ -133,8 +132,13 @@ class PresenceBoard:
             return False
         self.serial += 1
         self._changed[presence.user_id] = self.serial
-        self._wake(presence.user_id)
+        self._news.add(presence.user_id)
         return True
+
+    def take_changed(self) -> set[UserID]:
+        """Whose presence changed since this was last asked: those who see them are to be woken."""
+        news, self._news = self._news, set()
+        return news
 
     def changed_since(self, serial: int, users: Collection[UserID]) -> list[UserPresence]:
         """Those of `users` whose presence changed after `serial`; all who are known when it is 0."""

@@ -110,3 +110,26 @@ async def joined_throughout(tx: Tx, user_id: UserID, rooms: Sequence[int], since
 async def forgotten(tx: Tx, user_id: UserID) -> set[int]:
     """The rooms that the user left and asked to forget."""
     return {room for (room,) in await tx.fetch("select room from forgotten_rooms where user_id = %s", (user_id,))}
+
+
+async def membership_of(tx: Tx, room: int, user_id: UserID) -> Membership | None:
+    """The user's present membership in a room; None for who never had to do with it."""
+    row = await tx.fetch_one(
+        "select room_state.membership from room_state join strings on strings.id = room_state.state_key"
+        " where room = %s and type = %s and strings.value = %s and line = 0 and until_version is null",
+        (room, strings.MEMBER, user_id),
+    )
+    return None if row is None or row[0] is None else Membership(row[0])
+
+
+async def share_a_room(tx: Tx, user_id: UserID, other: UserID) -> bool:
+    """Whether both are joined to some room."""
+    row = await tx.fetch_one(
+        "select 1 from room_state mine join room_state theirs on theirs.room = mine.room"
+        " where mine.state_key = (select id from strings where value = %s) and mine.line = 0"
+        " and mine.until_version is null and mine.membership = 1"
+        " and theirs.state_key = (select id from strings where value = %s) and theirs.line = 0"
+        " and theirs.until_version is null and theirs.membership = 1 limit 1",
+        (user_id, other),
+    )
+    return row is not None

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import ClassVar, NamedTuple, Self
 
 from federation.protocol.errors import MatrixError
 from federation.protocol.types import EventID, UserID
@@ -125,6 +125,22 @@ async def _present(tx: Tx, changes: Sequence[ReceiptMoved]) -> dict[tuple[int, U
         ([change.room for change in changes], [change.user_id for change in changes]),
     )
     return {(row[0], UserID(row[1]), row[2], row[3]): (row[4], row[5]) for row in rows}
+
+
+class Place(NamedTuple):
+    """Where an event stands in its room."""
+
+    position: int
+    thread: str | None
+    """The root of its thread; None on the main timeline."""
+
+
+async def place_of(tx: Tx, room: int, event_id: str) -> Place | None:
+    """Where an event that clients may see stands; None when the room has no such event."""
+    row = await tx.fetch_one(
+        "select position, thread from events where event_id = %s and room = %s and flags = 0", (event_id, room)
+    )
+    return None if row is None else Place(row[0], row[1])
 
 
 async def in_rooms(tx: Tx, rooms: Collection[int], reader: UserID) -> list[ReceiptMoved]:

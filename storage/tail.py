@@ -58,6 +58,11 @@ class Listener:
                 if not future.done():
                     future.set_result(None)
 
+    @property
+    def is_waited_for(self) -> bool:
+        """Whether somebody waits: one of the user's clients has a sync in progress."""
+        return bool(self._waiting)
+
     async def wait(self, timeout_seconds: float) -> None:
         """Return when something concerns this user, or when the time is up."""
         future = asyncio.get_running_loop().create_future()

@@ -3,13 +3,18 @@
 from collections.abc import Sequence
 
 from federation.web import Route
+from homeserver.client_api.account_data import AccountDataAPI
 from homeserver.client_api.accounts import AccountsAPI
 from homeserver.client_api.device_management import DeviceManagementAPI
 from homeserver.client_api.discovery import DiscoveryAPI
 from homeserver.client_api.end_to_end_encryption import EndToEndEncryptionAPI
+from homeserver.client_api.ephemeral import EphemeralAPI
+from homeserver.client_api.filtering import FilteringAPI
 from homeserver.client_api.key_backup import KeyBackupAPI
 from homeserver.client_api.login import LoginAPI
 from homeserver.client_api.pages import PagesAPI
+from homeserver.client_api.profiles import ProfilesAPI
+from homeserver.client_api.push import PushRulesAPI
 from homeserver.client_api.routing import Authenticator, ClientRoute, Login, admin_route
 from homeserver.client_api.send_to_device import SendToDeviceAPI
 from homeserver.client_api.server_administration import ServerAdministrationAPI, SharedSecretRegistrationAPI
@@ -149,6 +154,96 @@ def send_to_device_routes(api: SendToDeviceAPI) -> Sequence[ClientRoute]:
     """To-device messages."""
     path = "v3/sendToDevice/{event_type}/{txn_id}"
     return [ClientRoute(method="PUT", path=path, endpoint=api.send, limit="requests", guests=True)]
+
+
+def filter_routes(api: FilteringAPI) -> Sequence[ClientRoute]:
+    """Stored filters."""
+    path = "v3/user/{user_id}/filter"
+    return [
+        ClientRoute(method="POST", path=path, endpoint=api.post_filter, guests=True),
+        ClientRoute(method="GET", path=f"{path}/{{filter_id}}", endpoint=api.get_filter, guests=True),
+    ]
+
+
+def account_data_routes(api: AccountDataAPI) -> Sequence[ClientRoute]:
+    """Account data and tags."""
+    data = [
+        ClientRoute(method=method, path=f"{version}/user/{{user_id}}/{path}", endpoint=endpoint, guests=True)
+        for path in ("account_data/{type}", "rooms/{room_id}/account_data/{type}")
+        for method, version, endpoint in (
+            ("GET", "v3", api.get_data),
+            ("PUT", "v3", api.put_data),
+            ("DELETE", "unstable/org.matrix.msc3391", api.delete_data),
+        )
+    ]
+    tags = "v3/user/{user_id}/rooms/{room_id}/tags"
+    return [
+        *data,
+        ClientRoute(method="GET", path=tags, endpoint=api.get_tags, guests=True),
+        ClientRoute(method="PUT", path=f"{tags}/{{tag}}", endpoint=api.put_tag, guests=True),
+        ClientRoute(method="DELETE", path=f"{tags}/{{tag}}", endpoint=api.delete_tag, guests=True),
+    ]
+
+
+def push_rule_routes(api: PushRulesAPI) -> Sequence[ClientRoute]:
+    """Push rules; lists also with the slash at the end that the specification asks for."""
+    rule = "v3/pushrules/global/{kind}/{rule_id}"
+    return [
+        *(ClientRoute(method="GET", path=f"v3/pushrules{end}", endpoint=api.get_all) for end in ("", "/")),
+        *(ClientRoute(method="GET", path=f"v3/pushrules/global{end}", endpoint=api.get_global) for end in ("", "/")),
+        *(
+            ClientRoute(method="GET", path=f"v3/pushrules/global/{{kind}}{end}", endpoint=api.get_kind)
+            for end in ("", "/")
+        ),
+        ClientRoute(method="GET", path=rule, endpoint=api.get_rule),
+        ClientRoute(method="PUT", path=rule, endpoint=api.put_rule, limit="requests"),
+        ClientRoute(method="DELETE", path=rule, endpoint=api.delete_rule),
+        ClientRoute(method="GET", path=f"{rule}/enabled", endpoint=api.get_enabled),
+        ClientRoute(method="PUT", path=f"{rule}/enabled", endpoint=api.put_enabled),
+        ClientRoute(method="GET", path=f"{rule}/actions", endpoint=api.get_actions),
+        ClientRoute(method="PUT", path=f"{rule}/actions", endpoint=api.put_actions),
+    ]
+
+
+def profile_routes(api: ProfilesAPI) -> Sequence[ClientRoute]:
+    """Profiles."""
+    profile, field = "v3/profile/{user_id}", "v3/profile/{user_id}/{key}"
+    unstable = ("unstable/uk.tcpip.msc4133/profile/{user_id}/{key}",)
+    whole = ("unstable/uk.tcpip.msc4133/profile/{user_id}",)
+    return [
+        ClientRoute(method="GET", path=profile, endpoint=api.get_profile, login=OPTIONAL, guests=True, unstable=whole),
+        ClientRoute(method="GET", path=field, endpoint=api.get_field, login=OPTIONAL, guests=True, unstable=unstable),
+        ClientRoute(method="PUT", path=field, endpoint=api.put_field, limit="requests", guests=True, unstable=unstable),
+        ClientRoute(
+            method="DELETE", path=field, endpoint=api.delete_field, limit="requests", guests=True, unstable=unstable
+        ),
+    ]
+
+
+def ephemeral_routes(api: EphemeralAPI) -> Sequence[ClientRoute]:
+    """Typing, receipts, read markers, presence."""
+    room, presence = "v3/rooms/{room_id}", "v3/presence/{user_id}/status"
+    return [
+        ClientRoute(
+            method="PUT",
+            path=f"{room}/typing/{{user_id}}",
+            endpoint=api.put_typing,
+            limit="requests",
+            guests=True,
+        ),
+        ClientRoute(
+            method="POST",
+            path=f"{room}/receipt/{{receipt_type}}/{{event_id}}",
+            endpoint=api.post_receipt,
+            limit="requests",
+            guests=True,
+        ),
+        ClientRoute(
+            method="POST", path=f"{room}/read_markers", endpoint=api.post_read_markers, limit="requests", guests=True
+        ),
+        ClientRoute(method="GET", path=presence, endpoint=api.get_presence, guests=True),
+        ClientRoute(method="PUT", path=presence, endpoint=api.put_presence, limit="requests", guests=True),
+    ]
 
 
 def page_routes(api: PagesAPI) -> Sequence[Route]:

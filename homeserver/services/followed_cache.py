@@ -1,0 +1,55 @@
+"""Something built from one type of users' global account data, remembered while the log says that it did not change."""
+
+from collections.abc import Callable, Collection
+from typing import Generic, TypeVar
+
+from federation.protocol.types import UserID
+from storage import account_data
+from storage.account_data import AccountDataChanged
+from storage.database import Tx
+from storage.log import Change
+
+V = TypeVar("V")
+
+MAX_REMEMBERED = 20_000
+
+
+class FollowedCache(Generic[V]):
+    """Values by user. `on_change` is a view of the tail, so an answer is as new as the position that the tail is at."""
+
+    def __init__(self, name: str, build: Callable[[UserID, bytes | None], V]) -> None:
+        """`build` makes a value of the content of the data `name`, or of its absence."""
+        self._name = name
+        self._build = build
+        self._values: dict[UserID, V] = {}
+        self._changes = 0
+
+    def on_change(self, _position: int, change: Change) -> None:
+        """Follow the log."""
+        if isinstance(change, AccountDataChanged) and change.type == self._name and change.room is None:
+            self._changes += 1
+            self._values.pop(change.user_id, None)
+
+    def known(self, user_id: UserID) -> V | None:
+        """The value, if it is remembered: saves a query."""
+        return self._values.get(user_id)
+
+    async def get(self, tx: Tx, user_id: UserID) -> V:
+        """One user's value."""
+        value = self._values.get(user_id)
+        return value if value is not None else (await self.get_many(tx, (user_id,)))[user_id]
+
+    async def get_many(self, tx: Tx, user_ids: Collection[UserID]) -> dict[UserID, V]:
+        """The value of each user."""
+        found = {user_id: self._values[user_id] for user_id in user_ids if user_id in self._values}
+        missing = [user_id for user_id in user_ids if user_id not in found]
+        if missing:
+            changes = self._changes
+            contents = await account_data.find_of_users(tx, missing, self._name)
+            built = {user_id: self._build(user_id, contents.get(user_id)) for user_id in missing}
+            if changes == self._changes:  # else what was read may be older than what the tail has told
+                if len(self._values) + len(built) > MAX_REMEMBERED:
+                    self._values.clear()
+                self._values.update(built)
+            found |= built
+        return found

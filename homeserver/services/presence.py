@@ -1,0 +1,163 @@
+"""Presence of local users, and what others may know of it (Client-Server API, "Presence")."""
+
+import asyncio
+from dataclasses import replace
+
+from federation.protocol import edu
+from federation.protocol.errors import Forbidden
+from federation.protocol.types import JsonObject, UserID
+from storage import memberships
+from storage.database import Database
+from storage.ephemeral import (
+    OFFLINE_AFTER_MS,
+    Exchange,
+    PresenceBoard,
+    PresenceState,
+    UserPresence,
+    load_presence,
+    now_ms,
+)
+from storage.tail import Listener, Tail
+
+SWEEP_SECONDS = 1.0
+
+
+class PresenceService:
+    """Who is online. Where presence is switched off, nothing is known of anybody and nothing is stored."""
+
+    def __init__(
+        self, database: Database, tail: Tail, board: PresenceBoard, exchange: Exchange, *, enabled: bool
+    ) -> None:
+        self.enabled = enabled
+        self._database = database
+        self._tail = tail
+        self._board = board
+        self._exchange = exchange
+        self._synced_at: dict[UserID, int] = {}
+        self._asked: dict[UserID, PresenceState] = {}
+        """What the client's syncs ask for, until the user is idle."""
+
+    # --- what happens
+
+    async def set_status(self, user_id: UserID, state: PresenceState, status_msg: str | None) -> None:
+        """A local user says how they are."""
+        if self.enabled:
+            self._synced_at[user_id] = now_ms()
+            await self._exchange.announce_presence(UserPresence(user_id, state, now_ms(), status_msg), store=True)
+
+    async def synced(self, user_id: UserID, state: PresenceState) -> None:
+        """A local user's client syncs, with this `set_presence`. Costs nothing while that is no change."""
+        if not self.enabled:
+            return
+        now_ts = now_ms()
+        known = self._board.find(user_id)
+        if state == "offline":
+            return
+        self._synced_at[user_id] = now_ts
+        if known is not None and known.state == state and self._asked.get(user_id) == state:
+            return
+        if known is not None and known.state != "offline" and self._asked.get(user_id) == state:
+            return  # idle, or set by hand
+        self._asked[user_id] = state
+        if known is None:
+            known = await self._load(user_id)
+        last_active_ts = now_ts if state == "online" else known.last_active_ts
+        await self._exchange.announce_presence(replace(known, state=state, last_active_ts=last_active_ts), store=True)
+
+    async def acted(self, user_id: UserID) -> None:
+        """A local user did something: sent a message, read one."""
+        known = self._board.find(user_id)
+        if self.enabled and known is not None and known.state != "offline":
+            await self._exchange.announce_presence(replace(known, state="online", last_active_ts=now_ms()), store=False)
+
+    async def receive(self, update: edu.UserPresence) -> None:
+        """Another server tells of its user."""
+        if self.enabled:
+            ts = now_ms() - update.last_active_ago
+            await self._exchange.announce_presence(
+                UserPresence(update.user_id, update.presence, ts, update.status_msg), store=False
+            )
+
+    # --- what is known
+
+    async def get(self, reader: UserID, user_id: UserID) -> JsonObject:
+        """A user's presence; raises Forbidden for who does not share a room with them."""
+        if reader != user_id:
+            async with self._database.read() as tx:
+                if not await memberships.share_a_room(tx, reader, user_id):
+                    raise Forbidden("You are not allowed to see their presence")
+        if not self.enabled:
+            return {"presence": "offline"}
+        return content_of(self._board.find(user_id) or await self._load(user_id))
+
+    @property
+    def serial(self) -> int:
+        """What a client has seen that is told everything now."""
+        return self._board.serial
+
+    def changed_since(self, serial: int, users: set[UserID]) -> list[JsonObject]:
+        """The `m.presence` events of those of `users` whose presence changed after `serial`."""
+        return [
+            {"type": "m.presence", "sender": presence.user_id, "content": content_of(presence)}
+            for presence in self._board.changed_since(serial, users)
+        ]
+
+    async def _load(self, user_id: UserID) -> UserPresence:
+        async with self._database.read() as tx:
+            found = await load_presence(tx, (user_id,))
+        return replace(found[0], state="offline") if found else UserPresence(user_id, "offline", 0)
+
+    # --- time
+
+    async def run(self) -> None:
+        """Note who went idle or away, and wake who may see it, until cancelled."""
+        while self.enabled:
+            await asyncio.sleep(SWEEP_SECONDS)
+            now_ts = now_ms()
+            for presence in self._board.idle(now_ts):
+                await self._exchange.announce_presence(presence, store=False)
+            for user_id in [user for user, at in self._synced_at.items() if now_ts - at > OFFLINE_AFTER_MS]:
+                if self._is_waiting(user_id):
+                    self._synced_at[user_id] = now_ts
+                    continue
+                del self._synced_at[user_id]
+                self._asked.pop(user_id, None)
+                known = self._board.find(user_id)
+                if known is not None:
+                    await self._exchange.announce_presence(replace(known, state="offline"), store=True)
+            await self._wake_observers()
+
+    def _is_waiting(self, user_id: UserID) -> bool:
+        listener = self._tail.listener(user_id)
+        return listener is not None and listener.is_waited_for
+
+    async def _wake_observers(self) -> None:
+        changed = self._board.take_changed()
+        if not changed:
+            return
+        rooms: set[int] = set()
+        for user_id in changed:
+            listener = self._tail.listener(user_id)
+            if listener is not None:
+                rooms |= listener.rooms
+            else:
+                async with self._database.read() as tx:
+                    rooms.update(await memberships.joined_rooms(tx, user_id))
+        observers: set[Listener] = set()
+        for room in rooms:
+            observers |= self._tail.listeners_in(room)
+        for observer in observers:
+            observer.wake()
+
+
+def content_of(presence: UserPresence) -> JsonObject:
+    """What clients and servers are told of a presence."""
+    now_ts = now_ms()
+    content: JsonObject = {"presence": presence.state}
+    if presence.last_active_ts:
+        content["last_active_ago"] = max(0, now_ts - presence.last_active_ts)
+    if presence.state == "online":
+        content["currently_active"] = presence.is_currently_active(now_ts)
+    if presence.status_msg:
+        content["status_msg"] = presence.status_msg
+    return content
