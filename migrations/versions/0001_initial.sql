@@ -294,6 +294,8 @@ CREATE TABLE notifications (
 	CONSTRAINT notifications_room_fkey FOREIGN KEY(room) REFERENCES rooms (room)
 );
 
+CREATE INDEX notifications_position_idx ON notifications (position);
+
 CREATE INDEX notifications_user_id_position_idx ON notifications (user_id, position);
 
 COMMENT ON TABLE notifications IS 'Where one user''s count differs from what the room counts for everybody: mentions and own rules.';
