@@ -13,6 +13,7 @@ from typing import ClassVar, Self
 from federation.protocol.types import DeviceID, UserID
 from storage import memberships, strings
 from storage.database import Tx
+from storage.memberships import Membership
 
 _FEW = 500
 """Up to how many users are looked up one by one in the rooms of who asks."""
@@ -118,6 +119,36 @@ async def still_sharing(tx: Tx, user_id: UserID, others: Collection[UserID]) -> 
         (strings.MEMBER, list(names), own),
     )
     return {names[number] for (number,) in rows}
+
+
+async def sharing_changes(tx: Tx, user_id: UserID, after: int, upto: int) -> tuple[set[UserID], set[UserID]]:
+    """Who may have begun to share a room with `user_id` in positions (after, upto] and does, and who no longer does."""
+    here = await memberships.rooms_of(tx, user_id, (Membership.JOIN, Membership.LEAVE, Membership.BAN))
+    joined = {room for room, (membership, _) in here.items() if membership is Membership.JOIN}
+    left = {room for room, (membership, at) in here.items() if membership is not Membership.JOIN and after < at <= upto}
+    entered = {room for room in joined if after < here[room][1]}
+    entered -= await memberships.joined_throughout(tx, user_id, list(entered), after)
+    came: set[UserID] = set()
+    went: set[UserID] = set()
+    for member, membership in await _member_events(tx, [*joined, *left], after, upto):
+        (came if membership is Membership.JOIN else went).add(member)
+    came |= {member for _, member in await memberships.members_of(tx, list(entered), (Membership.JOIN,))}
+    went |= {member for _, member in await memberships.members_of(tx, list(left), (Membership.JOIN,))}
+    sharing = await still_sharing(tx, user_id, (came | went) - {user_id})
+    return came & sharing, went - sharing - {user_id}
+
+
+async def _member_events(tx: Tx, rooms: Sequence[int], after: int, upto: int) -> list[tuple[UserID, Membership]]:
+    rows = await tx.fetch(
+        "select strings.value, room_state.membership from events join room_state on room_state.room = events.room"
+        "  and room_state.type = events.type and room_state.state_key = events.state_key and room_state.line = 0"
+        "  and room_state.event = events.position"
+        " join strings on strings.id = events.state_key"
+        " where events.room = any(%s::int[]) and events.position > %s and events.position <= %s and events.type = %s"
+        "  and room_state.membership = any(%s::smallint[])",
+        (list(rooms), after, upto, strings.MEMBER, [int(Membership.JOIN), int(Membership.LEAVE), int(Membership.BAN)]),
+    )
+    return [(UserID(member), Membership(membership)) for member, membership in rows]
 
 
 async def delete_superseded(tx: Tx, before: int) -> int:

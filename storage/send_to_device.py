@@ -98,16 +98,18 @@ def drop_large_contents(_position: int, change: Change) -> None:
 
 
 def from_window(
-    changes: Iterable[tuple[int, Change]], device: int, limit: int = 100
+    changes: Iterable[tuple[int, Change]], device: int, *, upto: int, limit: int = 100
 ) -> tuple[list[bytes], int | None] | None:
-    """The messages for a device among changes of the tail's window (such as `tail.for_user(...)`), without a query.
+    """The messages for a device, up to a position, among changes of the tail's window (such as `tail.for_user(...)`).
 
-    Answers (raw events, the position of the last one, or None when there is none). Answers None when the window does
-    not hold what is needed, or there are more than `limit`: then `pending` must be asked.
+    Answers (raw events, the position of the last one, or None when there is none), without a query. Answers None when
+    the window does not hold what is needed, or there are more than `limit`: then `pending` must be asked.
     """
     found: list[bytes] = []
     last: int | None = None
     for position, change in changes:
+        if position > upto:
+            break
         if isinstance(change, ToDeviceMessages):
             message = change.to_device(device)
             if message is None:

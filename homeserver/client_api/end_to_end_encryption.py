@@ -1,11 +1,15 @@
 """Keys of devices and users (Client-Server API, "Key management API", "Cross-signing")."""
 
+from federation.protocol.errors import InvalidInput
 from federation.protocol.types import JsonObject
 from federation.web import Answer, Call
 from homeserver.client_api.interactive_auth import PASSWORD, InteractiveAuth
 from homeserver.client_api.routing import requester
 from homeserver.services.cross_signing import AuthenticationNeeded, CrossSigningService
 from homeserver.services.device_keys import DeviceKeysService
+from homeserver.tokens import parse_stream_token
+
+MAX_POSITION = 2**63 - 1
 
 
 class EndToEndEncryptionAPI:
@@ -29,6 +33,16 @@ class EndToEndEncryptionAPI:
     async def claim_keys(self, call: Call) -> Answer:
         """POST /keys/claim."""
         return await self._device_keys.claim(await call.body())
+
+    async def get_changes(self, call: Call) -> Answer:
+        """GET /keys/changes, between two tokens of /sync."""
+        token = call.query_text("from")
+        if token is None:
+            raise InvalidInput("from is missing", "M_MISSING_PARAM")
+        after = parse_stream_token(token).position
+        token = call.query_text("to")  # clients leave it out, and then mean now
+        upto = MAX_POSITION if token is None else parse_stream_token(token).position
+        return await self._device_keys.changes(requester(call), after, upto)
 
     async def upload_cross_signing_keys(self, call: Call) -> Answer:
         """POST /keys/device_signing/upload: what replaces keys needs the user's password, the first keys do not."""

@@ -118,6 +118,7 @@ def end_to_end_encryption_routes(api: EndToEndEncryptionAPI) -> Sequence[ClientR
         )
     ]
     return [
+        ClientRoute(method="GET", path="v3/keys/changes", endpoint=api.get_changes, limit="requests"),
         *cross_signing,
         *(
             ClientRoute(method="POST", path=f"v3/keys/{path}", endpoint=endpoint, limit="requests", guests=True)

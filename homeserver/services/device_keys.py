@@ -89,6 +89,13 @@ class DeviceKeysService:
             "failures": self._failures({claim.user_id for claim in claims}),
         }
 
+    async def changes(self, requester: Requester, after: int, upto: int) -> JsonObject:
+        """Whose keys the requester must look up again after a gap in its syncs, and whose it can forget."""
+        async with self._database.read() as tx:
+            changed = await device_lists.changed_between(tx, requester.user_id, after, upto)
+            came, left = await device_lists.sharing_changes(tx, requester.user_id, after, upto)
+        return {"changed": sorted((changed | came) - left), "left": sorted(left)}
+
     async def claim_local(self, claims: Sequence[Claim]) -> JsonObject:
         """Claim keys of this server's users: user -> device -> key ID -> key."""
         answer: JsonObject = {}

@@ -201,7 +201,10 @@ class SyncService:
         after = 0 if since is None else since.to_device
         if since is not None and after >= self._tail.floor and after >= part.view.listener.known_from:
             found = send_to_device.from_window(
-                self._tail.for_user(part.view.user_id, after), device, limit=TO_DEVICE_LIMIT
+                self._tail.for_user(part.view.user_id, after),
+                device,
+                upto=part.upto.position,
+                limit=TO_DEVICE_LIMIT,
             )
             if found is not None:
                 part.to_device = found[0]

@@ -1,5 +1,6 @@
 """Who hears of changed devices and keys, in each process (Client-Server API, "Tracking the device list for a user")."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 import pytest_asyncio
 
 from federation.protocol.types import UserID
+from homeserver.tokens import StreamToken
 from storage import device_lists
 from storage.database import Tx
 from storage.device_lists import DeviceListChanged
@@ -231,3 +233,49 @@ async def counts(server: Server, client: Client) -> dict[str, int]:
         found = await server.application.key_counts.get(client.user_id, client.device_id, row[0])  # type: ignore[arg-type] # plain texts
     assert found is not None
     return found.one_time_keys
+
+
+# --- /keys/changes
+
+
+def token(server: Server) -> str:
+    """What /sync would give out now."""
+    return str(StreamToken(server.application.tail.position))
+
+
+async def test_keys_changes_names_who_changed_between_two_tokens(server: Server, alice: Client, bob: Client) -> None:
+    carol = await server.register("carol")
+    await share_a_room(server, alice, bob, carol)
+    before = token(server)
+    await a_device(alice)
+    between = token(server)
+    await a_device(carol)
+
+    answers = [
+        await bob.ok("GET", "/v3/keys/changes", params={"from": start, "to": end})
+        for start, end in ((before, between), (between, token(server)), (before, token(server)), (between, between))
+    ]
+
+    expected = [{alice.user_id}, {carol.user_id}, {alice.user_id, carol.user_id}, set()]
+    assert [(set(answer["changed"]), answer["left"]) for answer in answers] == [(users, []) for users in expected]
+    assert await bob.ok("GET", "/v3/keys/changes", params={"from": between}) == answers[1]
+
+
+@pytest.mark.parametrize("params", [{}, {"from": "x"}, {"from": "s1_1_1_1", "to": "y"}, {"from": ""}])
+async def test_keys_changes_needs_tokens(alice: Client, params: dict[str, str]) -> None:
+    assert (await alice.get("/v3/keys/changes", **params)).status == 400
+
+
+async def test_claims_in_two_processes_never_give_a_key_twice(processes: tuple[Server, Server]) -> None:
+    one, other = processes
+    alice = await one.register("alice")
+    alice_at_other = Client(other.base_url, alice.session, alice.user_id, alice.device_id, alice.access_token)
+    device = Device(alice)
+    uploaded = device.one_time_keys(40)
+    await device.upload(device_keys=device.identity(), one_time_keys=uploaded)
+
+    claims = [claim(client, alice) for client in (alice, alice_at_other) for _ in range(25)]
+    given = [each for each in await asyncio.gather(*claims) if each is not None]
+
+    assert len(given) == 40
+    assert dict(given) == uploaded

@@ -132,13 +132,14 @@ async def test_a_small_message_is_in_the_window_and_a_large_one_is_not(
     async with server.application.database.read() as tx:
         number = await device_number(tx, bob)
 
-    small = send_to_device.from_window(tail.for_user(bob.user_id, after), number)  # type: ignore[arg-type] # plain text
+    small = send_to_device.from_window(tail.for_user(bob.user_id, after), number, upto=tail.position)  # type: ignore[arg-type] # plain text
     await send(alice, {bob.user_id: {bob.device_id: {"n": "x" * 5000}}})
-    large = send_to_device.from_window(tail.for_user(bob.user_id, after), number)  # type: ignore[arg-type] # plain text
+    large = send_to_device.from_window(tail.for_user(bob.user_id, after), number, upto=tail.position)  # type: ignore[arg-type] # plain text
 
     assert small is not None
     assert [json.loads(event)["content"] for event in small[0]] == [{"n": 1}]
     assert large is None
+    assert send_to_device.from_window(tail.for_user(bob.user_id, after), number, upto=after) == ([], None)  # type: ignore[arg-type] # plain text
     assert len(await inbox(server, bob)) == 2
 
 
