@@ -1,7 +1,8 @@
 """What is true only now: who is typing, who is online. In memory; shared with other processes by notifications.
 
-Nothing here is in the log: each has a serial number of its own, of this process, for the short-lived part of a sync
-token. A process that starts knows of nobody typing, and of nobody online until they act again.
+Nothing here is in the log: changes have serial numbers, which make the short-lived part of a sync token. They follow
+the clock, so that a token means the same in every process and after a restart, give or take a change told twice.
+A process that starts knows of nobody typing, and of nobody online until they act again.
 """
 
 import asyncio
@@ -26,6 +27,8 @@ IDLE_AFTER_MS = 5 * 60_000
 OFFLINE_AFTER_MS = 30_000
 """Without a sync in progress for so long, a user is offline."""
 CURRENTLY_ACTIVE_MS = 60_000
+TOGETHER_SECONDS = 0.1
+"""Changes of presence within so long wake those who see them once."""
 
 PresenceState = Literal["online", "unavailable", "offline"]
 
@@ -33,6 +36,11 @@ PresenceState = Literal["online", "unavailable", "offline"]
 def now_ms() -> int:
     """The time as the protocol has it."""
     return int(time.time() * 1000)
+
+
+def _after(serial: int) -> int:
+    """The next serial number."""
+    return max(serial + 1, now_ms())
 
 
 class Typing:
@@ -91,8 +99,7 @@ class Typing:
         self._rooms.clear()
 
     def _change(self, room: int) -> None:
-        self.serial += 1
-        self._changed[room] = self.serial
+        self.serial = self._changed[room] = _after(self.serial)
         self._wake(room)
 
 
@@ -114,7 +121,8 @@ class PresenceBoard:
     """Who is online, as this server knows."""
 
     def __init__(self) -> None:
-        self._news: set[UserID] = set()
+        self._news: dict[UserID, int] = {}
+        self._has_news = asyncio.Event()
         self._users: dict[UserID, UserPresence] = {}
         self._changed: dict[UserID, int] = {}
         self.serial = 0
@@ -130,14 +138,17 @@ class PresenceBoard:
         self._users[presence.user_id] = presence
         if before is not None and _looks_alike(before, presence):
             return False
-        self.serial += 1
-        self._changed[presence.user_id] = self.serial
-        self._news.add(presence.user_id)
+        self.serial = self._changed[presence.user_id] = _after(self.serial)
+        self._news[presence.user_id] = self.serial
+        self._has_news.set()
         return True
 
-    def take_changed(self) -> set[UserID]:
-        """Whose presence changed since this was last asked: those who see them are to be woken."""
-        news, self._news = self._news, set()
+    async def wait_for_news(self) -> dict[UserID, int]:
+        """Whose presence changed since this was last asked, with the serial: those who see them are to be told."""
+        await self._has_news.wait()
+        await asyncio.sleep(TOGETHER_SECONDS)
+        self._has_news.clear()
+        news, self._news = self._news, {}
         return news
 
     def changed_since(self, serial: int, users: Collection[UserID]) -> list[UserPresence]:
@@ -145,6 +156,7 @@ class PresenceBoard:
         if serial >= self.serial:
             return []
         if len(users) > len(self._changed):
+            users = set(users)
             changed: Iterable[UserID] = (user_id for user_id in self._changed if user_id in users)
         else:
             changed = (user_id for user_id in users if user_id in self._changed)
@@ -182,7 +194,12 @@ async def store_presence(tx: Tx, presence: UserPresence) -> None:
         "insert into presence (user_id, state, last_active_ts, status_msg) values (%s, %s, %s, %s)"
         " on conflict (user_id) do update set state = excluded.state, last_active_ts = excluded.last_active_ts,"
         "  status_msg = excluded.status_msg",
-        (presence.user_id, presence.state, presence.last_active_ts, presence.status_msg),
+        (
+            presence.user_id,
+            presence.state,
+            presence.last_active_ts,
+            (presence.status_msg or "").replace("\0", "") or None,
+        ),
     )
 
 
@@ -194,6 +211,11 @@ class Exchange:
         self._typing = typing
         self._presence = presence
         self._pid = 0
+
+    @property
+    def is_listening(self) -> bool:
+        """Whether what other processes tell arrives here."""
+        return self._pid != 0
 
     async def announce_typing(self, room: int, user_id: UserID, timeout_ms: int) -> None:
         """Somebody types for so long; 0 when they stopped."""
@@ -242,8 +264,8 @@ class Exchange:
                 attempt += 1
 
     async def _listen(self, connection: Connection) -> None:
-        self._pid = connection.info.backend_pid
         await connection.execute(f"listen {CHANNEL}")
+        self._pid = connection.info.backend_pid
         async for notification in connection.notifies():
             message = orjson.loads(notification.payload)
             if message["from"] == self._pid:

@@ -1,10 +1,11 @@
 """Presence of local users, and what others may know of it (Client-Server API, "Presence")."""
 
 import asyncio
+from contextlib import suppress
 from dataclasses import replace
 
 from federation.protocol import edu
-from federation.protocol.errors import Forbidden
+from federation.protocol.errors import Forbidden, Unavailable
 from federation.protocol.types import JsonObject, UserID
 from storage import memberships
 from storage.database import Database
@@ -19,7 +20,7 @@ from storage.ephemeral import (
 )
 from storage.tail import Listener, Tail
 
-SWEEP_SECONDS = 1.0
+SWEEP_SECONDS = 5.0
 
 
 class PresenceService:
@@ -90,18 +91,6 @@ class PresenceService:
             return {"presence": "offline"}
         return content_of(self._board.find(user_id) or await self._load(user_id))
 
-    @property
-    def serial(self) -> int:
-        """What a client has seen that is told everything now."""
-        return self._board.serial
-
-    def changed_since(self, serial: int, users: set[UserID]) -> list[JsonObject]:
-        """The `m.presence` events of those of `users` whose presence changed after `serial`."""
-        return [
-            {"type": "m.presence", "sender": presence.user_id, "content": content_of(presence)}
-            for presence in self._board.changed_since(serial, users)
-        ]
-
     async def _load(self, user_id: UserID) -> UserPresence:
         async with self._database.read() as tx:
             found = await load_presence(tx, (user_id,))
@@ -110,44 +99,54 @@ class PresenceService:
     # --- time
 
     async def run(self) -> None:
-        """Note who went idle or away, and wake who may see it, until cancelled."""
-        while self.enabled:
+        """Tell of changes, and note who went idle or away, until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._tell_observers())
+            tasks.create_task(self._sweep_for_ever())
+
+    async def _sweep_for_ever(self) -> None:
+        while True:
             await asyncio.sleep(SWEEP_SECONDS)
-            now_ts = now_ms()
-            for presence in self._board.idle(now_ts):
-                await self._exchange.announce_presence(presence, store=False)
-            for user_id in [user for user, at in self._synced_at.items() if now_ts - at > OFFLINE_AFTER_MS]:
-                if self._is_waiting(user_id):
-                    self._synced_at[user_id] = now_ts
-                    continue
-                del self._synced_at[user_id]
-                self._asked.pop(user_id, None)
-                known = self._board.find(user_id)
-                if known is not None:
-                    await self._exchange.announce_presence(replace(known, state="offline"), store=True)
-            await self._wake_observers()
+            with suppress(Unavailable):  # logged where it arose; the next turn tries again
+                await self.sweep(now_ms())
 
-    def _is_waiting(self, user_id: UserID) -> bool:
-        listener = self._tail.listener(user_id)
-        return listener is not None and listener.is_waited_for
-
-    async def _wake_observers(self) -> None:
-        changed = self._board.take_changed()
-        if not changed:
-            return
-        rooms: set[int] = set()
-        for user_id in changed:
+    async def sweep(self, now_ts: int) -> None:
+        """Users who did nothing for long become unavailable, those without a sync in progress offline."""
+        for presence in self._board.idle(now_ts):
+            await self._exchange.announce_presence(presence, store=False)
+        for user_id in [user for user, at in self._synced_at.items() if now_ts - at > OFFLINE_AFTER_MS]:
             listener = self._tail.listener(user_id)
-            if listener is not None:
-                rooms |= listener.rooms
-            else:
-                async with self._database.read() as tx:
-                    rooms.update(await memberships.joined_rooms(tx, user_id))
+            if listener is not None and listener.is_waited_for:
+                self._synced_at[user_id] = now_ts
+                continue
+            del self._synced_at[user_id]
+            self._asked.pop(user_id, None)
+            known = self._board.find(user_id)
+            if known is not None:
+                await self._exchange.announce_presence(replace(known, state="offline"), store=True)
+
+    async def _tell_observers(self) -> None:
+        """Let the syncs of those who share a room with somebody find what changed."""
+        while True:
+            news = await self._board.wait_for_news()
+            with suppress(Unavailable):
+                for user_id, serial in news.items():
+                    for observer in await self._observers_of(user_id):
+                        observer.presence[user_id] = serial
+                        observer.wake()
+
+    async def _observers_of(self, user_id: UserID) -> set[Listener]:
+        own = self._tail.listener(user_id)
         observers: set[Listener] = set()
+        if own is not None:
+            rooms = own.rooms
+            observers.add(own)
+        else:
+            async with self._database.read() as tx:
+                rooms = set(await memberships.joined_rooms(tx, user_id))
         for room in rooms:
             observers |= self._tail.listeners_in(room)
-        for observer in observers:
-            observer.wake()
+        return observers
 
 
 def content_of(presence: UserPresence) -> JsonObject:

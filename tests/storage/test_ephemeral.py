@@ -1,0 +1,124 @@
+"""Typing and presence in memory, and how processes tell each other."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+
+import pytest_asyncio
+
+from federation.protocol.types import UserID
+from storage.database import Database
+from storage.ephemeral import IDLE_AFTER_MS, Exchange, PresenceBoard, Typing, UserPresence, load_presence, now_ms
+
+ALICE, BOB = UserID("@alice:hearth.test"), UserID("@bob:hearth.test")
+
+
+async def test_typing_starts_and_stops() -> None:
+    woken: list[int] = []
+    typing = Typing(woken.append)
+
+    typing.start(1, ALICE, 60_000)
+    typing.start(1, BOB, 60_000)
+    first = typing.serial
+    typing.start(1, ALICE, 60_000)
+    assert (typing.users_in(1), typing.serial) == ([ALICE, BOB], first)
+    typing.stop(1, ALICE)
+    typing.stop(2, ALICE)
+
+    assert typing.users_in(1) == [BOB]
+    assert woken == [1, 1, 1]
+    assert typing.rooms_changed_since([1, 2], first) == [1]
+    assert typing.rooms_changed_since([1, 2], typing.serial) == []
+    assert typing.changed_since(1, first)
+    assert not typing.changed_since(2, 0)
+    typing.close()
+    assert typing.users_in(1) == []
+
+
+async def test_typing_ends_by_itself() -> None:
+    typing = Typing(lambda room: None)
+
+    typing.start(1, ALICE, 20)
+    serial = typing.serial
+    await asyncio.sleep(0.1)
+
+    assert typing.users_in(1) == []
+    assert typing.changed_since(1, serial)
+
+
+async def test_a_serial_of_a_former_process_is_not_ahead() -> None:
+    before = Typing(lambda room: None)
+    before.start(1, ALICE, 20_000)
+    await asyncio.sleep(0.002)
+    after = Typing(lambda room: None)
+    after.start(1, BOB, 20_000)
+
+    assert after.changed_since(1, before.serial)
+    before.close()
+    after.close()
+
+
+async def test_only_what_others_see_is_a_change_of_presence() -> None:
+    board = PresenceBoard()
+    now_ts = now_ms()
+    online = UserPresence(ALICE, "online", now_ts)
+
+    assert board.put(online)
+    serial = board.serial
+    assert not board.put(replace(online, last_active_ts=now_ts + 1000))
+    assert board.changed_since(serial, [ALICE]) == []
+    assert board.put(replace(online, status_msg="busy"))
+
+    assert [each.status_msg for each in board.changed_since(serial, {ALICE, BOB})] == ["busy"]
+    assert board.changed_since(serial, [BOB]) == []
+    assert set(await board.wait_for_news()) == {ALICE}
+
+
+async def test_who_does_nothing_becomes_unavailable() -> None:
+    board = PresenceBoard()
+    now_ts = now_ms()
+    board.put(UserPresence(ALICE, "online", now_ts))
+    board.put(UserPresence(BOB, "offline", 0))
+
+    assert board.idle(now_ts + IDLE_AFTER_MS) == []
+    assert board.idle(now_ts + IDLE_AFTER_MS + 1) == [UserPresence(ALICE, "unavailable", now_ts)]
+
+
+@pytest_asyncio.fixture
+async def database(conninfo: str) -> AsyncIterator[Database]:
+    database = Database(conninfo)
+    await database.open()
+    yield database
+    await database.close()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    for _ in range(1000):
+        if condition():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("it did not happen")
+
+
+async def test_processes_tell_each_other(database: Database) -> None:
+    sides = [(Typing(lambda room: None), PresenceBoard()) for _ in range(2)]
+    exchanges = [Exchange(database, typing, board) for typing, board in sides]
+    tasks = [asyncio.create_task(exchange.run()) for exchange in exchanges]
+    try:
+        await until(lambda: all(exchange.is_listening for exchange in exchanges))
+        await exchanges[0].announce_typing(7, ALICE, 30_000)
+        await exchanges[0].announce_presence(UserPresence(BOB, "online", 5, "hi \0 there"), store=True)
+        await until(lambda: sides[1][1].find(BOB) is not None)
+
+        assert sides[1][0].users_in(7) == [ALICE]
+        assert sides[1][1].find(BOB) == UserPresence(BOB, "online", 5, "hi \0 there")
+        assert sides[0][0].users_in(7) == [ALICE]
+        async with database.read() as tx:
+            assert [each.status_msg for each in await load_presence(tx, [ALICE, BOB])] == ["hi  there"]
+
+        await exchanges[1].announce_typing(7, ALICE, 0)
+        await until(lambda: not sides[0][0].users_in(7))
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
