@@ -39,12 +39,14 @@ from homeserver.client_api.routing import build_routes
 from homeserver.client_api.send_to_device import SendToDeviceAPI
 from homeserver.client_api.server_administration import ServerAdministrationAPI, SharedSecretRegistrationAPI
 from homeserver.config import API, Config, RegistrationMode
-from homeserver.services import device_keys
+from homeserver.services import application_services, device_keys
 from homeserver.services.account_data import AccountDataService
 from homeserver.services.accounts import AccountService
+from homeserver.services.application_services import ApplicationServiceError, ApplicationServices
 from homeserver.services.cross_signing import CrossSigningService
 from homeserver.services.device_activity import DeviceActivity
 from homeserver.services.filters import FilterService
+from homeserver.services.impersonation import Impersonation
 from homeserver.services.key_backups import KeyBackupService
 from homeserver.services.passwords import Passwords
 from homeserver.services.presence import PresenceService
@@ -55,7 +57,8 @@ from homeserver.services.receipts import ReceiptService
 from homeserver.services.send_to_device import SendToDeviceService
 from homeserver.services.sessions import Lifetimes, SessionService
 from homeserver.services.typing import TypingService
-from homeserver.startup import prepare
+from homeserver.services.user_names import UserNames
+from homeserver.startup import StartupError, prepare
 from storage import send_to_device
 from storage.account_data import AccountDataChanged
 from storage.database import Database
@@ -112,13 +115,16 @@ class Application:
             devices_changed=[device_keys.devices_changed],
         )
         self.tail.add_view(self.sessions.on_change)
+        self.application_services = _application_services(config)
+        self.impersonation = Impersonation(self.database, self.application_services)
+        self.tail.add_view(self.impersonation.on_change)
         self.activity = DeviceActivity(self.database)
         self.accounts = AccountService(
             self.database,
             self.sessions,
             passwords,
             self.rate_limits,
-            server_name=server_name,
+            UserNames(server_name, self.application_services),
             leave_all_rooms=_leave_no_room,
         )
         self.key_counts = KeyCountCache(self.database)
@@ -127,7 +133,13 @@ class Application:
         self._build_user_data(server_name)
 
         # the client API
-        authenticator = TokenAuthenticator(self.sessions, self.activity, query_string_tokens=config.query_string_tokens)
+        authenticator = TokenAuthenticator(
+            self.sessions,
+            self.application_services,
+            self.impersonation,
+            self.activity,
+            query_string_tokens=config.query_string_tokens,
+        )
         self.interactive_auth = InteractiveAuth(
             self.database,
             {
@@ -137,7 +149,6 @@ class Application:
                 uia.TERMS: TermsStage(_policies(config.registration)),
             },
         )
-        registration = _registration_policy(config.registration)
         discovery = DiscoveryAPI(_description(config))
         administration = ServerAdministrationAPI(self.database, self.accounts, self.activity)
         secret = config.registration.shared_secret
@@ -147,9 +158,18 @@ class Application:
         pages = PagesAPI(self.interactive_auth, server_name=server_name)
         client_routes = [
             *routes.discovery_routes(discovery),
-            *routes.login_routes(LoginAPI(self.accounts, self.sessions, base_url=config.public_base_url)),
+            *routes.login_routes(
+                LoginAPI(self.accounts, self.sessions, authenticator, base_url=config.public_base_url)
+            ),
             *routes.account_routes(
-                AccountsAPI(self.accounts, self.sessions, passwords, self.interactive_auth, registration)
+                AccountsAPI(
+                    self.accounts,
+                    self.sessions,
+                    passwords,
+                    self.interactive_auth,
+                    authenticator,
+                    registration=_registration_policy(config.registration),
+                )
             ),
             *routes.device_routes(
                 DeviceManagementAPI(self.database, self.sessions, self.activity, self.interactive_auth)
@@ -210,6 +230,7 @@ class Application:
     async def start(self) -> None:
         """Open the database, follow the log, listen."""
         await self.database.open()
+        await self.impersonation.make_senders()
         await self.tail.start()
         self._run("log", self.log.run())
         self._run("tail", self.tail.run())
@@ -276,6 +297,13 @@ def _with_forwarded_address(request: web.BaseRequest) -> web.BaseRequest:
     forwarded = request.headers.getall("X-Forwarded-For", [])
     address = forwarded[-1].rpartition(",")[2].strip() if forwarded else ""
     return request.clone(remote=address) if address else request
+
+
+def _application_services(config: Config) -> ApplicationServices:
+    try:
+        return application_services.load_all(config.application_service_files, ServerName(config.server_name))
+    except ApplicationServiceError as error:
+        raise StartupError([str(error)]) from error
 
 
 def _ssl_context(listener: settings.Listener) -> ssl.SSLContext | None:

@@ -3,14 +3,16 @@
 from dataclasses import dataclass
 
 from federation.protocol.errors import Forbidden, InvalidInput, MatrixError
-from federation.protocol.types import JsonObject
+from federation.protocol.identifiers import server_name_of
+from federation.protocol.types import JsonObject, UserID
 from federation.web import Answer, Call
+from homeserver.client_api.authentication import TokenAuthenticator
 from homeserver.client_api.interactive_auth import Attempt, Flows, InteractiveAuth
-from homeserver.client_api.login import new_login, token_fields
+from homeserver.client_api.login import APPLICATION_SERVICE, new_login, token_fields
 from homeserver.client_api.routing import requester
 from homeserver.services.accounts import AccountService, NewAccount
 from homeserver.services.passwords import Passwords
-from homeserver.services.sessions import SessionService
+from homeserver.services.sessions import NewLogin, SessionService
 
 MAX_REGISTRATION_BODY = 64 * 1024
 
@@ -34,17 +36,22 @@ class AccountsAPI:
         sessions: SessionService,
         passwords: Passwords,
         interactive_auth: InteractiveAuth,
+        authenticator: TokenAuthenticator,
+        *,
         registration: RegistrationPolicy,
     ) -> None:
         self._accounts = accounts
         self._sessions = sessions
         self._passwords = passwords
         self._interactive_auth = interactive_auth
+        self._authenticator = authenticator
         self._registration = registration
 
     async def register(self, call: Call) -> Answer:
         """POST /register."""
         body = await call.body(optional=True, max_bytes=MAX_REGISTRATION_BODY)
+        if body.get("type") == APPLICATION_SERVICE:
+            return await self._register_for_service(call, body)
         kind = call.query_text("kind") or "user"
         if kind == "guest":
             return await self._register_guest(call, body)
@@ -58,17 +65,27 @@ class AccountsAPI:
         if localpart is not None:
             await self._accounts.check_available(localpart)
         password = None if body.get("password") is None else self._passwords.check_new(body["password"])
-        new = new_login(body)
-        inhibit_login = body.get("inhibit_login", False)
-        if not isinstance(inhibit_login, bool):
-            raise InvalidInput("inhibit_login must be true or false")
+        new, inhibit_login = new_login(body), _inhibit_login(body)
         await self._interactive_auth.complete(attempt, self._registration.flows)
         if password is None:
             raise InvalidInput("A password is required", "M_MISSING_PARAM")
         user_id = await self._accounts.register(_new_account(localpart, password, attempt))
+        return await self._logged_in(user_id, new, inhibit_login=inhibit_login)
+
+    async def _logged_in(self, user_id: UserID, new: NewLogin, *, inhibit_login: bool) -> Answer:
         if inhibit_login:
-            return {"user_id": user_id, "home_server": user_id.partition(":")[2]}
+            return {"user_id": user_id, "home_server": server_name_of(user_id)}
         return token_fields(await self._sessions.start(user_id, new))
+
+    async def _register_for_service(self, call: Call, body: JsonObject) -> Answer:
+        """Application Service API, "Server admin style permissions"."""
+        service = self._authenticator.service(call)
+        localpart = _localpart(body)
+        if localpart is None:
+            raise InvalidInput("username is required", "M_MISSING_PARAM")
+        new, inhibit_login = new_login(body), _inhibit_login(body)
+        user_id = await self._accounts.register_for_service(service, localpart)
+        return await self._logged_in(user_id, new, inhibit_login=inhibit_login)
 
     async def _register_guest(self, call: Call, body: JsonObject) -> Answer:
         if not self._registration.allows_guests:
@@ -159,6 +176,13 @@ def _localpart(body: JsonObject) -> str | None:
     if not isinstance(username, str):
         raise InvalidInput("username must be a string")
     return username.lower()
+
+
+def _inhibit_login(body: JsonObject) -> bool:
+    value = body.get("inhibit_login", False)
+    if not isinstance(value, bool):
+        raise InvalidInput("inhibit_login must be true or false")
+    return value
 
 
 def _new_account(localpart: str | None, password: str, attempt: Attempt) -> NewAccount:

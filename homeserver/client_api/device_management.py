@@ -2,7 +2,7 @@
 
 from federation.protocol.errors import InvalidInput, NotFound
 from federation.protocol.types import DeviceID, JsonObject
-from federation.web import Answer, Call
+from federation.web import Answer, Call, json_response
 from homeserver.client_api.interactive_auth import InteractiveAuth
 from homeserver.client_api.routing import requester
 from homeserver.services.device_activity import DeviceActivity
@@ -45,7 +45,7 @@ class DeviceManagementAPI:
         return _client_device(found)
 
     async def put_device(self, call: Call) -> Answer:
-        """PUT /devices/{deviceId}: rename it."""
+        """PUT /devices/{deviceId}: rename it; an application service may also make it."""
         who, device_id = requester(call), DeviceID(call.path["device_id"])
         body = await call.body()
         name = check_display_name(body.get("display_name"))
@@ -54,6 +54,9 @@ class DeviceManagementAPI:
                 is_there = await devices.find(tx, who.user_id, device_id) is not None
         else:
             is_there = await self._sessions.rename_device(who.user_id, device_id, name)
+        if not is_there and who.application_service is not None:
+            await self._sessions.make_device(who.user_id, device_id, name)
+            return json_response({}, 201)
         if not is_there:
             raise NotFound("You have no such device")
         return {}

@@ -3,23 +3,35 @@
 from federation.protocol.errors import InvalidInput
 from federation.protocol.types import JsonObject
 from federation.web import Answer, Call
+from homeserver.client_api.authentication import TokenAuthenticator
 from homeserver.client_api.identifiers import user_of_login
 from homeserver.client_api.routing import requester
 from homeserver.services.accounts import AccountService
 from homeserver.services.sessions import NewLogin, SessionService, Tokens, check_device_id, check_display_name
 
+PASSWORD = "m.login.password"  # noqa: S105  # the name of a login type
+APPLICATION_SERVICE = "m.login.application_service"
+
 
 class LoginAPI:
     """Beginning and ending sessions."""
 
-    def __init__(self, accounts: AccountService, sessions: SessionService, *, base_url: str | None) -> None:
+    def __init__(
+        self,
+        accounts: AccountService,
+        sessions: SessionService,
+        authenticator: TokenAuthenticator,
+        *,
+        base_url: str | None,
+    ) -> None:
         self._accounts = accounts
         self._sessions = sessions
+        self._authenticator = authenticator
         self._base_url = base_url
 
     async def get_flows(self, _call: Call) -> Answer:
         """GET /login."""
-        return {"flows": [{"type": "m.login.password"}]}
+        return {"flows": [{"type": PASSWORD}, {"type": APPLICATION_SERVICE}]}
 
     async def login(self, call: Call) -> Answer:
         """POST /login."""
@@ -27,15 +39,15 @@ class LoginAPI:
         kind = body.get("type")
         if kind is None:
             raise InvalidInput("type is required", "M_MISSING_PARAM")
-        if kind != "m.login.password":
-            raise InvalidInput("Unknown login type", "M_UNKNOWN")
-        password = body.get("password")
-        if password is None:
-            raise InvalidInput("password is required", "M_MISSING_PARAM")
-        if not isinstance(password, str):
-            raise InvalidInput("password must be a string")
         new = new_login(body)
-        user_id = await self._accounts.check_password(user_of_login(body), password, address=call.request.remote or "")
+        if kind == PASSWORD:
+            user_id = await self._accounts.check_password(
+                user_of_login(body), _password(body), address=call.request.remote or ""
+            )
+        elif kind == APPLICATION_SERVICE:
+            user_id = await self._accounts.find_for_service(self._authenticator.service(call), user_of_login(body))
+        else:
+            raise InvalidInput("Unknown login type", "M_UNKNOWN")
         answer = token_fields(await self._sessions.start(user_id, new))
         if self._base_url is not None:
             answer["well_known"] = {"m.homeserver": {"base_url": self._base_url}}
@@ -63,6 +75,15 @@ class LoginAPI:
         """POST /logout/all."""
         await self._sessions.end_devices(requester(call).user_id)
         return {}
+
+
+def _password(body: JsonObject) -> str:
+    password = body.get("password")
+    if password is None:
+        raise InvalidInput("password is required", "M_MISSING_PARAM")
+    if not isinstance(password, str):
+        raise InvalidInput("password must be a string")
+    return password
 
 
 def new_login(body: JsonObject) -> NewLogin:

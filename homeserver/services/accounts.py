@@ -7,11 +7,12 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from federation.protocol.errors import Forbidden, InvalidInput, NotFound
-from federation.protocol.identifiers import check_localpart, is_user_id, server_name_of
-from federation.protocol.types import DeviceID, ServerName, UserID
+from federation.protocol.types import DeviceID, UserID
+from homeserver.services.application_services import ApplicationService
 from homeserver.services.passwords import Passwords
 from homeserver.services.rate_limits import RateLimits
 from homeserver.services.sessions import SessionService
+from homeserver.services.user_names import UserNames
 from storage import accounts, erasure
 from storage.database import Database, Tx
 
@@ -43,20 +44,20 @@ class AccountService:
         sessions: SessionService,
         passwords: Passwords,
         rate_limits: RateLimits,
+        names: UserNames,
         *,
-        server_name: ServerName,
         leave_all_rooms: LeaveAllRooms,
     ) -> None:
         self._database = database
         self._sessions = sessions
         self._passwords = passwords
         self._rate_limits = rate_limits
-        self._server_name = server_name
+        self._names = names
         self._leave_all_rooms = leave_all_rooms
 
     async def check_available(self, localpart: object) -> UserID:
-        """The user ID that may be registered; raises M_INVALID_USERNAME or M_USER_IN_USE."""
-        user_id = check_localpart(localpart, self._server_name)
+        """The user ID that a person may register; raises M_INVALID_USERNAME, M_EXCLUSIVE or M_USER_IN_USE."""
+        user_id = self._names.for_people(localpart)
         async with self._database.read() as tx:
             if await accounts.find(tx, user_id) is not None:
                 raise InvalidInput("This user ID is taken", "M_USER_IN_USE")
@@ -67,7 +68,7 @@ class AccountService:
         localpart = new.localpart
         if localpart is None:
             localpart = "".join(secrets.choice(string.ascii_lowercase + string.digits) for _ in range(16))
-        user_id = check_localpart(localpart, self._server_name)
+        user_id = self._names.new(localpart)
         if new.address is not None:
             self._rate_limits.spend("registration", new.address)
         account = accounts.Account(
@@ -87,17 +88,24 @@ class AccountService:
                 raise Forbidden("The registration token is no longer valid")
         return user_id
 
-    # --- passwords
+    async def register_for_service(self, service: ApplicationService, localpart: object) -> UserID:
+        """Make an account without a password in the service's namespace; raises M_EXCLUSIVE outside of it."""
+        self._names.for_service(service, localpart)
+        return await self.register(NewAccount(localpart=str(localpart), password=None, application_service=service.id))
 
-    def user_id_of(self, text: str) -> UserID | None:
-        """The local user that somebody means by a whole user ID or its localpart; None for another server's."""
-        if not text.startswith("@"):
-            text = f"@{text}:{self._server_name}"
-        return UserID(text) if is_user_id(text) and server_name_of(text) == self._server_name else None
+    async def find_for_service(self, service: ApplicationService, user: str) -> UserID:
+        """The user whom the service may log in; raises M_EXCLUSIVE outside its namespaces, M_FORBIDDEN for no user."""
+        user_id = self._names.check_namespace(service, self._names.find(user))
+        async with self._database.read() as tx:
+            if await accounts.find(tx, user_id) is None:
+                raise Forbidden("There is no such user")
+        return user_id
+
+    # --- passwords
 
     async def check_password(self, user: str, password: str, *, address: str) -> UserID:
         """The user whose password this is; raises M_FORBIDDEN, the same for no such user, or LimitExceeded."""
-        user_id = self.user_id_of(user)
+        user_id = self._names.find(user)
         key = user_id or "?"
         self._rate_limits.spend("login", address)
         self._rate_limits.spend("login", key)
@@ -113,7 +121,7 @@ class AccountService:
         """The account, where people's capitals do not matter unless there is a historical account with them."""
         if user_id is None:
             return None
-        folded = UserID(user_id.partition(":")[0].lower() + f":{self._server_name}")
+        folded = UserID(user_id.partition(":")[0].lower() + f":{self._names.server_name}")
         async with self._database.read() as tx:
             found = await accounts.find_many(tx, {user_id, folded})
         return found.get(user_id) or found.get(folded)
@@ -147,7 +155,7 @@ class AccountService:
 
     async def get(self, user_id: UserID) -> accounts.Account:
         """A local account that has not ended; raises M_NOT_FOUND, or M_INVALID_PARAM for another server's user."""
-        if not is_user_id(user_id) or server_name_of(user_id) != self._server_name:
+        if not self._names.is_local(user_id):
             raise InvalidInput("This is not a user of this server")
         async with self._database.read() as tx:
             account = await accounts.find(tx, user_id)

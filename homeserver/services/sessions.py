@@ -197,9 +197,7 @@ class SessionService:
             if account is None:
                 raise Forbidden("There is no such account")
             check_may_act(account)
-            if await cross_signing.is_cross_signing_key(tx, user_id, device_id):
-                raise Forbidden("A device cannot have the name of a cross-signing key")
-            device = await devices.ensure(tx, user_id, device_id, login.display_name, new.created_ts)
+            device = await _ensure_device(tx, user_id, device_id, login.display_name)
             ended = await sessions.delete_of_device(tx, device)
             entry.changes = [_ended(user_id, device_id)] if ended else []
             await sessions.insert(tx, new.of_device(device))
@@ -285,6 +283,12 @@ class SessionService:
         entry.work = all_work
         await self._log.append(entry)
 
+    async def make_device(self, user_id: UserID, device_id: DeviceID, display_name: str | None) -> None:
+        """Give a user a device without a session, for application services."""
+        check_device_id(device_id)
+        async with self._database.transaction() as tx:
+            await _ensure_device(tx, user_id, device_id, display_name)
+
     async def rename_device(self, user_id: UserID, device_id: DeviceID, display_name: str) -> bool:
         """Give a device another name, which other servers may see; whether there is such a device."""
         entry = Entry(width=1 + 4 * len(self._devices_changed))
@@ -321,6 +325,12 @@ class _NewPair:
             expires_ts=self.expires_ts,
             previous=previous,
         )
+
+
+async def _ensure_device(tx: Tx, user_id: UserID, device_id: DeviceID, display_name: str | None) -> int:
+    if await cross_signing.is_cross_signing_key(tx, user_id, device_id):
+        raise Forbidden("A device cannot have the name of a cross-signing key")
+    return await devices.ensure(tx, user_id, device_id, display_name, _now_ms())
 
 
 def _ended(user_id: UserID, device_id: DeviceID) -> Invalidated:
