@@ -1,0 +1,86 @@
+# Needs Python 3.11 or later with its venv module, and make; everything else is installed into $(VENV).
+
+VENV ?= .venv
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+WORKERS ?= logical
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+INSTALL := $(PIP) install --require-hashes --only-binary :all:
+PROTOCOL := federation/protocol/*
+
+.DEFAULT_GOAL := help
+.PHONY: help run test quick check fix bench lock initial-migration clean
+
+help:
+	@echo 'make run     set up what is missing and run a server on port 8008 (settings: config.yaml)'
+	@echo 'make test    all checks and all tests'
+	@echo 'make quick   the same without whole stories and interoperability'
+	@echo 'make fix     repair formatting and what else can be repaired'
+	@echo 'make bench   measure, beside Synapse'
+	@echo 'make lock    pin dependencies anew'
+	@echo 'make clean   remove everything that make made; data stays'
+
+# --- what is installed ---
+
+$(BIN)/python:
+	@test -n '$(PYTHON)' || { echo 'Python 3.11 is needed: install python3.11, or name it: make PYTHON=/path/to/python'; exit 1; }
+	@'$(PYTHON)' -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo '$(PYTHON) is older than Python 3.11: install python3.11, or name it: make PYTHON=/path/to/python'; exit 1; }
+	@'$(PYTHON)' -c 'import ensurepip, venv' 2>/dev/null || \
+		{ echo '$(PYTHON) lacks venv: on Debian and Ubuntu, apt install python3.11-venv'; exit 1; }
+	'$(PYTHON)' -m venv '$(VENV)'
+
+$(VENV)/.installed: requirements.lock pyproject.toml | $(BIN)/python
+	@echo 'Installing what the server needs into $(VENV) ...'
+	@$(INSTALL) -r requirements.lock
+	@$(PIP) install --no-index --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: requirements-dev.lock $(VENV)/.installed
+	@echo 'Installing what checks and tests need into $(VENV) ...'
+	@$(INSTALL) -r requirements-dev.lock
+	@touch $@
+
+# --- tasks ---
+
+run: $(VENV)/.installed
+	@exec $(BIN)/hearth serve
+
+check: $(VENV)/.installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/mypy
+
+test: check
+	$(BIN)/python -m pytest -n $(WORKERS) --cov --cov-report=
+	$(BIN)/coverage report --include='$(PROTOCOL)' --fail-under=100
+	$(BIN)/coverage report --omit='$(PROTOCOL)' --format=total
+
+quick: check
+	$(BIN)/python -m pytest -n $(WORKERS) --ignore=tests/scenarios -m 'not interoperability'
+
+fix: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.installed-dev
+	$(BIN)/python -m benchmarks
+
+# Until the first release: the one migration is the schema as it is.
+initial-migration: $(VENV)/.installed
+	$(BIN)/python -m migrations.render_initial
+
+# --no-emit-index-url: whoever installs chooses the index; the hashes say what may come from it.
+COMPILE := build/lock/bin/uv pip compile --quiet --generate-hashes --no-emit-index-url --no-header --no-annotate \
+	--universal --python-version 3.11 --only-binary :all: pyproject.toml --extra build
+lock: | $(BIN)/python
+	'$(PYTHON)' -m venv build/lock
+	build/lock/bin/python -m pip --disable-pip-version-check install --quiet uv
+	$(COMPILE) --upgrade --output-file requirements.lock
+	$(COMPILE) --upgrade --extra dev --constraint requirements.lock --output-file requirements-dev.lock
+
+clean:
+	rm -rf '$(VENV)' build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage*
+	find . -name __pycache__ -prune -exec rm -rf {} +
