@@ -8,6 +8,7 @@ import dataclasses
 import logging
 import signal
 import ssl
+import sys
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
@@ -397,7 +398,10 @@ async def _serve(config: Config, conninfo: str, announce: Callable[[str], None])
 def _greeting(config: Config) -> str:
     lines = [f"Hearth serves {config.server_name} at {config.base_url}"]
     if config.registration.mode is RegistrationMode.CLOSED:
-        lines.append("Registration is closed. Make an account from a second terminal: hearth user create NAME --admin")
+        program = sys.argv[0] if sys.argv[0].endswith("hearth") else "hearth"
+        lines.append(
+            f"Registration is closed. Make an account from a second terminal: {program} user create NAME --admin"
+        )
         lines.append(f"Then log in with any Matrix client that takes {config.base_url} as its homeserver.")
     else:
         lines.append(f"Open a Matrix client, enter {config.base_url} as the homeserver, and register.")

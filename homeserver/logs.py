@@ -17,6 +17,7 @@ def set_up(settings: Logging) -> None:
     handler.setFormatter(JSONFormatter() if settings.format is LogFormat.JSON else TextFormatter())
     logging.basicConfig(level=settings.level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(capture=True)
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # it introduces its plugins
 
 
 class TextFormatter(logging.Formatter):

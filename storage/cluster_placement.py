@@ -165,7 +165,8 @@ def _make_home(link: Path, user: SystemUser) -> Path:
     if not user.switch:
         link.mkdir(mode=0o700)
         return link.resolve()
-    _admit(user, link.parent)
+    if user.may_enter(link.parent.parent):
+        _admit(user, link.parent)
     if user.may_enter(link.parent):
         link.mkdir(mode=0o711)
         link.chmod(0o711)
