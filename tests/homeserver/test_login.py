@@ -18,7 +18,9 @@ async def is_logged_in(client: Client) -> bool:
 
 
 async def test_the_flows_are_listed(server: Server) -> None:
-    assert (await server.anonymous.get("/v3/login")).body == {"flows": [{"type": "m.login.password"}]}
+    assert (await server.anonymous.get("/v3/login")).body == {
+        "flows": [{"type": "m.login.password"}, {"type": "m.login.application_service"}]
+    }
     assert (await server.anonymous.get("/r0/login")).status == 200
 
 
