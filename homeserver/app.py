@@ -16,7 +16,13 @@ import uvloop
 from aiohttp import web
 
 from federation.protocol.errors import NotFound
+from federation.protocol.signatures import SigningKey
 from federation.protocol.types import JsonObject, ServerName, UserID
+from federation.rooms.append import RoomWriter
+from federation.rooms.heads import RoomHeads
+from federation.rooms.reader import RoomReader
+from federation.rooms.sent import SentEvents
+from federation.rooms.summaries import RoomSummaries
 from federation.web import Route, Router, respond
 from homeserver import config as settings
 from homeserver.client_api import interactive_auth as uia
@@ -36,8 +42,12 @@ from homeserver.client_api.login import LoginAPI
 from homeserver.client_api.pages import PagesAPI
 from homeserver.client_api.profiles import ProfilesAPI
 from homeserver.client_api.push import PushRulesAPI
+from homeserver.client_api.room_creation import RoomCreationAPI
+from homeserver.client_api.room_directory import RoomDirectoryAPI
+from homeserver.client_api.room_membership import RoomMembershipAPI
 from homeserver.client_api.routing import build_routes
 from homeserver.client_api.send_to_device import SendToDeviceAPI
+from homeserver.client_api.sending_events import SendingEventsAPI
 from homeserver.client_api.server_administration import ServerAdministrationAPI, SharedSecretRegistrationAPI
 from homeserver.config import API, Config, RegistrationMode
 from homeserver.services import application_services, device_keys
@@ -46,22 +56,29 @@ from homeserver.services.accounts import AccountService
 from homeserver.services.application_services import ApplicationServiceError, ApplicationServices
 from homeserver.services.cross_signing import CrossSigningService
 from homeserver.services.device_activity import DeviceActivity
+from homeserver.services.event_counts import EventCounter
 from homeserver.services.filters import FilterService
 from homeserver.services.impersonation import Impersonation
 from homeserver.services.key_backups import KeyBackupService
+from homeserver.services.membership import MembershipService
+from homeserver.services.messages import MessageService
 from homeserver.services.passwords import Passwords
 from homeserver.services.presence import PresenceService
-from homeserver.services.profiles import ProfileService
+from homeserver.services.profiles import MemberFields, ProfileService
+from homeserver.services.published_rooms import PublishedRooms
 from homeserver.services.push import PushRuleService
 from homeserver.services.rate_limits import Limit, RateLimits
 from homeserver.services.receipts import ReceiptService
+from homeserver.services.room_creation import RoomCreationService
+from homeserver.services.room_directory import RoomDirectory
 from homeserver.services.send_to_device import SendToDeviceService
 from homeserver.services.sessions import Lifetimes, SessionService
 from homeserver.services.typing import TypingService
 from homeserver.services.user_names import UserNames
-from homeserver.startup import StartupError, prepare
+from homeserver.startup import Prepared, StartupError, prepare
 from storage import send_to_device
 from storage.account_data import AccountDataChanged
+from storage.append_events import RoomEvents
 from storage.database import Database
 from storage.device_lists import DeviceListChanged
 from storage.end_to_end_keys import KeyCountCache
@@ -74,7 +91,14 @@ from storage.tail import Tail
 
 logger = logging.getLogger(__name__)
 
-KINDS: Sequence[type[Change]] = (Invalidated, DeviceListChanged, ToDeviceMessages, AccountDataChanged, ReceiptMoved)
+KINDS: Sequence[type[Change]] = (
+    Invalidated,
+    DeviceListChanged,
+    ToDeviceMessages,
+    AccountDataChanged,
+    ReceiptMoved,
+    RoomEvents,
+)
 """Every kind of change that the log may hold."""
 
 SHUTDOWN_SECONDS = 10
@@ -84,7 +108,7 @@ UIA_SWEEP_SECONDS = 600
 class Application:
     """One process's server. `start` returns when it answers; `stop` loses no answered write."""
 
-    def __init__(self, config: Config, conninfo: str) -> None:
+    def __init__(self, config: Config, conninfo: str, signing_key: SigningKey) -> None:
         self.config = config
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Gets the exception of a background task that ended."""
@@ -92,9 +116,9 @@ class Application:
         """Of the listeners in their order, as bound."""
         self._tasks: list[asyncio.Task[None]] = []
         self._runners: list[web.ServerRunner] = []
-        self._build(conninfo)
+        self._build(conninfo, signing_key)
 
-    def _build(self, conninfo: str) -> None:
+    def _build(self, conninfo: str, signing_key: SigningKey) -> None:
         """Every object, in dependency order."""
         config, server_name = self.config, ServerName(self.config.server_name)
 
@@ -102,6 +126,21 @@ class Application:
         self.database = Database(conninfo, max_connections=config.database.max_connections)
         self.tail = Tail(self.database, KINDS)
         self.log = Log(self.database, self.tail.on_commit)
+
+        # rooms
+        heads = RoomHeads(self.database)
+        self.tail.add_view(heads.apply)
+        self.event_counter = EventCounter(self.database, server_name)
+        self.tail.add_view(self.event_counter.apply)
+        self.writer = RoomWriter(
+            database=self.database,
+            log=self.log,
+            heads=heads,
+            counter=self.event_counter,
+            server_name=server_name,
+            signing_key=signing_key,
+        )
+        self.reader = RoomReader(self.database)
 
         # services
         self.rate_limits = _rate_limits(config.rate_limits)
@@ -120,13 +159,16 @@ class Application:
         self.impersonation = Impersonation(self.database, self.application_services)
         self.tail.add_view(self.impersonation.on_change)
         self.activity = DeviceActivity(self.database)
+        self.account_data = AccountDataService(self.database, self.log)
+        self.tail.add_view(self.account_data.on_change)
+        self._build_rooms(server_name)
         self.accounts = AccountService(
             self.database,
             self.sessions,
             passwords,
             self.rate_limits,
             UserNames(server_name, self.application_services),
-            leave_all_rooms=_leave_no_room,
+            leave_all_rooms=self.memberships.leave_all_rooms,
         )
         self.key_counts = KeyCountCache(self.database)
         self.tail.add_view(self.key_counts.view)
@@ -190,6 +232,12 @@ class Application:
             *routes.push_rule_routes(PushRulesAPI(self.push_rules)),
             *routes.profile_routes(ProfilesAPI(self.profiles)),
             *routes.ephemeral_routes(EphemeralAPI(self.typing, self.receipts, self.presence)),
+            *routes.room_creation_routes(RoomCreationAPI(self.room_creation)),
+            *routes.membership_routes(RoomMembershipAPI(self.memberships, self.room_directory)),
+            *routes.sending_routes(SendingEventsAPI(self.messages, self.memberships)),
+            *routes.directory_routes(
+                RoomDirectoryAPI(self.room_directory, PublishedRooms(self.database, RoomSummaries()), server_name)
+            ),
         ]
 
         # what each listener serves
@@ -203,18 +251,36 @@ class Application:
             API.ADMIN: [*routes.admin_api_routes(administration, shared_secret_registration, authenticator)],
         }
 
+    def _build_rooms(self, server_name: ServerName) -> None:
+        """What is done in rooms."""
+        member_fields = MemberFields(self.database)
+        self.memberships = MembershipService(
+            self.database,
+            self.writer,
+            server_name=server_name,
+            profile_of=member_fields.get,
+            is_invite_blocked=self.account_data.blocks_invites,
+        )
+        self.room_creation = RoomCreationService(
+            self.writer,
+            self.memberships,
+            server_name=server_name,
+            default_version=self.config.default_room_version,
+            profile_of=member_fields.get,
+        )
+        self.room_directory = RoomDirectory(self.database, self.writer, self.reader, server_name)
+        self.messages = MessageService(self.writer, SentEvents(self.database), self.room_directory.find)
+
     def _build_user_data(self, server_name: ServerName) -> None:
         """What users keep, and what they tell of themselves."""
         self.filters = FilterService(self.database)
-        self.account_data = AccountDataService(self.database, self.log)
-        self.tail.add_view(self.account_data.on_change)
         self.push_rules = PushRuleService(self.database, self.log)
         self.tail.add_view(self.push_rules.on_change)
         self.profiles = ProfileService(
             self.database,
             self.log,
             server_name=server_name,
-            propagate=_propagate_nowhere,
+            propagate=self.memberships.update_profile,
             query_remote=_know_no_other_server,
         )
         self.receipts = ReceiptService(self.database, self.log)
@@ -233,6 +299,7 @@ class Application:
         await self.database.open()
         await self.impersonation.make_senders()
         await self.tail.start()
+        await self.event_counter.start()
         self._run("log", self.log.run())
         self._run("tail", self.tail.run())
         self._run("device activity", self.activity.run())
@@ -356,17 +423,9 @@ def _description(config: Config) -> ServerDescription:
     )
 
 
-async def _propagate_nowhere(_user_id: UserID, _profile: JsonObject) -> None:
-    """For as long as there are no rooms."""
-
-
 async def _know_no_other_server(_user_id: UserID, _field: str | None) -> JsonObject:
     """For as long as there is no federation."""
     raise NotFound("Profile not found")
-
-
-async def _leave_no_room(_user_id: UserID) -> None:
-    """For as long as there are no rooms."""
 
 
 def serve(config: Config, announce: Callable[[str], None]) -> None:
@@ -375,15 +434,15 @@ def serve(config: Config, announce: Callable[[str], None]) -> None:
     Raises StartupError before it listens, OSError if it cannot listen.
     """
     with prepare(config) as prepared, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(config, prepared.conninfo, announce))
+        runner.run(_serve(config, prepared, announce))
 
 
-async def _serve(config: Config, conninfo: str, announce: Callable[[str], None]) -> None:
+async def _serve(config: Config, prepared: Prepared, announce: Callable[[str], None]) -> None:
     asked_to_stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, asked_to_stop.set)
-    application = Application(config, conninfo)
+    application = Application(config, prepared.conninfo, prepared.signing_key)
     await application.start()
     try:
         announce(_greeting(config))

@@ -170,7 +170,7 @@ class RoomEvents:
             room.last_line = max(room.last_line, line.line)
         positions = {event.event_id: event.position for event in self.stored}
         for write in self.state:
-            if write.position is None and write.event_id is not None:
+            if write.event_id in positions:  # again when a batch is split: positions are new then
                 write.position = positions[write.event_id]
         self.trunk = [
             TrunkChange(
@@ -192,13 +192,12 @@ class RoomEvents:
         for change in changes:
             change.numbers = numbers
         await _insert_events(tx, changes, numbers)
+        await _insert_relations(tx, changes, numbers)
         state = [(change, write) for change in changes for write in change.state]
         if state:
             await _write_state(tx, state, numbers)
         await _update_rooms(tx, changes)
         await _insert_extras(tx, changes)
-        for change in changes:
-            change.new = []  # the PDUs are not needed any longer; `stored` has them as bytes
 
     @classmethod
     async def read_range(cls, tx: Tx, after: int, upto: int) -> list[tuple[int, Self]]:
@@ -295,6 +294,8 @@ def _strings_of(changes: Iterable[RoomEvents]) -> set[str]:
             wanted.add(event.pdu.sender)
             if event.pdu.state_key is not None:
                 wanted.add(event.pdu.state_key)
+            if event.relation is not None:
+                wanted.add(event.relation.type)
         for write in change.state:
             wanted.add(write.type)
             wanted.add(write.state_key)
@@ -339,6 +340,28 @@ async def _insert_events(tx: Tx, changes: Sequence[RoomEvents], numbers: dict[st
             for column, value in zip(columns, row, strict=True):
                 column.append(value)
     await tx.execute(_INSERT_EVENTS, columns)
+
+
+async def _insert_relations(tx: Tx, changes: Sequence[RoomEvents], numbers: dict[str, int]) -> None:
+    found = [
+        (stored, event.relation, numbers[event.pdu.sender])
+        for change in changes
+        for event, stored in zip(change.new, change.stored, strict=True)
+        if event.relation is not None
+    ]
+    if found:
+        await tx.execute(
+            "insert into relations (position, room, type, sender, parent, key)"
+            " select * from unnest(%s::bigint[], %s::int[], %s::int[], %s::int[], %s::text[], %s::text[])",
+            (
+                [stored.position for stored, _, _ in found],
+                [stored.room for stored, _, _ in found],
+                [numbers[relation.type] for _, relation, _ in found],
+                [sender for _, _, sender in found],
+                [relation.parent for _, relation, _ in found],
+                [relation.key for _, relation, _ in found],
+            ),
+        )
 
 
 async def _write_state(tx: Tx, state: Sequence[tuple[RoomEvents, StateWrite]], numbers: dict[str, int]) -> None:

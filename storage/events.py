@@ -101,6 +101,16 @@ class StoredEvent:
         return (self.line, self.trunk_version)
 
 
+@dataclass(frozen=True, slots=True)
+class Relation:
+    """What an event's `m.relates_to` says ("Forming relationships between events")."""
+
+    type: str
+    parent: EventID
+    key: str | None
+    """Of an annotation."""
+
+
 @dataclass(slots=True, kw_only=True)
 class NewEvent:
     """An event about to be appended, and all that follows from it."""
@@ -115,6 +125,7 @@ class NewEvent:
     device: int | None = None
     txn_id: str | None = None
     thread: str | None = None
+    relation: Relation | None = None
     notifies: bool = False
     highlights: bool = False
     personal: Sequence[PersonalCount] = ()
@@ -226,6 +237,28 @@ async def find_transaction(tx: Tx, device: int, txn_id: str, room: int, event_ty
         (device, txn_id, room, event_type),
     )
     return None if row is None else EventID(row[0])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnnotationKey:
+    """What makes two annotations of one room the same; sender and type as numbers."""
+
+    sender: int
+    type: int
+    parent: str
+    key: str | None
+
+
+async def has_annotated(tx: Tx, room: int, annotation: AnnotationKey) -> bool:
+    """Whether there is such an annotation that still stands."""
+    row = await tx.fetch_one(
+        "select exists (select from relations join events on events.room = relations.room"
+        " and events.position = relations.position where relations.room = %s and parent = %s"
+        " and relations.type = (select id from strings where value = 'm.annotation') and relations.sender = %s"
+        " and key is not distinct from %s and events.type = %s and redacted_by is null)",
+        (room, annotation.parent, annotation.sender, annotation.key, annotation.type),
+    )
+    return row is not None and bool(row[0])
 
 
 async def page(  # noqa: PLR0913  # the parts of one page of a room's history

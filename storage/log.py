@@ -69,6 +69,10 @@ class Conflict(MatrixError):
         super().__init__("M_UNKNOWN", message, 503, {"retry_after_ms": 100})
 
 
+class AlreadyWritten(Conflict):
+    """A unique key of the entry is taken: it was written before, or another process was first."""
+
+
 @dataclass(slots=True)
 class Entry:
     """All that one request changes.
@@ -188,7 +192,7 @@ class Log:
                 _fail(batch, unavailable(error))
             elif len(batch) == 1:
                 if isinstance(error, psycopg.errors.IntegrityError):
-                    error = Conflict("Another process wrote the same thing first")
+                    error = AlreadyWritten("The same thing was written before")
                 elif isinstance(error, psycopg.DataError):
                     error = unstorable(error)
                 elif not isinstance(error, MatrixError):

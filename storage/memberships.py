@@ -3,7 +3,7 @@
 from collections.abc import Collection, Sequence
 from enum import IntEnum
 
-from federation.protocol.types import UserID
+from federation.protocol.types import ServerName, UserID
 from storage import strings
 from storage.database import Tx
 
@@ -108,8 +108,15 @@ async def joined_throughout(tx: Tx, user_id: UserID, rooms: Sequence[int], since
 
 
 async def forgotten(tx: Tx, user_id: UserID) -> set[int]:
-    """The rooms that the user left and asked to forget."""
-    return {room for (room,) in await tx.fetch("select room from forgotten_rooms where user_id = %s", (user_id,))}
+    """The rooms that the user left and asked to forget, and in which nothing became of them since."""
+    numbers = await strings.find(tx, [user_id])
+    rows = await tx.fetch(
+        "select room from forgotten_rooms where user_id = %s and not exists (select from room_state"
+        " where room_state.room = forgotten_rooms.room and type = %s and state_key = %s and line = 0"
+        " and until_version is null and event > position)",
+        (user_id, strings.MEMBER, numbers.get(user_id)),
+    )
+    return {room for (room,) in rows}
 
 
 async def membership_of(tx: Tx, room: int, user_id: UserID) -> Membership | None:
@@ -133,3 +140,23 @@ async def share_a_room(tx: Tx, user_id: UserID, other: UserID) -> bool:
         (user_id, other),
     )
     return row is not None
+
+
+async def local_members(tx: Tx, room: int, server_name: ServerName, *, limit: int) -> list[UserID]:
+    """Some of the room's joined members who are users of this server."""
+    rows = await tx.fetch(
+        "select strings.value from room_state join strings on strings.id = room_state.state_key"
+        " where room = %s and type = %s and line = 0 and until_version is null and membership = %s"
+        " and strings.value like %s limit %s",
+        (room, strings.MEMBER, int(Membership.JOIN), f"%:{server_name}", limit),
+    )
+    return [UserID(user_id) for (user_id,) in rows]
+
+
+async def forget(tx: Tx, user_id: UserID, room: int, position: int) -> None:
+    """Note that the user wants to forget what they left at this position."""
+    await tx.execute(
+        "insert into forgotten_rooms (user_id, room, position) values (%s, %s, %s)"
+        " on conflict (user_id, room) do update set position = excluded.position",
+        (user_id, room, position),
+    )

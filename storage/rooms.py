@@ -94,6 +94,15 @@ async def create(tx: Tx, room_id: RoomID, rules: RoomVersionRules) -> Room:
     return Room(row[0], room_id, rules)
 
 
+async def create_new(tx: Tx, room_id: RoomID, rules: RoomVersionRules) -> Room | None:
+    """As `create`; None for a room that is there already."""
+    row = await tx.fetch_one(
+        "insert into rooms (room_id, room_version) values (%s, %s) on conflict do nothing returning room",
+        (room_id, rules.version),
+    )
+    return None if row is None else Room(row[0], room_id, rules)
+
+
 async def rows(tx: Tx, numbers: Collection[int]) -> dict[int, RoomRow]:
     """Where these rooms stand."""
     found = await tx.fetch(

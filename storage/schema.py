@@ -230,6 +230,38 @@ forgotten_rooms = Table(
     comment="Rooms that a user left and asked to forget, with the position of the leave.",
 )
 
+relations = Table(
+    "relations",
+    metadata,
+    Column("position", BigInteger, nullable=False, comment="The event that relates to `parent`."),
+    Column("room", Integer, ForeignKey("rooms.room"), nullable=False),
+    Column("type", Integer, nullable=False, comment="`rel_type`, as a number of `strings`."),
+    Column("sender", Integer, nullable=False),
+    Column("parent", Text, nullable=False, comment="The event related to, held or not."),
+    Column("key", Text, comment="Of an annotation."),
+    PrimaryKeyConstraint("room", "parent", "type", "position"),
+    comment="Events that have `m.relates_to` with a `rel_type`.",
+)
+
+room_aliases = Table(
+    "room_aliases",
+    metadata,
+    Column("alias", Text, primary_key=True),
+    Column("room_id", Text, nullable=False, comment="Maybe of a room that this server does not know."),
+    Column("creator", Text, nullable=False),
+    Column("created_ts", BigInteger, nullable=False),
+    Index("room_aliases_room_id_idx", "room_id"),
+    comment="Room aliases of this server.",
+)
+
+published_rooms = Table(
+    "published_rooms",
+    metadata,
+    Column("room", Integer, ForeignKey("rooms.room"), primary_key=True),
+    Column("network", Text, primary_key=True, comment="Empty, or an application service and its network."),
+    comment="Rooms in the published room directory.",
+)
+
 # --- accounts and devices ------------------------------------------------------------------------------------
 
 users = Table(

@@ -7,6 +7,7 @@ from typing import Any
 
 import aiohttp
 
+from federation.protocol.signatures import SigningKey
 from homeserver.app import Application
 from homeserver.config import Config, Listener, RateLimits, Registration, RegistrationMode
 from tests.clients import Client, Server
@@ -18,12 +19,13 @@ TEST_CONFIG = Config(
     rate_limits=RateLimits(enabled=False),
 )
 """Open registration, guests allowed, no rate limits."""
+SIGNING_KEY = SigningKey.from_seed("test", bytes(range(32)))
 
 
 @asynccontextmanager
 async def running(conninfo: str, **changes: Any) -> AsyncIterator[Server]:
     """A server on this database, with `TEST_CONFIG` changed; stopped at the end of the block."""
-    application = Application(dataclasses.replace(TEST_CONFIG, **changes), conninfo)
+    application = Application(dataclasses.replace(TEST_CONFIG, **changes), conninfo, SIGNING_KEY)
     await application.start()
     try:
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=60)) as session:

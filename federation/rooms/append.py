@@ -8,14 +8,14 @@ authorised again.
 import asyncio
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from federation.protocol import auth_rules, event_builder
 from federation.protocol.auth_events import CREATE, POWER_LEVELS, auth_keys_for
 from federation.protocol.errors import Forbidden, MatrixError, NotFound
-from federation.protocol.identifiers import server_name_of
+from federation.protocol.identifiers import fits, is_event_id, server_name_of
 from federation.protocol.pdu import Draft, VerifiedPDU
 from federation.protocol.power_levels import PowerLevels
 from federation.protocol.room_versions import RoomVersionRules
@@ -24,15 +24,21 @@ from federation.protocol.types import EventID, JsonObject, RoomID, ServerName, S
 from federation.rooms.heads import RoomHead, RoomHeads, described
 from storage import events, rooms
 from storage.append_events import RoomEvents
-from storage.database import Database
-from storage.events import NewEvent, StateWrite
-from storage.log import Change, Conflict, Entry, Log, Work
+from storage.database import Database, Tx
+from storage.events import NewEvent, Relation, StateWrite
+from storage.log import AlreadyWritten, Change, Conflict, Entry, Log, Work
 from storage.memberships import Membership
 from storage.rooms import Room
 from storage.unread import PersonalCount
 
 MAX_ATTEMPTS = 8
 MAX_PREV_EVENTS = 20
+
+PROTECTED_TYPES = frozenset(("m.room.create", "m.room.server_acl"))
+"""Without their content a room is broken, or shut to every server: nobody redacts them here."""
+
+RoomWork = Callable[[Tx, Room], Awaitable[Any]]
+"""What is written together with a new room's first events, such as its alias."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,15 +100,13 @@ class RoomWriter:
         return room
 
     async def create_room(
-        self, rules: RoomVersionRules, drafts: Sequence[Draft], *, room_id: RoomID | None, work: Work | None = None
+        self, rules: RoomVersionRules, drafts: Sequence[Draft], *, room_id: RoomID | None, work: RoomWork | None = None
     ) -> tuple[Room, Sent]:
         """A new room from its first events, of which the first is `m.room.create`: all of them, or none.
 
         `room_id` is None where the create event's hash makes it; the drafts' own room IDs are not read.
         """
-        create = self._build_create(rules, drafts[0], room_id)
-        async with self._database.transaction() as tx:
-            room = await rooms.create(tx, create.room_id, rules)
+        create, room = await self._create_room(rules, drafts[0], room_id)
         head = self._heads.add_new(room)
         change = RoomEvents(room=room, new=[], expected_version=0, new_version=0, head=head)
         try:
@@ -112,10 +116,23 @@ class RoomWriter:
         except MatrixError:
             self._heads.drop(head)
             raise
-        return room, await self._enqueue(change, head, [], work)
+        return room, await self._enqueue(change, head, [], None if work is None else lambda tx: work(tx, room))
 
-    def _build_create(self, rules: RoomVersionRules, draft: Draft, room_id: RoomID | None) -> VerifiedPDU:
-        placement = event_builder.Placement(prev_events=(), auth_events=(), depth=1, origin_server_ts=_now_ms())
+    async def _create_room(
+        self, rules: RoomVersionRules, draft: Draft, room_id: RoomID | None
+    ) -> tuple[VerifiedPDU, Room]:
+        """The create event and the room. Where its hash makes the ID, the same twice in a millisecond needs another."""
+        now_ts = _now_ms()
+        for attempt in range(MAX_ATTEMPTS):
+            create = self._build_create(rules, draft, room_id, now_ts + attempt)
+            async with self._database.transaction() as tx:
+                room = await rooms.create_new(tx, create.room_id, rules)
+            if room is not None:
+                return create, room
+        raise Conflict("There are too many rooms like this")
+
+    def _build_create(self, rules: RoomVersionRules, draft: Draft, room_id: RoomID | None, now_ts: int) -> VerifiedPDU:
+        placement = event_builder.Placement(prev_events=(), auth_events=(), depth=1, origin_server_ts=now_ts)
         draft = replace(draft, room_id=room_id or RoomID(""))
         create = event_builder.build(
             draft,
@@ -141,7 +158,8 @@ class RoomWriter:
 
         Raises AuthRuleViolated when the room's state does not allow one of them, NotFound for an unknown room, and
         for a redaction Forbidden or NotFound for what its sender may not redact.
-        `changes` and `work` are committed with them. `device` and `txn_id` are those of the client's request.
+        `changes` and `work` are committed with them. `device` and `txn_id` are those of the client's request; where
+        they made an event before, raises AlreadyWritten.
         """
         room = await self.get_room(drafts[0].room_id)
         keys = self._keys_of(room, drafts)
@@ -157,8 +175,8 @@ class RoomWriter:
                 self._add(change, head, pdu, device, txn_id)
             try:
                 return await self._enqueue(change, head, changes, work)
-            except Conflict:
-                if attempt == MAX_ATTEMPTS - 1:
+            except Conflict as error:
+                if attempt == MAX_ATTEMPTS - 1 or (txn_id is not None and isinstance(error, AlreadyWritten)):
                     raise
                 await asyncio.sleep(0)
         raise AssertionError("unreachable")
@@ -270,6 +288,7 @@ class RoomWriter:
                 device=device,
                 txn_id=txn_id,
                 thread=thread_of(pdu),
+                relation=related_event(pdu.content),
                 notifies=counted.notifies,
                 highlights=counted.highlights,
                 personal=counted.personal,
@@ -290,10 +309,23 @@ class RoomWriter:
             stored = (await events.by_id(tx, [target])).get(target)
         if stored is None or stored.room != room.number:
             raise NotFound("There is no such event in this room")
+        if stored.type in PROTECTED_TYPES:
+            raise Forbidden(f"An event of type {stored.type} cannot be redacted")
         if stored.sender != sender:
             levels = await self.power_levels(room)
             if levels.of_user(sender) < levels.redact:
                 raise Forbidden("You may not redact this event")
+
+
+def related_event(content: JsonObject) -> Relation | None:
+    """What an event with this content relates to, if its `m.relates_to` has a `rel_type` and can be followed."""
+    relates_to = content.get("m.relates_to")
+    if not isinstance(relates_to, dict):
+        return None
+    rel_type, parent, key = relates_to.get("rel_type"), relates_to.get("event_id"), relates_to.get("key")
+    if not is_event_id(parent) or not isinstance(rel_type, str) or not fits(rel_type) or "\0" in rel_type:
+        return None
+    return Relation(rel_type, parent, key if isinstance(key, str) and "\0" not in key else None)
 
 
 def thread_of(pdu: VerifiedPDU) -> str | None:

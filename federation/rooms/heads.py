@@ -69,6 +69,7 @@ class RoomHeads:
         if not isinstance(change, RoomEvents):
             return
         remember_committed(change.numbers)
+        change.new = []  # committed: `stored` has the events as bytes
         head = self._heads.get(change.room.number)
         if head is None or change.head is head:
             return

@@ -15,8 +15,12 @@ from homeserver.client_api.login import LoginAPI
 from homeserver.client_api.pages import PagesAPI
 from homeserver.client_api.profiles import ProfilesAPI
 from homeserver.client_api.push import PushRulesAPI
+from homeserver.client_api.room_creation import RoomCreationAPI
+from homeserver.client_api.room_directory import RoomDirectoryAPI
+from homeserver.client_api.room_membership import RoomMembershipAPI
 from homeserver.client_api.routing import Authenticator, ClientRoute, Login, admin_route
 from homeserver.client_api.send_to_device import SendToDeviceAPI
+from homeserver.client_api.sending_events import SendingEventsAPI
 from homeserver.client_api.server_administration import ServerAdministrationAPI, SharedSecretRegistrationAPI
 
 NONE, OPTIONAL = Login.NONE, Login.OPTIONAL
@@ -244,6 +248,60 @@ def ephemeral_routes(api: EphemeralAPI) -> Sequence[ClientRoute]:
         ),
         ClientRoute(method="GET", path=presence, endpoint=api.get_presence, guests=True),
         ClientRoute(method="PUT", path=presence, endpoint=api.put_presence, limit="requests", guests=True),
+    ]
+
+
+def room_creation_routes(api: RoomCreationAPI) -> Sequence[ClientRoute]:
+    """New rooms."""
+    return [
+        ClientRoute(method="POST", path="v3/createRoom", endpoint=api.create, limit="room_creation"),
+    ]
+
+
+def membership_routes(api: RoomMembershipAPI) -> Sequence[ClientRoute]:
+    """Who is where."""
+    room = "v3/rooms/{room_id}"
+    return [
+        ClientRoute(method="GET", path="v3/joined_rooms", endpoint=api.joined_rooms, guests=True),
+        ClientRoute(method="POST", path="v3/join/{room_id}", endpoint=api.join, limit="joins", guests=True),
+        ClientRoute(method="POST", path=f"{room}/join", endpoint=api.join, limit="joins", guests=True),
+        ClientRoute(method="POST", path="v3/knock/{room_id}", endpoint=api.knock, limit="joins"),
+        ClientRoute(method="POST", path=f"{room}/invite", endpoint=api.invite, limit="invites"),
+        ClientRoute(method="POST", path=f"{room}/leave", endpoint=api.leave, guests=True),
+        ClientRoute(method="POST", path=f"{room}/kick", endpoint=api.kick),
+        ClientRoute(method="POST", path=f"{room}/ban", endpoint=api.ban),
+        ClientRoute(method="POST", path=f"{room}/unban", endpoint=api.unban),
+        ClientRoute(method="POST", path=f"{room}/forget", endpoint=api.forget, guests=True),
+    ]
+
+
+def sending_routes(api: SendingEventsAPI) -> Sequence[ClientRoute]:
+    """Messages, state, redactions."""
+    room = "v3/rooms/{room_id}"
+    send, redact = f"{room}/send/{{event_type}}/{{txn_id}}", f"{room}/redact/{{event_id}}/{{txn_id}}"
+    state = [
+        ClientRoute(method="PUT", path=f"{room}/state/{path}", endpoint=api.put_state, limit="messages")
+        for path in ("{event_type}", "{event_type}/{state_key}")
+    ]
+    return [
+        ClientRoute(method="PUT", path=send, endpoint=api.send, limit="messages", guests=True),
+        ClientRoute(method="PUT", path=redact, endpoint=api.redact, limit="messages"),
+        *state,
+    ]
+
+
+def directory_routes(api: RoomDirectoryAPI) -> Sequence[ClientRoute]:
+    """Aliases and published rooms."""
+    alias, listed = "v3/directory/room/{alias}", "v3/directory/list/room/{room_id}"
+    return [
+        ClientRoute(method="GET", path=alias, endpoint=api.get_alias, login=NONE, limit="requests"),
+        ClientRoute(method="PUT", path=alias, endpoint=api.put_alias),
+        ClientRoute(method="DELETE", path=alias, endpoint=api.delete_alias),
+        ClientRoute(method="GET", path="v3/rooms/{room_id}/aliases", endpoint=api.list_aliases, guests=True),
+        ClientRoute(method="GET", path=listed, endpoint=api.get_visibility, login=NONE, limit="requests"),
+        ClientRoute(method="PUT", path=listed, endpoint=api.put_visibility),
+        ClientRoute(method="GET", path="v3/publicRooms", endpoint=api.list_public_rooms, login=NONE, limit="requests"),
+        ClientRoute(method="POST", path="v3/publicRooms", endpoint=api.search_public_rooms, guests=True),
     ]
 
 

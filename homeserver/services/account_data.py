@@ -18,6 +18,7 @@ from storage.log import Change, Entry, Log
 FULLY_READ = "m.fully_read"
 TAGS = "m.tag"
 IGNORED_USERS = "m.ignored_user_list"
+INVITE_PERMISSION = "m.invite_permission_config"
 SERVER_MANAGED = frozenset((FULLY_READ, PUSH_RULES))
 MAX_TYPE_BYTES = 255
 MAX_CONTENT_BYTES = 256 * 1024
@@ -55,6 +56,12 @@ class AccountDataService:
     def known_ignored_users(self, user_id: UserID) -> frozenset[UserID] | None:
         """Whom the user ignores, if this is remembered."""
         return self._ignored.known(user_id)
+
+    async def blocks_invites(self, user_id: UserID, _sender: UserID) -> bool:
+        """Whether a user of ours takes no invites ("Invite permission")."""
+        async with self._database.read() as tx:
+            content = await account_data.find(tx, user_id, None, INVITE_PERMISSION)
+        return content is not None and orjson.loads(content).get("default_action") == "block"
 
     async def all_of(self, tx: Tx, user_id: UserID) -> list[AccountDataChanged]:
         """All data of a user, for a first sync: push rules are always among it."""

@@ -23,6 +23,19 @@ Propagate = Callable[[UserID, JsonObject], Awaitable[None]]
 QueryRemote = Callable[[UserID, str | None], Awaitable[JsonObject]]
 
 
+class MemberFields:
+    """What of a local user's profile stands in their member events."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def get(self, user_id: UserID) -> JsonObject:
+        """Name and avatar, as far as they are set; nothing for who is no user of ours."""
+        async with self._database.read() as tx:
+            fields = (await profiles.find_many(tx, [user_id])).get(user_id, {})
+        return {key: fields[key] for key in PROPAGATED if key in fields}
+
+
 class ProfileService:
     """The profiles of local users, and those of others by asking."""
 

@@ -1,0 +1,66 @@
+"""What a writer asks of events that were sent before: transactions, relations ("Transaction identifiers")."""
+
+from dataclasses import dataclass
+
+from federation.protocol.types import EventID, JsonObject, UserID
+from federation.rooms.append import related_event
+from storage import events, strings
+from storage.database import Database
+from storage.rooms import Room
+
+
+@dataclass(frozen=True, slots=True)
+class Annotation:
+    """An annotation that somebody wants to send ("Event annotations and reactions")."""
+
+    sender: UserID
+    type: str
+    parent: EventID
+    key: str | None
+
+
+class SentEvents:
+    """Looks up events that were sent before."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def find_transaction(self, room: Room, device: int, txn_id: str, event_type: str) -> EventID | None:
+        """The event that the device made with this transaction ID, if it made one."""
+        async with self._database.read() as tx:
+            numbers = await strings.find(tx, [event_type])
+            if event_type not in numbers:
+                return None
+            return await events.find_transaction(tx, device, txn_id, room.number, numbers[event_type])
+
+    async def is_child(self, room: Room, event_id: EventID) -> bool:
+        """Whether this event of the room itself relates to another by a `rel_type`."""
+        async with self._database.read() as tx:
+            stored = (await events.by_id(tx, [event_id])).get(event_id)
+        if stored is None or stored.room != room.number:
+            return False
+        content: JsonObject = stored.content
+        return related_event(content) is not None
+
+    async def is_redacted(self, room: Room, event_id: EventID) -> bool:
+        """Whether this event of the room was redacted."""
+        async with self._database.read() as tx:
+            stored = (await events.by_id(tx, [event_id])).get(event_id)
+        return stored is not None and stored.room == room.number and stored.redacted_by is not None
+
+    async def has_annotated(self, room: Room, annotation: Annotation) -> bool:
+        """Whether the sender has made the same annotation before, and it still stands."""
+        async with self._database.read() as tx:
+            numbers = await strings.find(tx, [annotation.type, annotation.sender])
+            if len(numbers) < 2:
+                return False
+            return await events.has_annotated(
+                tx,
+                room.number,
+                events.AnnotationKey(
+                    sender=numbers[annotation.sender],
+                    type=numbers[annotation.type],
+                    parent=annotation.parent,
+                    key=annotation.key,
+                ),
+            )

@@ -1,0 +1,125 @@
+"""What a room says of itself to who is not in it: name, topic, join rule (directory, summaries, spaces).
+
+Whether a reader may know of the room is the caller's question; nothing here is more than `stripped state` tells.
+"""
+
+import time
+from collections import OrderedDict
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from federation.protocol.redaction import redact
+from federation.protocol.types import JsonObject, StateKey
+from storage import events, room_state, rooms
+from storage.database import Tx
+from storage.events import StoredEvent
+from storage.rooms import Room
+
+KEYS: tuple[StateKey, ...] = tuple(
+    (event_type, "")
+    for event_type in (
+        "m.room.create",
+        "m.room.name",
+        "m.room.topic",
+        "m.room.avatar",
+        "m.room.canonical_alias",
+        "m.room.join_rules",
+        "m.room.history_visibility",
+        "m.room.guest_access",
+        "m.room.encryption",
+    )
+)
+REMEMBERED = 10_000
+REMEMBERED_SECONDS = 60.0
+"""A redaction changes what an event says without replacing it: summaries follow it this late."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """A room as outsiders may know it."""
+
+    room: Room
+    name: str | None
+    topic: str | None
+    avatar_url: str | None
+    canonical_alias: str | None
+    join_rule: str
+    world_readable: bool
+    guest_can_join: bool
+    room_type: str | None
+    encryption: str | None
+    allowed_room_ids: tuple[str, ...]
+    """The rooms whose members may join, where the join rule is restricted."""
+
+
+class RoomSummaries:
+    """Reads summaries of many rooms at once and remembers them for as long as their state is the same."""
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[int, tuple[frozenset[int], float, Summary]] = OrderedDict()
+
+    async def get_many(self, tx: Tx, numbers: Collection[int]) -> dict[int, Summary]:
+        """The summaries of those of these rooms that have events."""
+        now = time.monotonic()
+        states = await room_state.current_of_many(tx, numbers, keys=KEYS)
+        found: dict[int, Summary] = {}
+        stale: list[int] = []
+        for number, state in states.items():
+            known = self._known.get(number)
+            if known is not None and known[0] == frozenset(state.values()) and known[1] > now:
+                found[number] = known[2]
+            elif state:
+                stale.append(number)
+        if stale:
+            wanted = [position for number in stale for position in states[number].values()]
+            stored = await events.by_positions(tx, wanted)
+            known_rooms = await rooms.get_many(tx, stale)
+            for number in stale:
+                contents = {
+                    key: _content(stored[position], known_rooms[number]) for key, position in states[number].items()
+                }
+                found[number] = summary = _summary(known_rooms[number], contents)
+                self._known[number] = (frozenset(states[number].values()), now + REMEMBERED_SECONDS, summary)
+            while len(self._known) > REMEMBERED:
+                self._known.popitem(last=False)
+        return found
+
+
+def _content(event: StoredEvent, room: Room) -> JsonObject:
+    if event.redacted_by is None:
+        return event.content
+    content: JsonObject = redact(event.json, room.rules)["content"]
+    return content
+
+
+def _summary(room: Room, contents: dict[StateKey, JsonObject]) -> Summary:
+    def content(event_type: str) -> JsonObject:
+        return contents.get((event_type, ""), {})
+
+    join_rules = content("m.room.join_rules")
+    allow = join_rules.get("allow")
+    return Summary(
+        room=room,
+        name=_text(content("m.room.name"), "name"),
+        topic=_text(content("m.room.topic"), "topic"),
+        avatar_url=_text(content("m.room.avatar"), "url"),
+        canonical_alias=_text(content("m.room.canonical_alias"), "alias"),
+        join_rule=_text(join_rules, "join_rule") or "invite",
+        world_readable=content("m.room.history_visibility").get("history_visibility") == "world_readable",
+        guest_can_join=content("m.room.guest_access").get("guest_access") == "can_join",
+        room_type=_text(content("m.room.create"), "type"),
+        encryption=_text(content("m.room.encryption"), "algorithm"),
+        allowed_room_ids=tuple(
+            condition["room_id"]
+            for condition in (allow if isinstance(allow, list) else [])
+            if isinstance(condition, dict)
+            and condition.get("type") == "m.room_membership"
+            and isinstance(condition.get("room_id"), str)
+        ),
+    )
+
+
+def _text(content: JsonObject, key: str) -> str | None:
+    """A text that is not empty."""
+    value = content.get(key)
+    return value if isinstance(value, str) and value else None

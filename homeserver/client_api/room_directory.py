@@ -1,0 +1,101 @@
+"""Aliases and published rooms (Client-Server API v1.19, "Room aliases", "Published room directory")."""
+
+from collections.abc import Collection
+
+from federation.protocol.errors import InvalidInput, RemoteServerError
+from federation.protocol.types import JsonObject, ServerName
+from federation.web import Answer, Call
+from homeserver.client_api import fields
+from homeserver.client_api.routing import requester
+from homeserver.services.published_rooms import DEFAULT_LIMIT, PublishedRooms, Query
+from homeserver.services.room_directory import RoomDirectory
+
+
+class RoomDirectoryAPI:
+    """Finding rooms."""
+
+    def __init__(self, directory: RoomDirectory, published: PublishedRooms, server_name: ServerName) -> None:
+        self._directory = directory
+        self._published = published
+        self._server_name = server_name
+
+    async def get_alias(self, call: Call) -> Answer:
+        """GET /directory/room/{roomAlias}."""
+        room_id, servers = await self._directory.resolve(call.path["alias"])
+        return {"room_id": room_id, "servers": servers}
+
+    async def put_alias(self, call: Call) -> Answer:
+        """PUT /directory/room/{roomAlias}."""
+        body = await call.body()
+        await self._directory.create(requester(call), call.path["alias"], fields.get_text(body, "room_id"))
+        return {}
+
+    async def delete_alias(self, call: Call) -> Answer:
+        """DELETE /directory/room/{roomAlias}."""
+        await self._directory.delete(requester(call), call.path["alias"])
+        return {}
+
+    async def list_aliases(self, call: Call) -> Answer:
+        """GET /rooms/{roomId}/aliases."""
+        return {"aliases": await self._directory.list_aliases(requester(call), call.path["room_id"])}
+
+    async def get_visibility(self, call: Call) -> Answer:
+        """GET /directory/list/room/{roomId}."""
+        is_published = await self._directory.is_published(call.path["room_id"])
+        return {"visibility": "public" if is_published else "private"}
+
+    async def put_visibility(self, call: Call) -> Answer:
+        """PUT /directory/list/room/{roomId}."""
+        visibility = fields.find_text(await call.body(optional=True), "visibility") or "public"
+        if visibility not in ("public", "private"):
+            raise InvalidInput("visibility must be public or private")
+        await self._directory.set_published(requester(call), call.path["room_id"], is_published=visibility == "public")
+        return {}
+
+    async def list_public_rooms(self, call: Call) -> Answer:
+        """GET /publicRooms."""
+        self._check_server(call)
+        return await self._published.page(
+            Query(limit=call.query_int("limit", DEFAULT_LIMIT, minimum=1), since=call.query_text("since"))
+        )
+
+    async def search_public_rooms(self, call: Call) -> Answer:
+        """POST /publicRooms."""
+        body = await call.body(optional=True)
+        self._check_server(call)
+        limit = fields.find_int(body, "limit")
+        if limit is not None and limit < 1:
+            raise InvalidInput("limit must be at least 1")
+        filtered = fields.get_object(body, "filter")
+        return await self._published.page(
+            Query(
+                limit=DEFAULT_LIMIT if limit is None else limit,
+                since=fields.find_text(body, "since"),
+                search_term=fields.find_text(filtered, "generic_search_term"),
+                room_types=_room_types(filtered),
+                networks=_networks(body),
+            )
+        )
+
+    def _check_server(self, call: Call) -> None:
+        server = call.query_text("server")
+        if server and server != self._server_name:
+            raise RemoteServerError("The directory of another server cannot be asked yet", is_transient=False)
+
+
+def _room_types(filtered: JsonObject) -> Collection[str | None] | None:
+    types = filtered.get("room_types")
+    if types is None:
+        return None
+    if not isinstance(types, list) or not all(isinstance(each, str | None) for each in types):
+        raise InvalidInput("room_types must be an array of strings and nulls", "M_BAD_JSON")
+    return types
+
+
+def _networks(body: JsonObject) -> Collection[str] | None:
+    instance = fields.find_text(body, "third_party_instance_id")
+    if fields.get_bool(body, "include_all_networks"):
+        if instance:
+            raise InvalidInput("include_all_networks and third_party_instance_id exclude each other")
+        return None
+    return (instance or "",)

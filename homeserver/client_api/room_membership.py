@@ -1,0 +1,90 @@
+"""Joining, inviting, leaving, kicking, banning, knocking, forgetting (Client-Server API v1.19, "Room membership")."""
+
+from federation.protocol.errors import Forbidden
+from federation.protocol.types import JsonObject
+from federation.web import Answer, Call
+from homeserver.client_api import fields
+from homeserver.client_api.routing import requester
+from homeserver.services.membership import MembershipService
+from homeserver.services.room_directory import RoomDirectory
+
+
+class RoomMembershipAPI:
+    """Who is where."""
+
+    def __init__(self, memberships: MembershipService, directory: RoomDirectory) -> None:
+        self._memberships = memberships
+        self._directory = directory
+
+    async def joined_rooms(self, call: Call) -> Answer:
+        """GET /joined_rooms."""
+        return {"joined_rooms": await self._memberships.joined_rooms(requester(call).user_id)}
+
+    async def join(self, call: Call) -> Answer:
+        """POST /rooms/{roomId}/join and POST /join/{roomIdOrAlias}."""
+        body = await call.body(optional=True)
+        room_id = await self._room_id(call)
+        joined = await self._memberships.join(
+            requester(call),
+            room_id,
+            reason=_reason(body),
+            third_party_signed=fields.get_object(body, "third_party_signed"),
+        )
+        return {"room_id": joined}
+
+    async def knock(self, call: Call) -> Answer:
+        """POST /knock/{roomIdOrAlias}."""
+        body = await call.body(optional=True)
+        room_id = await self._room_id(call)
+        return {"room_id": await self._memberships.knock(requester(call), room_id, reason=_reason(body))}
+
+    async def _room_id(self, call: Call) -> str:
+        room = call.path["room_id"]
+        if room.startswith("#"):
+            return (await self._directory.resolve(room))[0]
+        return room
+
+    async def invite(self, call: Call) -> Answer:
+        """POST /rooms/{roomId}/invite, by user ID; by third-party identifier there is no identity server to ask."""
+        body = await call.body()
+        if "user_id" not in body and "medium" in body:
+            raise Forbidden("This server has no identity server to invite by", "M_THREEPID_DENIED")
+        target = fields.get_text(body, "user_id")
+        await self._memberships.invite(requester(call), call.path["room_id"], target, reason=_reason(body))
+        return {}
+
+    async def leave(self, call: Call) -> Answer:
+        """POST /rooms/{roomId}/leave."""
+        body = await call.body(optional=True)
+        await self._memberships.leave(requester(call), call.path["room_id"], reason=_reason(body))
+        return {}
+
+    async def kick(self, call: Call) -> Answer:
+        """POST /rooms/{roomId}/kick."""
+        body = await call.body()
+        target = fields.get_text(body, "user_id")
+        await self._memberships.kick(requester(call), call.path["room_id"], target, reason=_reason(body))
+        return {}
+
+    async def ban(self, call: Call) -> Answer:
+        """POST /rooms/{roomId}/ban."""
+        body = await call.body()
+        target = fields.get_text(body, "user_id")
+        await self._memberships.ban(requester(call), call.path["room_id"], target, reason=_reason(body))
+        return {}
+
+    async def unban(self, call: Call) -> Answer:
+        """POST /rooms/{roomId}/unban."""
+        body = await call.body()
+        target = fields.get_text(body, "user_id")
+        await self._memberships.unban(requester(call), call.path["room_id"], target, reason=_reason(body))
+        return {}
+
+    async def forget(self, call: Call) -> Answer:
+        """POST /rooms/{roomId}/forget."""
+        await self._memberships.forget(requester(call), call.path["room_id"])
+        return {}
+
+
+def _reason(body: JsonObject) -> str | None:
+    return fields.find_text(body, "reason")

@@ -1,0 +1,59 @@
+"""Sending messages and state, redacting (Client-Server API v1.19, "Sending events to a room", "Redactions")."""
+
+from federation.protocol.types import JsonObject
+from federation.web import Answer, Call
+from homeserver.client_api.routing import requester
+from homeserver.services.membership import MembershipService
+from homeserver.services.messages import Message, MessageService
+
+MAX_EVENT_BODY = 128 * 1024
+"""An event has at most 64 KiB; a body may spell it out longer, not much."""
+
+
+class SendingEventsAPI:
+    """Events that clients send."""
+
+    def __init__(self, messages: MessageService, memberships: MembershipService) -> None:
+        self._messages = messages
+        self._memberships = memberships
+
+    async def send(self, call: Call) -> Answer:
+        """PUT /rooms/{roomId}/send/{eventType}/{txnId}."""
+        message = Message(
+            room_id=call.path["room_id"],
+            type=call.path["event_type"],
+            content=await call.body(max_bytes=MAX_EVENT_BODY),
+            txn_id=call.path["txn_id"],
+            origin_server_ts=_timestamp(call),
+        )
+        return {"event_id": await self._messages.send(requester(call), message)}
+
+    async def redact(self, call: Call) -> Answer:
+        """PUT /rooms/{roomId}/redact/{eventId}/{txnId}."""
+        body = await call.body(optional=True, max_bytes=MAX_EVENT_BODY)
+        message = Message(
+            room_id=call.path["room_id"],
+            type="m.room.redaction",
+            content=body,
+            txn_id=call.path["txn_id"],
+            redacts=call.path["event_id"],
+            origin_server_ts=_timestamp(call),
+        )
+        return {"event_id": await self._messages.send(requester(call), message)}
+
+    async def put_state(self, call: Call) -> Answer:
+        """PUT /rooms/{roomId}/state/{eventType}/{stateKey}; the key may be left out with its slash when empty."""
+        content: JsonObject = await call.body(max_bytes=MAX_EVENT_BODY)
+        room_id, event_type, state_key = call.path["room_id"], call.path["event_type"], call.path.get("state_key", "")
+        who = requester(call)
+        if event_type == "m.room.member":
+            return {"event_id": await self._memberships.set(who, room_id, state_key, content, exactly=True)}
+        message = Message(room_id=room_id, type=event_type, content=content, origin_server_ts=_timestamp(call))
+        return {"event_id": await self._messages.send_state(who, message, state_key)}
+
+
+def _timestamp(call: Call) -> int | None:
+    """`ts`, which application services alone may give ("Timestamp massaging")."""
+    if requester(call).application_service is None or call.query_text("ts") is None:
+        return None
+    return call.query_int("ts", 0)

@@ -1,0 +1,378 @@
+"""Who is where: join, invite, leave, kick, ban, unban, knock, forget (Client-Server API v1.19, "Room membership").
+
+What the room's rules say is decided by the authorisation rules alone; here stands what a client is owed besides: that
+asking for what is so already changes nothing, what a member event carries, and who vouches for a restricted join.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+from federation.protocol.auth_events import CREATE, JOIN_RULES, POWER_LEVELS
+from federation.protocol.errors import Forbidden, InvalidInput, MatrixError, NotFound, RemoteServerError
+from federation.protocol.identifiers import is_user_id, server_name_of
+from federation.protocol.pdu import Draft, VerifiedPDU
+from federation.protocol.power_levels import PowerLevels, get_creators
+from federation.protocol.types import EventID, JsonObject, RoomID, ServerName, StateKey, UserID
+from federation.rooms.append import RoomWriter, content_of
+from homeserver.services.requester import Requester
+from storage import memberships, rooms
+from storage.database import Database
+from storage.memberships import Membership
+from storage.rooms import Room
+
+logger = logging.getLogger(__name__)
+
+GUEST_ACCESS: StateKey = ("m.room.guest_access", "")
+MAX_AUTHORISERS = 50
+"""Local members looked at for one who may vouch for a restricted join."""
+AT_ONCE = 16
+"""Rooms written to at the same time when a change concerns all of a user's rooms."""
+_TRANSIENT = ("reason", "join_authorised_via_users_server", "third_party_invite", "is_direct")
+"""What belongs to one change of membership, not to the member."""
+
+ProfileOf = Callable[[UserID], Awaitable[JsonObject]]
+"""`displayname` and `avatar_url` of one of our users, as far as they are set."""
+InviteBlocked = Callable[[UserID, UserID], Awaitable[bool]]
+"""Whether the first user, ours, takes no invites from the second ("Invite permission")."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """A change of one membership that somebody asked for."""
+
+    who: Requester
+    room: Room
+    target: UserID
+    content: JsonObject
+    current: VerifiedPDU | None
+    """The target's member event now."""
+
+    @property
+    def membership(self) -> object:
+        """The target's membership now: `leave` without one."""
+        return "leave" if self.current is None else self.current.membership
+
+
+class MembershipService:
+    """Changes memberships of and by our users."""
+
+    def __init__(
+        self,
+        database: Database,
+        writer: RoomWriter,
+        *,
+        server_name: ServerName,
+        profile_of: ProfileOf,
+        is_invite_blocked: InviteBlocked,
+    ) -> None:
+        self._database = database
+        self._writer = writer
+        self._server_name = server_name
+        self._profile_of = profile_of
+        self._is_invite_blocked = is_invite_blocked
+
+    # --- what clients ask for
+
+    async def set(
+        self, who: Requester, room_id: str, target: str, content: JsonObject, *, exactly: bool = False
+    ) -> EventID:
+        """Give somebody a membership, with this content: the event that says so, new or not.
+
+        `exactly` also changes the event of who is joined already to this content.
+
+        Raises AuthRuleViolated and Forbidden for what may not be, NotFound for an unknown room.
+        """
+        if not is_user_id(target):
+            raise InvalidInput("Not a valid user ID")
+        room = await self._writer.get_room(room_id)
+        key: StateKey = ("m.room.member", target)
+        current = (await self._writer.state_for(room, [key])).get(key)
+        content = {name: value for name, value in content.items() if name != "join_authorised_via_users_server"}
+        change = _Change(who, room, target, content, current)
+        match content.get("membership"):
+            case "join":
+                if change.membership == "join" and current is not None and target == who.user_id:
+                    return await self._change_own(change, current) if exactly else current.event_id
+                return await self._join(change)
+            case "invite":
+                return await self._invite(change)
+            case "leave":
+                return await self._leave(change) if target == who.user_id else await self._remove(change)
+            case "ban":
+                return await self._ban(change)
+            case "knock":
+                return await self._knock(change)
+            case _:
+                raise InvalidInput("content.membership is none that there is", "M_BAD_JSON")
+
+    async def join(
+        self, who: Requester, room_id: str, *, reason: str | None = None, third_party_signed: JsonObject | None = None
+    ) -> RoomID:
+        """Join a room. Nothing happens for who is there already."""
+        if third_party_signed:
+            await self._accept_third_party(who, room_id, third_party_signed)
+        await self.set(who, room_id, who.user_id, _content("join", reason))
+        return RoomID(room_id)
+
+    async def knock(self, who: Requester, room_id: str, *, reason: str | None = None) -> RoomID:
+        """Ask to be let in."""
+        await self.set(who, room_id, who.user_id, _content("knock", reason))
+        return RoomID(room_id)
+
+    async def invite(self, who: Requester, room_id: str, target: str, *, reason: str | None = None) -> None:
+        """Invite somebody; nothing happens for who is invited already."""
+        await self.set(who, room_id, target, _content("invite", reason))
+
+    async def leave(self, who: Requester, room_id: str, *, reason: str | None = None) -> None:
+        """Leave, reject an invite, or take back a knock; nothing happens for who has left already."""
+        await self.set(who, room_id, who.user_id, _content("leave", reason))
+
+    async def ban(self, who: Requester, room_id: str, target: str, *, reason: str | None = None) -> None:
+        """Ban somebody."""
+        await self.set(who, room_id, target, _content("ban", reason))
+
+    async def kick(self, who: Requester, room_id: str, target: str, *, reason: str | None = None) -> None:
+        """Remove somebody who is in the room, invited or knocking; never lifts a ban."""
+        await self._check_membership(who, room_id, target, ("join", "invite", "knock"), "is not in the room")
+        await self.set(who, room_id, target, _content("leave", reason))
+
+    async def unban(self, who: Requester, room_id: str, target: str, *, reason: str | None = None) -> None:
+        """Lift a ban."""
+        await self._check_membership(who, room_id, target, ("ban",), "is not banned")
+        await self.set(who, room_id, target, _content("leave", reason))
+
+    async def _check_membership(
+        self, who: Requester, room_id: str, target: str, wanted: Sequence[str], complaint: str
+    ) -> None:
+        if not is_user_id(target):
+            raise InvalidInput("Not a valid user ID")
+        room = await self._writer.get_room(room_id)
+        own: StateKey = ("m.room.member", who.user_id)
+        theirs: StateKey = ("m.room.member", target)
+        state = await self._writer.state_for(room, [own, theirs])
+        if content_of(state.get(own)).get("membership") != "join":
+            raise Forbidden("You are not in the room")
+        if content_of(state.get(theirs)).get("membership") not in wanted:
+            raise Forbidden(f"{target} {complaint}")
+
+    async def forget(self, who: Requester, room_id: str) -> None:
+        """Forget a room that the user has left; M_UNKNOWN for one that they have not."""
+        room = await self._writer.get_room(room_id)
+        async with self._database.transaction() as tx:
+            current = (await memberships.rooms_of(tx, who.user_id, tuple(Membership))).get(room.number)
+            if current is None:
+                raise NotFound("You were never in this room")
+            membership, position = current
+            if membership not in (Membership.LEAVE, Membership.BAN):
+                raise MatrixError("M_UNKNOWN", f"User {who.user_id} is in room {room_id}")
+            await memberships.forget(tx, who.user_id, room.number, position)
+
+    async def joined_rooms(self, user_id: UserID) -> list[RoomID]:
+        """The rooms that the user is in."""
+        async with self._database.read() as tx:
+            numbers = await memberships.joined_rooms(tx, user_id)
+            found = await rooms.get_many(tx, numbers)
+        return [found[number].room_id for number in numbers]
+
+    # --- each membership
+
+    async def _join(self, change: _Change) -> EventID:
+        who = change.who
+        if change.target != who.user_id:
+            raise Forbidden("Nobody can join somebody else")
+        who.check_not_suspended()
+        state = await self._writer.state_for(change.room, [JOIN_RULES, CREATE, POWER_LEVELS, GUEST_ACCESS])
+        if who.is_guest and content_of(state.get(GUEST_ACCESS)).get("guest_access") != "can_join":
+            raise Forbidden("Guests may not join this room", "M_GUEST_ACCESS_FORBIDDEN")
+        extra: JsonObject = {}
+        join_rules = content_of(state.get(JOIN_RULES))
+        rules = change.room.rules
+        if change.membership not in ("invite", "ban") and (
+            (join_rules.get("join_rule") == "restricted" and rules.restricted_joins)
+            or (join_rules.get("join_rule") == "knock_restricted" and rules.knock_restricted)
+        ):
+            await self._check_allowed(who.user_id, join_rules)
+            levels = PowerLevels.from_state(state.get(POWER_LEVELS), state[CREATE])
+            extra["join_authorised_via_users_server"] = await self._find_authoriser(change.room, state, levels)
+        return await self._append(change, {**await self._profile_of(change.target), **change.content, **extra})
+
+    async def _change_own(self, change: _Change, current: VerifiedPDU) -> EventID:
+        if change.content == current.content:
+            return current.event_id
+        change.who.check_not_suspended()
+        return await self._append(change, change.content)
+
+    async def _invite(self, change: _Change) -> EventID:
+        change.who.check_not_suspended()
+        if change.membership == "invite" and change.current is not None:
+            await self._check_membership(
+                change.who, change.room.room_id, change.who.user_id, ("join",), "is not in the room"
+            )
+            return change.current.event_id
+        await self.check_may_be_invited(change.target, change.who.user_id)
+        return await self._append(change, {**await self._profile_of(change.target), **change.content})
+
+    async def check_may_be_invited(self, target: UserID, sender: UserID) -> None:
+        """Raise M_INVITE_BLOCKED where the user takes no invites, or where their server cannot be asked."""
+        if server_name_of(target) != self._server_name:
+            raise RemoteServerError("Users of other servers cannot be invited yet", is_transient=False)
+        if await self._is_invite_blocked(target, sender):
+            raise Forbidden(f"{target} does not take invites", "M_INVITE_BLOCKED")
+
+    async def _leave(self, change: _Change) -> EventID:
+        if change.membership == "leave" and change.current is not None:
+            return change.current.event_id
+        return await self._append(change, change.content)
+
+    async def _remove(self, change: _Change) -> EventID:
+        change.who.check_not_suspended()
+        if change.membership == "leave":
+            raise Forbidden(f"{change.target} is not in the room")
+        return await self._append(change, change.content)
+
+    async def _ban(self, change: _Change) -> EventID:
+        change.who.check_not_suspended()
+        if change.membership == "ban" and change.current is not None:
+            await self._check_membership(
+                change.who, change.room.room_id, change.who.user_id, ("join",), "is not in the room"
+            )
+            return change.current.event_id
+        return await self._append(change, change.content)
+
+    async def _knock(self, change: _Change) -> EventID:
+        change.who.check_not_suspended()
+        if change.target != change.who.user_id:
+            raise Forbidden("Nobody can knock for somebody else")
+        if change.membership == "knock" and change.current is not None:
+            return change.current.event_id
+        return await self._append(change, {**await self._profile_of(change.target), **change.content})
+
+    async def _append(self, change: _Change, content: JsonObject) -> EventID:
+        draft = Draft(
+            room_id=change.room.room_id,
+            type="m.room.member",
+            sender=change.who.user_id,
+            content=content,
+            state_key=change.target,
+        )
+        return (await self._writer.append([draft])).events[0].event_id
+
+    # --- restricted rooms, third-party invites
+
+    async def _check_allowed(self, user_id: UserID, join_rules: JsonObject) -> None:
+        """Raise Forbidden unless the user is in one of the rooms that the join rule names ("Restricted rooms")."""
+        allow = join_rules.get("allow")
+        wanted = {
+            condition.get("room_id")
+            for condition in (allow if isinstance(allow, list) else [])
+            if isinstance(condition, dict) and condition.get("type") == "m.room_membership"
+        }
+        async with self._database.read() as tx:
+            joined = await rooms.get_many(tx, await memberships.joined_rooms(tx, user_id))
+        if not any(room.room_id in wanted for room in joined.values()):
+            raise Forbidden("You are in none of the rooms whose members may join")
+
+    async def _find_authoriser(self, room: Room, state: dict[StateKey, VerifiedPDU], levels: PowerLevels) -> UserID:
+        """A joined user of ours who may invite; raises Forbidden where there is none."""
+        listed = content_of(state.get(POWER_LEVELS)).get("users")
+        candidates = [*get_creators(state[CREATE]), *(listed if isinstance(listed, dict) else ())]
+        ours = [
+            UserID(user_id)
+            for user_id in dict.fromkeys(candidates)
+            if is_user_id(user_id)
+            and server_name_of(user_id) == self._server_name
+            and levels.of_user(user_id) >= levels.invite
+        ][:MAX_AUTHORISERS]
+        found = await self._writer.state_for(room, [("m.room.member", user_id) for user_id in ours])
+        for user_id in ours:
+            if content_of(found.get(("m.room.member", user_id))).get("membership") == "join":
+                return user_id
+        async with self._database.read() as tx:
+            local = await memberships.local_members(tx, room.number, self._server_name, limit=MAX_AUTHORISERS)
+        for user_id in local:
+            if levels.of_user(user_id) >= levels.invite:
+                return user_id
+        raise Forbidden("Nobody of this server may let you in")
+
+    async def _accept_third_party(self, who: Requester, room_id: str, signed: JsonObject) -> None:
+        """Turn a signed third-party invite into an invite by who made it ("Third-party invites")."""
+        sender, token = signed.get("sender"), signed.get("token")
+        if signed.get("mxid") != who.user_id or not is_user_id(sender) or not isinstance(token, str):
+            raise InvalidInput("third_party_signed is not for you")
+        who.check_not_suspended()
+        room = await self._writer.get_room(room_id)
+        promise_key: StateKey = ("m.room.third_party_invite", token)
+        member_key: StateKey = ("m.room.member", who.user_id)
+        state = await self._writer.state_for(room, [promise_key, member_key])
+        promise = state.get(promise_key)
+        if promise is None:
+            raise Forbidden("The room has no such third-party invite")
+        if content_of(state.get(member_key)).get("membership") in ("join", "invite"):
+            return
+        if server_name_of(sender) != self._server_name:
+            raise RemoteServerError("Invites of other servers cannot be accepted yet", is_transient=False)
+        third_party_invite = {"display_name": promise.content.get("display_name", ""), "signed": signed}
+        content = {**await self._profile_of(who.user_id), **_content("invite", None)}
+        draft = Draft(
+            room_id=room.room_id,
+            type="m.room.member",
+            sender=sender,
+            content={**content, "third_party_invite": third_party_invite},
+            state_key=who.user_id,
+        )
+        await self._writer.append([draft])
+
+    # --- all rooms of a user
+
+    async def update_profile(self, user_id: UserID, profile: JsonObject) -> None:
+        """Bring the profile's name and avatar, or that there is none, into the user's member event in every room.
+
+        A room that refuses is left as it is.
+        """
+
+        def changed(current: JsonObject) -> JsonObject:
+            content = {name: value for name, value in current.items() if name not in _TRANSIENT}
+            content.update({name: profile.get(name) for name in ("displayname", "avatar_url")})
+            return {name: value for name, value in content.items() if value is not None}
+
+        await self._in_all_rooms(user_id, (Membership.JOIN,), changed)
+
+    async def leave_all_rooms(self, user_id: UserID) -> None:
+        """Leave every room, reject every invite, take back every knock: the account has ended."""
+        wanted = (Membership.JOIN, Membership.INVITE, Membership.KNOCK)
+        await self._in_all_rooms(user_id, wanted, lambda _current: {"membership": "leave"})
+
+    async def _in_all_rooms(
+        self, user_id: UserID, wanted: Sequence[Membership], changed: Callable[[JsonObject], JsonObject]
+    ) -> None:
+        async with self._database.read() as tx:
+            numbers = await memberships.rooms_of(tx, user_id, wanted)
+            found = list((await rooms.get_many(tx, list(numbers))).values())
+        slots = asyncio.Semaphore(AT_ONCE)
+
+        async def change_in(room: Room) -> None:
+            async with slots:
+                key: StateKey = ("m.room.member", user_id)
+                current = (await self._writer.state_for(room, [key])).get(key)
+                if current is None or Membership.of(current.membership) not in wanted:
+                    return
+                content = changed(current.content)
+                if content == current.content:
+                    return
+                draft = Draft(
+                    room_id=room.room_id, type="m.room.member", sender=user_id, content=content, state_key=user_id
+                )
+                try:
+                    await self._writer.append([draft])
+                except MatrixError as error:
+                    logger.warning("%s could not be changed in %s: %s", user_id, room.room_id, error.message)
+
+        async with asyncio.TaskGroup() as group:
+            for room in found:
+                group.create_task(change_in(room))
+
+
+def _content(membership: str, reason: str | None) -> JsonObject:
+    return {"membership": membership} if reason is None else {"membership": membership, "reason": reason}
