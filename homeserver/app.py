@@ -9,12 +9,14 @@ import logging
 import signal
 import ssl
 import sys
+import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import uvloop
 from aiohttp import web
 
+from federation.inbound.openid import OpenIDAPI
 from federation.protocol.errors import NotFound
 from federation.protocol.signatures import SigningKey
 from federation.protocol.types import JsonObject, ServerName, UserID
@@ -39,6 +41,7 @@ from homeserver.client_api.filtering import FilteringAPI
 from homeserver.client_api.interactive_auth import InteractiveAuth
 from homeserver.client_api.key_backup import KeyBackupAPI
 from homeserver.client_api.login import LoginAPI
+from homeserver.client_api.outside_services import OutsideServicesAPI, TurnServers
 from homeserver.client_api.pages import PagesAPI
 from homeserver.client_api.profiles import ProfilesAPI
 from homeserver.client_api.push import PushRulesAPI
@@ -76,7 +79,7 @@ from homeserver.services.sessions import Lifetimes, SessionService
 from homeserver.services.typing import TypingService
 from homeserver.services.user_names import UserNames
 from homeserver.startup import Prepared, StartupError, prepare
-from storage import send_to_device
+from storage import send_to_device, short_lived_tokens
 from storage.account_data import AccountDataChanged
 from storage.append_events import RoomEvents
 from storage.database import Database
@@ -202,7 +205,13 @@ class Application:
         client_routes = [
             *routes.discovery_routes(discovery),
             *routes.login_routes(
-                LoginAPI(self.accounts, self.sessions, authenticator, base_url=config.public_base_url)
+                LoginAPI(
+                    self.accounts,
+                    self.sessions,
+                    authenticator,
+                    self.interactive_auth,
+                    base_url=config.public_base_url,
+                )
             ),
             *routes.account_routes(
                 AccountsAPI(
@@ -227,6 +236,7 @@ class Application:
             *routes.key_backup_routes(KeyBackupAPI(KeyBackupService(self.database))),
             *routes.send_to_device_routes(SendToDeviceAPI(SendToDeviceService(self.log, server_name))),
             *routes.administration_routes(administration),
+            *routes.outside_service_routes(OutsideServicesAPI(self.database, _turn_servers(config.turn))),
             *routes.filter_routes(FilteringAPI(self.filters)),
             *routes.account_data_routes(AccountDataAPI(self.account_data)),
             *routes.push_rule_routes(PushRulesAPI(self.push_rules)),
@@ -247,7 +257,7 @@ class Application:
                 *routes.well_known_routes(discovery),
                 *routes.page_routes(pages),
             ],
-            API.FEDERATION: [],
+            API.FEDERATION: [*OpenIDAPI(self.database).routes()],
             API.ADMIN: [*routes.admin_api_routes(administration, shared_secret_registration, authenticator)],
         }
 
@@ -341,6 +351,8 @@ class Application:
         while True:
             await asyncio.sleep(UIA_SWEEP_SECONDS)
             await self.interactive_auth.forget_expired()
+            async with self.database.transaction() as tx:
+                await short_lived_tokens.delete_expired(tx, int(time.time() * 1000))
 
     async def _listen(self, listener: settings.Listener) -> None:
         router = Router(route for api in listener.apis for route in self._routes[api])
@@ -409,6 +421,17 @@ def _registration_policy(configured: settings.Registration) -> RegistrationPolic
         flows=flows[configured.mode],
         allows_guests=configured.allow_guests,
         uses_tokens=configured.mode is RegistrationMode.TOKEN,
+    )
+
+
+def _turn_servers(configured: settings.Turn) -> TurnServers:
+    secret, password = configured.shared_secret, configured.password
+    return TurnServers(
+        uris=configured.uris,
+        shared_secret=None if secret is None else secret.value,
+        username=configured.username,
+        password=None if password is None else password.value,
+        lifetime_ms=configured.lifetime,
     )
 
 

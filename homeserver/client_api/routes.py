@@ -12,6 +12,7 @@ from homeserver.client_api.ephemeral import EphemeralAPI
 from homeserver.client_api.filtering import FilteringAPI
 from homeserver.client_api.key_backup import KeyBackupAPI
 from homeserver.client_api.login import LoginAPI
+from homeserver.client_api.outside_services import OutsideServicesAPI
 from homeserver.client_api.pages import PagesAPI
 from homeserver.client_api.profiles import ProfilesAPI
 from homeserver.client_api.push import PushRulesAPI
@@ -48,6 +49,7 @@ def login_routes(api: LoginAPI) -> Sequence[ClientRoute]:
     return [
         ClientRoute(method="GET", path="v3/login", endpoint=api.get_flows, login=NONE, limit="requests"),
         ClientRoute(method="POST", path="v3/login", endpoint=api.login, login=NONE, limit="requests"),
+        ClientRoute(method="POST", path="v1/login/get_token", endpoint=api.get_token, limit="login"),
         ClientRoute(method="POST", path="v3/refresh", endpoint=api.refresh, login=NONE, limit="requests"),
         ClientRoute(method="POST", path="v3/logout", endpoint=api.logout, guests=True, while_locked=True),
         ClientRoute(method="POST", path="v3/logout/all", endpoint=api.logout_all, guests=True, while_locked=True),
@@ -92,6 +94,15 @@ def account_routes(api: AccountsAPI) -> Sequence[ClientRoute]:
             for end in ("delete", "unbind")
         ],
         *request_tokens,
+    ]
+
+
+def outside_service_routes(api: OutsideServicesAPI) -> Sequence[ClientRoute]:
+    """OpenID tokens, TURN servers."""
+    openid = "v3/user/{user_id}/openid/request_token"
+    return [
+        ClientRoute(method="POST", path=openid, endpoint=api.request_openid_token, guests=True, limit="requests"),
+        ClientRoute(method="GET", path="v3/voip/turnServer", endpoint=api.get_turn_server, guests=True),
     ]
 
 
