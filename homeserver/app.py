@@ -33,6 +33,7 @@ from homeserver.client_api.account_data import AccountDataAPI
 from homeserver.client_api.accounts import AccountsAPI, RegistrationPolicy
 from homeserver.client_api.auth_stages import DummyStage, PasswordStage, Policy, RegistrationTokenStage, TermsStage
 from homeserver.client_api.authentication import TokenAuthenticator
+from homeserver.client_api.dehydrated_devices import DehydratedDevicesAPI
 from homeserver.client_api.device_management import DeviceManagementAPI
 from homeserver.client_api.discovery import DiscoveryAPI, ServerDescription
 from homeserver.client_api.end_to_end_encryption import EndToEndEncryptionAPI
@@ -58,6 +59,7 @@ from homeserver.services.account_data import AccountDataService
 from homeserver.services.accounts import AccountService
 from homeserver.services.application_services import ApplicationServiceError, ApplicationServices
 from homeserver.services.cross_signing import CrossSigningService
+from homeserver.services.dehydrated_devices import DehydratedDeviceService
 from homeserver.services.device_activity import DeviceActivity
 from homeserver.services.event_counts import EventCounter
 from homeserver.services.filters import FilterService
@@ -232,6 +234,9 @@ class Application:
                     CrossSigningService(self.log),
                     self.interactive_auth,
                 )
+            ),
+            *routes.dehydrated_device_routes(
+                DehydratedDevicesAPI(DehydratedDeviceService(self.database, self.log, self.tail))
             ),
             *routes.key_backup_routes(KeyBackupAPI(KeyBackupService(self.database))),
             *routes.send_to_device_routes(SendToDeviceAPI(SendToDeviceService(self.log, server_name))),

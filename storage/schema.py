@@ -454,6 +454,15 @@ fallback_keys = Table(
     Column("is_used", Boolean, nullable=False, server_default=false()),
 )
 
+dehydrated_devices = Table(
+    "dehydrated_devices",
+    metadata,
+    Column("user_id", Text, primary_key=True),
+    Column("device", Integer, ForeignKey("devices.device", ondelete="cascade"), nullable=False, unique=True),
+    Column("device_data", LargeBinary, nullable=False),
+    comment="A device of each user that receives keys while no other is logged in; its secrets are encrypted.",
+)
+
 cross_signing_keys = Table(
     "cross_signing_keys",
     metadata,

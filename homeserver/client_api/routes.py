@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from federation.web import Route
 from homeserver.client_api.account_data import AccountDataAPI
 from homeserver.client_api.accounts import AccountsAPI
+from homeserver.client_api.dehydrated_devices import DehydratedDevicesAPI
 from homeserver.client_api.device_management import DeviceManagementAPI
 from homeserver.client_api.discovery import DiscoveryAPI
 from homeserver.client_api.end_to_end_encryption import EndToEndEncryptionAPI
@@ -143,6 +144,17 @@ def end_to_end_encryption_routes(api: EndToEndEncryptionAPI) -> Sequence[ClientR
                 ("claim", api.claim_keys),
             )
         ),
+    ]
+
+
+def dehydrated_device_routes(api: DehydratedDevicesAPI) -> Sequence[ClientRoute]:
+    """MSC3814."""
+    path = "unstable/org.matrix.msc3814.v1/dehydrated_device"
+    return [
+        ClientRoute(method="PUT", path=path, endpoint=api.put, limit="requests"),
+        ClientRoute(method="GET", path=path, endpoint=api.get, limit="requests"),
+        ClientRoute(method="DELETE", path=path, endpoint=api.delete, limit="requests"),
+        ClientRoute(method="POST", path=f"{path}/{{device_id}}/events", endpoint=api.get_events, limit="requests"),
     ]
 
 

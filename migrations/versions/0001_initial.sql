@@ -454,6 +454,17 @@ CREATE TABLE threads (
 
 COMMENT ON TABLE threads IS 'Running counts of each thread.';
 
+CREATE TABLE dehydrated_devices (
+	user_id TEXT NOT NULL,
+	device INTEGER NOT NULL,
+	device_data BYTEA NOT NULL,
+	CONSTRAINT dehydrated_devices_pkey PRIMARY KEY (user_id),
+	CONSTRAINT dehydrated_devices_device_key UNIQUE (device),
+	CONSTRAINT dehydrated_devices_device_fkey FOREIGN KEY(device) REFERENCES devices (device) ON DELETE cascade
+);
+
+COMMENT ON TABLE dehydrated_devices IS 'A device of each user that receives keys while no other is logged in; its secrets are encrypted.';
+
 CREATE TABLE device_keys (
 	device INTEGER NOT NULL,
 	json BYTEA NOT NULL,
