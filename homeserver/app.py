@@ -23,6 +23,7 @@ from federation.rooms.heads import RoomHeads
 from federation.rooms.reader import RoomReader
 from federation.rooms.sent import SentEvents
 from federation.rooms.summaries import RoomSummaries
+from federation.rooms.timelines import Timelines
 from federation.web import Route
 from homeserver import configured
 from homeserver.client_api import interactive_auth as uia
@@ -51,6 +52,7 @@ from homeserver.client_api.routing import build_routes
 from homeserver.client_api.send_to_device import SendToDeviceAPI
 from homeserver.client_api.sending_events import SendingEventsAPI
 from homeserver.client_api.server_administration import ServerAdministrationAPI, SharedSecretRegistrationAPI
+from homeserver.client_api.syncing import SyncAPI
 from homeserver.config import API, Config, RegistrationMode
 from homeserver.listening import Listening
 from homeserver.services import device_keys
@@ -75,8 +77,11 @@ from homeserver.services.room_creation import RoomCreationService
 from homeserver.services.room_directory import RoomDirectory
 from homeserver.services.send_to_device import SendToDeviceService
 from homeserver.services.sessions import SessionService
+from homeserver.services.sync import SyncService, SyncSources
+from homeserver.services.sync_rooms import SyncRooms
 from homeserver.services.typing import TypingService
 from homeserver.services.user_names import UserNames
+from homeserver.services.user_views import UserViews
 from homeserver.startup import Prepared, prepare
 from storage import send_to_device, short_lived_tokens
 from storage.account_data import AccountDataChanged
@@ -154,7 +159,7 @@ class Application:
         self.impersonation = Impersonation(self.database, self.application_services)
         self.tail.add_view(self.impersonation.on_change)
         self.activity = DeviceActivity(self.database)
-        self.account_data = AccountDataService(self.database, self.log)
+        self.account_data = AccountDataService(self.database, self.log, self.event_counter.follow)
         self.tail.add_view(self.account_data.on_change)
         self._build_rooms(server_name)
         self.accounts = AccountService(
@@ -237,6 +242,7 @@ class Application:
             *routes.push_rule_routes(PushRulesAPI(self.push_rules)),
             *routes.profile_routes(ProfilesAPI(self.profiles)),
             *routes.ephemeral_routes(EphemeralAPI(self.typing, self.receipts, self.presence)),
+            *SyncAPI(self.syncs, self.filters, self.presence).routes(),
             *routes.room_creation_routes(RoomCreationAPI(self.room_creation)),
             *routes.membership_routes(RoomMembershipAPI(self.memberships, self.room_directory)),
             *routes.sending_routes(SendingEventsAPI(self.messages, self.memberships)),
@@ -285,7 +291,7 @@ class Application:
     def _build_user_data(self, server_name: ServerName) -> None:
         """What users keep, and what they tell of themselves."""
         self.filters = FilterService(self.database)
-        self.push_rules = PushRuleService(self.database, self.log)
+        self.push_rules = PushRuleService(self.database, self.log, self.event_counter.follow)
         self.tail.add_view(self.push_rules.on_change)
         self.profiles = ProfileService(
             self.database,
@@ -300,6 +306,23 @@ class Application:
         self.exchange = Exchange(self.database, self.typists, board)
         self.typing = TypingService(self.database, self.exchange)
         self.presence = PresenceService(self.database, self.tail, board, self.exchange, enabled=self.config.presence)
+        self._build_sync(board)
+
+    def _build_sync(self, board: PresenceBoard) -> None:
+        """What syncs are answered from; the views of users come last, when all else knows of an entry."""
+        self.views = UserViews(self.database, self.tail)
+        self.tail.add_view(self.views.apply)
+        timelines = Timelines(self.database, self.tail, self.reader)
+        sources = SyncSources(
+            rooms=SyncRooms(
+                database=self.database, tail=self.tail, views=self.views, timelines=timelines, typing=self.typists
+            ),
+            account_data=self.account_data,
+            key_counts=self.key_counts,
+            typing=self.typists,
+            presence=board,
+        )
+        self.syncs = SyncService(self.database, self.tail, self.views, sources)
 
     def _wake_room(self, room: int) -> None:
         for listener in self.tail.listeners_in(room):
@@ -313,6 +336,7 @@ class Application:
         await self.event_counter.start()
         self._run("log", self.log.run())
         self._run("tail", self.tail.run())
+        self._run("event counter", self.event_counter.run())
         self._run("device activity", self.activity.run())
         self._run("forgetting what expired", self._sweep())
         self._run("exchange", self.exchange.run())
