@@ -3,6 +3,7 @@
 Only `federation.rooms` and `storage` may import this module: every reader goes through the visibility gate.
 """
 
+import logging
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntFlag
@@ -15,6 +16,8 @@ from federation.protocol.types import EventID, JsonObject, UserID
 from storage.database import Row, Tx
 from storage.memberships import Membership
 from storage.unread import PersonalCount
+
+logger = logging.getLogger(__name__)
 
 
 class Flag(IntFlag):
@@ -30,6 +33,9 @@ class Flag(IntFlag):
 
 
 HIDDEN = Flag.REJECTED | Flag.SOFT_FAILED | Flag.OUTLIER
+
+UNREADABLE: JsonObject = {"type": "", "sender": "", "content": {}, "origin_server_ts": 0}
+"""What stands for a stored row that is no event, so that its readers stumble over nothing but itself."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -62,8 +68,13 @@ class StoredEvent:
     def json(self) -> JsonObject:
         """The event, parsed. Nobody may change it."""
         if self._json is None:
-            self._json = orjson.loads(self.canonical)
+            self._json = _readable(self)
         return self._json
+
+    @property
+    def is_readable(self) -> bool:
+        """Whether the row holds an event at all: nobody is shown one that does not."""
+        return self.json is not UNREADABLE
 
     @property
     def type(self) -> str:
@@ -99,6 +110,22 @@ class StoredEvent:
         if self.state_key is None or self.flags & (Flag.REJECTED | Flag.OUTLIER):
             return (self.line, self.version)
         return (self.line, self.trunk_version)
+
+
+def _readable(event: StoredEvent) -> JsonObject:
+    """The row's JSON if its readers can rely on its shape, whoever put it into the database."""
+    try:
+        json = orjson.loads(event.canonical)
+        texts = [json["type"], json["sender"], *([json["state_key"]] if "state_key" in json else ())]
+        is_event = type(json["content"]) is dict and type(json["origin_server_ts"]) is int
+        is_event = is_event and all(type(text) is str and "\0" not in text for text in texts)
+    except (ValueError, LookupError, TypeError):
+        is_event, json = False, UNREADABLE
+    if not is_event:
+        logger.warning("the stored event %s at position %d is none", event.event_id, event.position)
+        return UNREADABLE
+    answer: JsonObject = json
+    return answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +199,8 @@ class TrunkChange:
     since: int
     membership: Membership | None
 
+
+_LAST = 2**63 - 1
 
 COLUMNS = (
     "events.position, events.room, event_id, flags, line, version, trunk_version, after_line, after_version,"
@@ -330,12 +359,114 @@ async def rooms_changed(tx: Tx, rooms: Collection[int], after: int) -> set[int]:
     return {room for (room,) in rows}
 
 
-async def find_by_timestamp(tx: Tx, room: int, ts: int, *, backwards: bool, limit: int) -> list[StoredEvent]:
-    """The visible events nearest to a time, on one side of it, nearest first."""
-    comparison, order = ("<=", "desc") if backwards else (">=", "asc")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scan:
+    """What part of a room's history to look through, and for what."""
+
+    ranges: Sequence[tuple[int, int]]
+    """Positions, each range without its first and with its last."""
+    newest_first: bool
+    budget: int
+    """How many events to look at."""
+    limit: int
+    """How many to return."""
+    types: Collection[int] | None = None
+    not_types: Collection[int] = ()
+    senders: Collection[int] | None = None
+    not_senders: Collection[int] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Scanned:
+    """What a scan found."""
+
+    events: Sequence[StoredEvent]
+    last: int | None
+    """Where the scan stopped: the last event that it looked at. None: it looked at everything there is."""
+
+
+async def scan(tx: Tx, room: int, wanted: Scan) -> Scanned:
+    """Look through a bounded number of events for those that match; hidden ones are looked at and left out."""
+    order = "desc" if wanted.newest_first else "asc"
+    edge = "min" if wanted.newest_first else "max"
+    conditions, values = _matching(wanted)
     rows = await tx.fetch(
-        f"select {COLUMNS} from events where room = %s and origin_server_ts {comparison} %s and flags = 0"
+        "with scanned as materialized (select found.* from unnest(%s::bigint[], %s::bigint[]) as given(low, high),"
+        "  lateral (select position, type, sender, flags from events where room = %s and position > low"
+        f"  and position <= high order by position {order} limit %s) as found order by position {order} limit %s)"
+        f" select bounds.edge, bounds.looked_at, {COLUMNS}"
+        f" from (select {edge}(position) as edge, count(*) as looked_at from scanned) as bounds"
+        " left join (events join (select position from scanned where flags = 0"
+        f"  {''.join(f' and {condition}' for condition in conditions)} order by position {order} limit %s) as matching"
+        "  on events.position = matching.position and events.room = %s) on true"
+        f" order by events.position {order}",
+        (
+            [low for low, _ in wanted.ranges],
+            [high for _, high in wanted.ranges],
+            room,
+            wanted.budget,
+            wanted.budget,
+            *values,
+            wanted.limit,
+            room,
+        ),
+    )
+    found = [from_row(row[2:]) for row in rows if row[2] is not None]
+    if len(found) == wanted.limit:
+        return Scanned(found, found[-1].position if found else None)
+    return Scanned(found, rows[0][0] if rows and rows[0][1] >= wanted.budget else None)
+
+
+def _matching(wanted: Scan) -> tuple[list[str], list[Any]]:
+    conditions: list[str] = []
+    values: list[Any] = []
+    for column, included, excluded in (
+        ("type", wanted.types, wanted.not_types),
+        ("sender", wanted.senders, wanted.not_senders),
+    ):
+        if included is not None:
+            conditions.append(f"{column} = any(%s::int[])")
+            values.append(list(included))
+        if excluded:
+            conditions.append(f"{column} <> all(%s::int[])")
+            values.append(list(excluded))
+    return conditions, values
+
+
+async def after_in_rooms(tx: Tx, rooms: Collection[int], *, after: int, upto: int, limit: int) -> list[StoredEvent]:
+    """The first visible events of all these rooms together in (after, upto], oldest first."""
+    rows = await tx.fetch(
+        f"select {COLUMNS} from unnest(%s::int[]) as wanted(number), lateral ("
+        "  select * from events where room = wanted.number and position > %s and position <= %s and flags = 0"
+        "  order by position limit %s) as events order by position limit %s",
+        (list(rooms), after, upto, limit, limit),
+    )
+    return [from_row(row) for row in rows]
+
+
+async def trunk_versions_of(tx: Tx, room: int, positions: Collection[int]) -> dict[int, int]:
+    """The room's version once each of these events was appended."""
+    rows = await tx.fetch(
+        "select position, trunk_version from events where room = %s and position = any(%s::bigint[])",
+        (room, list(positions)),
+    )
+    return {position: version for position, version in rows}
+
+
+async def find_by_timestamp(
+    tx: Tx, room: int, ts: int, *, backwards: bool, limit: int, beyond: int | None = None
+) -> list[StoredEvent]:
+    """The visible events nearest to a time, on one side of it, nearest first.
+
+    With `beyond` those at the time itself begin after the event at this position.
+    """
+    comparison, order = ("<", "desc") if backwards else (">", "asc")
+    if beyond is None:
+        beyond = _LAST if backwards else -_LAST
+    rows = await tx.fetch(
+        f"select {COLUMNS} from events where room = %s and origin_server_ts {comparison}= %s"
+        f" and (origin_server_ts, position) {comparison} (%s, %s) and flags = 0"
         f" order by origin_server_ts {order}, position {order} limit %s",
-        (room, ts, limit),
+        (room, ts, ts, beyond, limit),
     )
     return [from_row(row) for row in rows]

@@ -160,3 +160,11 @@ async def forget(tx: Tx, user_id: UserID, room: int, position: int) -> None:
         " on conflict (user_id, room) do update set position = excluded.position",
         (user_id, room, position),
     )
+
+
+async def is_forgotten(tx: Tx, user_id: UserID, room: int, position: int) -> bool:
+    """Whether the user asked to forget the room after the leave at this position."""
+    row = await tx.fetch_one(
+        "select 1 from forgotten_rooms where user_id = %s and room = %s and position >= %s", (user_id, room, position)
+    )
+    return row is not None

@@ -87,6 +87,21 @@ async def current_members(
     return [(UserID(user_id), Membership(membership), event) for user_id, membership, event in rows]
 
 
+async def members_at(
+    tx: Tx, room: int, version: int | None, memberships: Collection[Membership]
+) -> list[tuple[UserID, Membership, int]]:
+    """As `current_members`, at a version of the trunk; None is now."""
+    if version is None:
+        return await current_members(tx, room, memberships)
+    rows = await tx.fetch(
+        "select strings.value, membership, event from room_state join strings on strings.id = room_state.state_key"
+        " where room = %s and type = %s and line = 0 and since_version <= %s"
+        " and (until_version is null or until_version > %s) and membership = any(%s::smallint[]) order by event",
+        (room, strings.MEMBER, version, version, [int(membership) for membership in memberships]),
+    )
+    return [(UserID(user_id), Membership(membership), event) for user_id, membership, event in rows]
+
+
 async def first_members(
     tx: Tx, rooms: Collection[int], memberships: Collection[Membership], *, besides: UserID, limit: int
 ) -> dict[int, list[UserID]]:

@@ -54,14 +54,19 @@ def is_plain(event: StoredEvent) -> bool:
 
 def finish(event: StoredEvent, *, membership: str | None, device: int | None, now_ms: int | None = None) -> bytes:
     """The whole client event for one reader; `prepare` must have seen it."""
-    if event.client is None:
-        raise ValueError("the event was not prepared")
+    if not event.client:
+        raise ValueError("the event was not prepared, or cannot be read")
     now_ms = time.time_ns() // 1_000_000 if now_ms is None else now_ms
     age = b'"age":%d' % max(now_ms - event.json["origin_server_ts"], 0)
     own = b""
     if event.txn_id is not None and device is not None and event.device == device:
         own = b',"transaction_id":' + orjson.dumps(event.txn_id)
     return b"".join((event.client, age, _MEMBERSHIPS.get(membership or "", b""), own, b"}}"))
+
+
+def is_presentable(event: StoredEvent) -> bool:
+    """Whether a prepared event has a client form: what was put into the database by somebody else may have none."""
+    return bool(event.client)
 
 
 def stripped(event: StoredEvent) -> JsonObject:
@@ -71,6 +76,14 @@ def stripped(event: StoredEvent) -> JsonObject:
 
 
 def _encode(event: StoredEvent, room: Room, replaced: StoredEvent | None, redaction: StoredEvent | None) -> None:
+    try:
+        event.client = _encoded(event, room, replaced, redaction) if event.is_readable else b""
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        event.client = b""  # malformed, or nested so deeply that it cannot be written
+    event.forget_json()
+
+
+def _encoded(event: StoredEvent, room: Room, replaced: StoredEvent | None, redaction: StoredEvent | None) -> bytes:
     form = _form(event, room, is_redacted=event.redacted_by is not None)
     unsigned: JsonObject = {}
     if redaction is not None:
@@ -80,8 +93,7 @@ def _encode(event: StoredEvent, room: Room, replaced: StoredEvent | None, redact
         unsigned["replaces_state"] = replaced.event_id
         unsigned["prev_sender"] = replaced.sender
     head = orjson.dumps(form)[:-1] + b',"unsigned":{'
-    event.client = head + (orjson.dumps(unsigned)[1:-1] + b"," if unsigned else b"")
-    event.forget_json()
+    return head + (orjson.dumps(unsigned)[1:-1] + b"," if unsigned else b"")
 
 
 def _form(event: StoredEvent, room: Room, *, is_redacted: bool) -> JsonObject:
@@ -115,11 +127,16 @@ async def _replaced_by(tx: Tx, state: Sequence[StoredEvent]) -> Mapping[int, Sto
     if not state:
         return {}
     positions = await _positions_before(tx, [event for event in state if event.line == room_state.TRUNK])
+    forked: dict[int, list[tuple[StoredEvent, StateKey]]] = {}
     for event in state:
         if event.line != room_state.TRUNK and event.state_key is not None:
-            key: StateKey = (event.type, event.state_key)
-            point = (event.line, event.version)
-            found = (await room_state.at(tx, event.room, [point], [key]))[point].get(key)
+            forked.setdefault(event.room, []).append((event, (event.type, event.state_key)))
+    for room, pairs in forked.items():
+        states = await room_state.at(
+            tx, room, {(event.line, event.version) for event, _ in pairs}, {key for _, key in pairs}
+        )
+        for event, key in pairs:
+            found = states[event.line, event.version].get(key)
             if found is not None:
                 positions[event.position] = found
     loaded = await events.by_positions(tx, positions.values()) if positions else {}
@@ -130,7 +147,7 @@ async def _positions_before(tx: Tx, state: Sequence[StoredEvent]) -> dict[int, i
     if not state:
         return {}
     numbers = await strings.find(tx, {text for event in state for text in (event.type, event.state_key or "")})
-    asked = [event for event in state if event.version > 0]
+    asked = [event for event in state if event.version > 0 and event.type in numbers and event.state_key in numbers]
     rows = await tx.fetch(
         "select given.position, room_state.event from room_state"
         " join unnest(%s::bigint[], %s::int[], %s::int[], %s::int[], %s::int[])"

@@ -15,13 +15,13 @@ from federation.rooms import client_events
 from storage import events, room_state, rooms
 from storage.database import Database, Tx
 from storage.events import StoredEvent
-from storage.memberships import Membership
+from storage.memberships import Membership, is_forgotten
 from storage.room_state import TRUNK, Point, Span
 from storage.rooms import Room
 
 VISIBILITY: StateKey = ("m.room.history_visibility", "")
-MAX_SCANNED = 2_000
-"""Events looked at for one page; one that finds less ends early, with a token to go on from."""
+BEGINNING, END = -(1 << 62), 1 << 62
+"""Before and after every position."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,18 +74,23 @@ class RoomReader:
         room = await rooms.find(tx, room_id)
         if room is None:
             raise Forbidden("You are not in this room")
-        key: StateKey = ("m.room.member", user_id)
-        history = (await room_state.history(tx, room.number, [key]))[key]
+        history = (await room_state.histories(tx, [room.number], ("m.room.member", user_id))).get(room.number, [])
         membership = history[-1].membership if history and history[-1].until is None else None
         if membership is Membership.JOIN:
             return Access(room, user_id, membership, None)
-        if membership in (Membership.LEAVE, Membership.BAN) and any(
-            span.membership is Membership.JOIN for span in history
-        ):
-            return Access(room, user_id, membership, (TRUNK, history[-1].since))
+        leave = _last_leave(history)
+        if leave is not None and not await is_forgotten(tx, user_id, room.number, leave.event or 0):
+            return Access(room, user_id, membership, (TRUNK, leave.since))
         if may_peek and await self._is_world_readable(tx, room):
             return Access(room, user_id, membership, None)
         raise Forbidden("You are not in this room")
+
+    async def joined(self, tx: Tx, room_id: str, user_id: UserID) -> Access:
+        """As `access`, for who is in the room now; raises Forbidden for everybody else."""
+        access = await self.access(tx, room_id, user_id, may_peek=False)
+        if not access.is_joined:
+            raise Forbidden("You are not in this room")
+        return access
 
     async def _is_world_readable(self, tx: Tx, room: Room) -> bool:
         position = (await room_state.current(tx, room.number, [VISIBILITY])).get(VISIBILITY)
@@ -114,7 +119,10 @@ class RoomReader:
     ) -> list[Seen]:
         user_id = key[1]
         own = _spans(history, [_word(span.membership) for span in history])
+        leave = _last_leave(history)
+        is_gone_after = None if leave is None else leave.event
         joined_last = max((span.since for span in history if span.membership is Membership.JOIN), default=-1)
+        stored = [event for event in stored if event.is_readable]
         memberships = {event.position: own.at(event.version) for event in stored if event.line == TRUNK}
         visibilities: _Spans | None = None
         if any(memberships.get(event.position) != "join" for event in stored):
@@ -124,6 +132,8 @@ class RoomReader:
         seen: list[Seen] = []
         for event in stored:
             before = memberships.get(event.position)
+            if before == "join" and is_gone_after is not None and event.position > is_gone_after:
+                before = "leave"  # sent by who did not know of the leave yet
             after = before
             is_own = event.state_key == user_id and event.type == "m.room.member"
             if is_own:
@@ -140,10 +150,17 @@ class RoomReader:
         return seen
 
     async def _visibilities(self, tx: Tx, room: Room) -> _Spans:
+        return (await self._visibility_spans(tx, room))[1]
+
+    async def _visibility_spans(self, tx: Tx, room: Room) -> tuple[Sequence[Span], _Spans]:
         history = (await room_state.history(tx, room.number, [VISIBILITY]))[VISIBILITY]
-        stored = await events.by_position(tx, room.number, [span.event for span in history if span.event is not None])
-        values = [get_visibility(None if span.event is None else stored[span.event].content) for span in history]
-        return _spans(history, values)
+        wanted = [span.event for span in history if span.event is not None]
+        stored = await events.by_position(tx, room.number, wanted) if wanted else {}
+        values = [
+            get_visibility(stored[span.event].content if span.event is not None and span.event in stored else None)
+            for span in history
+        ]
+        return history, _spans(history, values)
 
     async def _on_branches(
         self, tx: Tx, room: Room, key: StateKey, forked: Sequence[StoredEvent], memberships: dict[int, str | None]
@@ -173,6 +190,18 @@ class RoomReader:
             raise NotFound("There is no such event")
         return seen[0]
 
+    async def event_anywhere(self, tx: Tx, event_id: str, user_id: UserID) -> Seen:
+        """One event of any room; raises NotFound where there is none that the reader may see."""
+        stored = (await events.by_id(tx, [event_id])).get(EventID(event_id))
+        if stored is None or stored.flags & events.HIDDEN:
+            raise NotFound("There is no such event")
+        room = (await rooms.get_many(tx, [stored.room]))[stored.room]
+        try:
+            access = await self.access(tx, room.room_id, user_id)
+        except Forbidden as error:
+            raise NotFound("There is no such event") from error
+        return await self.event(tx, access, event_id)
+
     async def state(self, tx: Tx, access: Access, keys: Iterable[StateKey] | None = None) -> list[StoredEvent]:
         """The room's state as the reader may see it: now, or when they left; whole, or under these keys."""
         number = access.room.number
@@ -182,26 +211,110 @@ class RoomReader:
             positions = await room_state.current_whole(tx, number)
         else:
             positions = await room_state.current(tx, number, keys)
-        stored = await events.by_position(tx, number, positions.values())
-        return [stored[position] for position in positions.values()]
+        return await self._load(tx, access.room, positions)
 
     async def state_at(
         self, tx: Tx, room: Room, point: Point, keys: Iterable[StateKey] | None = None
     ) -> list[StoredEvent]:
         """The room's state at a point that the reader was shown an event of."""
-        positions = (await room_state.at(tx, room.number, [point], keys))[point]
+        return await self._load(tx, room, (await room_state.at(tx, room.number, [point], keys))[point])
+
+    async def lazy_state_at(self, tx: Tx, room: Room, point: Point, members: Collection[UserID]) -> list[StoredEvent]:
+        """As `state_at` the whole state, but with the member events of these users alone."""
+        line, version = point
+        if line == TRUNK:
+            positions = (await room_state.at_versions(tx, {room.number: version}, members=members))[room.number]
+        else:
+            whole = (await room_state.at(tx, room.number, [point]))[point]
+            positions = {key: event for key, event in whole.items() if key[0] != "m.room.member" or key[1] in members}
+        return await self._load(tx, room, positions)
+
+    async def _load(self, tx: Tx, room: Room, positions: Mapping[StateKey, int]) -> list[StoredEvent]:
+        """The events that a state holds, without those that cannot be read or stand at a wrong place."""
         stored = await events.by_position(tx, room.number, positions.values())
-        return [stored[position] for position in positions.values()]
+        return [
+            stored[position]
+            for key, position in positions.items()
+            if position in stored and (stored[position].type, stored[position].state_key) == key
+        ]
+
+    async def members(
+        self, tx: Tx, access: Access, wanted: Collection[Membership], at: int | None = None
+    ) -> list[StoredEvent]:
+        """The member events with one of these memberships: now, at the reader's leave, or at a place in the log.
+
+        Of a place whose state the reader may not see they get what they may see first after it.
+        """
+        version = None if access.until is None else access.until[1]
+        if at is not None:
+            given = (await events.trunk_versions_at(tx, [access.room.number], at))[access.room.number]
+            given = await self._first_visible(tx, access, given)
+            version = given if version is None else min(given, version)
+        found = await room_state.members_at(tx, access.room.number, version, wanted)
+        keys: dict[StateKey, int] = {("m.room.member", user_id): position for user_id, _, position in found}
+        return await self._load(tx, access.room, keys)
+
+    async def _first_visible(self, tx: Tx, access: Access, version: int) -> int:
+        """The version, or the one of the reader's next join where they may not see the room at the version."""
+        key: StateKey = ("m.room.member", access.user_id)
+        history = (await room_state.histories(tx, [access.room.number], key)).get(access.room.number, [])
+        own = _spans(history, [_word(span.membership) for span in history])
+        joins = [span.since for span in history if span.membership is Membership.JOIN and span.since > version]
+        visibility = (await self._visibilities(tx, access.room)).at(version)
+        if may_see(get_visibility({"history_visibility": visibility}), own.at(version), joins_later=bool(joins)):
+            return version
+        return joins[0] if joins else version
+
+    async def ranges(self, tx: Tx, access: Access) -> list[tuple[int, int]]:
+        """Where in the log events stand that the user may see: positions, each range without its first one.
+
+        What stands elsewhere they may not see; what stands there, `visible` decides. For rooms whose graph forked
+        this is a guess from the trunk: an event of a branch may be left out.
+        """
+        key: StateKey = ("m.room.member", access.user_id)
+        history = (await room_state.histories(tx, [access.room.number], key)).get(access.room.number, [])
+        visibilities = await self._visibility_spans(tx, access.room)
+        own = _spans(history, [_word(span.membership) for span in history])
+        joined_last = max((span.since for span in history if span.membership is Membership.JOIN), default=-1)
+        positions = {
+            span.since: span.event for span in (*history, *visibilities[0]) if span.event is not None and span.since > 0
+        }
+        known = await events.trunk_versions_of(tx, access.room.number, positions.values())
+        found: list[tuple[int, int]] = []
+        low, is_open = BEGINNING, True  # before the first change: history that was fetched, and the room's beginning
+        for version in sorted(positions):
+            sees = may_see(
+                get_visibility({"history_visibility": visibilities[1].at(version)}),
+                own.at(version),
+                joins_later=joined_last > version,
+            )
+            position = positions[version]
+            if is_open and not sees and known.get(position) == version:
+                found.append((low, position))
+                is_open = False
+            elif sees and not is_open:
+                low, is_open = position - 1, True
+        if is_open:
+            found.append((low, END))
+        return found
 
     async def render(self, tx: Tx, seen: Sequence[Seen], device: int | None = None) -> list[bytes]:
         """The client form of events for one reader."""
         await client_events.prepare(tx, [each.event for each in seen])
-        return [client_events.finish(each.event, membership=each.membership, device=device) for each in seen]
+        return [
+            client_events.finish(each.event, membership=each.membership, device=device)
+            for each in seen
+            if client_events.is_presentable(each.event)
+        ]
 
     async def render_state(self, tx: Tx, stored: Sequence[StoredEvent], device: int | None = None) -> list[bytes]:
         """The client form of state that stands outside a timeline."""
         await client_events.prepare(tx, stored, is_state=True)
-        return [client_events.finish(event, membership=None, device=device) for event in stored]
+        return [
+            client_events.finish(event, membership=None, device=device)
+            for event in stored
+            if client_events.is_presentable(event)
+        ]
 
 
 def _may_see(
@@ -231,6 +344,14 @@ def _spans(history: Sequence[Span], values: Sequence[str | None]) -> _Spans:
             versions.append(span.until)
             known.append(None)
     return _Spans(versions, known)
+
+
+def _last_leave(history: Sequence[Span]) -> Span | None:
+    """What ended the user's last time in the room; None for who is in it or never was."""
+    for index in range(len(history) - 1, -1, -1):
+        if history[index].membership is Membership.JOIN:
+            return history[index + 1] if index + 1 < len(history) else None
+    return None
 
 
 def _word(membership: Membership | None) -> str | None:

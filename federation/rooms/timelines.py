@@ -279,14 +279,22 @@ class Timelines:
         if hard:
             async with self._database.read() as tx:
                 await client_events.prepare(tx, hard)
-        return [client_events.finish(seen.event, membership=seen.membership, device=device) for seen in shown]
+        return [
+            client_events.finish(seen.event, membership=seen.membership, device=device)
+            for seen in shown
+            if client_events.is_presentable(seen.event)
+        ]
 
     async def render_state(self, stored: Sequence[StoredEvent], device: int | None) -> list[bytes]:
         """State for one reader."""
         if any(event.client is None for event in stored):
             async with self._database.read() as tx:
                 await client_events.prepare(tx, stored, is_state=True)
-        return [client_events.finish(event, membership=None, device=device) for event in stored]
+        return [
+            client_events.finish(event, membership=None, device=device)
+            for event in stored
+            if client_events.is_presentable(event)
+        ]
 
 
 def _fetch_limit(limit: int, wanted: Wanted) -> int:

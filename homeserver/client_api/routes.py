@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from federation.web import Route
 from homeserver.client_api.account_data import AccountDataAPI
 from homeserver.client_api.accounts import AccountsAPI
-from homeserver.client_api.dehydrated_devices import DehydratedDevicesAPI
 from homeserver.client_api.device_management import DeviceManagementAPI
 from homeserver.client_api.discovery import DiscoveryAPI
 from homeserver.client_api.end_to_end_encryption import EndToEndEncryptionAPI
@@ -13,10 +12,11 @@ from homeserver.client_api.ephemeral import EphemeralAPI
 from homeserver.client_api.filtering import FilteringAPI
 from homeserver.client_api.key_backup import KeyBackupAPI
 from homeserver.client_api.login import LoginAPI
-from homeserver.client_api.outside_services import OutsideServicesAPI
 from homeserver.client_api.pages import PagesAPI
 from homeserver.client_api.profiles import ProfilesAPI
 from homeserver.client_api.push import PushRulesAPI
+from homeserver.client_api.reading_events import ReadingEventsAPI
+from homeserver.client_api.reading_state import ReadingStateAPI
 from homeserver.client_api.room_creation import RoomCreationAPI
 from homeserver.client_api.room_directory import RoomDirectoryAPI
 from homeserver.client_api.room_membership import RoomMembershipAPI
@@ -50,7 +50,6 @@ def login_routes(api: LoginAPI) -> Sequence[ClientRoute]:
     return [
         ClientRoute(method="GET", path="v3/login", endpoint=api.get_flows, login=NONE, limit="requests"),
         ClientRoute(method="POST", path="v3/login", endpoint=api.login, login=NONE, limit="requests"),
-        ClientRoute(method="POST", path="v1/login/get_token", endpoint=api.get_token, limit="login"),
         ClientRoute(method="POST", path="v3/refresh", endpoint=api.refresh, login=NONE, limit="requests"),
         ClientRoute(method="POST", path="v3/logout", endpoint=api.logout, guests=True, while_locked=True),
         ClientRoute(method="POST", path="v3/logout/all", endpoint=api.logout_all, guests=True, while_locked=True),
@@ -98,15 +97,6 @@ def account_routes(api: AccountsAPI) -> Sequence[ClientRoute]:
     ]
 
 
-def outside_service_routes(api: OutsideServicesAPI) -> Sequence[ClientRoute]:
-    """OpenID tokens, TURN servers."""
-    openid = "v3/user/{user_id}/openid/request_token"
-    return [
-        ClientRoute(method="POST", path=openid, endpoint=api.request_openid_token, guests=True, limit="requests"),
-        ClientRoute(method="GET", path="v3/voip/turnServer", endpoint=api.get_turn_server, guests=True),
-    ]
-
-
 def device_routes(api: DeviceManagementAPI) -> Sequence[ClientRoute]:
     """A user's devices."""
     return [
@@ -144,17 +134,6 @@ def end_to_end_encryption_routes(api: EndToEndEncryptionAPI) -> Sequence[ClientR
                 ("claim", api.claim_keys),
             )
         ),
-    ]
-
-
-def dehydrated_device_routes(api: DehydratedDevicesAPI) -> Sequence[ClientRoute]:
-    """MSC3814."""
-    path = "unstable/org.matrix.msc3814.v1/dehydrated_device"
-    return [
-        ClientRoute(method="PUT", path=path, endpoint=api.put, limit="requests"),
-        ClientRoute(method="GET", path=path, endpoint=api.get, limit="requests"),
-        ClientRoute(method="DELETE", path=path, endpoint=api.delete, limit="requests"),
-        ClientRoute(method="POST", path=f"{path}/{{device_id}}/events", endpoint=api.get_events, limit="requests"),
     ]
 
 
@@ -310,6 +289,31 @@ def sending_routes(api: SendingEventsAPI) -> Sequence[ClientRoute]:
         ClientRoute(method="PUT", path=send, endpoint=api.send, limit="messages", guests=True),
         ClientRoute(method="PUT", path=redact, endpoint=api.redact, limit="messages"),
         *state,
+    ]
+
+
+def reading_routes(events: ReadingEventsAPI, state: ReadingStateAPI) -> Sequence[ClientRoute]:
+    """What rooms hold: their history, their state, their members."""
+    room = "v3/rooms/{room_id}"
+    by_timestamp = "rooms/{room_id}/timestamp_to_event"
+    return [
+        ClientRoute(method="GET", path=f"{room}/messages", endpoint=events.get_messages, guests=True),
+        ClientRoute(method="GET", path=f"{room}/event/{{event_id}}", endpoint=events.get_event, guests=True),
+        ClientRoute(method="GET", path=f"{room}/context/{{event_id}}", endpoint=events.get_context, guests=True),
+        ClientRoute(
+            method="GET",
+            path=f"v1/{by_timestamp}",
+            endpoint=events.get_by_timestamp,
+            unstable=(f"unstable/org.matrix.msc3030/{by_timestamp}",),
+        ),
+        ClientRoute(method="GET", path="v3/events/{event_id}", endpoint=events.find_event, guests=True),
+        ClientRoute(method="GET", path=f"{room}/state", endpoint=state.get_state, guests=True),
+        ClientRoute(method="GET", path=f"{room}/state/{{event_type}}", endpoint=state.get_state_event, guests=True),
+        ClientRoute(
+            method="GET", path=f"{room}/state/{{event_type}}/{{state_key}}", endpoint=state.get_state_event, guests=True
+        ),
+        ClientRoute(method="GET", path=f"{room}/members", endpoint=state.get_members, guests=True),
+        ClientRoute(method="GET", path=f"{room}/joined_members", endpoint=state.get_joined_members),
     ]
 
 

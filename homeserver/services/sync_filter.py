@@ -27,6 +27,11 @@ class _Types:
         self._exact = frozenset(name for name in types if "*" not in name)
         self._patterns = tuple(_plain(name) for name in sorted(types) if "*" in name)
 
+    @property
+    def plain(self) -> Collection[str] | None:
+        """The types, where none of them is a pattern."""
+        return None if self._patterns else self._exact
+
     def __contains__(self, name: str) -> bool:
         return name in self._exact or any(glob_match(pattern, _plain(name)) for pattern in self._patterns)
 

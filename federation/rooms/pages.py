@@ -1,0 +1,192 @@
+"""Pages of a room's history, for one reader (Client-Server API, "Getting events for a room").
+
+A page looks at a bounded number of events, whatever its filter: it may hold less than was asked for, or nothing, and
+say where to go on. Only at the true end of what the reader may see it says so. Order is that of the log: when this
+server came to know of an event, with history that was fetched later before everything else.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from federation.protocol.types import UserID
+from federation.rooms.reader import BEGINNING, END, Access, RoomReader, Seen
+from storage import events, strings
+from storage.database import Tx
+from storage.events import Scan, StoredEvent
+
+MAX_SCANNED = 2_000
+"""Events looked at for one page."""
+MAX_TIMESTAMPS_SCANNED = 1_000
+_CHUNK = 200
+
+
+class Names(Protocol):
+    """Event types that a filter lists (`homeserver/services/sync_filter.py`)."""
+
+    @property
+    def plain(self) -> Collection[str] | None:
+        """The types, where none of them is a pattern."""
+
+
+class Wanted(Protocol):
+    """Which events a reader asked for."""
+
+    @property
+    def is_trivial(self) -> bool:
+        """Whether every event passes."""
+
+    @property
+    def types(self) -> Names | None:
+        """Only these types."""
+
+    @property
+    def not_types(self) -> Names | None:
+        """None of these types."""
+
+    @property
+    def senders(self) -> Collection[str] | None:
+        """Only these senders."""
+
+    @property
+    def not_senders(self) -> Collection[str]:
+        """None of these senders."""
+
+    def allows_event(self, event_type: str, sender: str | None, content: object) -> bool:
+        """Whether an event passes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PageRequest:
+    """What part of a room's history somebody asks for."""
+
+    backwards: bool
+    start: int | None = None
+    """The place to start from: the page holds events after this position, or at it and before when going backwards.
+    None: either end of the room."""
+    stop: int | None = None
+    """The place to stop at."""
+    limit: int | None
+    """How many events at most; None for no event at all, wherever one looks."""
+    wanted: Wanted | None = None
+    ignored: Collection[UserID] = ()
+    """Whose messages the reader does not want."""
+
+
+@dataclass(slots=True)
+class Page:
+    """Events in the order asked for, and where to go on; no `end` where there is nothing more."""
+
+    start: int
+    seen: list[Seen] = field(default_factory=list)
+    end: int | None = None
+
+
+class Pages:
+    """Reads pages behind the visibility gate."""
+
+    def __init__(self, reader: RoomReader) -> None:
+        self._reader = reader
+
+    async def read(self, tx: Tx, access: Access, request: PageRequest) -> Page:
+        """One page of what the reader may see."""
+        start = request.start
+        if start is None:
+            start = END if request.backwards else BEGINNING
+        page = Page(start)
+        limit = request.limit
+        scan = await _scan(tx, request)
+        if limit is None or scan is None:
+            return page
+        ranges, is_narrowed = _clip([(BEGINNING, END)], request, start), False
+        budget = MAX_SCANNED
+        while ranges:
+            missing = limit - len(page.seen)
+            looked_at = min(max(_CHUNK, 2 * missing), budget)
+            scanned = await events.scan(
+                tx, access.room.number, replace(scan, ranges=ranges, budget=looked_at, limit=missing + 1)
+            )
+            seen = await self._reader.visible(tx, access.room, access.user_id, scanned.events)
+            for each in seen:
+                if not _passes(each.event, request):
+                    continue
+                if len(page.seen) == limit:
+                    page.end = _end_of(page, request)
+                    return page
+                page.seen.append(each)
+            if scanned.last is None:
+                break
+            budget -= looked_at
+            page.end = scanned.last - 1 if request.backwards else scanned.last
+            if budget <= 0:
+                return page
+            if not is_narrowed and len(seen) < len(scanned.events):
+                ranges, is_narrowed = await self._reader.ranges(tx, access), True
+            ranges = _clip(ranges, request, page.end)
+        page.end = None
+        return page
+
+    async def find_by_timestamp(self, tx: Tx, access: Access, ts: int, *, backwards: bool) -> Seen | None:
+        """The visible event nearest to a time, on one side of it."""
+        beyond: int | None = None
+        for _ in range(MAX_TIMESTAMPS_SCANNED // _CHUNK):
+            stored = await events.find_by_timestamp(
+                tx, access.room.number, ts, backwards=backwards, limit=_CHUNK, beyond=beyond
+            )
+            seen = await self._reader.visible(tx, access.room, access.user_id, stored)
+            if seen:
+                return seen[0]
+            if len(stored) < _CHUNK:
+                return None
+            ts, beyond = stored[-1].json["origin_server_ts"], stored[-1].position
+        return None
+
+
+def _clip(ranges: Collection[tuple[int, int]], request: PageRequest, place: int) -> list[tuple[int, int]]:
+    """What of the ranges lies between a place and the end of the request, in its direction."""
+    if request.backwards:
+        low, high = BEGINNING if request.stop is None else request.stop, place
+    else:
+        low, high = place, END if request.stop is None else request.stop
+    clipped = ((max(first, low), min(last, high)) for first, last in ranges)
+    return [(first, last) for first, last in clipped if first < last]
+
+
+def _end_of(page: Page, request: PageRequest) -> int:
+    """Just behind the last event of the page; where it has none, where it started."""
+    if not page.seen:
+        return page.start
+    last = page.seen[-1].event.position
+    return last - 1 if request.backwards else last
+
+
+def _passes(event: StoredEvent, request: PageRequest) -> bool:
+    if event.state_key is None and event.sender in request.ignored:
+        return False
+    wanted = request.wanted
+    return wanted is None or wanted.is_trivial or wanted.allows_event(event.type, event.sender, event.content)
+
+
+async def _scan(tx: Tx, request: PageRequest) -> Scan | None:
+    """What the database can tell of the filter; None where nothing can pass it."""
+    scan = Scan(ranges=(), newest_first=request.backwards, budget=0, limit=0)
+    wanted = request.wanted
+    if wanted is None or wanted.is_trivial:
+        return scan
+    types = None if wanted.types is None else wanted.types.plain
+    not_types = None if wanted.not_types is None else wanted.not_types.plain
+    texts = {*(types or ()), *(not_types or ()), *(wanted.senders or ()), *wanted.not_senders}
+    numbers = await strings.find(tx, [text for text in texts if "\0" not in text])
+    scan = replace(
+        scan,
+        types=None if types is None else _known(numbers, types),
+        not_types=_known(numbers, not_types or ()),
+        senders=None if wanted.senders is None else _known(numbers, wanted.senders),
+        not_senders=_known(numbers, wanted.not_senders),
+    )
+    is_empty = (scan.types is not None and not scan.types) or (scan.senders is not None and not scan.senders)
+    return None if is_empty else scan
+
+
+def _known(numbers: dict[str, int], texts: Collection[str]) -> list[int]:
+    return [numbers[text] for text in texts if text in numbers]

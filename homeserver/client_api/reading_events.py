@@ -1,0 +1,218 @@
+"""Reading a room's history (Client-Server API v1.19, "Getting events for a room", "Event context").
+
+Every read goes through `federation/rooms/reader.py`; who may read nothing of a room is answered as if it did not exist.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from federation.protocol import canonical_json
+from federation.protocol.errors import Forbidden, InvalidInput, NotFound
+from federation.protocol.types import UserID
+from federation.rooms.pages import PageRequest, Pages
+from federation.rooms.reader import Access, RoomReader, Seen
+from federation.web import Answer, Call
+from homeserver.client_api.routing import requester
+from homeserver.services.account_data import AccountDataService
+from homeserver.services.sync_filter import MAX_LIMIT, RoomEventFilter, parse_room_event_filter
+from homeserver.tokens import page_token, parse_page_token
+from storage.database import Database, Tx
+from storage.tail import Tail
+
+DEFAULT_LIMIT = 10
+MAX_FILTER_BYTES = 16 * 1024
+MAX_FILTER_DEPTH = 16
+
+
+@dataclass(frozen=True, slots=True)
+class RoomReading:
+    """What every endpoint that reads rooms needs."""
+
+    database: Database
+    tail: Tail
+    reader: RoomReader
+    pages: Pages
+    account_data: AccountDataService
+
+
+class ReadingEventsAPI:
+    """Events of rooms, one by one and by pages."""
+
+    def __init__(self, reading: RoomReading) -> None:
+        self._database = reading.database
+        self._tail = reading.tail
+        self._reader = reading.reader
+        self._pages = reading.pages
+        self._account_data = reading.account_data
+
+    async def get_messages(self, call: Call) -> Answer:
+        """GET /rooms/{roomId}/messages."""
+        who = requester(call)
+        backwards, wanted = direction(call), room_event_filter(call)
+        start, stop = _place(call, "from"), _place(call, "to")
+        limit = _limit(call, wanted)
+        async with self._database.read() as tx:
+            access = await self._reader.access(tx, call.path["room_id"], who.user_id)
+            if start is None:
+                start = self._tail.position if backwards else None
+            request = PageRequest(
+                backwards=backwards,
+                start=start,
+                stop=stop,
+                limit=limit if wanted.allows_room(access.room.room_id) else None,
+                wanted=wanted,
+                ignored=await self._account_data.ignored_users(tx, who.user_id),
+            )
+            page = await self._pages.read(tx, access, request)
+            answer: dict[str, Any] = {
+                "start": call.query_text("from") or page_token(page.start),
+                "chunk": fragments(await self._reader.render(tx, page.seen, who.device)),
+            }
+            if page.end is not None:
+                answer["end"] = page_token(page.end)
+            if wanted.lazy_load_members:
+                newest = page.seen[:1] if backwards else page.seen[-1:]
+                answer["state"] = await self._members(tx, access, newest, _senders(page.seen))
+        return orjson.dumps(answer)
+
+    async def _members(
+        self, tx: Tx, access: Access, newest: Sequence[Seen], members: Collection[UserID]
+    ) -> list[orjson.Fragment]:
+        """The member events of these users, as they are after the newest event of a page."""
+        if not newest:
+            return []
+        keys = [("m.room.member", user_id) for user_id in members]
+        state = await self._reader.state_at(tx, access.room, newest[0].event.point_after, keys)
+        return fragments(await self._reader.render_state(tx, state))
+
+    async def get_event(self, call: Call) -> Answer:
+        """GET /rooms/{roomId}/event/{eventId}: M_NOT_FOUND also for what the reader may not see."""
+        who = requester(call)
+        async with self._database.read() as tx:
+            try:
+                access = await self._reader.access(tx, call.path["room_id"], who.user_id)
+            except Forbidden as error:
+                raise NotFound("There is no such event") from error
+            seen = await self._reader.event(tx, access, call.path["event_id"])
+            return one(await self._reader.render(tx, [seen], who.device))
+
+    async def find_event(self, call: Call) -> Answer:
+        """GET /events/{eventId}: as `get_event`, in whatever room it is."""
+        who = requester(call)
+        async with self._database.read() as tx:
+            seen = await self._reader.event_anywhere(tx, call.path["event_id"], who.user_id)
+            return one(await self._reader.render(tx, [seen], who.device))
+
+    async def get_context(self, call: Call) -> Answer:
+        """GET /rooms/{roomId}/context/{eventId}."""
+        who = requester(call)
+        wanted = room_event_filter(call)
+        limit = _limit(call, wanted)
+        async with self._database.read() as tx:
+            access = await self._reader.access(tx, call.path["room_id"], who.user_id)
+            target = await self._reader.event(tx, access, call.path["event_id"])
+            position = target.event.position
+            ignored = await self._account_data.ignored_users(tx, who.user_id)
+            is_wanted = wanted.allows_room(access.room.room_id)
+            before = await self._pages.read(
+                tx,
+                access,
+                PageRequest(
+                    backwards=True,
+                    start=position - 1,
+                    limit=limit // 2 if is_wanted else None,
+                    wanted=wanted,
+                    ignored=ignored,
+                ),
+            )
+            after = await self._pages.read(
+                tx,
+                access,
+                PageRequest(
+                    backwards=False,
+                    start=position,
+                    limit=limit - limit // 2 if is_wanted else None,
+                    wanted=wanted,
+                    ignored=ignored,
+                ),
+            )
+            shown = [*reversed(before.seen), target, *after.seen]
+            last = shown[-1].event.point_after
+            if wanted.lazy_load_members:
+                state = await self._reader.lazy_state_at(tx, access.room, last, _senders(shown))
+            else:
+                state = await self._reader.state_at(tx, access.room, last)
+            if not wanted.is_trivial:
+                state = [event for event in state if wanted.allows_event(event.type, event.sender, event.content)]
+            answer = {
+                "start": page_token(shown[0].event.position - 1),
+                "end": page_token(shown[-1].event.position),
+                "events_before": fragments(await self._reader.render(tx, before.seen, who.device)),
+                "event": orjson.Fragment(one(await self._reader.render(tx, [target], who.device))),
+                "events_after": fragments(await self._reader.render(tx, after.seen, who.device)),
+                "state": fragments(await self._reader.render_state(tx, state)),
+            }
+        return orjson.dumps(answer)
+
+    async def get_by_timestamp(self, call: Call) -> Answer:
+        """GET /rooms/{roomId}/timestamp_to_event."""
+        who = requester(call)
+        backwards = direction(call)
+        if call.query_text("ts") is None:
+            raise InvalidInput("ts is required", "M_MISSING_PARAM")
+        ts = call.query_int("ts", 0)
+        async with self._database.read() as tx:
+            access = await self._reader.access(tx, call.path["room_id"], who.user_id)
+            seen = await self._pages.find_by_timestamp(tx, access, ts, backwards=backwards)
+        if seen is None:
+            raise NotFound("There is no event on that side of that time")
+        return {"event_id": seen.event.event_id, "origin_server_ts": seen.event.json["origin_server_ts"]}
+
+
+def direction(call: Call) -> bool:
+    """Whether `dir` is backwards; it must be there."""
+    text = call.query_text("dir")
+    if text is None:
+        raise InvalidInput("dir is required", "M_MISSING_PARAM")
+    if text not in ("b", "f"):
+        raise InvalidInput("dir must be b or f")
+    return text == "b"
+
+
+def room_event_filter(call: Call) -> RoomEventFilter:
+    """The filter in the query; everything passes without one."""
+    text = call.query_text("filter")
+    if not text:
+        return RoomEventFilter()
+    data = text.encode()
+    if len(data) > MAX_FILTER_BYTES:
+        raise InvalidInput("The filter is too long")
+    return parse_room_event_filter(canonical_json.loads(data, max_depth=MAX_FILTER_DEPTH))
+
+
+def fragments(events: Sequence[bytes]) -> list[orjson.Fragment]:
+    """Encoded events as parts of an answer."""
+    return [orjson.Fragment(event) for event in events]
+
+
+def one(rendered: Sequence[bytes]) -> bytes:
+    """The only event; raises M_NOT_FOUND where it has no form that clients could be shown."""
+    if not rendered:
+        raise NotFound("There is no such event")
+    return rendered[0]
+
+
+def _limit(call: Call, wanted: RoomEventFilter) -> int:
+    return call.query_int("limit", wanted.limit or DEFAULT_LIMIT, maximum=MAX_LIMIT)
+
+
+def _place(call: Call, name: str) -> int | None:
+    text = call.query_text(name)
+    return parse_page_token(text) if text else None
+
+
+def _senders(seen: Sequence[Seen]) -> set[UserID]:
+    return {each.event.sender for each in seen}

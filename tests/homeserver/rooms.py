@@ -1,0 +1,85 @@
+"""Rooms for tests, made as clients make them."""
+
+import itertools
+from typing import Any
+
+from tests.clients import Client, quote
+
+_transactions = itertools.count(1)
+
+
+async def a_room(owner: Client, *joined: Client, visibility: str | None = None, **fields: Any) -> str:
+    """A new public room that these users are in; `visibility` is that of its history."""
+    body: dict[str, Any] = {"preset": "public_chat", **fields}
+    if visibility is not None:
+        state = {"type": "m.room.history_visibility", "content": {"history_visibility": visibility}}
+        body["initial_state"] = [*body.get("initial_state", []), state]
+    room_id: str = (await owner.ok("POST", "/v3/createRoom", body))["room_id"]
+    for client in joined:
+        await join(client, room_id)
+    return room_id
+
+
+async def join(client: Client, room_id: str) -> None:
+    """Join a room."""
+    await client.ok("POST", f"/v3/join/{quote(room_id)}", {})
+
+
+async def leave(client: Client, room_id: str) -> None:
+    """Leave a room."""
+    await client.ok("POST", f"/v3/rooms/{quote(room_id)}/leave", {})
+
+
+async def act(owner: Client, action: str, room_id: str, target: Client) -> None:
+    """Invite, kick, ban or unban somebody."""
+    await owner.ok("POST", f"/v3/rooms/{quote(room_id)}/{action}", {"user_id": target.user_id})
+
+
+async def say(client: Client, room_id: str, body: str, *, type_: str = "m.room.message", **content: Any) -> str:
+    """Send a message; its ID."""
+    path = f"/v3/rooms/{quote(room_id)}/send/{type_}/txn{next(_transactions)}"
+    event_id: str = (await client.ok("PUT", path, {"msgtype": "m.text", "body": body, **content}))["event_id"]
+    return event_id
+
+
+async def set_state(client: Client, room_id: str, type_: str, content: dict[str, Any], state_key: str = "") -> str:
+    """Set state; the event's ID."""
+    path = f"/v3/rooms/{quote(room_id)}/state/{type_}/{quote(state_key)}"
+    event_id: str = (await client.ok("PUT", path, content))["event_id"]
+    return event_id
+
+
+async def set_visibility(client: Client, room_id: str, visibility: str) -> str:
+    """Change the room's history visibility; the event's ID."""
+    return await set_state(client, room_id, "m.room.history_visibility", {"history_visibility": visibility})
+
+
+async def redact(client: Client, room_id: str, event_id: str) -> str:
+    """Redact an event; the redaction's ID."""
+    path = f"/v3/rooms/{quote(room_id)}/redact/{quote(event_id)}/txn{next(_transactions)}"
+    redaction: str = (await client.ok("PUT", path, {"reason": "test"}))["event_id"]
+    return redaction
+
+
+async def page(client: Client, room_id: str, **params: Any) -> Any:
+    """One answer of /messages."""
+    answer = await client.get(f"/v3/rooms/{quote(room_id)}/messages", **{"dir": "b", **params})
+    assert answer.status == 200, answer.body
+    return answer.body
+
+
+async def history(client: Client, room_id: str, **params: Any) -> list[Any]:
+    """All that somebody gets of a room's history by /messages, in the order asked for."""
+    events: list[Any] = []
+    for _ in range(100):
+        answer = await page(client, room_id, **params)
+        events.extend(answer["chunk"])
+        if "end" not in answer:
+            return events
+        params["from_"] = answer["end"]
+    raise AssertionError("pagination does not end")
+
+
+def bodies(events: list[Any]) -> list[str]:
+    """The texts of the messages among these events."""
+    return [event["content"]["body"] for event in events if event["type"] == "m.room.message"]
