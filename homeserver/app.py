@@ -4,18 +4,18 @@
 """
 
 import asyncio
-import dataclasses
 import logging
 import signal
-import ssl
 import sys
+import time
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
 from typing import Any
 
 import uvloop
-from aiohttp import web
 
-from federation.protocol.errors import NotFound
+from federation.inbound.openid import OpenIDAPI
+from federation.protocol.errors import NotFound, Unavailable
 from federation.protocol.signatures import SigningKey
 from federation.protocol.types import JsonObject, ServerName, UserID
 from federation.rooms.append import RoomWriter
@@ -24,22 +24,25 @@ from federation.rooms.pages import Pages
 from federation.rooms.reader import RoomReader
 from federation.rooms.sent import SentEvents
 from federation.rooms.summaries import RoomSummaries
-from federation.web import Route, Router, respond
-from homeserver import config as settings
+from federation.rooms.timelines import Timelines
+from federation.web import Route
+from homeserver import configured
 from homeserver.client_api import interactive_auth as uia
 from homeserver.client_api import routes
 from homeserver.client_api.account_data import AccountDataAPI
-from homeserver.client_api.accounts import AccountsAPI, RegistrationPolicy
-from homeserver.client_api.auth_stages import DummyStage, PasswordStage, Policy, RegistrationTokenStage, TermsStage
+from homeserver.client_api.accounts import AccountsAPI
+from homeserver.client_api.auth_stages import DummyStage, PasswordStage, RegistrationTokenStage, TermsStage
 from homeserver.client_api.authentication import TokenAuthenticator
+from homeserver.client_api.dehydrated_devices import DehydratedDevicesAPI
 from homeserver.client_api.device_management import DeviceManagementAPI
-from homeserver.client_api.discovery import DiscoveryAPI, ServerDescription
+from homeserver.client_api.discovery import DiscoveryAPI
 from homeserver.client_api.end_to_end_encryption import EndToEndEncryptionAPI
 from homeserver.client_api.ephemeral import EphemeralAPI
 from homeserver.client_api.filtering import FilteringAPI
 from homeserver.client_api.interactive_auth import InteractiveAuth
 from homeserver.client_api.key_backup import KeyBackupAPI
 from homeserver.client_api.login import LoginAPI
+from homeserver.client_api.outside_services import OutsideServicesAPI
 from homeserver.client_api.pages import PagesAPI
 from homeserver.client_api.profiles import ProfilesAPI
 from homeserver.client_api.push import PushRulesAPI
@@ -52,12 +55,14 @@ from homeserver.client_api.routing import build_routes
 from homeserver.client_api.send_to_device import SendToDeviceAPI
 from homeserver.client_api.sending_events import SendingEventsAPI
 from homeserver.client_api.server_administration import ServerAdministrationAPI, SharedSecretRegistrationAPI
+from homeserver.client_api.syncing import SyncAPI
 from homeserver.config import API, Config, RegistrationMode
-from homeserver.services import application_services, device_keys
+from homeserver.listening import Listening
+from homeserver.services import device_keys
 from homeserver.services.account_data import AccountDataService
 from homeserver.services.accounts import AccountService
-from homeserver.services.application_services import ApplicationServiceError, ApplicationServices
 from homeserver.services.cross_signing import CrossSigningService
+from homeserver.services.dehydrated_devices import DehydratedDeviceService
 from homeserver.services.device_activity import DeviceActivity
 from homeserver.services.event_counts import EventCounter
 from homeserver.services.filters import FilterService
@@ -70,16 +75,18 @@ from homeserver.services.presence import PresenceService
 from homeserver.services.profiles import MemberFields, ProfileService
 from homeserver.services.published_rooms import PublishedRooms
 from homeserver.services.push import PushRuleService
-from homeserver.services.rate_limits import Limit, RateLimits
 from homeserver.services.receipts import ReceiptService
 from homeserver.services.room_creation import RoomCreationService
 from homeserver.services.room_directory import RoomDirectory
 from homeserver.services.send_to_device import SendToDeviceService
-from homeserver.services.sessions import Lifetimes, SessionService
+from homeserver.services.sessions import SessionService
+from homeserver.services.sync import SyncService, SyncSources
+from homeserver.services.sync_rooms import SyncRooms
 from homeserver.services.typing import TypingService
 from homeserver.services.user_names import UserNames
-from homeserver.startup import Prepared, StartupError, prepare
-from storage import send_to_device
+from homeserver.services.user_views import UserViews
+from homeserver.startup import Prepared, prepare
+from storage import send_to_device, short_lived_tokens
 from storage.account_data import AccountDataChanged
 from storage.append_events import RoomEvents
 from storage.database import Database
@@ -104,8 +111,7 @@ KINDS: Sequence[type[Change]] = (
 )
 """Every kind of change that the log may hold."""
 
-SHUTDOWN_SECONDS = 10
-UIA_SWEEP_SECONDS = 600
+SWEEP_SECONDS = 600
 
 
 class Application:
@@ -115,10 +121,7 @@ class Application:
         self.config = config
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Gets the exception of a background task that ended."""
-        self.ports: list[int] = []
-        """Of the listeners in their order, as bound."""
         self._tasks: list[asyncio.Task[None]] = []
-        self._runners: list[web.ServerRunner] = []
         self._build(conninfo, signing_key)
 
     def _build(self, conninfo: str, signing_key: SigningKey) -> None:
@@ -146,23 +149,20 @@ class Application:
         self.reader = RoomReader(self.database)
 
         # services
-        self.rate_limits = _rate_limits(config.rate_limits)
+        self.rate_limits = configured.rate_limits(config.rate_limits)
         passwords = Passwords(min_length=config.registration.minimum_password_length)
         self.sessions = SessionService(
             self.database,
             self.log,
-            Lifetimes(
-                refreshable_ms=config.sessions.access_token_lifetime,
-                refresh_token_ms=config.sessions.refresh_token_lifetime,
-            ),
+            configured.lifetimes(config.sessions),
             devices_changed=[device_keys.devices_changed],
         )
         self.tail.add_view(self.sessions.on_change)
-        self.application_services = _application_services(config)
+        self.application_services = configured.application_services(config)
         self.impersonation = Impersonation(self.database, self.application_services)
         self.tail.add_view(self.impersonation.on_change)
         self.activity = DeviceActivity(self.database)
-        self.account_data = AccountDataService(self.database, self.log)
+        self.account_data = AccountDataService(self.database, self.log, self.event_counter.follow)
         self.tail.add_view(self.account_data.on_change)
         self._build_rooms(server_name)
         self.accounts = AccountService(
@@ -192,10 +192,10 @@ class Application:
                 uia.DUMMY: DummyStage(),
                 uia.PASSWORD: PasswordStage(self.accounts),
                 uia.REGISTRATION_TOKEN: RegistrationTokenStage(self.accounts),
-                uia.TERMS: TermsStage(_policies(config.registration)),
+                uia.TERMS: TermsStage(configured.policies(config.registration)),
             },
         )
-        discovery = DiscoveryAPI(_description(config))
+        discovery = DiscoveryAPI(configured.description(config))
         administration = ServerAdministrationAPI(self.database, self.accounts, self.activity)
         secret = config.registration.shared_secret
         shared_secret_registration = SharedSecretRegistrationAPI(
@@ -205,7 +205,13 @@ class Application:
         client_routes = [
             *routes.discovery_routes(discovery),
             *routes.login_routes(
-                LoginAPI(self.accounts, self.sessions, authenticator, base_url=config.public_base_url)
+                LoginAPI(
+                    self.accounts,
+                    self.sessions,
+                    authenticator,
+                    self.interactive_auth,
+                    base_url=config.public_base_url,
+                )
             ),
             *routes.account_routes(
                 AccountsAPI(
@@ -214,7 +220,7 @@ class Application:
                     passwords,
                     self.interactive_auth,
                     authenticator,
-                    registration=_registration_policy(config.registration),
+                    registration=configured.registration_policy(config.registration),
                 )
             ),
             *routes.device_routes(
@@ -227,14 +233,19 @@ class Application:
                     self.interactive_auth,
                 )
             ),
+            *routes.dehydrated_device_routes(
+                DehydratedDevicesAPI(DehydratedDeviceService(self.database, self.log, self.tail))
+            ),
             *routes.key_backup_routes(KeyBackupAPI(KeyBackupService(self.database))),
             *routes.send_to_device_routes(SendToDeviceAPI(SendToDeviceService(self.log, server_name))),
             *routes.administration_routes(administration),
+            *routes.outside_service_routes(OutsideServicesAPI(self.database, configured.turn_servers(config.turn))),
             *routes.filter_routes(FilteringAPI(self.filters)),
             *routes.account_data_routes(AccountDataAPI(self.account_data)),
             *routes.push_rule_routes(PushRulesAPI(self.push_rules)),
             *routes.profile_routes(ProfilesAPI(self.profiles)),
             *routes.ephemeral_routes(EphemeralAPI(self.typing, self.receipts, self.presence)),
+            *SyncAPI(self.syncs, self.filters, self.presence).routes(),
             *routes.room_creation_routes(RoomCreationAPI(self.room_creation)),
             *routes.membership_routes(RoomMembershipAPI(self.memberships, self.room_directory)),
             *routes.sending_routes(SendingEventsAPI(self.messages, self.memberships)),
@@ -245,15 +256,21 @@ class Application:
         ]
 
         # what each listener serves
-        self._routes: dict[API, list[Route]] = {
+        served: dict[API, list[Route]] = {
             API.CLIENT: [
                 *build_routes(client_routes, authenticator, self.rate_limits.by_name()),
                 *routes.well_known_routes(discovery),
                 *routes.page_routes(pages),
             ],
-            API.FEDERATION: [],
+            API.FEDERATION: [*OpenIDAPI(self.database).routes()],
             API.ADMIN: [*routes.admin_api_routes(administration, shared_secret_registration, authenticator)],
         }
+        self.listening = Listening(served)
+
+    @property
+    def ports(self) -> list[int]:
+        """The listeners' ports in their order, as bound."""
+        return self.listening.ports
 
     def _build_rooms(self, server_name: ServerName) -> None:
         """What is done in rooms."""
@@ -279,7 +296,7 @@ class Application:
     def _build_user_data(self, server_name: ServerName) -> None:
         """What users keep, and what they tell of themselves."""
         self.filters = FilterService(self.database)
-        self.push_rules = PushRuleService(self.database, self.log)
+        self.push_rules = PushRuleService(self.database, self.log, self.event_counter.follow)
         self.tail.add_view(self.push_rules.on_change)
         self.profiles = ProfileService(
             self.database,
@@ -294,6 +311,23 @@ class Application:
         self.exchange = Exchange(self.database, self.typists, board)
         self.typing = TypingService(self.database, self.exchange)
         self.presence = PresenceService(self.database, self.tail, board, self.exchange, enabled=self.config.presence)
+        self._build_sync(board)
+
+    def _build_sync(self, board: PresenceBoard) -> None:
+        """What syncs are answered from; the views of users come last, when all else knows of an entry."""
+        self.views = UserViews(self.database, self.tail)
+        self.tail.add_view(self.views.apply)
+        timelines = Timelines(self.database, self.tail, self.reader)
+        sources = SyncSources(
+            rooms=SyncRooms(
+                database=self.database, tail=self.tail, views=self.views, timelines=timelines, typing=self.typists
+            ),
+            account_data=self.account_data,
+            key_counts=self.key_counts,
+            typing=self.typists,
+            presence=board,
+        )
+        self.syncs = SyncService(self.database, self.tail, self.views, sources)
 
     def _wake_room(self, room: int) -> None:
         for listener in self.tail.listeners_in(room):
@@ -307,18 +341,17 @@ class Application:
         await self.event_counter.start()
         self._run("log", self.log.run())
         self._run("tail", self.tail.run())
+        self._run("event counter", self.event_counter.run())
         self._run("device activity", self.activity.run())
-        self._run("interactive authentication", self._sweep())
+        self._run("forgetting what expired", self._sweep())
         self._run("exchange", self.exchange.run())
         if self.presence.enabled:
             self._run("presence", self.presence.run())
-        for listener in self.config.listeners:
-            await self._listen(listener)
+        await self.listening.start(self.config.listeners)
 
     async def stop(self) -> None:
         """Stop listening, finish what is under way, write what is pending, close."""
-        for runner in self._runners:
-            await runner.cleanup()
+        await self.listening.stop()
         for task in self._tasks[1:]:
             task.cancel()
         await asyncio.gather(*self._tasks[1:], return_exceptions=True)
@@ -344,88 +377,11 @@ class Application:
 
     async def _sweep(self) -> None:
         while True:
-            await asyncio.sleep(UIA_SWEEP_SECONDS)
-            await self.interactive_auth.forget_expired()
-
-    async def _listen(self, listener: settings.Listener) -> None:
-        router = Router(route for api in listener.apis for route in self._routes[api])
-
-        async def handle(request: web.BaseRequest) -> web.StreamResponse:
-            if listener.behind_proxy:
-                request = _with_forwarded_address(request)
-            return await respond(router, request)
-
-        runner = web.ServerRunner(web.Server(handle, access_log=None), shutdown_timeout=SHUTDOWN_SECONDS)
-        await runner.setup()
-        self._runners.append(runner)
-        site = web.TCPSite(
-            runner, listener.address, listener.port, ssl_context=_ssl_context(listener), reuse_address=True
-        )
-        await site.start()
-        self.ports.append(runner.addresses[0][1])
-
-
-def _with_forwarded_address(request: web.BaseRequest) -> web.BaseRequest:
-    """The request as from the address that our own proxy added last."""
-    forwarded = request.headers.getall("X-Forwarded-For", [])
-    address = forwarded[-1].rpartition(",")[2].strip() if forwarded else ""
-    return request.clone(remote=address) if address else request
-
-
-def _application_services(config: Config) -> ApplicationServices:
-    try:
-        return application_services.load_all(config.application_service_files, ServerName(config.server_name))
-    except ApplicationServiceError as error:
-        raise StartupError([str(error)]) from error
-
-
-def _ssl_context(listener: settings.Listener) -> ssl.SSLContext | None:
-    if listener.tls_certificate is None or listener.tls_key is None:
-        return None
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(listener.tls_certificate, listener.tls_key)
-    return context
-
-
-def _rate_limits(configured: settings.RateLimits) -> RateLimits:
-    limits = {
-        each.name: Limit(value.per_second, value.burst)
-        for each in dataclasses.fields(configured)
-        if isinstance(value := getattr(configured, each.name), settings.RateLimit)
-    }
-    return RateLimits(limits, enabled=configured.enabled)
-
-
-def _policies(configured: settings.Registration) -> list[Policy]:
-    return [
-        Policy(name=each.id, version=each.version, language=each.language, title=each.name, url=each.url)
-        for each in configured.terms
-    ]
-
-
-def _registration_policy(configured: settings.Registration) -> RegistrationPolicy:
-    terms = [uia.TERMS] if configured.terms else []
-    flows: dict[RegistrationMode, uia.Flows | None] = {
-        RegistrationMode.CLOSED: None,
-        RegistrationMode.OPEN: [terms or [uia.DUMMY]],
-        RegistrationMode.TOKEN: [[uia.REGISTRATION_TOKEN, *terms]],
-    }
-    return RegistrationPolicy(
-        flows=flows[configured.mode],
-        allows_guests=configured.allow_guests,
-        uses_tokens=configured.mode is RegistrationMode.TOKEN,
-    )
-
-
-def _description(config: Config) -> ServerDescription:
-    return ServerDescription(
-        base_url=config.base_url,
-        federation_server=config.federation.well_known_server,
-        default_room_version=config.default_room_version,
-        support_page=config.support.page,
-        support_email=config.support.email,
-        support_matrix_id=config.support.matrix_id,
-    )
+            await asyncio.sleep(SWEEP_SECONDS)
+            with suppress(Unavailable):  # then the next time
+                await self.interactive_auth.forget_expired()
+                async with self.database.transaction() as tx:
+                    await short_lived_tokens.delete_expired(tx, int(time.time() * 1000))
 
 
 async def _know_no_other_server(_user_id: UserID, _field: str | None) -> JsonObject:

@@ -245,6 +245,25 @@ class Support:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Turn:
+    """Servers that relay calls between clients that cannot reach each other."""
+
+    uris: tuple[str, ...] = ()
+    shared_secret: Secret | None = None
+    username: str | None = None
+    password: Secret | None = None
+    lifetime: Milliseconds = setting(Milliseconds(86_400_000), minimum=60_000)
+
+    def complaints(self) -> Iterator[tuple[str, str]]:
+        """Settings that do not go together."""
+        for uri in self.uris:
+            if not uri.startswith(("turn:", "turns:", "stun:", "stuns:")):
+                yield "uris", f"{uri!r} is no address of a TURN server: write turn:HOST:PORT?transport=udp"
+        if self.uris and self.shared_secret is None and (self.username is None or self.password is None):
+            yield "shared_secret", "needed with uris, unless there are a username and a password"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Experimental:
     """Switches for what no released specification has yet; at the moment there is none."""
 
@@ -270,6 +289,7 @@ class Config:
     application_service_files: tuple[ExistingFile, ...] = ()
     log: Logging = Logging()
     support: Support = Support()
+    turn: Turn = Turn()
     experimental: Experimental = Experimental()
 
     @property

@@ -127,6 +127,8 @@ class PresenceBoard:
         self._changed: dict[UserID, int] = {}
         self.serial = 0
         """Grows with every change that others see."""
+        self.told = 0
+        """The serial up to which those who see the changes know of them: what a sync token may claim."""
 
     def find(self, user_id: UserID) -> UserPresence | None:
         """What is known of a user."""

@@ -325,6 +325,18 @@ interactive_auth_sessions = Table(
     comment="User-interactive authentication in progress.",
 )
 
+short_lived_tokens = Table(
+    "short_lived_tokens",
+    metadata,
+    Column("token_hash", LargeBinary, primary_key=True),
+    Column("expires_ts", BigInteger, nullable=False),
+    Column("purpose", Text, nullable=False),
+    Column("user_id", Text, ForeignKey("users.user_id"), nullable=False),
+    Index("short_lived_tokens_expires_ts_idx", "expires_ts"),
+    Index("short_lived_tokens_user_id_idx", "user_id"),
+    comment="Login tokens and OpenID tokens.",
+)
+
 registration_tokens = Table(
     "registration_tokens",
     metadata,
@@ -440,6 +452,15 @@ fallback_keys = Table(
     Column("key_id", Text, nullable=False),
     Column("json", LargeBinary, nullable=False),
     Column("is_used", Boolean, nullable=False, server_default=false()),
+)
+
+dehydrated_devices = Table(
+    "dehydrated_devices",
+    metadata,
+    Column("user_id", Text, primary_key=True),
+    Column("device", Integer, ForeignKey("devices.device", ondelete="cascade"), nullable=False, unique=True),
+    Column("device_data", LargeBinary, nullable=False),
+    comment="A device of each user that receives keys while no other is logged in; its secrets are encrypted.",
 )
 
 cross_signing_keys = Table(

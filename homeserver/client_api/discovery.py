@@ -54,7 +54,7 @@ class DiscoveryAPI:
             "m.set_avatar_url": {"enabled": True},
             "m.profile_fields": {"enabled": True},
             "m.3pid_changes": {"enabled": False},
-            "m.get_login_token": {"enabled": False},
+            "m.get_login_token": {"enabled": not who.is_guest},
         }
         if who.is_admin:
             capabilities["m.account_moderation"] = {"suspend": True, "lock": True}

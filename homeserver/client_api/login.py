@@ -5,11 +5,13 @@ from federation.protocol.types import JsonObject
 from federation.web import Answer, Call
 from homeserver.client_api.authentication import TokenAuthenticator
 from homeserver.client_api.identifiers import user_of_login
+from homeserver.client_api.interactive_auth import InteractiveAuth
 from homeserver.client_api.routing import requester
-from homeserver.services.accounts import AccountService
+from homeserver.services.accounts import LOGIN_TOKEN_LIFETIME_MS, AccountService
 from homeserver.services.sessions import NewLogin, SessionService, Tokens, check_device_id, check_display_name
 
 PASSWORD = "m.login.password"  # noqa: S105  # the name of a login type
+TOKEN = "m.login.token"  # noqa: S105  # the name of a login type
 APPLICATION_SERVICE = "m.login.application_service"
 
 
@@ -21,17 +23,25 @@ class LoginAPI:
         accounts: AccountService,
         sessions: SessionService,
         authenticator: TokenAuthenticator,
+        interactive_auth: InteractiveAuth,
         *,
         base_url: str | None,
     ) -> None:
         self._accounts = accounts
         self._sessions = sessions
         self._authenticator = authenticator
+        self._interactive_auth = interactive_auth
         self._base_url = base_url
 
     async def get_flows(self, _call: Call) -> Answer:
         """GET /login."""
-        return {"flows": [{"type": PASSWORD}, {"type": APPLICATION_SERVICE}]}
+        return {
+            "flows": [
+                {"type": PASSWORD},
+                {"type": TOKEN, "get_login_token": True},
+                {"type": APPLICATION_SERVICE},
+            ]
+        }
 
     async def login(self, call: Call) -> Answer:
         """POST /login."""
@@ -42,8 +52,10 @@ class LoginAPI:
         new = new_login(body)
         if kind == PASSWORD:
             user_id = await self._accounts.check_password(
-                user_of_login(body), _password(body), address=call.request.remote or ""
+                user_of_login(body), _text(body, "password"), address=call.request.remote or ""
             )
+        elif kind == TOKEN:
+            user_id = await self._accounts.use_login_token(_text(body, "token"), address=call.request.remote or "")
         elif kind == APPLICATION_SERVICE:
             user_id = await self._accounts.find_for_service(self._authenticator.service(call), user_of_login(body))
         else:
@@ -52,6 +64,13 @@ class LoginAPI:
         if self._base_url is not None:
             answer["well_known"] = {"m.homeserver": {"base_url": self._base_url}}
         return answer
+
+    async def get_token(self, call: Call) -> Answer:
+        """POST /login/get_token ("Token-based login"): consent is asked for each time."""
+        who = requester(call)
+        await self._interactive_auth.require(call, await call.body(optional=True), who)
+        token = await self._accounts.make_login_token(who.user_id)
+        return {"login_token": token, "expires_in_ms": LOGIN_TOKEN_LIFETIME_MS}
 
     async def refresh(self, call: Call) -> Answer:
         """POST /refresh."""
@@ -77,13 +96,13 @@ class LoginAPI:
         return {}
 
 
-def _password(body: JsonObject) -> str:
-    password = body.get("password")
-    if password is None:
-        raise InvalidInput("password is required", "M_MISSING_PARAM")
-    if not isinstance(password, str):
-        raise InvalidInput("password must be a string")
-    return password
+def _text(body: JsonObject, name: str) -> str:
+    value = body.get(name)
+    if value is None:
+        raise InvalidInput(f"{name} is required", "M_MISSING_PARAM")
+    if not isinstance(value, str):
+        raise InvalidInput(f"{name} must be a string")
+    return value
 
 
 def new_login(body: JsonObject) -> NewLogin:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from federation.web import Route
 from homeserver.client_api.account_data import AccountDataAPI
 from homeserver.client_api.accounts import AccountsAPI
+from homeserver.client_api.dehydrated_devices import DehydratedDevicesAPI
 from homeserver.client_api.device_management import DeviceManagementAPI
 from homeserver.client_api.discovery import DiscoveryAPI
 from homeserver.client_api.end_to_end_encryption import EndToEndEncryptionAPI
@@ -12,6 +13,7 @@ from homeserver.client_api.ephemeral import EphemeralAPI
 from homeserver.client_api.filtering import FilteringAPI
 from homeserver.client_api.key_backup import KeyBackupAPI
 from homeserver.client_api.login import LoginAPI
+from homeserver.client_api.outside_services import OutsideServicesAPI
 from homeserver.client_api.pages import PagesAPI
 from homeserver.client_api.profiles import ProfilesAPI
 from homeserver.client_api.push import PushRulesAPI
@@ -50,6 +52,7 @@ def login_routes(api: LoginAPI) -> Sequence[ClientRoute]:
     return [
         ClientRoute(method="GET", path="v3/login", endpoint=api.get_flows, login=NONE, limit="requests"),
         ClientRoute(method="POST", path="v3/login", endpoint=api.login, login=NONE, limit="requests"),
+        ClientRoute(method="POST", path="v1/login/get_token", endpoint=api.get_token, limit="login"),
         ClientRoute(method="POST", path="v3/refresh", endpoint=api.refresh, login=NONE, limit="requests"),
         ClientRoute(method="POST", path="v3/logout", endpoint=api.logout, guests=True, while_locked=True),
         ClientRoute(method="POST", path="v3/logout/all", endpoint=api.logout_all, guests=True, while_locked=True),
@@ -97,6 +100,15 @@ def account_routes(api: AccountsAPI) -> Sequence[ClientRoute]:
     ]
 
 
+def outside_service_routes(api: OutsideServicesAPI) -> Sequence[ClientRoute]:
+    """OpenID tokens, TURN servers."""
+    openid = "v3/user/{user_id}/openid/request_token"
+    return [
+        ClientRoute(method="POST", path=openid, endpoint=api.request_openid_token, guests=True, limit="requests"),
+        ClientRoute(method="GET", path="v3/voip/turnServer", endpoint=api.get_turn_server, guests=True),
+    ]
+
+
 def device_routes(api: DeviceManagementAPI) -> Sequence[ClientRoute]:
     """A user's devices."""
     return [
@@ -134,6 +146,17 @@ def end_to_end_encryption_routes(api: EndToEndEncryptionAPI) -> Sequence[ClientR
                 ("claim", api.claim_keys),
             )
         ),
+    ]
+
+
+def dehydrated_device_routes(api: DehydratedDevicesAPI) -> Sequence[ClientRoute]:
+    """MSC3814."""
+    path = "unstable/org.matrix.msc3814.v1/dehydrated_device"
+    return [
+        ClientRoute(method="PUT", path=path, endpoint=api.put, limit="requests"),
+        ClientRoute(method="GET", path=path, endpoint=api.get, limit="requests"),
+        ClientRoute(method="DELETE", path=path, endpoint=api.delete, limit="requests"),
+        ClientRoute(method="POST", path=f"{path}/{{device_id}}/events", endpoint=api.get_events, limit="requests"),
     ]
 
 

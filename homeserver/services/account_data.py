@@ -1,6 +1,6 @@
 """Account data and room tags (Client-Server API, "Client Config", "Room Tagging", "Ignoring Users")."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import orjson
@@ -38,7 +38,9 @@ def client_event(change: AccountDataChanged) -> bytes:
 class AccountDataService:
     """What users keep on this server for themselves."""
 
-    def __init__(self, database: Database, log: Log) -> None:
+    def __init__(self, database: Database, log: Log, on_ignoring: Callable[[UserID], Awaitable[None]]) -> None:
+        """`on_ignoring` hears of a user who ignores others, before the change is answered."""
+        self._on_ignoring = on_ignoring
         self._database = database
         self._log = log
         self._ignored = FollowedCache(IGNORED_USERS, lambda _user_id, content: ignored_in(content))
@@ -95,6 +97,8 @@ class AccountDataService:
         if count >= MAX_USER_ROWS or size + len(data) > MAX_USER_BYTES:
             raise TooLarge("This account has too much account data")
         await self._log.append(Entry([AccountDataChanged(user_id, room, name, data)]))
+        if name == IGNORED_USERS:
+            await self._on_ignoring(user_id)
 
     async def delete(self, user_id: UserID, room_id: str | None, name: str) -> None:
         """Remove a type of data (MSC3391); nothing happens when there is none."""

@@ -13,8 +13,11 @@ from homeserver.services.passwords import Passwords
 from homeserver.services.rate_limits import RateLimits
 from homeserver.services.sessions import SessionService
 from homeserver.services.user_names import UserNames
-from storage import accounts, erasure
+from storage import accounts, erasure, short_lived_tokens
 from storage.database import Database, Tx
+from storage.short_lived_tokens import Purpose
+
+LOGIN_TOKEN_LIFETIME_MS = 120_000
 
 LeaveAllRooms = Callable[[UserID], Awaitable[None]]
 
@@ -117,6 +120,20 @@ class AccountService:
             raise Forbidden("Invalid user name or password")
         return account.user_id
 
+    async def make_login_token(self, user_id: UserID) -> str:
+        """What logs this user in once, within `LOGIN_TOKEN_LIFETIME_MS`."""
+        async with self._database.transaction() as tx:
+            return await short_lived_tokens.make(tx, Purpose.LOGIN, user_id, _now_ms() + LOGIN_TOKEN_LIFETIME_MS)
+
+    async def use_login_token(self, token: str, *, address: str) -> UserID:
+        """The user whom this token logs in; raises M_FORBIDDEN, or LimitExceeded."""
+        self._rate_limits.spend("login", address)
+        async with self._database.transaction() as tx:
+            user_id = await short_lived_tokens.use_up(tx, Purpose.LOGIN, token, _now_ms())
+        if user_id is None:
+            raise Forbidden("Invalid login token")
+        return user_id
+
     async def _find_by_any_case(self, user_id: UserID | None) -> accounts.Account | None:
         """The account, where people's capitals do not matter unless there is a historical account with them."""
         if user_id is None:
@@ -133,6 +150,7 @@ class AccountService:
         async def work(tx: Tx) -> None:
             if not await accounts.set_password(tx, user_id, password_hash):
                 raise NotFound("There is no such account")
+            await short_lived_tokens.delete_of_user(tx, user_id)
 
         if end_others:
             await self._sessions.end_devices_with(user_id, keep=keep, work=work)
@@ -147,6 +165,7 @@ class AccountService:
         async def work(tx: Tx) -> None:
             await accounts.deactivate(tx, user_id, now_ts=_now_ms(), erase=erase)
             await erasure.end_keys(tx, user_id)
+            await short_lived_tokens.delete_of_user(tx, user_id)
             if erase:
                 await erasure.erase(tx, user_id)
 

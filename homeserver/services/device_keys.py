@@ -6,6 +6,7 @@ Keys of other servers' users are asked for over federation; as long as a server 
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -18,7 +19,7 @@ from homeserver.services.requester import Requester
 from storage import cross_signing, device_lists, end_to_end_keys, send_to_device
 from storage.cross_signing import KeySignature, Usage
 from storage.database import Database, Tx
-from storage.end_to_end_keys import Claim, DeviceKeys, Key, KeyCounts
+from storage.end_to_end_keys import Claim, DeviceKeys, Key
 from storage.invalidations import Invalidated, Kind
 from storage.log import Change, Entry, Log
 
@@ -30,6 +31,30 @@ MAX_HELD_KEYS = 5_000
 """One-time keys of a device."""
 _CLAIMS_AT_ONCE = 500
 """Claims in one entry of the log, so that no append is long."""
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """What a device publishes, checked."""
+
+    identity: bytes | None
+    one_time: Sequence[Key]
+    fallback: Sequence[Key]
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to store."""
+        return self.identity is None and not self.one_time and not self.fallback
+
+
+def parse_upload(body: JsonObject, user_id: UserID, device_id: DeviceID) -> Upload:
+    """The keys in a body; members that are null are as good as absent, as some clients send them."""
+    identity, one_time, fallback = (body.get(name) for name in ("device_keys", "one_time_keys", "fallback_keys"))
+    return Upload(
+        identity=None if identity is None else key_checks.device_keys(identity, user_id, device_id),
+        one_time=() if one_time is None else key_checks.one_time_keys(one_time),
+        fallback=() if fallback is None else key_checks.fallback_keys(fallback),
+    )
 
 
 class DeviceKeysService:
@@ -46,12 +71,8 @@ class DeviceKeysService:
         if device is None or device_id is None:
             raise InvalidInput("Keys belong to a device, and this access token has none")
         user_id = requester.user_id
-        # Members that are null are as good as absent: clients send them so.
-        identity = body.get("device_keys")
-        identity_json = None if identity is None else key_checks.device_keys(identity, user_id, device_id)
-        one_time = key_checks.one_time_keys(body.get("one_time_keys") or {})
-        fallback = key_checks.fallback_keys(body.get("fallback_keys") or {})
-        if identity_json is None and not one_time and not fallback:
+        keys = parse_upload(body, user_id, device_id)
+        if keys.is_empty:
             async with self._database.read() as tx:
                 return (await end_to_end_keys.key_counts(tx, device)).one_time_keys
 
@@ -59,13 +80,12 @@ class DeviceKeysService:
 
         async def work(tx: Tx) -> dict[str, int]:
             changes: list[Change] = []
-            if identity_json is not None and await _put_identity(tx, user_id, device_id, device, identity_json):
+            if await store(tx, user_id, device_id, device, keys):
                 changes.append(await device_lists.of_user(tx, user_id, [device_id]))
-            counts = await _store(tx, device, one_time, fallback)
-            if one_time or fallback:
+            if keys.one_time or keys.fallback:
                 changes.append(Invalidated(Kind.KEY_COUNTS, user_id, device_id))
             entry.changes = changes
-            return counts.one_time_keys
+            return (await end_to_end_keys.key_counts(tx, device)).one_time_keys
 
         entry.work = work
         counts: dict[str, int] = (await self._log.append(entry)).result
@@ -120,6 +140,16 @@ class DeviceKeysService:
     def _failures(self, users: Iterable[UserID]) -> JsonObject:
         others = {server_name_of(user_id) for user_id in users} - {self._server_name}
         return {name: {"errcode": "M_UNKNOWN", "error": "The server cannot be asked"} for name in sorted(others)}
+
+
+async def store(tx: Tx, user_id: UserID, device_id: DeviceID, device: int, keys: Upload) -> bool:
+    """Store what a device publishes; whether its identity keys are other than before. Under the log's lock."""
+    is_changed = keys.identity is not None and await _put_identity(tx, user_id, device_id, device, keys.identity)
+    if keys.one_time:
+        await _add_one_time_keys(tx, device, keys.one_time)
+    if keys.fallback:
+        await end_to_end_keys.put_fallback_keys(tx, device, keys.fallback)
+    return is_changed
 
 
 async def devices_changed(tx: Tx, user_id: UserID, device_ids: Sequence[DeviceID]) -> list[Change]:
@@ -186,18 +216,14 @@ async def _put_identity(tx: Tx, user_id: UserID, device_id: DeviceID, device: in
     return True
 
 
-async def _store(tx: Tx, device: int, one_time: Sequence[Key], fallback: Sequence[Key]) -> KeyCounts:
-    if one_time:
-        refused = await end_to_end_keys.add_one_time_keys(tx, device, one_time, _now_ts())
-        if refused:
-            name = f"{refused[0].algorithm}:{refused[0].key_id}"
-            raise InvalidInput(f"There is another one-time key {name} already")
-    if fallback:
-        await end_to_end_keys.put_fallback_keys(tx, device, fallback)
+async def _add_one_time_keys(tx: Tx, device: int, keys: Sequence[Key]) -> None:
+    refused = await end_to_end_keys.add_one_time_keys(tx, device, keys, _now_ts())
+    if refused:
+        name = f"{refused[0].algorithm}:{refused[0].key_id}"
+        raise InvalidInput(f"There is another one-time key {name} already")
     counts = await end_to_end_keys.key_counts(tx, device)
-    if one_time and sum(counts.one_time_keys.values()) > MAX_HELD_KEYS:
+    if sum(counts.one_time_keys.values()) > MAX_HELD_KEYS:
         raise InvalidInput(f"A device may have at most {MAX_HELD_KEYS} one-time keys")
-    return counts
 
 
 def _wanted_devices(body: JsonObject) -> dict[UserID, list[str]]:

@@ -5,8 +5,10 @@ all. Rows are made only for those whom it names, and for local members with rule
 who these are, and in which rooms, is kept in memory by following the log.
 """
 
+import asyncio
 from collections.abc import Collection
 
+from federation.protocol.errors import Unavailable
 from federation.protocol.identifiers import server_name_of
 from federation.protocol.pdu import VerifiedPDU
 from federation.protocol.power_levels import PowerLevels
@@ -40,6 +42,8 @@ class EventCounter:
         self._ignored: dict[UserID, frozenset[UserID]] = {}
         self._rooms: dict[UserID, set[int]] = {}
         self._special_in: dict[int, set[UserID]] = {}
+        self._unplaced: set[UserID] = set()
+        self._has_unplaced = asyncio.Event()
 
     async def start(self) -> None:
         """Learn who has rules of their own, or ignores somebody, and which rooms they are in."""
@@ -56,6 +60,19 @@ class EventCounter:
         """Learn which rooms a user is in whose rules, or list of ignored users, just ceased to be the default."""
         if user_id not in self._rooms and (user_id in self._rulesets or user_id in self._ignored):
             await self._load_rooms([user_id])
+
+    async def run(self) -> None:
+        """Place users whom other processes made special, until cancelled."""
+        while True:
+            await self._has_unplaced.wait()
+            self._has_unplaced.clear()
+            users, self._unplaced = self._unplaced, set()
+            try:
+                await self._load_rooms([user_id for user_id in users if user_id not in self._rooms])
+            except Unavailable:  # logged where it arose
+                self._unplaced |= users
+                self._has_unplaced.set()
+                await asyncio.sleep(1)
 
     async def _load_rooms(self, user_ids: Collection[UserID]) -> None:
         async with self._database.read() as tx:
@@ -77,6 +94,11 @@ class EventCounter:
                 self._rulesets[change.user_id] = build_ruleset(change.user_id, change.content or None)
             elif change.type == IGNORED_USERS:
                 self._ignored[change.user_id] = ignored_in(change.content or None)
+            else:
+                return
+            if change.user_id not in self._rooms:
+                self._unplaced.add(change.user_id)
+                self._has_unplaced.set()
 
     def _move(self, user_id: UserID, room: int, membership: Membership | None) -> None:
         if membership is Membership.JOIN:

@@ -134,6 +134,7 @@ class PresenceService:
                     for observer in await self._observers_of(user_id):
                         observer.presence[user_id] = serial
                         observer.wake()
+            self._board.told = max(self._board.told, *news.values())
 
     async def _observers_of(self, user_id: UserID) -> set[Listener]:
         own = self._tail.listener(user_id)

@@ -1,6 +1,6 @@
 """Users' push rules where they are kept: read, changed, remembered. What they mean is in `push_rules.py`."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
 
 import orjson
 
@@ -23,7 +23,9 @@ def build_ruleset(user_id: UserID, stored: bytes | None) -> Ruleset:
 class PushRuleService:
     """The rules of all local users."""
 
-    def __init__(self, database: Database, log: Log) -> None:
+    def __init__(self, database: Database, log: Log, on_own_rules: Callable[[UserID], Awaitable[None]]) -> None:
+        """`on_own_rules` hears of a user whose rules are no longer the defaults, before the change is answered."""
+        self._on_own_rules = on_own_rules
         self._database = database
         self._log = log
         self._rulesets = FollowedCache(PUSH_RULES, build_ruleset)
@@ -57,3 +59,4 @@ class PushRuleService:
 
         entry.work = work
         await self._log.append(entry)
+        await self._on_own_rules(user_id)

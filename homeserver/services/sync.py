@@ -125,13 +125,13 @@ class SyncService:
             return True
         if self._typing.serial > seen.typing and self._typing.rooms_changed_since(view.listener.rooms, seen.typing):
             return True
-        return self._presence.serial > seen.presence and any(
+        return self._presence.told > seen.presence and any(
             serial > seen.presence for serial in listener.presence.values()
         )
 
     def _now(self) -> StreamToken:
         position = self._tail.position
-        return StreamToken(position, position, self._typing.serial, self._presence.serial)
+        return StreamToken(position, position, self._typing.serial, self._presence.told)
 
     def _nothing(self, request: SyncRequest, view: UserView, upto: StreamToken) -> _Part:
         return _Part(request, view, upto, [], [], [], set(), set(), RoomSections())

@@ -427,6 +427,21 @@ COMMENT ON TABLE room_state IS 'Each state change once, with the versions of its
 
 COMMENT ON COLUMN room_state.event IS 'Null where the line takes an entry of its parent away.';
 
+CREATE TABLE short_lived_tokens (
+	token_hash BYTEA NOT NULL,
+	expires_ts BIGINT NOT NULL,
+	purpose TEXT NOT NULL,
+	user_id TEXT NOT NULL,
+	CONSTRAINT short_lived_tokens_pkey PRIMARY KEY (token_hash),
+	CONSTRAINT short_lived_tokens_user_id_fkey FOREIGN KEY(user_id) REFERENCES users (user_id)
+);
+
+CREATE INDEX short_lived_tokens_expires_ts_idx ON short_lived_tokens (expires_ts);
+
+CREATE INDEX short_lived_tokens_user_id_idx ON short_lived_tokens (user_id);
+
+COMMENT ON TABLE short_lived_tokens IS 'Login tokens and OpenID tokens.';
+
 CREATE TABLE threads (
 	room INTEGER NOT NULL,
 	thread TEXT NOT NULL,
@@ -438,6 +453,17 @@ CREATE TABLE threads (
 );
 
 COMMENT ON TABLE threads IS 'Running counts of each thread.';
+
+CREATE TABLE dehydrated_devices (
+	user_id TEXT NOT NULL,
+	device INTEGER NOT NULL,
+	device_data BYTEA NOT NULL,
+	CONSTRAINT dehydrated_devices_pkey PRIMARY KEY (user_id),
+	CONSTRAINT dehydrated_devices_device_key UNIQUE (device),
+	CONSTRAINT dehydrated_devices_device_fkey FOREIGN KEY(device) REFERENCES devices (device) ON DELETE cascade
+);
+
+COMMENT ON TABLE dehydrated_devices IS 'A device of each user that receives keys while no other is logged in; its secrets are encrypted.';
 
 CREATE TABLE device_keys (
 	device INTEGER NOT NULL,

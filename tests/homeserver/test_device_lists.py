@@ -14,7 +14,7 @@ from storage.database import Tx
 from storage.device_lists import DeviceListChanged
 from storage.end_to_end_keys import KeyCounts
 from storage.send_to_device import ToDeviceMessages
-from tests.clients import Client, Server
+from tests.clients import Client, Server, quote
 from tests.devices import CrossSigning, Device, a_device, claim, cross_signing
 from tests.servers import running
 
@@ -279,3 +279,39 @@ async def test_claims_in_two_processes_never_give_a_key_twice(processes: tuple[S
 
     assert len(given) == 40
     assert dict(given) == uploaded
+
+
+async def test_keys_changes_names_who_began_and_who_ceased_to_share_a_room(server: Server) -> None:
+    alice, bob, carol = [await server.register(name) for name in ("alice", "bob", "carol")]
+    room_id = (await alice.ok("POST", "/v3/createRoom", {"preset": "public_chat"}))["room_id"]
+    join, leave = f"/v3/join/{quote(room_id)}", f"/v3/rooms/{quote(room_id)}/leave"
+    await carol.ok("POST", join)
+    tokens = [token(server)]
+    for path in (join, leave):
+        await bob.ok("POST", path)
+        tokens.append(token(server))
+
+    async def changes(client: Client, start: str, end: str) -> tuple[set[str], set[str]]:
+        answer = await client.ok("GET", "/v3/keys/changes", params={"from": start, "to": end})
+        return set(answer["changed"]), set(answer["left"])
+
+    before, joined, left = tokens
+    assert await changes(alice, joined, left) == (set(), {bob.user_id})
+    assert await changes(bob, joined, left) == (set(), {alice.user_id, carol.user_id})
+    await bob.ok("POST", join)
+    assert await changes(alice, left, token(server)) == ({bob.user_id}, set())
+    others = await changes(bob, left, token(server))
+    assert (others[0] - {bob.user_id}, others[1]) == ({alice.user_id, carol.user_id}, set())
+    assert await changes(carol, before, before) == (set(), set())
+
+
+async def test_who_shares_another_room_has_not_left(server: Server, alice: Client, bob: Client) -> None:
+    rooms = [(await alice.ok("POST", "/v3/createRoom", {"preset": "public_chat"}))["room_id"] for _ in range(2)]
+    for room_id in rooms:
+        await bob.ok("POST", f"/v3/join/{quote(room_id)}")
+    before = token(server)
+
+    await bob.ok("POST", f"/v3/rooms/{quote(rooms[0])}/leave")
+
+    for client in (alice, bob):
+        assert (await client.ok("GET", "/v3/keys/changes", params={"from": before}))["left"] == []

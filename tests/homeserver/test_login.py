@@ -19,7 +19,11 @@ async def is_logged_in(client: Client) -> bool:
 
 async def test_the_flows_are_listed(server: Server) -> None:
     assert (await server.anonymous.get("/v3/login")).body == {
-        "flows": [{"type": "m.login.password"}, {"type": "m.login.application_service"}]
+        "flows": [
+            {"type": "m.login.password"},
+            {"type": "m.login.token", "get_login_token": True},
+            {"type": "m.login.application_service"},
+        ]
     }
     assert (await server.anonymous.get("/r0/login")).status == 200
 
@@ -299,3 +303,30 @@ async def test_a_device_cannot_have_the_name_of_a_cross_signing_key(
         status, error = await server.anonymous.post("/v3/login", body)
 
     assert (status, error["errcode"]) == (403, "M_FORBIDDEN")
+
+
+async def test_a_login_token_logs_in_once(alice: Client) -> None:
+    status, challenge = await alice.post("/v1/login/get_token")
+    assert (status, challenge["flows"]) == (401, [{"stages": ["m.login.password"]}])
+
+    body = await alice.ok("POST", "/v1/login/get_token", {"auth": alice.password_auth(challenge["session"])})
+
+    assert (body.keys(), body["expires_in_ms"]) == ({"login_token", "expires_in_ms"}, 120_000)
+    login = {"type": "m.login.token", "token": body["login_token"], "device_id": "TV"}
+    status, tokens = await alice.anonymous().post("/v3/login", login)
+    assert (status, tokens["user_id"], tokens["device_id"]) == (200, alice.user_id, "TV")
+    status, error = await alice.anonymous().post("/v3/login", login)
+    assert (status, error["errcode"]) == (403, "M_FORBIDDEN")
+
+
+async def test_a_login_token_ends_with_the_password(alice: Client) -> None:
+    token = (await alice.ok("POST", "/v1/login/get_token", {"auth": alice.password_auth()}))["login_token"]
+    change = {"new_password": "another password", "auth": alice.password_auth()}
+    await alice.ok("POST", "/v3/account/password", change)
+
+    assert (await alice.anonymous().post("/v3/login", {"type": "m.login.token", "token": token})).status == 403
+
+
+async def test_an_access_token_is_no_login_token(alice: Client) -> None:
+    for token, status in ((alice.access_token, 403), ("x", 403), (5, 400), (None, 400)):
+        assert (await alice.anonymous().post("/v3/login", {"type": "m.login.token", "token": token})).status == status

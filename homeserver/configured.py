@@ -1,0 +1,89 @@
+"""The settings in the form that the parts take, so that nothing below `homeserver` knows `config.py`."""
+
+import dataclasses
+
+from federation.protocol.types import ServerName
+from homeserver import config as settings
+from homeserver.client_api import interactive_auth as uia
+from homeserver.client_api.accounts import RegistrationPolicy
+from homeserver.client_api.auth_stages import Policy
+from homeserver.client_api.discovery import ServerDescription
+from homeserver.client_api.outside_services import TurnServers
+from homeserver.config import Config, RegistrationMode
+from homeserver.services import application_services as registrations
+from homeserver.services.application_services import ApplicationServiceError, ApplicationServices
+from homeserver.services.rate_limits import Limit, RateLimits
+from homeserver.services.sessions import Lifetimes
+from homeserver.startup import StartupError
+
+
+def lifetimes(configured: settings.Sessions) -> Lifetimes:
+    """How long tokens live."""
+    return Lifetimes(
+        refreshable_ms=configured.access_token_lifetime, refresh_token_ms=configured.refresh_token_lifetime
+    )
+
+
+def application_services(config: Config) -> ApplicationServices:
+    """The application services whose registration files are listed; raises StartupError."""
+    try:
+        return registrations.load_all(config.application_service_files, ServerName(config.server_name))
+    except ApplicationServiceError as error:
+        raise StartupError([str(error)]) from error
+
+
+def rate_limits(configured: settings.RateLimits) -> RateLimits:
+    """Every budget that the settings name."""
+    limits = {
+        each.name: Limit(value.per_second, value.burst)
+        for each in dataclasses.fields(configured)
+        if isinstance(value := getattr(configured, each.name), settings.RateLimit)
+    }
+    return RateLimits(limits, enabled=configured.enabled)
+
+
+def policies(configured: settings.Registration) -> list[Policy]:
+    """What people agree to when they register."""
+    return [
+        Policy(name=each.id, version=each.version, language=each.language, title=each.name, url=each.url)
+        for each in configured.terms
+    ]
+
+
+def registration_policy(configured: settings.Registration) -> RegistrationPolicy:
+    """Who may make an account, and what it takes."""
+    terms = [uia.TERMS] if configured.terms else []
+    flows: dict[RegistrationMode, uia.Flows | None] = {
+        RegistrationMode.CLOSED: None,
+        RegistrationMode.OPEN: [terms or [uia.DUMMY]],
+        RegistrationMode.TOKEN: [[uia.REGISTRATION_TOKEN, *terms]],
+    }
+    return RegistrationPolicy(
+        flows=flows[configured.mode],
+        allows_guests=configured.allow_guests,
+        uses_tokens=configured.mode is RegistrationMode.TOKEN,
+    )
+
+
+def turn_servers(configured: settings.Turn) -> TurnServers:
+    """Who relays calls."""
+    secret, password = configured.shared_secret, configured.password
+    return TurnServers(
+        uris=configured.uris,
+        shared_secret=None if secret is None else secret.value,
+        username=configured.username,
+        password=None if password is None else password.value,
+        lifetime_ms=configured.lifetime,
+    )
+
+
+def description(config: Config) -> ServerDescription:
+    """What the server says of itself."""
+    return ServerDescription(
+        base_url=config.base_url,
+        federation_server=config.federation.well_known_server,
+        default_room_version=config.default_room_version,
+        support_page=config.support.page,
+        support_email=config.support.email,
+        support_matrix_id=config.support.matrix_id,
+    )

@@ -1,0 +1,63 @@
+"""Listening: what arrives on each configured address is answered by the APIs that it serves."""
+
+import ssl
+from collections.abc import Mapping, Sequence
+
+from aiohttp import web
+
+from federation.web import Route, Router, respond
+from homeserver.config import API, Listener
+
+SHUTDOWN_SECONDS = 10
+
+
+class Listening:
+    """The open ports of this process."""
+
+    def __init__(self, routes: Mapping[API, Sequence[Route]]) -> None:
+        self._routes = routes
+        self._runners: list[web.ServerRunner] = []
+        self.ports: list[int] = []
+        """Of the listeners in their order, as bound."""
+
+    async def start(self, listeners: Sequence[Listener]) -> None:
+        """Answer on all of them; raises OSError."""
+        for listener in listeners:
+            await self._listen(listener)
+
+    async def stop(self) -> None:
+        """Take no more connections, and give the requests under way some time to finish."""
+        for runner in self._runners:
+            await runner.cleanup()
+
+    async def _listen(self, listener: Listener) -> None:
+        router = Router(route for api in listener.apis for route in self._routes[api])
+
+        async def handle(request: web.BaseRequest) -> web.StreamResponse:
+            if listener.behind_proxy:
+                request = _with_forwarded_address(request)
+            return await respond(router, request)
+
+        runner = web.ServerRunner(web.Server(handle, access_log=None), shutdown_timeout=SHUTDOWN_SECONDS)
+        await runner.setup()
+        self._runners.append(runner)
+        site = web.TCPSite(
+            runner, listener.address, listener.port, ssl_context=_ssl_context(listener), reuse_address=True
+        )
+        await site.start()
+        self.ports.append(runner.addresses[0][1])
+
+
+def _with_forwarded_address(request: web.BaseRequest) -> web.BaseRequest:
+    """The request as from the address that our own proxy added last."""
+    forwarded = request.headers.getall("X-Forwarded-For", [])
+    address = forwarded[-1].rpartition(",")[2].strip() if forwarded else ""
+    return request.clone(remote=address) if address else request
+
+
+def _ssl_context(listener: Listener) -> ssl.SSLContext | None:
+    if listener.tls_certificate is None or listener.tls_key is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(listener.tls_certificate, listener.tls_key)
+    return context
