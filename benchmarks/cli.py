@@ -1,0 +1,123 @@
+"""`make bench`: the same load on Hearth and on Synapse, in turn; the figures side by side and against the budgets."""
+
+import argparse
+import asyncio
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import uvloop
+
+from benchmarks import processes, profile_report, profiled_server, report, sizes, synapse
+from benchmarks.cluster import Cluster
+from benchmarks.figures import Figure, Quantity
+from benchmarks.hearth import Hearth
+from benchmarks.report import Results
+from benchmarks.scenarios.catalogue import SCENARIOS
+from benchmarks.server import PREPARED, Server
+from benchmarks.sizes import Sizes
+
+_SCENARIO_SECONDS = 600.0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run what was asked for; returns 1 if a scenario failed."""
+    options = _parser().parse_args(arguments)
+    names = options.scenario or list(SCENARIOS)
+    products: dict[str, Callable[[Cluster], Server]] = {}
+    if options.only != "synapse":
+        products["hearth"] = lambda cluster: Hearth(cluster, profiler=options.profile)
+    if options.only != "hearth" and options.profile is None:
+        python = synapse.install()
+        products["synapse"] = lambda cluster: synapse.Synapse(cluster, python)
+    results = []
+    for product, make in products.items():
+        with ExitStack() as stack:
+            # The load's loop must end before the cluster does.
+            cluster = stack.enter_context(Cluster())
+            runner = stack.enter_context(asyncio.Runner(loop_factory=uvloop.new_event_loop))
+            results.append(runner.run(_run_all(make(cluster), names, _sizes(product, options), options)))
+    _conclude(results, options)
+    return 1 if any(result.failures for result in results) else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure Hearth beside Synapse.")
+    parser.add_argument("scenario", nargs="*", choices=[[], *SCENARIOS], metavar="SCENARIO", help=", ".join(SCENARIOS))
+    parser.add_argument("--only", choices=["hearth", "synapse"], help="measure one server alone")
+    parser.add_argument("--quick", action="store_true", help="small loads: a look within two or three minutes")
+    parser.add_argument("--scale", type=float, default=1.0, metavar="FACTOR", help="more or fewer operations")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the figures")
+    parser.add_argument(
+        "--profile",
+        nargs="?",
+        const="sampling",
+        choices=list(profiled_server.KINDS),
+        help="run Hearth alone under a profiler and print its hottest functions",
+    )
+    parser.add_argument("--rows", type=int, default=30, help="of the profile's tables")
+    return parser
+
+
+def _sizes(product: str, options: argparse.Namespace) -> Sizes:
+    by_product = {
+        ("hearth", False): sizes.HEARTH,
+        ("hearth", True): sizes.HEARTH_QUICK,
+        ("synapse", False): sizes.SYNAPSE,
+        ("synapse", True): sizes.SYNAPSE_QUICK,
+    }
+    return by_product[product, options.quick].scaled(options.scale)
+
+
+async def _run_all(server: Server, names: Sequence[str], load: Sizes, options: argparse.Namespace) -> Results:
+    results = Results(server.name)
+    begin = time.monotonic()
+    server.cluster.create_database(PREPARED)
+    first = await server.start()
+    await server.stop()
+    print(report.head(f"{server.name} (its first start, which makes the schema: {first.seconds:.1f} s)"), flush=True)
+    for name in names:
+        try:
+            figures = await _run_one(server, name, load)
+        except Exception as error:  # whatever it is, the other scenarios still run
+            traceback.print_exception(error)
+            results.failures[name] = "".join(traceback.format_exception_only(error)).strip()
+            continue
+        results.figures[name] = figures
+        for line in report.render_figures(figures):
+            print(line, flush=True)
+        if isinstance(server, Hearth) and options.profile is not None:
+            print(profile_report.render(options.profile, server.profile_file, options.rows), flush=True)
+    print(f"{server.name}: {time.monotonic() - begin:.0f} s in all", flush=True)
+    return results
+
+
+async def _run_one(server: Server, name: str, load: Sizes) -> list[Figure]:
+    """On a server of its own, started on a copy of the prepared database."""
+    server.database = f"scenario_{name.replace('-', '_')}"
+    server.cluster.create_database(server.database, PREPARED)
+    try:
+        await server.start()
+        async with asyncio.timeout(_SCENARIO_SECONDS):
+            figures = list(await SCENARIOS[name](server, load))
+        memory = processes.resident_megabytes(server.pid)
+        figures.append(Quantity(name=f"memory after {name}", value=memory, unit="MB"))
+    finally:
+        await server.stop()
+        server.cluster.drop_database(server.database)
+    return figures
+
+
+def _conclude(results: Sequence[Results], options: argparse.Namespace) -> None:
+    for line in report.render_comparison(results):
+        print(line)
+    for result in results:
+        if result.server == "hearth":
+            for line in report.render_verdicts(result.all()):
+                print(line)
+        for name, failure in result.failures.items():
+            print(f"{result.server} {name} FAILED: {failure}")
+    if options.profile is None:
+        print(f"\nAll figures: {report.write_json(results, options.json)}")

@@ -1,0 +1,78 @@
+"""The PostgreSQL cluster of one server under test: Hearth's own code and settings, fsync on, for either server."""
+
+import shutil
+import tempfile
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import psycopg
+from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict
+
+from storage.embedded import EmbeddedPostgres
+
+_TABLES = """
+select coalesce(sum(pg_total_relation_size(c.oid)), 0) from pg_class c join pg_namespace n on n.oid = c.relnamespace
+where c.relkind in ('r', 'm') and n.nspname not in ('pg_catalog', 'information_schema')
+"""
+
+
+class Cluster:
+    """A cluster in a directory of its own, which is gone with it."""
+
+    def __init__(self) -> None:
+        self.directory = Path(tempfile.mkdtemp(prefix="hearth-bench-"))
+        # As root, PostgreSQL runs as a user who must pass through here.
+        self.directory.chmod(0o711)
+        self._postgres = EmbeddedPostgres(self.directory)
+
+    def __enter__(self) -> Self:
+        """Start it."""
+        self._postgres.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop it and remove everything, also what others put into its directory."""
+        self._postgres.stop()
+        shutil.rmtree((self.directory / "postgresql").resolve(), ignore_errors=True)
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    @property
+    def pid(self) -> int:
+        """The postmaster's process ID."""
+        return self._postgres.postmaster_pid
+
+    def address(self, database: str) -> dict[str, str]:
+        """How to reach a database: `host`, `port`, `user`, `dbname`."""
+        known = conninfo_to_dict(self._postgres.conninfo(database))
+        return {name: str(known[name]) for name in ("host", "port", "user", "dbname")}
+
+    def conninfo(self, database: str) -> str:
+        """The same for psycopg."""
+        return self._postgres.conninfo(database)
+
+    def create_database(self, name: str, template: str | None = None) -> None:
+        """Make a database, as a copy of another one if it is named, which nobody may be connected to."""
+        self._postgres.create_database(name, template=template)
+
+    def drop_database(self, name: str) -> None:
+        """Remove a database; PostgreSQL ends a vacuum that is under way there."""
+        with psycopg.connect(self.conninfo("postgres"), autocommit=True) as connection:
+            connection.execute(sql.SQL("DROP DATABASE IF EXISTS {}").format(sql.Identifier(name)))
+
+    def table_bytes(self, database: str) -> int:
+        """The size of all tables with their indexes, as the files are; nothing is vacuumed before."""
+        return self._ask(database, _TABLES)
+
+    def database_bytes(self, database: str) -> int:
+        """The size of the whole database, the system's catalogue included."""
+        return self._ask(database, "select pg_database_size(current_database())")
+
+    def _ask(self, database: str, question: str) -> int:
+        with psycopg.connect(self.conninfo(database), autocommit=True) as connection:
+            row = connection.execute(question).fetchone()
+        assert row is not None
+        return int(row[0])

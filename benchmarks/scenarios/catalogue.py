@@ -1,0 +1,19 @@
+"""All scenarios by name, in the order in which they run."""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+from benchmarks.figures import Figure
+from benchmarks.scenarios import send, starting
+from benchmarks.server import Server
+from benchmarks.sizes import Sizes
+
+Scenario = Callable[[Server, Sizes], Awaitable[Sequence[Figure]]]
+"""Sets up its world on a fresh server, then measures."""
+
+SCENARIOS: Mapping[str, Scenario] = {
+    "start": starting.run,
+    "send-1": send.run_one,
+    "send-8": send.run_eight,
+    "send-64": send.run_many,
+    "send-64-rooms": send.run_rooms,
+}

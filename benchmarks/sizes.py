@@ -1,0 +1,117 @@
+"""How much load each scenario makes: enough for a steady figure, and a run within a quarter of an hour."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizes:
+    """Hearth's by default."""
+
+    sends: Mapping[int, int] = field(default_factory=lambda: {1: 1000, 8: 4000, 64: 12_000})
+    """Messages by number of senders."""
+    sends_in_64_rooms: int = 12_000
+    warm_up: int = 100
+    """Operations of the same kind before those that count."""
+    pollers: int = 200
+    deliveries: int = 60
+    """Messages that each of the pollers gets."""
+    sync_rooms: int = 200
+    sync_members: int = 50
+    sync_messages: int = 12
+    cold_syncs: int = 3
+    empty_syncs: int = 4000
+    joins: int = 400
+    page_messages: int = 2000
+    page_readers: int = 5
+    growth_members: tuple[int, ...] = (10, 1000, 20_000)
+    growth_rounds: int = 6
+    growth_operations: int = 50
+    """Of each kind, in each room, a round."""
+    disk_messages: int = 100_000
+    disk_rooms: int = 100
+    disk_state_changes: int = 20_000
+    starts: int = 3
+
+    def scaled(self, factor: float) -> "Sizes":
+        """More or fewer operations, in rooms of the same size."""
+
+        def times(count: int) -> int:
+            return max(1, round(count * factor))
+
+        return dataclasses.replace(
+            self,
+            sends={senders: max(senders, times(count)) for senders, count in self.sends.items()},
+            sends_in_64_rooms=max(64, times(self.sends_in_64_rooms)),
+            deliveries=times(self.deliveries),
+            empty_syncs=times(self.empty_syncs),
+            joins=times(self.joins),
+            page_readers=times(self.page_readers),
+            growth_rounds=times(self.growth_rounds),
+        )
+
+
+HEARTH = Sizes()
+
+SYNAPSE = Sizes(
+    sends={1: 200, 8: 480, 64: 1280},
+    sends_in_64_rooms=1280,
+    warm_up=30,
+    deliveries=10,
+    sync_rooms=40,
+    cold_syncs=2,
+    empty_syncs=400,
+    joins=60,
+    page_messages=1000,
+    page_readers=2,
+    growth_members=(10, 500),
+    growth_rounds=3,
+    growth_operations=15,
+    disk_messages=3000,
+    disk_rooms=20,
+    disk_state_changes=800,
+    starts=2,
+)
+"""Scaled down where Synapse would take longer than the run may; figures are per operation all the same."""
+
+HEARTH_QUICK = Sizes(
+    sends={1: 300, 8: 1000, 64: 2560},
+    sends_in_64_rooms=2560,
+    warm_up=50,
+    deliveries=15,
+    sync_rooms=50,
+    cold_syncs=1,
+    empty_syncs=1000,
+    joins=100,
+    page_messages=1000,
+    page_readers=2,
+    growth_members=(10, 1000),
+    growth_rounds=3,
+    growth_operations=20,
+    disk_messages=10_000,
+    disk_rooms=20,
+    disk_state_changes=2000,
+    starts=1,
+)
+
+SYNAPSE_QUICK = Sizes(
+    sends={1: 60, 8: 160, 64: 320},
+    sends_in_64_rooms=320,
+    warm_up=10,
+    pollers=50,
+    deliveries=5,
+    sync_rooms=5,
+    cold_syncs=1,
+    empty_syncs=100,
+    joins=20,
+    page_messages=200,
+    page_readers=1,
+    growth_members=(10, 100),
+    growth_rounds=2,
+    growth_operations=8,
+    disk_messages=400,
+    disk_rooms=5,
+    disk_state_changes=150,
+    starts=1,
+)
