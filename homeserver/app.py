@@ -42,6 +42,7 @@ from homeserver.client_api.filtering import FilteringAPI
 from homeserver.client_api.interactive_auth import InteractiveAuth
 from homeserver.client_api.key_backup import KeyBackupAPI
 from homeserver.client_api.login import LoginAPI
+from homeserver.client_api.moderation import ModerationAPI
 from homeserver.client_api.outside_services import OutsideServicesAPI
 from homeserver.client_api.pages import PagesAPI
 from homeserver.client_api.profiles import ProfilesAPI
@@ -56,6 +57,7 @@ from homeserver.client_api.send_to_device import SendToDeviceAPI
 from homeserver.client_api.sending_events import SendingEventsAPI
 from homeserver.client_api.server_administration import ServerAdministrationAPI, SharedSecretRegistrationAPI
 from homeserver.client_api.syncing import SyncAPI
+from homeserver.client_api.user_administration import UserAdministrationAPI
 from homeserver.config import API, Config, RegistrationMode
 from homeserver.listening import Listening
 from homeserver.services import device_keys
@@ -165,12 +167,13 @@ class Application:
         self.account_data = AccountDataService(self.database, self.log, self.event_counter.follow)
         self.tail.add_view(self.account_data.on_change)
         self._build_rooms(server_name)
+        names = UserNames(server_name, self.application_services)
         self.accounts = AccountService(
             self.database,
             self.sessions,
             passwords,
             self.rate_limits,
-            UserNames(server_name, self.application_services),
+            names,
             leave_all_rooms=self.memberships.leave_all_rooms,
         )
         self.key_counts = KeyCountCache(self.database)
@@ -200,6 +203,10 @@ class Application:
         secret = config.registration.shared_secret
         shared_secret_registration = SharedSecretRegistrationAPI(
             self.accounts, self.sessions, passwords, secret.value if secret is not None else None
+        )
+        moderation = ModerationAPI(self.database, self.reader, names)
+        user_administration = UserAdministrationAPI(
+            self.database, self.accounts, self.sessions, passwords, self.profiles, names
         )
         pages = PagesAPI(self.interactive_auth, server_name=server_name)
         client_routes = [
@@ -239,6 +246,7 @@ class Application:
             *routes.key_backup_routes(KeyBackupAPI(KeyBackupService(self.database))),
             *routes.send_to_device_routes(SendToDeviceAPI(SendToDeviceService(self.log, server_name))),
             *routes.administration_routes(administration),
+            *routes.report_routes(moderation),
             *routes.outside_service_routes(OutsideServicesAPI(self.database, configured.turn_servers(config.turn))),
             *routes.filter_routes(FilteringAPI(self.filters)),
             *routes.account_data_routes(AccountDataAPI(self.account_data)),
@@ -263,7 +271,11 @@ class Application:
                 *routes.page_routes(pages),
             ],
             API.FEDERATION: [*OpenIDAPI(self.database).routes()],
-            API.ADMIN: [*routes.admin_api_routes(administration, shared_secret_registration, authenticator)],
+            API.ADMIN: [
+                *routes.admin_api_routes(administration, shared_secret_registration, authenticator),
+                *routes.user_admin_routes(user_administration, authenticator),
+                *routes.report_admin_routes(moderation, authenticator),
+            ],
         }
         self.listening = Listening(served)
 

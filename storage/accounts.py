@@ -83,6 +83,31 @@ async def find_many(tx: Tx, user_ids: Collection[UserID]) -> dict[UserID, Accoun
     return {row[0]: _account(row) for row in rows}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """Which accounts to list."""
+
+    text: str = ""
+    """Part of the user ID."""
+    guests: bool = True
+    deactivated: bool = False
+    admins: bool | None = None
+
+
+async def search(tx: Tx, wanted: Wanted, *, offset: int, limit: int) -> tuple[list[Account], int]:
+    """Accounts in order of user ID, and how many there are in all."""
+    condition = (
+        "strpos(user_id, %s) > 0 and (%s or not is_guest) and (%s or deactivated_ts is null)"
+        " and (%s::bool is null or is_admin = %s)"
+    )
+    params = (wanted.text.lower(), wanted.guests, wanted.deactivated, wanted.admins, wanted.admins)
+    rows = await tx.fetch(
+        f"select {_COLUMNS} from users where {condition} order by user_id offset %s limit %s", (*params, offset, limit)
+    )
+    total = await tx.fetch_one(f"select count(*) from users where {condition}", params)
+    return [_account(row) for row in rows], 0 if total is None else int(total[0])
+
+
 async def set_password(tx: Tx, user_id: UserID, password_hash: str | None) -> bool:
     """Replace the password; whether there is such an account that has not ended."""
     return (

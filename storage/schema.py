@@ -337,6 +337,20 @@ short_lived_tokens = Table(
     comment="Login tokens and OpenID tokens.",
 )
 
+reports = Table(
+    "reports",
+    metadata,
+    Column("report", BigInteger, Identity(), primary_key=True),
+    Column("received_ts", BigInteger, nullable=False),
+    Column("score", Integer),
+    Column("reporter", Text, nullable=False),
+    Column("room_id", Text),
+    Column("event_id", Text),
+    Column("user_id", Text),
+    Column("reason", Text, nullable=False),
+    comment="What users reported to the administrators.",
+)
+
 registration_tokens = Table(
     "registration_tokens",
     metadata,

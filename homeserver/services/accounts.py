@@ -192,6 +192,10 @@ class AccountService:
             user_id, lambda tx: accounts.set_suspended(tx, user_id, is_suspended=is_suspended)
         )
 
+    async def set_admin(self, user_id: UserID, *, is_admin: bool) -> None:
+        """Make the user an administrator of this server, or no longer."""
+        await self._sessions.change_standing(user_id, lambda tx: accounts.set_admin(tx, user_id, is_admin=is_admin))
+
     async def is_registration_token_usable(self, token: str) -> bool:
         """Whether an account can be registered with it now."""
         async with self._database.read() as tx:

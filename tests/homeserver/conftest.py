@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 
 import pytest_asyncio
 
+from federation.protocol.types import UserID
 from tests.clients import Client, Server
 from tests.servers import running
 
@@ -25,3 +26,11 @@ async def alice(server: Server) -> Client:
 async def bob(server: Server) -> Client:
     """Another user who is logged in."""
     return await server.register("bob")
+
+
+@pytest_asyncio.fixture
+async def admin(server: Server) -> Client:
+    """An administrator of the server."""
+    client = await server.register("admin")
+    await server.application.accounts.set_admin(UserID(client.user_id), is_admin=True)
+    return client
