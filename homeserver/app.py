@@ -80,6 +80,8 @@ from homeserver.services.push import PushRuleService
 from homeserver.services.receipts import ReceiptService
 from homeserver.services.room_creation import RoomCreationService
 from homeserver.services.room_directory import RoomDirectory
+from homeserver.services.room_settings import RoomSettings
+from homeserver.services.room_upgrades import RoomUpgradeService
 from homeserver.services.send_to_device import SendToDeviceService
 from homeserver.services.sessions import SessionService
 from homeserver.services.sync import SyncService, SyncSources
@@ -254,7 +256,7 @@ class Application:
             *routes.profile_routes(ProfilesAPI(self.profiles)),
             *routes.ephemeral_routes(EphemeralAPI(self.typing, self.receipts, self.presence)),
             *SyncAPI(self.syncs, self.filters, self.presence).routes(),
-            *routes.room_creation_routes(RoomCreationAPI(self.room_creation)),
+            *routes.room_creation_routes(RoomCreationAPI(self.room_creation, self.room_upgrades)),
             *routes.membership_routes(RoomMembershipAPI(self.memberships, self.room_directory)),
             *routes.sending_routes(SendingEventsAPI(self.messages, self.memberships)),
             *routes.reading_routes(ReadingEventsAPI(self.reading), ReadingStateAPI(self.reading)),
@@ -287,12 +289,14 @@ class Application:
     def _build_rooms(self, server_name: ServerName) -> None:
         """What is done in rooms."""
         member_fields = MemberFields(self.database)
+        room_settings = RoomSettings(self.database, self.log)
         self.memberships = MembershipService(
             self.database,
             self.writer,
             server_name=server_name,
             profile_of=member_fields.get,
             is_invite_blocked=self.account_data.blocks_invites,
+            settings=room_settings,
         )
         self.room_creation = RoomCreationService(
             self.writer,
@@ -302,6 +306,9 @@ class Application:
             profile_of=member_fields.get,
         )
         self.reading = RoomReading(self.database, self.tail, self.reader, Pages(self.reader), self.account_data)
+        self.room_upgrades = RoomUpgradeService(
+            self.database, self.writer, self.room_creation, room_settings, member_fields.get
+        )
         self.room_directory = RoomDirectory(self.database, self.writer, self.reader, server_name)
         self.messages = MessageService(self.writer, SentEvents(self.database), self.room_directory.find)
 

@@ -187,6 +187,11 @@ class RoomWriter:
         head = await self._head_with(room, keys)
         return {key: pdu for key in keys if (pdu := head.state.get(key)) is not None}
 
+    async def newest_event_id(self, room: Room) -> EventID:
+        """The event that the room's next one will refer to first."""
+        head = await self._head_with(room, (CREATE,))
+        return _newest(head.extremities)[0]
+
     async def power_levels(self, room: Room) -> PowerLevels:
         """The room's power levels now."""
         state = await self.state_for(room, (CREATE, POWER_LEVELS))

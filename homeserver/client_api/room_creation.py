@@ -6,17 +6,27 @@ from federation.web import Answer, Call
 from homeserver.client_api import fields
 from homeserver.client_api.routing import requester
 from homeserver.services.room_creation import PRESETS, Creation, RoomCreationService
+from homeserver.services.room_upgrades import RoomUpgradeService
 
 
 class RoomCreationAPI:
     """New rooms."""
 
-    def __init__(self, creation: RoomCreationService) -> None:
+    def __init__(self, creation: RoomCreationService, upgrades: RoomUpgradeService) -> None:
         self._creation = creation
+        self._upgrades = upgrades
 
     async def create(self, call: Call) -> Answer:
         """POST /createRoom."""
         return {"room_id": await self._creation.create(requester(call), _creation(await call.body()))}
+
+    async def upgrade(self, call: Call) -> Answer:
+        """POST /rooms/{roomId}/upgrade."""
+        body = await call.body()
+        version, creators = fields.get_text(body, "new_version"), fields.get_texts(body, "additional_creators")
+        return {
+            "replacement_room": await self._upgrades.upgrade(requester(call), call.path["room_id"], version, creators)
+        }
 
 
 def _creation(body: JsonObject) -> Creation:

@@ -280,8 +280,10 @@ def ephemeral_routes(api: EphemeralAPI) -> Sequence[ClientRoute]:
 
 def room_creation_routes(api: RoomCreationAPI) -> Sequence[ClientRoute]:
     """New rooms."""
+    upgrade = "v3/rooms/{room_id}/upgrade"
     return [
         ClientRoute(method="POST", path="v3/createRoom", endpoint=api.create, limit="room_creation"),
+        ClientRoute(method="POST", path=upgrade, endpoint=api.upgrade, limit="room_creation"),
     ]
 
 

@@ -17,6 +17,7 @@ from federation.protocol.power_levels import PowerLevels, get_creators
 from federation.protocol.types import EventID, JsonObject, RoomID, ServerName, StateKey, UserID
 from federation.rooms.append import RoomWriter, content_of
 from homeserver.services.requester import Requester
+from homeserver.services.room_settings import RoomSettings
 from storage import memberships, rooms
 from storage.database import Database
 from storage.memberships import Membership
@@ -24,6 +25,7 @@ from storage.rooms import Room
 
 logger = logging.getLogger(__name__)
 
+TOMBSTONE: StateKey = ("m.room.tombstone", "")
 GUEST_ACCESS: StateKey = ("m.room.guest_access", "")
 MAX_AUTHORISERS = 50
 """Local members looked at for one who may vouch for a restricted join."""
@@ -66,12 +68,14 @@ class MembershipService:
         server_name: ServerName,
         profile_of: ProfileOf,
         is_invite_blocked: InviteBlocked,
+        settings: RoomSettings,
     ) -> None:
         self._database = database
         self._writer = writer
         self._server_name = server_name
         self._profile_of = profile_of
         self._is_invite_blocked = is_invite_blocked
+        self._settings = settings
 
     # --- what clients ask for
 
@@ -196,7 +200,24 @@ class MembershipService:
             await self._check_allowed(who.user_id, join_rules)
             levels = PowerLevels.from_state(state.get(POWER_LEVELS), state[CREATE])
             extra["join_authorised_via_users_server"] = await self._find_authoriser(change.room, state, levels)
-        return await self._append(change, {**await self._profile_of(change.target), **change.content, **extra})
+        event_id = await self._append(change, {**await self._profile_of(change.target), **change.content, **extra})
+        await self._carry_settings(change, state[CREATE])
+        return event_id
+
+    async def _carry_settings(self, change: _Change, create: VerifiedPDU) -> None:
+        """Bring the user's settings along from the room that this one replaces, if they are in it and it says so."""
+        predecessor = create.content.get("predecessor")
+        old_id = predecessor.get("room_id") if isinstance(predecessor, dict) else None
+        if not isinstance(old_id, str):
+            return
+        try:
+            old = await self._writer.get_room(old_id)
+            state = await self._writer.state_for(old, [TOMBSTONE, ("m.room.member", change.target)])
+        except NotFound:
+            return
+        is_replaced = content_of(state.get(TOMBSTONE)).get("replacement_room") == change.room.room_id
+        if is_replaced and content_of(state.get(("m.room.member", change.target))).get("membership") == "join":
+            await self._settings.carry_over(change.target, old, change.room)
 
     async def _change_own(self, change: _Change, current: VerifiedPDU) -> EventID:
         if change.content == current.content:

@@ -129,10 +129,12 @@ class MessageService:
             return await self._append(who, draft, txn_id)
         annotation = Annotation(draft.sender, draft.type, relation.parent, relation.key)
         pending = (room.number, annotation)
-        if pending in self._annotating or await self._sent.has_annotated(room, annotation):
-            raise InvalidInput("You have annotated the event with this already", "M_DUPLICATE_ANNOTATION")
+        if pending in self._annotating:
+            raise _duplicate()
         self._annotating.add(pending)
         try:
+            if await self._sent.has_annotated(room, annotation):
+                raise _duplicate()
             return await self._append(who, draft, txn_id)
         finally:
             self._annotating.discard(pending)
@@ -188,6 +190,10 @@ class MessageService:
                 raise InvalidInput(f"{alias!r} is no room alias")
             if await self._resolve_alias(alias) != room.room_id:
                 raise InvalidInput(f"{alias} does not stand for this room", "M_BAD_ALIAS")
+
+
+def _duplicate() -> InvalidInput:
+    return InvalidInput("You have annotated the event with this already", "M_DUPLICATE_ANNOTATION")
 
 
 def _aliases_of(content: JsonObject) -> set[str]:

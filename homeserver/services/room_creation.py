@@ -150,7 +150,7 @@ class FirstEvents:
         self.creator = creator
         self.rules = rules
         self.drafts: list[Draft] = []
-        self._creators: frozenset[str] = frozenset((creator,))
+        self.creators: frozenset[str] = frozenset((creator,))
 
     def add(self, event_type: str, state_key: str, content: JsonObject) -> None:
         """One state event by the creator."""
@@ -169,7 +169,7 @@ class FirstEvents:
             if not isinstance(named, list) or not all(is_user_id(user_id) for user_id in named):
                 raise InvalidInput("additional_creators must be a list of user IDs")
             additional = [user_id for user_id in dict.fromkeys((*named, *trusted)) if user_id != self.creator]
-            self._creators = frozenset((self.creator, *additional))
+            self.creators = frozenset((self.creator, *additional))
             if additional:
                 content["additional_creators"] = additional
             else:
