@@ -12,8 +12,24 @@ from benchmarks.server import Server
 
 _T = TypeVar("_T")
 
-SETTLE_SECONDS = 0.3
-"""How long what the server does after its last answer counts as well."""
+_LOOK_SECONDS = 0.05
+_QUIET_SHARE = 0.04
+_LONGEST_LOOKS = 100
+
+
+async def quiet(server: Server) -> None:
+    """Return when server and PostgreSQL do next to nothing, after five seconds at the latest."""
+    before = _cpu_of_both(server)
+    for _ in range(_LONGEST_LOOKS):
+        await asyncio.sleep(_LOOK_SECONDS)
+        now = _cpu_of_both(server)
+        if now - before < _QUIET_SHARE * _LOOK_SECONDS:
+            return
+        before = now
+
+
+def _cpu_of_both(server: Server) -> float:
+    return processes.cpu_seconds(server.pid) + processes.cpu_seconds(server.cluster.pid)
 
 
 class Meter:
@@ -27,15 +43,16 @@ class Meter:
         self.waits: list[float] = []
 
     @asynccontextmanager
-    async def running(self, *, settle: float = SETTLE_SECONDS) -> AsyncIterator[None]:
-        """What happens inside counts."""
+    async def running(self, *, settles: bool = True) -> AsyncIterator[None]:
+        """What happens inside counts, and what the servers do because of it until they are quiet."""
         server, cluster = self._server, self._server.cluster
         server.note_measuring(begins=True)
         postgres_before, server_before = processes.cpu_seconds(cluster.pid), processes.cpu_seconds(server.pid)
         begin = time.perf_counter()
         yield
         self.seconds += time.perf_counter() - begin
-        await asyncio.sleep(settle)
+        if settles:
+            await quiet(server)
         self.server_seconds += processes.cpu_seconds(server.pid) - server_before
         self.postgres_seconds += processes.cpu_seconds(cluster.pid) - postgres_before
         server.note_measuring(begins=False)

@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from benchmarks.figures import Figure
-from benchmarks.scenarios import send, starting
+from benchmarks.scenarios import delivery, disk, first_sync, growth, incremental_sync, joins, paging, send, starting
 from benchmarks.server import Server
 from benchmarks.sizes import Sizes
 
@@ -16,4 +16,12 @@ SCENARIOS: Mapping[str, Scenario] = {
     "send-8": send.run_eight,
     "send-64": send.run_many,
     "send-64-rooms": send.run_rooms,
+    "delivery": delivery.run,
+    "empty-sync": incremental_sync.run,
+    "first-sync": first_sync.run,
+    "joins": joins.run,
+    "paging": paging.run,
+    "growth": growth.run,
+    "disk-messages": disk.run_messages,
+    "disk-state": disk.run_state,
 }

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from benchmarks.figures import Figure
 from benchmarks.matrix import User, at_once, room_with
-from benchmarks.measuring import Meter
+from benchmarks.measuring import Meter, quiet
 from benchmarks.server import Server
 from benchmarks.sizes import Sizes
 
@@ -61,6 +61,7 @@ async def _send(server: Server, sizes: Sizes, name: str, places: Sequence[tuple[
     timed = meter.timed(send)
     for _ in range(max(1, sizes.warm_up // len(places))):
         await at_once(len(places), places, send)
+    await quiet(server)
     async with meter.running():
         await at_once(len(places), places, send_all)
     return meter.load(name)
