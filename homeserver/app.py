@@ -43,6 +43,7 @@ from homeserver.client_api.interactive_auth import InteractiveAuth
 from homeserver.client_api.key_backup import KeyBackupAPI
 from homeserver.client_api.login import LoginAPI
 from homeserver.client_api.moderation import ModerationAPI
+from homeserver.client_api.old_sync import OldSyncAPI
 from homeserver.client_api.outside_services import OutsideServicesAPI
 from homeserver.client_api.pages import PagesAPI
 from homeserver.client_api.profiles import ProfilesAPI
@@ -52,6 +53,7 @@ from homeserver.client_api.reading_state import ReadingStateAPI
 from homeserver.client_api.room_creation import RoomCreationAPI
 from homeserver.client_api.room_directory import RoomDirectoryAPI
 from homeserver.client_api.room_membership import RoomMembershipAPI
+from homeserver.client_api.room_summaries import RoomSummariesAPI
 from homeserver.client_api.routing import build_routes
 from homeserver.client_api.send_to_device import SendToDeviceAPI
 from homeserver.client_api.sending_events import SendingEventsAPI
@@ -81,6 +83,7 @@ from homeserver.services.receipts import ReceiptService
 from homeserver.services.room_creation import RoomCreationService
 from homeserver.services.room_directory import RoomDirectory
 from homeserver.services.room_settings import RoomSettings
+from homeserver.services.room_summaries import RoomSummaryService
 from homeserver.services.room_upgrades import RoomUpgradeService
 from homeserver.services.send_to_device import SendToDeviceService
 from homeserver.services.sessions import SessionService
@@ -261,8 +264,12 @@ class Application:
             *routes.sending_routes(SendingEventsAPI(self.messages, self.memberships)),
             *routes.reading_routes(ReadingEventsAPI(self.reading), ReadingStateAPI(self.reading)),
             *routes.directory_routes(
-                RoomDirectoryAPI(self.room_directory, PublishedRooms(self.database, RoomSummaries()), server_name)
+                RoomDirectoryAPI(self.room_directory, PublishedRooms(self.database, self.summaries), server_name)
             ),
+            *RoomSummariesAPI(
+                self.database, RoomSummaryService(self.database, self.summaries, self.room_directory)
+            ).routes(),
+            *self.old_syncs.routes(),
         ]
 
         # what each listener serves
@@ -305,6 +312,7 @@ class Application:
             default_version=self.config.default_room_version,
             profile_of=member_fields.get,
         )
+        self.summaries = RoomSummaries()
         self.reading = RoomReading(self.database, self.tail, self.reader, Pages(self.reader), self.account_data)
         self.room_upgrades = RoomUpgradeService(
             self.database, self.writer, self.room_creation, room_settings, member_fields.get
@@ -347,6 +355,7 @@ class Application:
             presence=board,
         )
         self.syncs = SyncService(self.database, self.tail, self.views, sources)
+        self.old_syncs = OldSyncAPI(self.reading, timelines, self.views, board)
 
     def _wake_room(self, room: int) -> None:
         for listener in self.tail.listeners_in(room):

@@ -168,3 +168,16 @@ async def is_forgotten(tx: Tx, user_id: UserID, room: int, position: int) -> boo
         "select 1 from forgotten_rooms where user_id = %s and room = %s and position >= %s", (user_id, room, position)
     )
     return row is not None
+
+
+async def mutual_rooms(tx: Tx, user_id: UserID, other: UserID) -> list[tuple[int, str]]:
+    """The rooms that both are joined to, by number: number and ID."""
+    rows = await tx.fetch(
+        "select room, room_id from room_state mine join room_state theirs using (room) join rooms using (room)"
+        " where mine.state_key = (select id from strings where value = %s) and mine.line = 0"
+        " and mine.until_version is null and mine.membership = 1"
+        " and theirs.state_key = (select id from strings where value = %s) and theirs.line = 0"
+        " and theirs.until_version is null and theirs.membership = 1 order by room",
+        (user_id, other),
+    )
+    return [(room, room_id) for room, room_id in rows]

@@ -76,6 +76,14 @@ async def is_published(tx: Tx, room: int) -> bool:
     return row is not None
 
 
+async def published_among(tx: Tx, rooms: Collection[int]) -> set[int]:
+    """Those of these rooms that are in the directory proper."""
+    rows = await tx.fetch(
+        "select room from published_rooms where room = any(%s::int[]) and network = ''", (list(rooms),)
+    )
+    return {room for (room,) in rows}
+
+
 async def count_published(tx: Tx) -> int:
     """How many rooms the directory has."""
     row = await tx.fetch_one("select count(*) from published_rooms where network = ''")

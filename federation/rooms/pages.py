@@ -11,9 +11,10 @@ from typing import Protocol
 
 from federation.protocol.types import UserID
 from federation.rooms.reader import BEGINNING, END, Access, RoomReader, Seen
-from storage import events, strings
+from storage import events, rooms, strings
 from storage.database import Tx
 from storage.events import Scan, StoredEvent
+from storage.rooms import Room
 
 MAX_SCANNED = 2_000
 """Events looked at for one page."""
@@ -124,6 +125,23 @@ class Pages:
                 ranges, is_narrowed = await self._reader.ranges(tx, access), True
             ranges = _clip(ranges, request, page.end)
         page.end = None
+        return page
+
+    async def read_rooms(self, tx: Tx, user_id: UserID, numbers: Collection[int], request: PageRequest) -> Page:
+        """What the user may see of all these rooms together, oldest first, between the request's two places."""
+        start, stop = request.start or 0, END if request.stop is None else request.stop
+        limit = request.limit or 0
+        page = Page(start)
+        stored = await events.after_in_rooms(tx, numbers, after=start, upto=stop, limit=limit)
+        known = await rooms.get_many(tx, {event.room for event in stored})
+        by_room: dict[Room, list[StoredEvent]] = {}
+        for event in stored:
+            by_room.setdefault(known[event.room], []).append(event)
+        seen = await self._reader.visible_in(tx, user_id, by_room)
+        shown = [each for of_room in seen.values() for each in of_room]
+        page.seen = [each for each in shown if _passes(each.event, request)]
+        page.seen.sort(key=lambda each: each.event.position)
+        page.end = stored[-1].position if stored and len(stored) == limit else None
         return page
 
     async def find_by_timestamp(self, tx: Tx, access: Access, ts: int, *, backwards: bool) -> Seen | None:

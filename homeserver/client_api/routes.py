@@ -323,24 +323,29 @@ def reading_routes(events: ReadingEventsAPI, state: ReadingStateAPI) -> Sequence
     """What rooms hold: their history, their state, their members."""
     room = "v3/rooms/{room_id}"
     by_timestamp = "rooms/{room_id}/timestamp_to_event"
+    open_to_guests = [
+        ClientRoute(method="GET", path=path, endpoint=endpoint, guests=True, limit="requests")
+        for path, endpoint in (
+            (f"{room}/messages", events.get_messages),
+            (f"{room}/event/{{event_id}}", events.get_event),
+            (f"{room}/context/{{event_id}}", events.get_context),
+            ("v3/events/{event_id}", events.find_event),
+            (f"{room}/state", state.get_state),
+            (f"{room}/state/{{event_type}}", state.get_state_event),
+            (f"{room}/state/{{event_type}}/{{state_key}}", state.get_state_event),
+            (f"{room}/members", state.get_members),
+        )
+    ]
     return [
-        ClientRoute(method="GET", path=f"{room}/messages", endpoint=events.get_messages, guests=True),
-        ClientRoute(method="GET", path=f"{room}/event/{{event_id}}", endpoint=events.get_event, guests=True),
-        ClientRoute(method="GET", path=f"{room}/context/{{event_id}}", endpoint=events.get_context, guests=True),
+        *open_to_guests,
         ClientRoute(
             method="GET",
             path=f"v1/{by_timestamp}",
             endpoint=events.get_by_timestamp,
+            limit="requests",
             unstable=(f"unstable/org.matrix.msc3030/{by_timestamp}",),
         ),
-        ClientRoute(method="GET", path="v3/events/{event_id}", endpoint=events.find_event, guests=True),
-        ClientRoute(method="GET", path=f"{room}/state", endpoint=state.get_state, guests=True),
-        ClientRoute(method="GET", path=f"{room}/state/{{event_type}}", endpoint=state.get_state_event, guests=True),
-        ClientRoute(
-            method="GET", path=f"{room}/state/{{event_type}}/{{state_key}}", endpoint=state.get_state_event, guests=True
-        ),
-        ClientRoute(method="GET", path=f"{room}/members", endpoint=state.get_members, guests=True),
-        ClientRoute(method="GET", path=f"{room}/joined_members", endpoint=state.get_joined_members),
+        ClientRoute(method="GET", path=f"{room}/joined_members", endpoint=state.get_joined_members, limit="requests"),
     ]
 
 
