@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, Self
 
 from federation.protocol.errors import MatrixError
-from federation.protocol.types import EventID, UserID
+from federation.protocol.identifiers import server_name_of
+from federation.protocol.types import EventID, ServerName, UserID
 from storage import events, rooms, strings
 from storage.database import Tx
 from storage.events import (
@@ -61,6 +62,9 @@ class RoomEvents:
     expected_version: int | None
     """The version of the room at which the events were authorised; None where that does not matter."""
     new_version: int
+    """The room's version afterwards. Whatever is more than a message at the room's end makes a new one."""
+    expected_extremities: frozenset[EventID] | None = None
+    """The forward extremities from which the new version was computed; None where messages may come between."""
     state: list[StateWrite] = field(default_factory=list)
     lines: list[NewLine] = field(default_factory=list)
     expected_last_line: int | None = None
@@ -127,6 +131,8 @@ class RoomEvents:
             return DuplicateEvent("The event is already stored")
         if self.expected_version is not None and self.expected_version != room.state_version:
             return Conflict("The room's state has changed meanwhile")
+        if self.expected_extremities is not None and self.expected_extremities != set(room.extremities):
+            return Conflict("The room's graph has grown meanwhile")
         if self.expected_last_line is not None and self.expected_last_line != room.last_line:
             return Conflict("The room's graph has forked meanwhile")
         return None
@@ -139,9 +145,12 @@ class RoomEvents:
             pdu = event.pdu
             self.personal.extend((position, count) for count in event.personal)
             totals = _count(event, room, threads, self.room.number, position)
-            if not event.flags & (Flag.REJECTED | Flag.SOFT_FAILED | Flag.OUTLIER):
-                prev = set(pdu.prev_event_ids)
-                room.extremities = [known for known in room.extremities if known not in prev]
+            is_hidden = bool(event.flags & HIDDEN)
+            covered = event.covers
+            if covered is None:
+                covered = () if is_hidden else pdu.prev_event_ids
+            room.extremities = [known for known in room.extremities if known not in covered]
+            if event.is_extremity and not is_hidden:
                 room.extremities.append(pdu.event_id)
             after_line, after_version = event.after if event.after is not None else (None, None)
             self.stored.append(
@@ -209,29 +218,31 @@ class RoomEvents:
             return []
         stored = [events.from_row(row) for row in found]
         known = await rooms.get_many(tx, {event.room for event in stored})
-        changed = {event.room: event.version for event in reversed(stored) if event.state_key is not None}
-        trunk = await _trunk_since(tx, changed)
+        trunk = await _trunk_within(tx, await _versions_within(tx, stored, after))
         personal = await _personal_in(tx, after, upto)
         answer: list[tuple[int, Self]] = []
         for event in stored:
+            changed = trunk.pop((event.room, event.trunk_version), [])
             change = cls(
                 room=known[event.room],
                 new=[],
                 expected_version=None,
                 new_version=event.trunk_version,
                 stored=[event],
-                trunk=trunk.pop(event.room, []) if event.state_key is not None else [],
-                concerned=_concerned(event),
+                trunk=changed,
+                concerned=_concerned(event, changed),
                 personal=[(event.position, count) for count in personal.get(event.position, ())],
             )
             answer.append((event.position, change))
         return answer
 
 
-def _concerned(event: StoredEvent) -> tuple[UserID, ...]:
-    if event.type == "m.room.member" and event.state_key is not None:
-        return (UserID(event.state_key),)
-    return ()
+def _concerned(event: StoredEvent, trunk: Sequence[TrunkChange]) -> tuple[UserID, ...]:
+    """Whose membership an event, or what it changed in the room's state, is about."""
+    users = [change.state_key for change in trunk if change.type == "m.room.member"]
+    if event.type == "m.room.member" and event.state_key is not None and not event.flags & HIDDEN:
+        users.append(event.state_key)
+    return tuple(UserID(user_id) for user_id in dict.fromkeys(users))
 
 
 def _count(
@@ -458,7 +469,7 @@ async def _insert_extras(tx: Tx, changes: Sequence[RoomEvents]) -> None:
     marks: dict[tuple[UserID, int, str], StoredEvent] = {}
     threads: dict[tuple[int, str], StoredEvent] = {}
     personal: list[tuple[StoredEvent, PersonalCount]] = []
-    redactions: list[tuple[StoredEvent, EventID]] = []
+    redactions: list[tuple[StoredEvent, EventID, ServerName | None]] = []
     missing: list[tuple[StoredEvent, EventID]] = []
     arrived: list[StoredEvent] = []
     for change in changes:
@@ -469,7 +480,7 @@ async def _insert_extras(tx: Tx, changes: Sequence[RoomEvents]) -> None:
                 threads[stored.room, stored.thread] = stored
             personal.extend((stored, count) for count in event.personal)
             if event.redacts is not None:
-                redactions.append((stored, event.redacts))
+                redactions.append((stored, event.redacts, event.redacts_only_of))
             missing.extend((stored, event_id) for event_id in event.missing)
             if change.may_be_duplicate:
                 arrived.append(stored)
@@ -515,11 +526,14 @@ async def _insert_missing(tx: Tx, missing: Sequence[tuple[StoredEvent, EventID]]
     if missing:
         await tx.execute(
             "insert into missing_events (room, event_id, position)"
-            " select * from unnest(%s::int[], %s::text[], %s::bigint[]) on conflict do nothing",
+            " select * from unnest(%s::int[], %s::text[], %s::bigint[]) as given(room, event_id, position)"
+            " where not exists (select from events where events.event_id = given.event_id and flags & %s = 0)"
+            " on conflict do nothing",
             (
                 [stored.room for stored, _ in missing],
                 [event_id for _, event_id in missing],
                 [stored.position for stored, _ in missing],
+                int(Flag.OUTLIER),
             ),
         )
 
@@ -541,47 +555,53 @@ async def _insert_marks(tx: Tx, marks: dict[tuple[UserID, int, str], StoredEvent
     )
 
 
-async def _apply_redactions(tx: Tx, redactions: Sequence[tuple[StoredEvent, EventID]]) -> None:
+async def _apply_redactions(tx: Tx, redactions: Sequence[tuple[StoredEvent, EventID, ServerName | None]]) -> None:
+    """Apply redactions to what is here, and keep the rest until their targets come."""
     params = (
-        [stored.room for stored, _ in redactions],
-        [event_id for _, event_id in redactions],
-        [stored.position for stored, _ in redactions],
+        [stored.room for stored, _, _ in redactions],
+        [event_id for _, event_id, _ in redactions],
+        [stored.position for stored, _, _ in redactions],
+        [server for _, _, server in redactions],
     )
     await tx.execute(
-        "with given as (select * from unnest(%s::int[], %s::text[], %s::bigint[]) as given(room, event_id, position)),"
-        " done as (update events set redacted_by = coalesce(redacted_by, given.position) from given"
-        "  where events.event_id = given.event_id and events.room = given.room returning events.event_id)"
-        " insert into pending_redactions (room, event_id, position)"
-        " select room, event_id, position from given where event_id not in (select event_id from done)"
-        " on conflict do nothing",
+        "with given as (select * from unnest(%s::int[], %s::text[], %s::bigint[], %s::text[])"
+        "  as given(room, event_id, position, only_of)),"
+        " done as (update events set redacted_by = coalesce(redacted_by, given.position) from given, strings"
+        "  where events.event_id = given.event_id and events.room = given.room and strings.id = events.sender"
+        "  and (only_of is null or only_of = substr(strings.value, strpos(strings.value, ':') + 1)))"
+        " insert into pending_redactions (room, event_id, position, only_of)"
+        " select room, event_id, position, only_of from given"
+        " where not exists (select from events where events.event_id = given.event_id) on conflict do nothing",
         params,
     )
 
 
 async def _note_arrivals(tx: Tx, arrived: Sequence[StoredEvent]) -> None:
-    """Events that others referred to before they came are no gaps any longer, nor extremities."""
+    """Events that others referred to before they came are no gaps any longer; redactions that waited apply."""
     if not arrived:
         return
     ids = [stored.event_id for stored in arrived]
-    known = await tx.fetch(
-        "delete from missing_events where (room, event_id) in (select * from unnest(%s::int[], %s::text[]))"
-        " returning room, event_id",
+    await tx.execute(
+        "delete from missing_events where (room, event_id) in (select * from unnest(%s::int[], %s::text[]))",
         ([stored.room for stored in arrived], ids),
     )
-    if known:
-        await tx.execute(
-            "update rooms set extremities = (select coalesce(array_agg(e), '{}') from unnest(extremities) as e"
-            " where e <> all(%s::text[])) where room = any(%s::int[]) and cardinality(extremities) > 1",
-            ([event_id for _, event_id in known], [room for room, _ in known]),
-        )
     pending = await tx.fetch(
-        "delete from pending_redactions where event_id = any(%s::text[]) returning event_id, position", (ids,)
+        "delete from pending_redactions where (room, event_id) in (select * from unnest(%s::int[], %s::text[]))"
+        " returning event_id, position, only_of",
+        ([stored.room for stored in arrived], ids),
     )
-    if pending:
+    senders = {stored.event_id: server_name_of(stored.sender) for stored in arrived}
+    applied = [
+        (event_id, position)
+        for event_id, position, only_of in sorted(pending, key=lambda row: row[1], reverse=True)
+        if only_of is None or only_of == senders[event_id]
+    ]
+    if applied:
         await tx.execute(
             "update events set redacted_by = given.position from unnest(%s::text[], %s::bigint[])"
             " as given(event_id, position) where events.event_id = given.event_id and redacted_by is null",
-            ([event_id for event_id, _ in pending], [position for _, position in pending]),
+            # The first that came, should there be several: later entries of a dict replace earlier ones.
+            (list(dict(applied)), list(dict(applied).values())),
         )
 
 
@@ -597,20 +617,34 @@ async def _personal_in(tx: Tx, after: int, upto: int) -> dict[int, list[Personal
     return found
 
 
-async def _trunk_since(tx: Tx, versions: dict[int, int]) -> dict[int, list[TrunkChange]]:
-    """What is current in these rooms since after these versions."""
-    if not versions:
+async def _versions_within(tx: Tx, stored: Sequence[StoredEvent], after: int) -> dict[int, tuple[int, int]]:
+    """For each room, the versions of its trunk before and after these events."""
+    spans: dict[int, tuple[int, int]] = {}
+    unknown: set[int] = set()
+    for event in stored:
+        low, _ = spans.get(event.room, (event.version, 0))
+        if event.room not in spans and not (event.line == 0 and event.version >= event.trunk_version - 1):
+            unknown.add(event.room)  # it stands beside the trunk, and does not tell
+        spans[event.room] = (low, event.trunk_version)
+    for room, version in (await events.trunk_versions_at(tx, unknown, after) if unknown else {}).items():
+        spans[room] = (version, spans[room][1])
+    return {room: span for room, span in spans.items() if span[0] < span[1]}
+
+
+async def _trunk_within(tx: Tx, spans: dict[int, tuple[int, int]]) -> dict[tuple[int, int], list[TrunkChange]]:
+    """What each version of these rooms changed, for those after the first up to the second of their span."""
+    if not spans:
         return {}
     found = await tx.fetch(
         "select room_state.room, type, state_key, event, since_version, membership from room_state"
-        " join unnest(%s::int[], %s::int[]) as given(room, version) on room_state.room = given.room"
-        " where line = 0 and until_version is null and since_version > given.version order by since_version",
-        (list(versions), list(versions.values())),
+        " join unnest(%s::int[], %s::int[], %s::int[]) as given(room, low, high) on room_state.room = given.room"
+        " where line = 0 and since_version > low and since_version <= high",
+        (list(spans), [span[0] for span in spans.values()], [span[1] for span in spans.values()]),
     )
     texts = await strings.values_of(tx, {number for row in found for number in (row[1], row[2])})
-    answer: dict[int, list[TrunkChange]] = {}
+    answer: dict[tuple[int, int], list[TrunkChange]] = {}
     for room, type_, state_key, event, since, membership in found:
-        answer.setdefault(room, []).append(
+        answer.setdefault((room, since), []).append(
             TrunkChange(
                 type=texts[type_],
                 state_key=texts[state_key],

@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 
 from federation.protocol.pdu import VerifiedPDU
-from federation.protocol.types import EventID, JsonObject, UserID
+from federation.protocol.types import EventID, JsonObject, ServerName, UserID
 from storage.database import Row, Tx
 from storage.memberships import Membership
 from storage.unread import PersonalCount
@@ -162,6 +162,12 @@ class NewEvent:
     """Events it refers to that we do not hold."""
     redacts: EventID | None = None
     """The event that it redacts, when its sender may; held or still to come."""
+    redacts_only_of: ServerName | None = None
+    """It redacts what this server's users sent, and nothing else; None: anything."""
+    covers: Collection[EventID] | None = None
+    """Which forward extremities it follows; None: its previous events, or nothing for one that is hidden."""
+    is_extremity: bool = True
+    """Nothing follows it yet. Never so for one that is hidden."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -172,11 +178,11 @@ class StateWrite:
     type: str
     state_key: str
     event_id: EventID | None
-    """None takes the entry away."""
+    """The event, when it is appended together with this."""
     since: int
     membership: Membership | None = None
     position: int | None = None
-    """The event's position; None when it is appended together with this."""
+    """Where an event stands that was there before. Neither event nor position takes the entry away."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -470,3 +476,23 @@ async def find_by_timestamp(
         (room, ts, ts, beyond, limit),
     )
     return [from_row(row) for row in rows]
+
+
+async def find_late(tx: Tx, room: int, event_id: str) -> bool:
+    """Whether an accepted event that we hold refers to this one, which we do not hold yet."""
+    row = await tx.fetch_one(
+        "select exists (select from missing_events join events on events.room = missing_events.room"
+        " and events.position = missing_events.position"
+        " where missing_events.room = %s and missing_events.event_id = %s and flags = 0)",
+        (room, event_id),
+    )
+    return row is not None and bool(row[0])
+
+
+async def positions_of(tx: Tx, room: int, event_ids: Collection[str]) -> dict[EventID, int]:
+    """Where those of these events stand that we hold in this room and that were not rejected."""
+    rows = await tx.fetch(
+        "select event_id, position from events where event_id = any(%s::text[]) and room = %s and flags & %s = 0",
+        (list(event_ids), room, int(Flag.REJECTED)),
+    )
+    return {EventID(event_id): position for event_id, position in rows}

@@ -117,14 +117,19 @@ class Batch:
     """The newest position when the batch took the lock."""
     position: int
     changes: Sequence[tuple[int, Change]]
+    backend: int
+    """The process of the database that committed it, and sent the notification."""
 
 
 @dataclass(slots=True)
 class _Pending:
     entry: Entry
     future: asyncio.Future[Appended]
+    given: Sequence[Change]
+    """The entry's changes before its work added any."""
     first: int = 0
     result: Any = None
+    is_settled: bool = False
 
 
 class Log:
@@ -151,7 +156,7 @@ class Log:
         if self._closing:
             raise Unavailable("The server is shutting down")
         future: asyncio.Future[Appended] = asyncio.get_running_loop().create_future()
-        self._pending.append(_Pending(entry, future))
+        self._pending.append(_Pending(entry, future, tuple(entry.changes)))
         self._wake.set()
         return future
 
@@ -173,7 +178,11 @@ class Log:
         self._wake.clear()
         while self._pending:
             batch, self._pending = self._pending[:MAX_BATCH], self._pending[MAX_BATCH:]
-            await self._write(batch)
+            try:
+                await self._write(batch)
+            except asyncio.CancelledError:
+                _fail(batch, Unavailable("The server is shutting down"))
+                raise
 
     async def _write(self, batch: list[_Pending]) -> None:
         """Write a batch; one that fails is split until the bad entry stands alone."""
@@ -183,9 +192,6 @@ class Log:
                     await self._write(part)
                 return
             await self._commit(batch)
-        except asyncio.CancelledError:
-            _fail(batch, Unavailable("The server is shutting down"))
-            raise
         except Exception as error:  # every failure belongs to the entries of this batch
             if is_lost(error):
                 await self._forget_connection()
@@ -227,19 +233,23 @@ class Log:
                 await kind.insert_many(tx, rows)
                 kinds |= kind.kind
             await tx.execute("select pg_notify(%s, %s)", (CHANNEL, f"{position} {kinds}"))
-        await self._on_commit(Batch(before, position, changes))
+        try:
+            await self._on_commit(Batch(before, position, changes, connection.info.backend_pid))
+        except Exception:  # it is committed: the tail reads it again, as it reads what others append
+            logger.exception("positions up to %d are committed, and the tail did not take them", position)
         for pending in batch:
             error = refused.get(id(pending))
             if error is not None:
                 _refuse(pending, error)
-            elif not pending.future.done():
-                pending.future.set_result(Appended(pending.first + pending.entry.reserved - 1, pending.result))
+            else:
+                _accept(pending)
 
     async def _run_work(self, connection: Connection, tx: Tx, batch: list[_Pending]) -> dict[int, Exception]:
         refused: dict[int, Exception] = {}
         for pending in batch:
             if pending.entry.work is None:
                 continue
+            pending.entry.changes[:] = pending.given  # without what it added in a batch that failed
             try:
                 async with connection.transaction():  # a savepoint: a refusal undoes this entry's work alone
                     pending.result = await pending.entry.work(tx)
@@ -277,7 +287,16 @@ def _fail(batch: Sequence[_Pending], error: Exception) -> None:
         _refuse(pending, error)
 
 
+def _accept(pending: _Pending) -> None:
+    pending.is_settled = True
+    if not pending.future.done():
+        pending.future.set_result(Appended(pending.first + pending.entry.reserved - 1, pending.result))
+
+
 def _refuse(pending: _Pending, error: Exception) -> None:
+    if pending.is_settled:
+        return
+    pending.is_settled = True
     if pending.entry.on_refused is not None:
         pending.entry.on_refused()
     if not pending.future.done():

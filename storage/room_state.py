@@ -313,3 +313,19 @@ async def _keyed(tx: Tx, rows: Sequence[Row]) -> dict[StateKey, int]:
 async def _pairs(tx: Tx, rows: Sequence[Row]) -> list[StateKey]:
     texts = await strings.values_of(tx, {number for row in rows for number in row})
     return [(texts[type_], texts[state_key]) for type_, state_key in rows]
+
+
+async def recent_at(
+    tx: Tx, room: int, point: Point, since: int, branches: Mapping[int, Line]
+) -> dict[StateKey, int | None]:
+    """The state at a point without what stands in the trunk since `since` or before."""
+    found: dict[StateKey, int | None] = {}
+    for line, version in reversed(path(point, branches)):
+        rows = await tx.fetch(
+            "select type, state_key, event from room_state where room = %s and line = %s and since_version > %s"
+            " and since_version <= %s and (until_version is null or until_version > %s)",
+            (room, line, since if line == TRUNK else -1, version, version),
+        )
+        texts = await strings.values_of(tx, {number for row in rows for number in row[:2]})
+        found.update({(texts[type_], texts[state_key]): event for type_, state_key, event in rows})
+    return found

@@ -114,3 +114,15 @@ async def rows(tx: Tx, numbers: Collection[int]) -> dict[int, RoomRow]:
         row[0]: RoomRow(row[1], tuple(EventID(event_id) for event_id in row[2]), row[3], row[4], row[5], row[6], row[7])
         for row in found
     }
+
+
+async def row_and_position(tx: Tx, number: int) -> tuple[RoomRow, int]:
+    """Where a room stands, and the position of the log at which it stood there."""
+    row = await tx.fetch_one(
+        "select state_version, extremities, last_line, notify_total, highlight_total, joined_members, invited_members,"
+        " (select position from log_head) from rooms where room = %s",
+        (number,),
+    )
+    if row is None:
+        raise RuntimeError("a room's row is gone")
+    return RoomRow(row[0], tuple(EventID(event_id) for event_id in row[1]), *row[2:7]), row[7]

@@ -178,6 +178,7 @@ pending_redactions = Table(
     Column("room", Integer, ForeignKey("rooms.room"), primary_key=True),
     Column("event_id", Text, primary_key=True),
     Column("position", BigInteger, primary_key=True),
+    Column("only_of", Text, comment="A server: the redaction applies to its users' events alone."),
     comment="Redactions whose target we do not hold yet.",
 )
 

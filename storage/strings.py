@@ -40,12 +40,17 @@ _values: dict[int, str] = {number: value for value, number in WELL_KNOWN.items()
 
 def _remember(value: str, number: int) -> None:
     if len(_numbers) > _REMEMBERED:
-        _numbers.clear()
-        _values.clear()
-        _numbers.update(WELL_KNOWN)
-        _values.update({known: text for text, known in WELL_KNOWN.items()})
+        forget_all()
     _numbers[value] = number
     _values[number] = value
+
+
+def forget_all() -> None:
+    """Drop what this process remembers, when it turns to another database."""
+    _numbers.clear()
+    _values.clear()
+    _numbers.update(WELL_KNOWN)
+    _values.update({number: value for value, number in WELL_KNOWN.items()})
 
 
 async def intern(tx: Tx, values: Iterable[str]) -> dict[str, int]:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import psycopg
 
+from federation.protocol.errors import Unavailable
 from federation.protocol.types import UserID
 from storage.database import Database, Tx, is_lost, unavailable, wait_before_retry
 from storage.log import CHANNEL, Batch, Change
@@ -95,6 +96,7 @@ class Tail:
         self._room_listeners: dict[int, set[Listener]] = {}
         self._reading = asyncio.Lock()
         self._moved: list[asyncio.Future[None]] = []
+        self._own_backend: int | None = None
         self.position = 0
         """The newest position that is applied here."""
         self.floor = 0
@@ -119,13 +121,14 @@ class Tail:
                     attempt = 0
                     while True:
                         await self.catch_up()
-                        async for notification in connection.notifies(timeout=POLL_SECONDS, stop_after=1):
-                            if int(notification.payload.split(" ")[0]) <= self.position:
-                                continue
-            except (psycopg.Error, OSError) as error:
+                        async for notification in connection.notifies(timeout=POLL_SECONDS):
+                            if notification.pid != self._own_backend:  # one's own batches come by `on_commit`
+                                await self.catch_up(int(notification.payload.split(" ")[0]))
+            except (psycopg.Error, OSError, Unavailable) as error:
                 if isinstance(error, psycopg.Error) and not is_lost(error):
                     raise
-                unavailable(error)
+                if not isinstance(error, Unavailable):
+                    unavailable(error)
                 await wait_before_retry(attempt)
                 attempt += 1
 
@@ -133,6 +136,7 @@ class Tail:
 
     async def on_commit(self, batch: Batch) -> None:
         """Take this process's own batch, after what other processes appended before it."""
+        self._own_backend = batch.backend
         async with self._reading:
             if batch.before > self.position:
                 await self._read(batch.before)

@@ -8,28 +8,34 @@ authorised again.
 import asyncio
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 from federation.protocol import auth_rules, event_builder
 from federation.protocol.auth_events import CREATE, POWER_LEVELS, auth_keys_for
 from federation.protocol.errors import Forbidden, MatrixError, NotFound
-from federation.protocol.identifiers import fits, is_event_id, server_name_of
+from federation.protocol.identifiers import server_name_of
 from federation.protocol.pdu import Draft, VerifiedPDU
 from federation.protocol.power_levels import PowerLevels
 from federation.protocol.room_versions import RoomVersionRules
 from federation.protocol.signatures import SigningKey
 from federation.protocol.types import EventID, JsonObject, RoomID, ServerName, StateKey, UserID
+from federation.rooms.append_remote import Received as Received
+from federation.rooms.append_remote import RemoteAppender
+from federation.rooms.counting import NOT_COUNTED as NOT_COUNTED
+from federation.rooms.counting import Counted as Counted
+from federation.rooms.counting import Counter as Counter
+from federation.rooms.counting import related_event as related_event
+from federation.rooms.counting import thread_of as thread_of
 from federation.rooms.heads import RoomHead, RoomHeads, described
 from storage import events, rooms
 from storage.append_events import RoomEvents
 from storage.database import Database, Tx
-from storage.events import NewEvent, Relation, StateWrite
+from storage.events import NewEvent, StateWrite
 from storage.log import AlreadyWritten, Change, Conflict, Entry, Log, Work
 from storage.memberships import Membership
 from storage.rooms import Room
-from storage.unread import PersonalCount
 
 MAX_ATTEMPTS = 8
 MAX_PREV_EVENTS = 20
@@ -39,25 +45,6 @@ PROTECTED_TYPES = frozenset(("m.room.create", "m.room.server_acl"))
 
 RoomWork = Callable[[Tx, Room], Awaitable[Any]]
 """What is written together with a new room's first events, such as its alias."""
-
-
-@dataclass(frozen=True, slots=True)
-class Counted:
-    """What an event adds to unread counts: for everybody, and where one user's differs."""
-
-    notifies: bool = False
-    highlights: bool = False
-    personal: Sequence[PersonalCount] = ()
-
-
-NOT_COUNTED = Counted()
-
-
-class Counter(Protocol):
-    """Decides what an event counts for, before it is appended (`homeserver/services/unread_counts.py`)."""
-
-    def count(self, room: Room, pdu: VerifiedPDU, power_levels: PowerLevels | None, member_count: int) -> Counted:
-        """What the event adds to the unread counts of the room's local members."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +75,7 @@ class RoomWriter:
         self._counter = counter
         self._server_name = server_name
         self._signing_key = signing_key
+        self._remote = RemoteAppender(database=database, log=log, counter=counter)
 
     async def get_room(self, room_id: str) -> Room:
         """The room with this ID; raises NotFound."""
@@ -171,6 +159,8 @@ class RoomWriter:
             version = head.version
             change = RoomEvents(room=room, new=[], expected_version=version, new_version=version, head=head)
             built = self._build_all(head, drafts)
+            if any(pdu.state_key is not None for pdu in built):
+                change.expected_extremities = frozenset(head.extremities)
             for pdu in built:
                 self._add(change, head, pdu, device, txn_id)
             try:
@@ -180,6 +170,17 @@ class RoomWriter:
                     raise
                 await asyncio.sleep(0)
         raise AssertionError("unreachable")
+
+    async def append_remote(
+        self, pdu: VerifiedPDU, *, state_before: Mapping[StateKey, EventID] | None = None
+    ) -> Received:
+        """Append a verified event of another server where it belongs in its room's graph, accepted or not.
+
+        Raises MissingEvents for events that it cites and that are not held, and, unless `state_before` is given, for
+        previous events. `state_before` is the whole state before the event; its events, and what authorises them,
+        must be held. An event that is here already is a duplicate, and nothing happens.
+        """
+        return await self._remote.append(pdu, state_before)
 
     async def state_for(self, room: Room, keys: Sequence[StateKey]) -> dict[StateKey, VerifiedPDU]:
         """The entries of the room's state that the next event would be built on. For decisions about writing only:
@@ -320,26 +321,6 @@ class RoomWriter:
             levels = await self.power_levels(room)
             if levels.of_user(sender) < levels.redact:
                 raise Forbidden("You may not redact this event")
-
-
-def related_event(content: JsonObject) -> Relation | None:
-    """What an event with this content relates to, if its `m.relates_to` has a `rel_type` and can be followed."""
-    relates_to = content.get("m.relates_to")
-    if not isinstance(relates_to, dict):
-        return None
-    rel_type, parent, key = relates_to.get("rel_type"), relates_to.get("event_id"), relates_to.get("key")
-    if not is_event_id(parent) or not isinstance(rel_type, str) or not fits(rel_type) or "\0" in rel_type:
-        return None
-    return Relation(rel_type, parent, key if isinstance(key, str) and "\0" not in key else None)
-
-
-def thread_of(pdu: VerifiedPDU) -> str | None:
-    """The root of the thread that the event belongs to ("Threading"); None for the main timeline."""
-    relates_to = pdu.content.get("m.relates_to")
-    if pdu.state_key is not None or not isinstance(relates_to, dict) or relates_to.get("rel_type") != "m.thread":
-        return None
-    root = relates_to.get("event_id")
-    return root if isinstance(root, str) and 0 < len(root) <= 255 else None
 
 
 def _newest(extremities: dict[EventID, tuple[int, str]]) -> list[EventID]:

@@ -43,12 +43,19 @@ class RoomHead:
     joined: int = 0
     """How many members are joined."""
     is_broken: bool = False
+    logged_version: int = 0
+    """The room's version by the log, without what is in flight."""
+    read_at: int = 0
+    """The log's position when the head was read: it holds all that came up to there."""
+    in_flight: set[EventID] = field(default_factory=set)
+    """Events that the head is past and that the log has not brought back yet."""
 
     def advance(self, pdu: VerifiedPDU) -> None:
         """Put an event of ours, which refers to all extremities, at the end."""
         for event_id in pdu.prev_event_ids:
             self.extremities.pop(event_id, None)
         self.extremities[pdu.event_id] = described(pdu)
+        self.in_flight.add(pdu.event_id)
         if pdu.state_key is not None:
             self.version += 1
             if pdu.type == "m.room.member":
@@ -71,20 +78,28 @@ class RoomHeads:
         remember_committed(change.numbers)
         change.new = []  # committed: `stored` has the events as bytes
         head = self._heads.get(change.room.number)
-        if head is None or change.head is head:
-            return
-        if change.trunk or change.lines or change.head is not None:
-            self.drop(head)
+        if head is None:
             return
         for event in change.stored:
-            if event.flags & events.HIDDEN == 0:
-                self._move(head, event)
+            if event.position > head.read_at and not self._follow(head, event):
+                # What is in flight on it decides for itself whether it still holds.
+                del self._heads[change.room.number]
+                return
 
-    def _move(self, head: RoomHead, event: StoredEvent) -> None:
-        pdu = from_stored(event.canonical, event.event_id, head.room.room_id, head.room.rules)
-        for event_id in pdu.prev_event_ids:
-            head.extremities.pop(event_id, None)
-        head.extremities[pdu.event_id] = described(pdu)
+    def _follow(self, head: RoomHead, event: StoredEvent) -> bool:
+        """Move a head past an event; False when more than the room's end has changed."""
+        if event.event_id in head.in_flight:
+            head.in_flight.discard(event.event_id)
+            head.logged_version = event.trunk_version
+            return True
+        if event.trunk_version != head.logged_version:
+            return False
+        if event.flags & events.HIDDEN == 0:
+            pdu = from_stored(event.canonical, event.event_id, head.room.room_id, head.room.rules)
+            for event_id in pdu.prev_event_ids:
+                head.extremities.pop(event_id, None)
+            head.extremities[pdu.event_id] = described(pdu)
+        return True
 
     def add_new(self, room: Room) -> RoomHead:
         """The head of a room without any event yet."""
@@ -131,12 +146,19 @@ class RoomHeads:
         return head
 
     async def _read(self, tx: Tx, room: Room) -> RoomHead:
-        row = (await rooms.rows(tx, [room.number])).get(room.number)
-        if row is None or not row.extremities:
+        row, read_at = await rooms.row_and_position(tx, room.number)
+        if not row.extremities:
             raise NotFound("There is no such room")
         found = await events.by_id(tx, row.extremities)
         extremities = {event_id: described(to_pdu(stored, room)) for event_id, stored in found.items()}
-        return RoomHead(room, row.state_version, extremities, joined=row.joined_members)
+        return RoomHead(
+            room,
+            row.state_version,
+            extremities,
+            joined=row.joined_members,
+            logged_version=row.state_version,
+            read_at=read_at,
+        )
 
 
 async def load_state(tx: Tx, room: Room, keys: Iterable[StateKey]) -> dict[StateKey, VerifiedPDU]:

@@ -121,7 +121,8 @@ class RoomReader:
         own = _spans(history, [_word(span.membership) for span in history])
         leave = _last_leave(history)
         is_gone_after = None if leave is None else leave.event
-        joined_last = max((span.since for span in history if span.membership is Membership.JOIN), default=-1)
+        # Joined when the event came, although not by the state before it, counts as joining later.
+        joined_until = max((span.until or END for span in history if span.membership is Membership.JOIN), default=-1)
         stored = [event for event in stored if event.is_readable]
         memberships = {event.position: own.at(event.version) for event in stored if event.line == TRUNK}
         visibilities: _Spans | None = None
@@ -145,7 +146,7 @@ class RoomReader:
             at_event = branch_visibilities.get(event.position)
             if at_event is None and visibilities is not None:
                 at_event = get_visibility({"history_visibility": visibilities.at(event.version)})
-            if _may_see(event, at_event or "shared", (before, after), joins_later=joined_last > event.trunk_version):
+            if _may_see(event, at_event or "shared", (before, after), joins_later=joined_until > event.trunk_version):
                 seen.append(Seen(event, after or "leave"))
         return seen
 

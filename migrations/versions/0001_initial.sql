@@ -332,11 +332,14 @@ CREATE TABLE pending_redactions (
 	room INTEGER NOT NULL,
 	event_id TEXT NOT NULL,
 	position BIGINT NOT NULL,
+	only_of TEXT,
 	CONSTRAINT pending_redactions_pkey PRIMARY KEY (room, event_id, position),
 	CONSTRAINT pending_redactions_room_fkey FOREIGN KEY(room) REFERENCES rooms (room)
 );
 
 COMMENT ON TABLE pending_redactions IS 'Redactions whose target we do not hold yet.';
+
+COMMENT ON COLUMN pending_redactions.only_of IS 'A server: the redaction applies to its users'' events alone.';
 
 CREATE TABLE published_rooms (
 	room INTEGER NOT NULL,

@@ -1,0 +1,421 @@
+"""Appending another server's event: steps 4 to 6 of "Checks performed on receipt of a PDU" (Server-Server API).
+
+The event was verified and what it refers to is here, or the state before it is given. What it changes is computed
+from an immutable part of the graph and from the room's row; if the row has changed when the entry's turn comes, the
+log refuses it and all is computed again.
+
+A message that continues the room's end, which almost all are, leaves the room's version alone, so others like it may
+come between. Whatever else is accepted makes a new version, even where the current state stays the same: who built
+on the old one then looks again. So the trunk is at every version the resolution of the forward extremities.
+"""
+
+import asyncio
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+
+from federation.protocol import auth_rules
+from federation.protocol.auth_events import CREATE, POWER_LEVELS, auth_keys_for
+from federation.protocol.errors import AuthRuleViolated, NotFound
+from federation.protocol.identifiers import server_name_of
+from federation.protocol.pdu import VerifiedPDU
+from federation.protocol.power_levels import PowerLevels
+from federation.protocol.types import EventID, StateKey, UserID
+from federation.rooms.counting import NOT_COUNTED, Counted, Counter, related_event, thread_of
+from federation.rooms.state import NEW, Graph, MissingEvents, View, resolve
+from storage import events, room_state, rooms
+from storage.append_events import DuplicateEvent, RoomEvents
+from storage.database import Database, Tx
+from storage.events import HIDDEN, Flag, NewEvent, NewLine, StateWrite, StoredEvent
+from storage.log import Conflict, Entry, Log
+from storage.memberships import Membership
+from storage.room_state import TRUNK, Point
+from storage.rooms import Room, RoomRow
+
+MAX_ATTEMPTS = 20
+MAX_HIDDEN_WALK = 1_000
+"""Rejected and soft-failed events that are passed on the way down to forward extremities."""
+
+
+class Outcome(Enum):
+    """What became of an event."""
+
+    ACCEPTED = "accepted"
+    SOFT_FAILED = "soft-failed"
+    REJECTED = "rejected"
+    DUPLICATE = "duplicate"
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """An event that is in the log now, or was before."""
+
+    event_id: EventID
+    outcome: Outcome
+    position: int
+    """Where it stands; 0 for a duplicate."""
+    reason: str = ""
+    """Why it is not shown to clients."""
+
+
+@dataclass(slots=True, kw_only=True)
+class _Placing:
+    """One attempt to place an event."""
+
+    room: Room
+    row: RoomRow
+    pdu: VerifiedPDU
+    graph: Graph
+    prev: dict[EventID, StoredEvent]
+    missing: list[EventID]
+    flags: Flag = Flag.NONE
+    reason: str = ""
+    lines: list[NewLine] = field(default_factory=list)
+    writes: list[StateWrite] = field(default_factory=list)
+    covers: set[EventID] = field(default_factory=set)
+    gaps: list[EventID] = field(default_factory=list)
+    is_late: bool = False
+
+    @property
+    def head(self) -> View:
+        """The room's current state."""
+        return View((TRUNK, self.row.state_version))
+
+    @property
+    def is_extremity(self) -> bool:
+        return not self.is_late and not self.flags
+
+    @property
+    def state_pair(self) -> StateKey | None:
+        """What the event changes in the state, if it is accepted as a state event."""
+        if self.pdu.state_key is None or self.flags & Flag.REJECTED:
+            return None
+        return self.pdu.state_pair
+
+
+class RemoteAppender:
+    """Puts events of other servers where they belong."""
+
+    def __init__(self, *, database: Database, log: Log, counter: Counter) -> None:
+        self._database = database
+        self._log = log
+        self._counter = counter
+
+    async def append(self, pdu: VerifiedPDU, state_before: Mapping[StateKey, EventID] | None = None) -> Received:
+        """See `RoomWriter.append_remote`."""
+        for attempt in range(MAX_ATTEMPTS):
+            async with self._database.read() as tx:
+                placing = await self._look(tx, pdu)
+                if placing is None:
+                    return Received(pdu.event_id, Outcome.DUPLICATE, 0)
+                change = await self._place(tx, placing, state_before)
+            try:
+                appended = await self._log.append(Entry(changes=[change]))
+            except DuplicateEvent:
+                return Received(pdu.event_id, Outcome.DUPLICATE, 0)
+            except Conflict:
+                if attempt == MAX_ATTEMPTS - 1:
+                    raise
+                await asyncio.sleep(0)
+                continue
+            return Received(pdu.event_id, _OUTCOMES[placing.flags], appended.position, placing.reason)
+        raise AssertionError("unreachable")
+
+    async def _look(self, tx: Tx, pdu: VerifiedPDU) -> _Placing | None:
+        """What the event refers to; None when it is here already."""
+        room = await rooms.find(tx, pdu.room_id)
+        if room is None:
+            raise NotFound("There is no such room")
+        row = (await rooms.rows(tx, [room.number]))[room.number]
+        cited = list(pdu.auth_event_ids)
+        if not room.rules.create_in_auth_events:
+            cited.append(EventID("$" + room.room_id[1:]))
+        found = await events.by_id(tx, {pdu.event_id, *pdu.prev_event_ids, *cited})
+        held = found.pop(pdu.event_id, None)
+        if held is not None and not held.flags & Flag.OUTLIER:
+            return None
+        graph = Graph(tx, room, pdu)
+        graph.keep(found.values())
+        missing_auth = [event_id for event_id in cited if event_id not in graph.pdus]
+        if missing_auth:
+            raise MissingEvents(auth=missing_auth)
+        prev = {
+            event_id: stored
+            for event_id in pdu.prev_event_ids
+            if (stored := found.get(event_id)) is not None
+            and stored.room == room.number
+            and not stored.flags & Flag.OUTLIER
+        }
+        missing = [event_id for event_id in pdu.prev_event_ids if event_id not in prev]
+        return _Placing(room=room, row=row, pdu=pdu, graph=graph, prev=prev, missing=missing)
+
+    async def _place(self, tx: Tx, placing: _Placing, state_before: Mapping[StateKey, EventID] | None) -> RoomEvents:
+        """The change that appends the event."""
+        before = await self._state_before(tx, placing, state_before)
+        state = await placing.graph.state(before, _keys_for(placing.pdu))
+        current = state
+        if before != placing.head:
+            current = await placing.graph.state(placing.head, _keys_for(placing.pdu))
+        _judge(placing, state, current)
+        await _follow_up(tx, placing)
+        point = _store(placing, before)
+        change = RoomEvents(
+            room=placing.room,
+            new=[],
+            expected_version=placing.row.state_version,
+            new_version=placing.row.state_version,
+            may_be_duplicate=True,
+        )
+        after = await self._advance(placing, change, before, point)
+        if placing.lines:
+            change.expected_last_line = placing.row.last_line
+        change.lines = placing.lines
+        change.state = placing.writes
+        change.concerned = _concerned(placing)
+        counted = self._count(placing, current)
+        change.new.append(
+            NewEvent(
+                pdu=placing.pdu,
+                line=point[0],
+                version=point[1],
+                after=after,
+                trunk_version=change.new_version,
+                flags=int(placing.flags),
+                thread=thread_of(placing.pdu),
+                relation=related_event(placing.pdu.content),
+                notifies=counted.notifies,
+                highlights=counted.highlights,
+                personal=counted.personal,
+                missing=[*placing.missing, *placing.gaps],
+                covers=placing.covers,
+                is_extremity=placing.is_extremity,
+            )
+        )
+        _note_redaction(placing, change.new[0], state)
+        return change
+
+    async def _state_before(self, tx: Tx, placing: _Placing, state_before: Mapping[StateKey, EventID] | None) -> View:
+        """The state before the event: the resolution of those after its previous events."""
+        pdu, graph, head = placing.pdu, placing.graph, placing.head
+        if placing.missing:
+            if state_before is None:
+                raise MissingEvents(prev=placing.missing)
+            return await _given_state(tx, placing, state_before)
+        if not pdu.prev_event_ids:
+            return View((TRUNK, 0))  # No state at all.
+        if set(pdu.prev_event_ids) == set(placing.row.extremities):
+            return head
+        views = [View(point) for point in {stored.point_after for stored in placing.prev.values()}]
+        found = (await resolve(graph, views)).view
+        if found.point[0] == TRUNK and not found.changes and not await graph.difference(found, head):
+            return head
+        return found
+
+    async def _advance(self, placing: _Placing, change: RoomEvents, before: View, point: Point) -> Point | None:
+        """Make the room's new current state; returns the state after the event, where it has to be noted."""
+        key, head = placing.state_pair, placing.head
+        after = before if key is None else before.with_entry(key, NEW)
+        if not placing.is_extremity and not placing.covers:
+            return None if key is None else await _branch(placing, point, key, extends=False)
+        remaining = [each for each in placing.row.extremities if each not in placing.covers]
+        if key is None and before == head and placing.is_extremity and await self._keeps_end(placing, remaining):
+            return None
+        change.expected_extremities = frozenset(placing.row.extremities)
+        change.new_version = version = placing.row.state_version + 1
+        points = {each.point_after for each in (await self._extremities(placing, remaining)).values()}
+        views = [View(each) for each in points]
+        if placing.is_extremity:
+            views.insert(0, after)
+        resolved = await resolve(placing.graph, views)
+        placing.writes += await _trunk_writes(placing, version, await placing.graph.difference(head, resolved.view))
+        if key is None:
+            return None
+        if placing.is_extremity and 0 in resolved.same_as:
+            return (TRUNK, version)
+        return await _branch(placing, point, key, extends=True)
+
+    async def _keeps_end(self, placing: _Placing, remaining: Collection[EventID]) -> bool:
+        """Whether a message with the room's present state before it leaves the current state as it is, for certain.
+
+        It does where it follows all extremities, or where the states after those that it follows, and after at
+        least one of them all, are the present one: then it stands for them.
+        """
+        if placing.missing or placing.gaps:
+            return False
+        if not remaining:
+            return True
+        stored = await self._extremities(placing, placing.row.extremities)
+        head = placing.head.point
+        return any(each.point_after == head for each in stored.values()) and all(
+            stored[event_id].point_after == head for event_id in placing.covers
+        )
+
+    async def _extremities(self, placing: _Placing, wanted: Collection[EventID]) -> dict[EventID, StoredEvent]:
+        found = {event_id: placing.prev[event_id] for event_id in wanted if event_id in placing.prev}
+        found |= await placing.graph.load_stored(event_id for event_id in wanted if event_id not in found)
+        return found
+
+    def _count(self, placing: _Placing, current: Mapping[StateKey, VerifiedPDU]) -> Counted:
+        create = current.get(CREATE)
+        if placing.flags or create is None:
+            return NOT_COUNTED
+        levels = PowerLevels.from_state(current.get(POWER_LEVELS), create)
+        return self._counter.count(placing.room, placing.pdu, levels, placing.row.joined_members)
+
+
+_OUTCOMES = {
+    Flag.NONE: Outcome.ACCEPTED,
+    Flag.SOFT_FAILED: Outcome.SOFT_FAILED,
+    Flag.REJECTED: Outcome.REJECTED,
+}
+
+
+def _keys_for(pdu: VerifiedPDU) -> list[StateKey]:
+    keys = auth_keys_for(pdu.type, pdu.sender, pdu.state_key, pdu.content, pdu.rules)
+    return list(dict.fromkeys((*keys, CREATE, POWER_LEVELS)))
+
+
+def _judge(placing: _Placing, state: Mapping[StateKey, VerifiedPDU], current: Mapping[StateKey, VerifiedPDU]) -> None:
+    """Steps 4, 5 and 6."""
+    pdu, graph = placing.pdu, placing.graph
+    cited = {event_id: graph.pdus[event_id] for event_id in pdu.auth_event_ids}
+    try:
+        if pdu.type == "m.room.create" and placing.row.state_version:
+            raise AuthRuleViolated("1", "The room has a create event")
+        auth_rules.check_auth_events(pdu, cited, graph.rejected)
+        by_key = {each.state_pair: each for each in cited.values() if each.state_key is not None}
+        if not pdu.rules.create_in_auth_events:
+            by_key[CREATE] = graph.pdus[EventID("$" + pdu.room_id[1:])]
+        auth_rules.check(pdu, by_key)
+        auth_rules.check(pdu, state)
+    except AuthRuleViolated as error:
+        placing.flags, placing.reason = Flag.REJECTED, error.message
+        return
+    try:
+        if current is not state:
+            auth_rules.check(pdu, current)
+    except AuthRuleViolated as error:
+        placing.flags, placing.reason = Flag.SOFT_FAILED, error.message
+
+
+async def _follow_up(tx: Tx, placing: _Placing) -> None:
+    """Which forward extremities the event follows, directly or by way of hidden events, if it counts as following."""
+    placing.is_late = await events.find_late(tx, placing.room.number, placing.pdu.event_id)
+    if placing.flags and not placing.is_late:
+        return
+    extremities = set(placing.row.extremities)
+    placing.covers = extremities.intersection(placing.pdu.prev_event_ids)
+    seen = set(placing.prev)
+    hidden = [stored for stored in placing.prev.values() if stored.flags & HIDDEN]
+    while hidden and len(seen) < MAX_HIDDEN_WALK:
+        wanted = {each for stored in hidden for each in _prev_of(placing, stored) if each not in seen}
+        found = await placing.graph.load_stored(wanted)
+        placing.gaps += [each for each in wanted if each not in found]
+        placing.covers |= extremities & found.keys()
+        seen |= wanted
+        hidden = [stored for stored in found.values() if stored.flags & HIDDEN]
+
+
+def _prev_of(placing: _Placing, stored: StoredEvent) -> tuple[EventID, ...]:
+    return placing.graph.pdus[stored.event_id].prev_event_ids
+
+
+async def _given_state(tx: Tx, placing: _Placing, state_before: Mapping[StateKey, EventID]) -> View:
+    """The state that another server gave: what differs from ours, where most of it does not; else a whole line."""
+    positions = await events.positions_of(tx, placing.room.number, state_before.values())
+    missing = [event_id for event_id in state_before.values() if event_id not in positions]
+    if missing:
+        raise MissingEvents(auth=missing)
+    given = {key: positions[event_id] for key, event_id in state_before.items()}
+    ours = await room_state.current_whole(tx, placing.room.number)
+    changes: dict[StateKey, int | None] = dict.fromkeys(ours.keys() - given.keys())
+    changes.update((key, position) for key, position in given.items() if ours.get(key) != position)
+    if len(changes) <= len(given):
+        return View(placing.head.point, changes)
+    line = _add_line(placing, None)
+    placing.writes += _branch_writes(placing, line, 1, given)
+    return View((line, 1))
+
+
+def _add_line(placing: _Placing, parent: Point | None) -> int:
+    line = placing.row.last_line + len(placing.lines) + 1
+    parent_line, parent_version = (None, None) if parent is None else parent
+    placing.lines.append(NewLine(line=line, parent_line=parent_line, parent_version=parent_version))
+    return line
+
+
+def _store(placing: _Placing, view: View) -> Point:
+    """The stored point that is this state; a new line where there is none yet."""
+    if not view.changes:
+        return view.point
+    line = _add_line(placing, view.point)
+    placing.writes += _branch_writes(placing, line, 1, view.changes)
+    return (line, 1)
+
+
+async def _branch(placing: _Placing, point: Point, key: StateKey, *, extends: bool) -> Point:
+    """Note the state after an accepted event beside the trunk: at the end of its line, or on a new one.
+
+    Only what makes a new version of the room may extend a line, so that no two do it at once.
+    """
+    line, version = point
+    for made in placing.lines:
+        if made.line == line:
+            made.version = version = version + 1
+            placing.writes += _branch_writes(placing, line, version, {key: NEW})
+            return (line, version)
+    known = (await placing.graph.branches()).get(line) if extends and line != TRUNK else None
+    if known is None or known.version != version:
+        return _store(placing, View(point, {key: NEW}))
+    parent_line, parent_version = (None, None) if known.parent is None else known.parent
+    version += 1
+    placing.lines.append(NewLine(line=line, parent_line=parent_line, parent_version=parent_version, version=version))
+    placing.writes += _branch_writes(placing, line, version, {key: NEW})
+    return (line, version)
+
+
+def _branch_writes(
+    placing: _Placing, line: int, version: int, changes: Mapping[StateKey, int | None]
+) -> list[StateWrite]:
+    return [
+        StateWrite(
+            line=line,
+            type=key[0],
+            state_key=key[1],
+            event_id=placing.pdu.event_id if position == NEW else None,
+            since=version,
+            position=None if position == NEW else position,
+        )
+        for key, position in changes.items()
+    ]
+
+
+async def _trunk_writes(placing: _Placing, version: int, changes: Mapping[StateKey, int | None]) -> list[StateWrite]:
+    await placing.graph.load_positions(
+        position for key, position in changes.items() if position is not None and key[0] == "m.room.member"
+    )
+    writes = _branch_writes(placing, TRUNK, version, changes)
+    for write, position in zip(writes, changes.values(), strict=True):
+        if write.type == "m.room.member" and position is not None:
+            write.membership = Membership.of(placing.graph.at(position).membership)
+    return writes
+
+
+def _concerned(placing: _Placing) -> tuple[UserID, ...]:
+    pdu = placing.pdu
+    users = [write.state_key for write in placing.writes if write.line == TRUNK and write.type == "m.room.member"]
+    if pdu.type == "m.room.member" and pdu.state_key is not None and not placing.flags:
+        users.append(pdu.state_key)
+    return tuple(UserID(user_id) for user_id in dict.fromkeys(users))
+
+
+def _note_redaction(placing: _Placing, new: NewEvent, state: Mapping[StateKey, VerifiedPDU]) -> None:
+    """What the event redacts, once both are here (Room Versions 3, "Handling redactions"; before: rule 11 decided)."""
+    pdu = placing.pdu
+    create = state.get(CREATE)
+    if pdu.type != "m.room.redaction" or pdu.redacts is None or placing.flags or create is None:
+        return
+    new.redacts = pdu.redacts
+    levels = PowerLevels.from_state(state.get(POWER_LEVELS), create)
+    if not pdu.rules.redactions_are_authorised and levels.of_user(pdu.sender) < levels.redact:
+        new.redacts_only_of = server_name_of(pdu.sender)
