@@ -470,7 +470,7 @@ async def _insert_extras(tx: Tx, changes: Sequence[RoomEvents]) -> None:
     threads: dict[tuple[int, str], StoredEvent] = {}
     personal: list[tuple[StoredEvent, PersonalCount]] = []
     redactions: list[tuple[StoredEvent, EventID, ServerName | None]] = []
-    missing: list[tuple[StoredEvent, EventID]] = []
+    missing: list[tuple[StoredEvent, EventID, int]] = []
     arrived: list[StoredEvent] = []
     for change in changes:
         for event, stored in zip(change.new, change.stored, strict=True):
@@ -481,7 +481,7 @@ async def _insert_extras(tx: Tx, changes: Sequence[RoomEvents]) -> None:
             personal.extend((stored, count) for count in event.personal)
             if event.redacts is not None:
                 redactions.append((stored, event.redacts, event.redacts_only_of))
-            missing.extend((stored, event_id) for event_id in event.missing)
+            missing.extend((stored, event_id, event.missing_for or stored.position) for event_id in event.missing)
             if change.may_be_duplicate:
                 arrived.append(stored)
     if marks:
@@ -522,7 +522,7 @@ async def _insert_extras(tx: Tx, changes: Sequence[RoomEvents]) -> None:
         await _note_arrivals(tx, arrived)
 
 
-async def _insert_missing(tx: Tx, missing: Sequence[tuple[StoredEvent, EventID]]) -> None:
+async def _insert_missing(tx: Tx, missing: Sequence[tuple[StoredEvent, EventID, int]]) -> None:
     if missing:
         await tx.execute(
             "insert into missing_events (room, event_id, position)"
@@ -530,9 +530,9 @@ async def _insert_missing(tx: Tx, missing: Sequence[tuple[StoredEvent, EventID]]
             " where not exists (select from events where events.event_id = given.event_id and flags & %s = 0)"
             " on conflict do nothing",
             (
-                [stored.room for stored, _ in missing],
-                [event_id for _, event_id in missing],
-                [stored.position for stored, _ in missing],
+                [stored.room for stored, _, _ in missing],
+                [event_id for _, event_id, _ in missing],
+                [position for _, _, position in missing],
                 int(Flag.OUTLIER),
             ),
         )

@@ -160,6 +160,8 @@ class NewEvent:
     """The sender is a user of ours, who thereby has read the room up to here."""
     missing: Sequence[EventID] = ()
     """Events it refers to that we do not hold."""
+    missing_for: int | None = None
+    """Where an accepted event stands that came before and follows them by way of this one, if this one is hidden."""
     redacts: EventID | None = None
     """The event that it redacts, when its sender may; held or still to come."""
     redacts_only_of: ServerName | None = None
@@ -478,15 +480,15 @@ async def find_by_timestamp(
     return [from_row(row) for row in rows]
 
 
-async def find_late(tx: Tx, room: int, event_id: str) -> bool:
-    """Whether an accepted event that we hold refers to this one, which we do not hold yet."""
+async def find_follower(tx: Tx, room: int, event_id: str) -> int | None:
+    """Where an accepted event stands that refers to this one, which we do not hold yet."""
     row = await tx.fetch_one(
-        "select exists (select from missing_events join events on events.room = missing_events.room"
+        "select events.position from missing_events join events on events.room = missing_events.room"
         " and events.position = missing_events.position"
-        " where missing_events.room = %s and missing_events.event_id = %s and flags = 0)",
+        " where missing_events.room = %s and missing_events.event_id = %s and flags = 0 limit 1",
         (room, event_id),
     )
-    return row is not None and bool(row[0])
+    return None if row is None else int(row[0])
 
 
 async def positions_of(tx: Tx, room: int, event_ids: Collection[str]) -> dict[EventID, int]:

@@ -74,7 +74,8 @@ class _Placing:
     writes: list[StateWrite] = field(default_factory=list)
     covers: set[EventID] = field(default_factory=set)
     gaps: list[EventID] = field(default_factory=list)
-    is_late: bool = False
+    follower: int | None = None
+    """Where an accepted event stands that came before this one, and after it in the graph."""
 
     @property
     def head(self) -> View:
@@ -83,7 +84,7 @@ class _Placing:
 
     @property
     def is_extremity(self) -> bool:
-        return not self.is_late and not self.flags
+        return self.follower is None and not self.flags
 
     @property
     def state_pair(self) -> StateKey | None:
@@ -187,6 +188,7 @@ class RemoteAppender:
                 highlights=counted.highlights,
                 personal=counted.personal,
                 missing=[*placing.missing, *placing.gaps],
+                missing_for=placing.follower if placing.flags else None,
                 covers=placing.covers,
                 is_extremity=placing.is_extremity,
             )
@@ -300,8 +302,8 @@ def _judge(placing: _Placing, state: Mapping[StateKey, VerifiedPDU], current: Ma
 
 async def _follow_up(tx: Tx, placing: _Placing) -> None:
     """Which forward extremities the event follows, directly or by way of hidden events, if it counts as following."""
-    placing.is_late = await events.find_late(tx, placing.room.number, placing.pdu.event_id)
-    if placing.flags and not placing.is_late:
+    placing.follower = await events.find_follower(tx, placing.room.number, placing.pdu.event_id)
+    if placing.flags and placing.follower is None:
         return
     extremities = set(placing.row.extremities)
     placing.covers = extremities.intersection(placing.pdu.prev_event_ids)

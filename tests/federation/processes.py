@@ -1,0 +1,89 @@
+"""What one process has of rooms: its own pool, log, tail, heads and writer, on a shared database."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from federation.protocol.pdu import VerifiedPDU
+from federation.protocol.power_levels import PowerLevels
+from federation.rooms.append import NOT_COUNTED, Counted, RoomWriter
+from federation.rooms.heads import RoomHeads
+from federation.rooms.reader import RoomReader
+from storage.append_events import RoomEvents
+from storage.database import Database
+from storage.log import Change, Log
+from storage.rooms import Room
+from storage.tail import Tail
+from tests.protocol.builders import HOME, HOME_KEY
+
+
+class CountsNothing:
+    """Unread counts are tested elsewhere."""
+
+    def count(self, room: Room, pdu: VerifiedPDU, power_levels: PowerLevels | None, member_count: int) -> Counted:
+        """Nothing."""
+        return NOT_COUNTED
+
+
+@dataclass
+class Picture:
+    """What a follower of the log has seen of rooms, event by event."""
+
+    events: list[tuple[int, str, int]] = field(default_factory=list)
+    """Position, event ID, version of the room."""
+    trunk: list[tuple[int, int, str, str, int | None, int | None]] = field(default_factory=list)
+    """Room, version, type, state key, event, membership: in order of versions."""
+
+    def apply(self, _position: int, change: Change) -> None:
+        """Take what the tail brings."""
+        if isinstance(change, RoomEvents):
+            self.events += [(event.position, event.event_id, event.trunk_version) for event in change.stored]
+            self.trunk += sorted(
+                (change.room.number, each.since, each.type, each.state_key, each.event, each.membership)
+                for each in change.trunk
+            )
+
+
+class Process:
+    """One process that serves rooms."""
+
+    def __init__(self, conninfo: str) -> None:
+        self.database = Database(conninfo, max_connections=4)
+        self.tail = Tail(self.database, (RoomEvents,))
+        self.log = Log(self.database, self.tail.on_commit)
+        self.heads = RoomHeads(self.database)
+        self.picture = Picture()
+        self.tail.add_view(self.picture.apply)
+        self.tail.add_view(self.heads.apply)
+        self.reader = RoomReader(self.database)
+        self.writer = RoomWriter(
+            database=self.database,
+            log=self.log,
+            heads=self.heads,
+            counter=CountsNothing(),
+            server_name=HOME,
+            signing_key=HOME_KEY,
+        )
+
+
+@asynccontextmanager
+async def a_process(conninfo: str, *, follows: bool = True) -> AsyncIterator[Process]:
+    """A process at work; without `follows` its tail reads only when told to."""
+    process = Process(conninfo)
+    await process.database.open()
+    await process.tail.start()
+    tasks = [asyncio.create_task(process.log.run())]
+    if follows:
+        tasks.append(asyncio.create_task(process.tail.run()))
+    try:
+        yield process
+    finally:
+        for task in tasks:
+            task.cancel()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        await process.log.close()
+        await process.database.close()
+        for result in results:
+            if isinstance(result, Exception):
+                raise result

@@ -1,0 +1,181 @@
+"""Random graphs through storage, beside a model that keeps whole states and resolves them in full."""
+
+import random
+from collections.abc import Mapping, Sequence
+
+import pytest
+
+from federation.protocol.history_visibility import get_visibility, may_user_see
+from federation.protocol.pdu import VerifiedPDU
+from federation.protocol.types import EventID, StateKey, UserID
+from federation.rooms.append import Outcome
+from storage import events, room_state, rooms
+from storage.database import Tx
+from storage.events import Flag, StoredEvent
+from storage.rooms import Room
+from tests.federation.processes import Process, a_process
+from tests.federation.random_rooms import USERS, RandomRoom, is_authorised_by_held
+from tests.federation.room_model import RoomModel, State
+
+SEEDS = 6
+STEPS = 45
+OUTCOMES = {
+    Flag.NONE: Outcome.ACCEPTED,
+    Flag.SOFT_FAILED: Outcome.SOFT_FAILED,
+    Flag.REJECTED: Outcome.REJECTED,
+}
+
+
+class Delivery:
+    """A random room on its way into storage and into the model."""
+
+    def __init__(self, process: Process, source: RandomRoom, room: Room) -> None:
+        self.process = process
+        self.source = source
+        self.room = room
+        self.model = RoomModel(source.room.rules)
+        self.currents: dict[int, State] = {0: {}}
+        self.versions: dict[EventID, int] = {}
+        self.gaps = 0
+
+    async def deliver_all(self) -> None:
+        """Bring in every event; what cannot be judged yet waits."""
+        waiting: list[VerifiedPDU] = []
+        for pdu in self.source.arrivals():
+            waiting.append(pdu)
+            progress = True
+            while progress:
+                progress = False
+                for each in list(waiting):
+                    if await self._deliver(each):
+                        waiting.remove(each)
+                        progress = True
+        assert not waiting
+
+    async def _deliver(self, pdu: VerifiedPDU) -> bool:
+        state_before: State | None = None
+        if self.model.missing(pdu):
+            state_before = self.source.state_before(pdu)
+            if not is_authorised_by_held(pdu, state_before, self.model):
+                return False
+            self.gaps += 1
+        elif any(event_id not in self.model.pdus for event_id in pdu.auth_event_ids):
+            return False
+        received = await self.process.writer.append_remote(pdu, state_before=state_before)
+        flags = self.model.receive(pdu, state_before)
+        assert received.outcome is OUTCOMES[flags], received
+        await self._check_row(pdu)
+        return True
+
+    async def _check_row(self, pdu: VerifiedPDU) -> None:
+        async with self.process.database.read() as tx:
+            row = (await rooms.rows(tx, [self.room.number]))[self.room.number]
+            assert set(row.extremities) == self.model.extremities()
+            assert row.joined_members == self.model.count("join")
+            assert row.invited_members == self.model.count("invite")
+            current = await room_state.current_whole(tx, self.room.number)
+            assert await ids_of(tx, current) == self.model.current
+            self.currents.setdefault(row.state_version, self.model.current)
+            assert self.currents[row.state_version] == self.model.current
+            self.versions[pdu.event_id] = row.state_version
+
+
+async def ids_of(tx: Tx, state: Mapping[StateKey, int]) -> State:
+    found = await events.by_positions(tx, state.values())
+    return {key: found[position].event_id for key, position in state.items()}
+
+
+async def stored_events(tx: Tx, room: Room) -> list[StoredEvent]:
+    rows = await tx.fetch("select position from events where room = %s order by position", (room.number,))
+    found = await events.by_position(tx, room.number, [row[0] for row in rows])
+    return [found[row[0]] for row in rows]
+
+
+async def check_states(tx: Tx, delivery: Delivery, stored: Sequence[StoredEvent]) -> None:
+    """The state before and after every event is the model's."""
+    points = {(event.line, event.version) for event in stored} | {event.point_after for event in stored}
+    states = await room_state.at(tx, delivery.room.number, points)
+    by_point = {point: await ids_of(tx, state) for point, state in states.items()}
+    for event in stored:
+        assert by_point[event.line, event.version] == delivery.model.before[event.event_id]
+        assert by_point[event.point_after] == delivery.model.after[event.event_id]
+        assert event.trunk_version == delivery.versions[event.event_id]
+        keys: list[StateKey] = [("m.room.topic", ""), ("m.room.member", USERS[1])]
+        point = (event.line, event.version)
+        some = (await room_state.at(tx, delivery.room.number, [point], keys))[point]
+        assert some == {key: states[point][key] for key in keys if key in states[point]}
+
+
+async def check_deltas(tx: Tx, delivery: Delivery) -> None:
+    """What changed between any two versions is the difference of the model's current states at them."""
+    number = delivery.room.number
+    ids = {event.position: event.event_id for event in await stored_events(tx, delivery.room)}
+    for low, before in delivery.currents.items():
+        for high, after in delivery.currents.items():
+            if low > high:
+                continue
+            found = (await room_state.changed_between(tx, {number: (low, high)}))[number]
+            delta = {key: None if position is None else ids[position] for key, position in found.items()}
+            wanted = {key: after.get(key) for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
+            # An entry that went away and came back, or was set anew, may be told besides.
+            assert {**delta, **wanted} == delta
+            assert all(delta[key] == after.get(key) for key in delta)
+
+
+async def check_visible(tx: Tx, delivery: Delivery, stored: Sequence[StoredEvent], user_id: UserID) -> None:
+    """A reader is shown what the rules on history visibility say of whole states."""
+    model = delivery.model
+    shown = [event for event in stored if not event.flags]
+    seen = await delivery.process.reader.visible(tx, delivery.room, user_id, shown)
+    expected = []
+    for event in shown:
+        before = model.before[event.event_id]
+        visibility_id = before.get(("m.room.history_visibility", ""))
+        visibility = get_visibility(None if visibility_id is None else model.pdus[visibility_id].content)
+        joins_later = any(
+            version >= event.trunk_version and model.membership(state, user_id) == "join"
+            for version, state in delivery.currents.items()
+        )
+        pdu = model.pdus[event.event_id]
+        membership = model.membership(before, user_id)
+        is_own = (pdu.type, pdu.state_key) == ("m.room.member", user_id)
+        if is_own or may_user_see(pdu, user_id, visibility, membership, joins_later=joins_later):
+            expected.append(event.event_id)
+    assert [each.event.event_id for each in seen] == expected
+
+
+def shapes(stored: Sequence[StoredEvent]) -> dict[str, int]:
+    """What a random room has exercised."""
+    return {
+        "forked": sum(event.line != 0 or event.version < event.trunk_version - 1 for event in stored),
+        "hidden": sum(bool(event.flags) for event in stored),
+    }
+
+
+@pytest.mark.parametrize("version", ["1", "2", "6", "10", "11", "12"])
+async def test_random_graphs_are_as_the_model_has_them(conninfo: str, version: str) -> None:
+    total = {"forked": 0, "hidden": 0, "gaps": 0, "lines": 0}
+    async with a_process(conninfo) as process, a_process(conninfo, follows=False) as follower:
+        for seed in range(SEEDS):
+            source = RandomRoom(version, random.Random(f"{version} {seed}"))
+            source.grow(STEPS)
+            async with process.database.transaction() as tx:
+                await tx.execute("truncate rooms cascade")
+                rooms.forget_all()
+                room = await rooms.create(tx, source.room.events[0].room_id, source.room.rules)
+            delivery = Delivery(process, source, room)
+            await delivery.deliver_all()
+            async with process.database.read() as tx:
+                stored = await stored_events(tx, room)
+                await check_states(tx, delivery, stored)
+                await check_deltas(tx, delivery)
+                for user_id in USERS:
+                    await check_visible(tx, delivery, stored, user_id)
+                total["lines"] += len(await room_state.lines(tx, room.number))
+            total["gaps"] += delivery.gaps
+            for name, count in shapes(stored).items():
+                total[name] += count
+            await follower.tail.catch_up()
+            assert follower.picture == process.picture
+            assert follower.tail.position == process.tail.position
+    assert all(total.values()), total
