@@ -120,7 +120,7 @@ class RoomReader:
         user_id = key[1]
         own = _spans(history, [_word(span.membership) for span in history])
         leave = _last_leave(history)
-        is_gone_after = None if leave is None else leave.event
+        gone_since = END if leave is None else leave.since
         # Joined when the event came, although not by the state before it, counts as joining later.
         joined_until = max((span.until or END for span in history if span.membership is Membership.JOIN), default=-1)
         stored = [event for event in stored if event.is_readable]
@@ -133,7 +133,7 @@ class RoomReader:
         seen: list[Seen] = []
         for event in stored:
             before = memberships.get(event.position)
-            if before == "join" and is_gone_after is not None and event.position > is_gone_after:
+            if before == "join" and event.trunk_version >= gone_since:
                 before = "leave"  # sent by who did not know of the leave yet
             after = before
             is_own = event.state_key == user_id and event.type == "m.room.member"

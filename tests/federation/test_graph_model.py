@@ -128,16 +128,17 @@ async def check_visible(tx: Tx, delivery: Delivery, stored: Sequence[StoredEvent
     shown = [event for event in stored if not event.flags]
     seen = await delivery.process.reader.visible(tx, delivery.room, user_id, shown)
     expected = []
+    joined_at = [version for version, state in delivery.currents.items() if model.membership(state, user_id) == "join"]
+    is_in = model.membership(model.current, user_id) == "join"
     for event in shown:
         before = model.before[event.event_id]
         visibility_id = before.get(("m.room.history_visibility", ""))
         visibility = get_visibility(None if visibility_id is None else model.pdus[visibility_id].content)
-        joins_later = any(
-            version >= event.trunk_version and model.membership(state, user_id) == "join"
-            for version, state in delivery.currents.items()
-        )
+        joins_later = any(version >= event.trunk_version for version in joined_at)
         pdu = model.pdus[event.event_id]
         membership = model.membership(before, user_id)
+        if membership == "join" and not is_in and joined_at and event.trunk_version > max(joined_at):
+            membership = "leave"  # sent by who did not know of the leave yet
         is_own = (pdu.type, pdu.state_key) == ("m.room.member", user_id)
         if is_own or may_user_see(pdu, user_id, visibility, membership, joins_later=joins_later):
             expected.append(event.event_id)
