@@ -29,8 +29,8 @@ class StoredSession:
 
 
 _SELECT = (
-    "select session, previous, sessions.created_ts, expires_ts, device, device_id, user_id, deactivated_ts is not null, is_locked,"
-    " is_suspended, is_admin, is_guest from sessions join devices using (device) join users using (user_id)"
+    "select session, previous, sessions.created_ts, expires_ts, device, device_id, user_id, deactivated_ts is not null,"
+    " is_locked, is_suspended, is_admin, is_guest from sessions join devices using (device) join users using (user_id)"
 )
 
 
