@@ -103,11 +103,3 @@ def remember_committed(pairs: dict[str, int]) -> None:
 def known(value: str) -> int | None:
     """A string's number, if this process remembers it."""
     return _numbers.get(value)
-
-
-def forget_all() -> None:
-    """Drop what this process remembers, when it turns to another database."""
-    _numbers.clear()
-    _values.clear()
-    _numbers.update(WELL_KNOWN)
-    _values.update({number: value for value, number in WELL_KNOWN.items()})
