@@ -72,6 +72,7 @@ from homeserver.services.event_counts import EventCounter
 from homeserver.services.filters import FilterService
 from homeserver.services.impersonation import Impersonation
 from homeserver.services.key_backups import KeyBackupService
+from homeserver.services.key_upkeep import KeyUpkeep
 from homeserver.services.membership import MembershipService
 from homeserver.services.messages import MessageService
 from homeserver.services.passwords import Passwords
@@ -182,6 +183,7 @@ class Application:
             leave_all_rooms=self.memberships.leave_all_rooms,
         )
         self.key_counts = KeyCountCache(self.database)
+        self.key_upkeep = KeyUpkeep(self.database, self.tail)
         self.tail.add_view(self.key_counts.view)
         self.tail.add_view(send_to_device.drop_large_contents)
         self._build_user_data(server_name)
@@ -408,6 +410,7 @@ class Application:
             await asyncio.sleep(SWEEP_SECONDS)
             with suppress(Unavailable):  # then the next time
                 await self.interactive_auth.forget_expired()
+                await self.key_upkeep.run_once()
                 async with self.database.transaction() as tx:
                     await short_lived_tokens.delete_expired(tx, int(time.time() * 1000))
 

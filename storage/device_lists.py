@@ -151,14 +151,11 @@ async def _member_events(tx: Tx, rooms: Sequence[int], after: int, upto: int) ->
     return [(UserID(member), Membership(membership)) for member, membership in rows]
 
 
-async def delete_superseded(tx: Tx, before: int) -> int:
-    """Delete changes below position `before` that a later one of the same user and kind repeats; how many.
-
-    A token from below `before` still finds the later change. Followers must be beyond `before`.
-    """
+async def delete_superseded(tx: Tx, after: int, upto: int) -> int:
+    """Delete changes that one in positions (after, upto] repeats; how many. Any token still finds the later one."""
     return await tx.execute(
-        "delete from device_list_changes old where old.position < %s and exists ("
-        " select from device_list_changes new where new.user_id = old.user_id and new.position > old.position"
-        " and new.seen_by is not distinct from old.seen_by and new.device_ids = old.device_ids)",
-        (before,),
+        "delete from device_list_changes old using device_list_changes new"
+        " where new.position > %s and new.position <= %s and old.user_id = new.user_id and old.position < new.position"
+        " and new.seen_by is not distinct from old.seen_by and new.device_ids = old.device_ids",
+        (after, upto),
     )

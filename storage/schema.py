@@ -516,21 +516,23 @@ to_device_messages = Table(
     "to_device_messages",
     metadata,
     Column("position", BigInteger, nullable=False),
-    Column("device", Integer, ForeignKey("devices.device", ondelete="cascade"), nullable=False),
+    # No foreign key: an inbox may be large, and a device is deleted under the log's lock.
+    Column("device", Integer, nullable=False),
     Column("json", LargeBinary, nullable=False),
     PrimaryKeyConstraint("device", "position"),
     Index("to_device_messages_position_idx", "position"),
-    comment="Inboxes. A message is deleted when a sync token proves that the device has it.",
+    comment="Inboxes. A message is deleted when a sync token proves that the device has it, or after its device.",
 )
 
 to_device_transactions = Table(
     "to_device_transactions",
     metadata,
-    Column("device", Integer, ForeignKey("devices.device", ondelete="cascade"), primary_key=True),
+    Column("device", Integer, primary_key=True),
     Column("txn_id", Text, primary_key=True),
     Column("event_type", Text, primary_key=True),
     Column("sent_ts", BigInteger, nullable=False),
-    Index("to_device_transactions_device_sent_ts_idx", "device", "sent_ts"),
+    Index("to_device_transactions_sent_ts_idx", "sent_ts"),
+    comment="What each device sent lately. No foreign key, as for the inboxes.",
 )
 
 key_backups = Table(

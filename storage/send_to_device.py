@@ -59,13 +59,11 @@ class ToDeviceMessages:
 
     @classmethod
     async def insert_many(cls, tx: Tx, rows: Sequence[tuple[int, Self]]) -> None:
-        """One statement for all; what is for a device that has been deleted meanwhile is dropped."""
+        """One statement for all."""
         messages = [(position, message) for position, change in rows for message in change.messages]
         await tx.execute(
             "insert into to_device_messages (device, position, json)"
-            " select devices.device, message.position, message.json"
-            " from unnest(%s::int[], %s::bigint[], %s::bytea[]) as message (device, position, json)"
-            " join devices on devices.device = message.device for key share of devices",
+            " select * from unnest(%s::int[], %s::bigint[], %s::bytea[])",
             (
                 [message.device for _, message in messages],
                 [position for position, _ in messages],
@@ -162,8 +160,31 @@ async def note_transaction(tx: Tx, device: int, event_type: str, txn_id: str, no
     return inserted == 1
 
 
-async def delete_transactions(tx: Tx, device: int, before_ts: int) -> int:
-    """Forget transactions of a device that nobody will repeat any longer; how many."""
+async def delete_old_transactions(tx: Tx, before_ts: int, limit: int) -> int:
+    """Forget up to `limit` transactions that nobody will repeat any longer; how many."""
     return await tx.execute(
-        "delete from to_device_transactions where device = %s and sent_ts < %s", (device, before_ts)
+        "delete from to_device_transactions where ctid = any(array("
+        " select ctid from to_device_transactions where sent_ts < %s limit %s for update skip locked))",
+        (before_ts, limit),
+    )
+
+
+async def abandoned_inboxes(tx: Tx) -> list[int]:
+    """The devices that have messages although they are deleted; one look-up for each device that has messages."""
+    rows = await tx.fetch(
+        "with recursive inbox (device) as ((select min(device) from to_device_messages)"
+        "  union all select (select min(device) from to_device_messages where device > inbox.device) from inbox"
+        "  where inbox.device is not null)"
+        " select device from inbox where device is not null"
+        "  and not exists (select from devices where devices.device = inbox.device)"
+    )
+    return [device for (device,) in rows]
+
+
+async def delete_some(tx: Tx, device: int, limit: int) -> int:
+    """Delete up to `limit` messages of a device; how many."""
+    return await tx.execute(
+        "delete from to_device_messages where device = %s and position = any(array("
+        " select position from to_device_messages where device = %s order by position limit %s))",
+        (device, device, limit),
     )

@@ -155,8 +155,8 @@ async def store(tx: Tx, user_id: UserID, device_id: DeviceID, device: int, keys:
 async def devices_changed(tx: Tx, user_id: UserID, device_ids: Sequence[DeviceID]) -> list[Change]:
     """What to log when devices were renamed or deleted, in the same transaction.
 
-    Keys and inboxes go with the rows of `devices` by cascade; what this deletes of deleted devices is what names them
-    otherwise.
+    Keys go with the rows of `devices` by cascade, and inboxes later (`key_upkeep.py`); this deletes what else names
+    deleted devices.
     """
     there = (await send_to_device.devices_of(tx, [user_id])).get(user_id, {})
     gone = [device_id for device_id in device_ids if device_id not in there]

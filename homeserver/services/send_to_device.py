@@ -20,7 +20,6 @@ MAX_MESSAGE_BYTES = 65_536
 MAX_MESSAGES = 5_000
 """Devices that one request may reach."""
 ALL_DEVICES = "*"
-_TRANSACTIONS_KEPT_MS = 24 * 3600 * 1000
 
 Contents = Mapping[UserID, Mapping[str, JsonObject]]
 """User -> device ID or `*` -> content."""
@@ -47,7 +46,6 @@ class SendToDeviceService:
                 now_ts = int(time.time() * 1000)
                 if not await send_to_device.note_transaction(tx, device, event_type, txn_id, now_ts):
                     return
-                await send_to_device.delete_transactions(tx, device, now_ts - _TRANSACTIONS_KEPT_MS)
             messages = await addressed(tx, requester.user_id, event_type, local)
             entry.changes = [ToDeviceMessages(messages)] if messages else []
 

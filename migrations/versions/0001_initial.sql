@@ -205,6 +205,29 @@ CREATE TABLE strings (
 
 COMMENT ON TABLE strings IS 'Event types, state keys and user IDs as integers; those below 1000 are named in storage/strings.py.';
 
+CREATE TABLE to_device_messages (
+	position BIGINT NOT NULL,
+	device INTEGER NOT NULL,
+	json BYTEA NOT NULL,
+	CONSTRAINT to_device_messages_pkey PRIMARY KEY (device, position)
+);
+
+CREATE INDEX to_device_messages_position_idx ON to_device_messages (position);
+
+COMMENT ON TABLE to_device_messages IS 'Inboxes. A message is deleted when a sync token proves that the device has it, or after its device.';
+
+CREATE TABLE to_device_transactions (
+	device INTEGER NOT NULL,
+	txn_id TEXT NOT NULL,
+	event_type TEXT NOT NULL,
+	sent_ts BIGINT NOT NULL,
+	CONSTRAINT to_device_transactions_pkey PRIMARY KEY (device, txn_id, event_type)
+);
+
+CREATE INDEX to_device_transactions_sent_ts_idx ON to_device_transactions (sent_ts);
+
+COMMENT ON TABLE to_device_transactions IS 'What each device sent lately. No foreign key, as for the inboxes.';
+
 CREATE TABLE users (
 	user_id TEXT NOT NULL,
 	password_hash TEXT,
@@ -548,29 +571,6 @@ CREATE INDEX sessions_previous_idx ON sessions (previous) WHERE previous is not 
 COMMENT ON TABLE sessions IS 'Access tokens with their refresh tokens, as SHA-256 hashes.';
 
 COMMENT ON COLUMN sessions.previous IS 'The pair that this one was given for, until this one is used.';
-
-CREATE TABLE to_device_messages (
-	position BIGINT NOT NULL,
-	device INTEGER NOT NULL,
-	json BYTEA NOT NULL,
-	CONSTRAINT to_device_messages_pkey PRIMARY KEY (device, position),
-	CONSTRAINT to_device_messages_device_fkey FOREIGN KEY(device) REFERENCES devices (device) ON DELETE cascade
-);
-
-CREATE INDEX to_device_messages_position_idx ON to_device_messages (position);
-
-COMMENT ON TABLE to_device_messages IS 'Inboxes. A message is deleted when a sync token proves that the device has it.';
-
-CREATE TABLE to_device_transactions (
-	device INTEGER NOT NULL,
-	txn_id TEXT NOT NULL,
-	event_type TEXT NOT NULL,
-	sent_ts BIGINT NOT NULL,
-	CONSTRAINT to_device_transactions_pkey PRIMARY KEY (device, txn_id, event_type),
-	CONSTRAINT to_device_transactions_device_fkey FOREIGN KEY(device) REFERENCES devices (device) ON DELETE cascade
-);
-
-CREATE INDEX to_device_transactions_device_sent_ts_idx ON to_device_transactions (device, sent_ts);
 
 INSERT INTO log_head (id, position) VALUES (1, 0);
 

@@ -170,18 +170,6 @@ async def test_still_sharing_tells_who_is_in_a_common_room(
         assert await sharing(tx) == {bob.user_id}
 
 
-async def test_superseded_changes_can_be_deleted(server: Server, alice: Client, bob: Client) -> None:
-    await share_a_room(server, alice, bob)
-    watch = Watch(server, bob)
-    for _ in range(3):
-        await a_device(alice)
-
-    async with server.application.database.transaction() as tx:
-        assert await device_lists.delete_superseded(tx, server.application.tail.position + 1) >= 2
-
-    assert await watch.changed() == {alice.user_id}
-
-
 # --- other processes
 
 
