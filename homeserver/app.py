@@ -263,7 +263,7 @@ class Application:
             *SyncAPI(self.syncs, self.filters, self.presence).routes(),
             *routes.room_creation_routes(RoomCreationAPI(self.room_creation, self.room_upgrades)),
             *routes.membership_routes(RoomMembershipAPI(self.memberships, self.room_directory)),
-            *routes.sending_routes(SendingEventsAPI(self.messages, self.memberships)),
+            *routes.sending_routes(SendingEventsAPI(self.messages, self.memberships, self.presence)),
             *routes.reading_routes(ReadingEventsAPI(self.reading), ReadingStateAPI(self.reading)),
             *routes.directory_routes(
                 RoomDirectoryAPI(self.room_directory, PublishedRooms(self.database, self.summaries), server_name)

@@ -15,7 +15,15 @@ VERSIONS = (
 )  # fmt: skip
 
 # Names that clients look for before a version would tell them (js-sdk 43 tests for these), served for real.
-UNSTABLE_FEATURES: dict[str, bool] = {}
+UNSTABLE_FEATURES: dict[str, bool] = {
+    "com.beeper.msc4446": True,  # the fully read marker may move back
+    "org.matrix.msc2285.stable": True,  # private receipts
+    "org.matrix.msc3391": True,  # account data can be deleted
+    "org.matrix.msc3771": True,  # receipts in threads
+    "org.matrix.msc3773": True,  # unread counts by thread
+    "uk.tcpip.msc4133": True,  # any profile field
+    "uk.tcpip.msc4133.stable": True,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

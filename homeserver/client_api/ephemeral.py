@@ -2,7 +2,7 @@
 
 from typing import Final, get_args
 
-from federation.protocol.errors import Forbidden, InvalidInput
+from federation.protocol.errors import InvalidInput
 from federation.protocol.identifiers import check_user_id
 from federation.protocol.types import JsonObject
 from federation.web import Answer, Call
@@ -96,8 +96,7 @@ class EphemeralAPI:
             raise InvalidInput("status_msg must be a string", "M_BAD_JSON")
         if status_msg is not None and len(status_msg) > MAX_STATUS_LENGTH:
             raise InvalidInput("The status message is too long")
-        if requester(call).is_guest:
-            raise Forbidden("Guests have no presence", "M_GUEST_ACCESS_FORBIDDEN")
+        requester(call).check_not_suspended()
         await self._presence.set_status(user_id, state, status_msg or None)
         return {}
 

@@ -1,7 +1,10 @@
 """Profiles (Client-Server API v1.16, "Profiles")."""
 
+from federation.protocol.errors import Forbidden
+from federation.protocol.types import UserID
 from federation.web import Answer, Call
 from homeserver.client_api.own_user import own_user
+from homeserver.client_api.routing import requester
 from homeserver.services.profiles import MAX_PROFILE_BYTES, ProfileService
 
 _MAX_BODY_BYTES = 4 * MAX_PROFILE_BYTES
@@ -25,11 +28,20 @@ class ProfilesAPI:
 
     async def put_field(self, call: Call) -> Answer:
         """PUT /profile/{userId}/{keyName}."""
-        user_id = own_user(call)
-        await self._profiles.put_field(user_id, call.path["key"], await call.body(max_bytes=_MAX_BODY_BYTES))
+        user_id, key = _own_field(call)
+        await self._profiles.put_field(user_id, key, await call.body(max_bytes=_MAX_BODY_BYTES))
         return {}
 
     async def delete_field(self, call: Call) -> Answer:
         """DELETE /profile/{userId}/{keyName}."""
-        await self._profiles.delete_field(own_user(call), call.path["key"])
+        await self._profiles.delete_field(*_own_field(call))
         return {}
+
+
+def _own_field(call: Call) -> tuple[UserID, str]:
+    """The caller and the field to change; raises where they may not: guests have only a name ("Guest Access")."""
+    user_id, key, who = own_user(call), call.path["key"], requester(call)
+    who.check_not_suspended()
+    if who.is_guest and key != "displayname":
+        raise Forbidden("Guests may only change their name", "M_GUEST_ACCESS_FORBIDDEN")
+    return user_id, key

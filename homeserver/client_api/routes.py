@@ -192,15 +192,15 @@ def filter_routes(api: FilteringAPI) -> Sequence[ClientRoute]:
     """Stored filters."""
     path = "v3/user/{user_id}/filter"
     return [
-        ClientRoute(method="POST", path=path, endpoint=api.post_filter, guests=True),
-        ClientRoute(method="GET", path=f"{path}/{{filter_id}}", endpoint=api.get_filter, guests=True),
+        ClientRoute(method="POST", path=path, endpoint=api.post_filter),
+        ClientRoute(method="GET", path=f"{path}/{{filter_id}}", endpoint=api.get_filter),
     ]
 
 
 def account_data_routes(api: AccountDataAPI) -> Sequence[ClientRoute]:
     """Account data and tags."""
     data = [
-        ClientRoute(method=method, path=f"{version}/user/{{user_id}}/{path}", endpoint=endpoint, guests=True)
+        ClientRoute(method=method, path=f"{version}/user/{{user_id}}/{path}", endpoint=endpoint)
         for path in ("account_data/{type}", "rooms/{room_id}/account_data/{type}")
         for method, version, endpoint in (
             ("GET", "v3", api.get_data),
@@ -211,9 +211,9 @@ def account_data_routes(api: AccountDataAPI) -> Sequence[ClientRoute]:
     tags = "v3/user/{user_id}/rooms/{room_id}/tags"
     return [
         *data,
-        ClientRoute(method="GET", path=tags, endpoint=api.get_tags, guests=True),
-        ClientRoute(method="PUT", path=f"{tags}/{{tag}}", endpoint=api.put_tag, guests=True),
-        ClientRoute(method="DELETE", path=f"{tags}/{{tag}}", endpoint=api.delete_tag, guests=True),
+        ClientRoute(method="GET", path=tags, endpoint=api.get_tags),
+        ClientRoute(method="PUT", path=f"{tags}/{{tag}}", endpoint=api.put_tag),
+        ClientRoute(method="DELETE", path=f"{tags}/{{tag}}", endpoint=api.delete_tag),
     ]
 
 
@@ -261,20 +261,16 @@ def ephemeral_routes(api: EphemeralAPI) -> Sequence[ClientRoute]:
             path=f"{room}/typing/{{user_id}}",
             endpoint=api.put_typing,
             limit="requests",
-            guests=True,
         ),
         ClientRoute(
             method="POST",
             path=f"{room}/receipt/{{receipt_type}}/{{event_id}}",
             endpoint=api.post_receipt,
             limit="requests",
-            guests=True,
         ),
-        ClientRoute(
-            method="POST", path=f"{room}/read_markers", endpoint=api.post_read_markers, limit="requests", guests=True
-        ),
-        ClientRoute(method="GET", path=presence, endpoint=api.get_presence, guests=True),
-        ClientRoute(method="PUT", path=presence, endpoint=api.put_presence, limit="requests", guests=True),
+        ClientRoute(method="POST", path=f"{room}/read_markers", endpoint=api.post_read_markers, limit="requests"),
+        ClientRoute(method="GET", path=presence, endpoint=api.get_presence),
+        ClientRoute(method="PUT", path=presence, endpoint=api.put_presence, limit="requests"),
     ]
 
 

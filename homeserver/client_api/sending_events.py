@@ -5,6 +5,7 @@ from federation.web import Answer, Call
 from homeserver.client_api.routing import requester
 from homeserver.services.membership import MembershipService
 from homeserver.services.messages import Message, MessageService
+from homeserver.services.presence import PresenceService
 
 MAX_EVENT_BODY = 128 * 1024
 """An event has at most 64 KiB; a body may spell it out longer, not much."""
@@ -13,9 +14,10 @@ MAX_EVENT_BODY = 128 * 1024
 class SendingEventsAPI:
     """Events that clients send."""
 
-    def __init__(self, messages: MessageService, memberships: MembershipService) -> None:
+    def __init__(self, messages: MessageService, memberships: MembershipService, presence: PresenceService) -> None:
         self._messages = messages
         self._memberships = memberships
+        self._presence = presence
 
     async def send(self, call: Call) -> Answer:
         """PUT /rooms/{roomId}/send/{eventType}/{txnId}."""
@@ -26,7 +28,9 @@ class SendingEventsAPI:
             txn_id=call.path["txn_id"],
             origin_server_ts=_timestamp(call),
         )
-        return {"event_id": await self._messages.send(requester(call), message)}
+        event_id = await self._messages.send(requester(call), message)
+        await self._presence.acted(requester(call).user_id)
+        return {"event_id": event_id}
 
     async def redact(self, call: Call) -> Answer:
         """PUT /rooms/{roomId}/redact/{eventId}/{txnId}."""

@@ -15,6 +15,7 @@ import orjson
 from federation.protocol.errors import InvalidInput
 from federation.protocol.types import JsonObject, UserID
 from homeserver.services.account_data import AccountDataService, client_event
+from homeserver.services.presence import content_of
 from homeserver.services.requester import Requester
 from homeserver.services.sync_filter import SyncFilter
 from homeserver.services.sync_rooms import RoomSections, RoomsRequest, SyncRooms, joined_and_left
@@ -25,7 +26,7 @@ from storage.account_data import AccountDataChanged
 from storage.database import Database
 from storage.device_lists import DeviceListChanged
 from storage.end_to_end_keys import KeyCountCache
-from storage.ephemeral import PresenceBoard, Typing, UserPresence, now_ms
+from storage.ephemeral import PresenceBoard, Typing, UserPresence
 from storage.invalidations import Invalidated, Kind
 from storage.memberships import Membership
 from storage.tail import Tail
@@ -316,12 +317,4 @@ def _has_news(part: _Part) -> bool:
 
 
 def _presence_event(presence: UserPresence) -> JsonObject:
-    now = now_ms()
-    content: JsonObject = {
-        "presence": presence.state,
-        "last_active_ago": max(now - presence.last_active_ts, 0),
-        "currently_active": presence.is_currently_active(now),
-    }
-    if presence.status_msg is not None:
-        content["status_msg"] = presence.status_msg
-    return {"type": "m.presence", "sender": presence.user_id, "content": content}
+    return {"type": "m.presence", "sender": presence.user_id, "content": content_of(presence)}

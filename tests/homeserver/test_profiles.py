@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from federation.protocol.types import UserID
 from tests.clients import Client, Server, quote
 
 
@@ -94,3 +95,26 @@ async def test_an_empty_name_is_no_name(alice: Client) -> None:
     await alice.ok("PUT", path(alice, "displayname"), {"displayname": ""})
 
     assert await alice.ok("GET", path(alice)) == {}
+
+
+async def test_a_guest_has_only_a_name(server: Server) -> None:
+    body = await server.anonymous.ok("POST", "/v3/register", {}, params={"kind": "guest"})
+    guest = server.anonymous.logged_in(body)
+
+    await guest.ok("PUT", path(guest, "displayname"), {"displayname": "Passer-by"})
+    answer = await guest.put(path(guest, "avatar_url"), {"avatar_url": "mxc://hearth.test/a"})
+
+    assert (answer.status, answer.body["errcode"]) == (403, "M_GUEST_ACCESS_FORBIDDEN")
+    assert await guest.ok("GET", path(guest)) == {"displayname": "Passer-by"}
+
+
+async def test_a_suspended_user_changes_no_profile(server: Server, alice: Client) -> None:
+    await alice.ok("PUT", path(alice, "displayname"), {"displayname": "Alice"})
+    await server.application.accounts.set_suspended(UserID(alice.user_id), is_suspended=True)
+
+    for answer in (
+        await alice.put(path(alice, "displayname"), {"displayname": "Mallory"}),
+        await alice.delete(path(alice, "displayname")),
+    ):
+        assert (answer.status, answer.body["errcode"]) == (403, "M_USER_SUSPENDED")
+    assert await alice.ok("GET", path(alice)) == {"displayname": "Alice"}

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from storage.ephemeral import OFFLINE_AFTER_MS, now_ms
 from tests.clients import Client, Server, quote, unique
 from tests.servers import running
 
@@ -299,6 +300,28 @@ async def test_who_syncs_is_online(alice: Client, bob: Client) -> None:
 
     answer = (await status_of(alice, bob)).body
     assert (answer["presence"], answer["currently_active"]) == ("online", True)
+
+
+async def test_who_sends_is_online_again(alice: Client, bob: Client) -> None:
+    room_id = await a_room(alice, bob)
+    await set_status(bob, presence="unavailable", status_msg="away")
+
+    await say(bob, room_id)
+
+    answer = (await status_of(alice, bob)).body
+    assert (answer["presence"], answer["status_msg"], answer["currently_active"]) == ("online", "away", True)
+
+
+async def test_who_no_longer_syncs_goes_offline(server: Server, alice: Client, bob: Client) -> None:
+    await a_room(alice, bob)
+    await set_status(bob, presence="online", status_msg="here")
+    later = now_ms() + OFFLINE_AFTER_MS + 1000
+
+    await server.application.presence.sweep(later)
+
+    answer = (await status_of(alice, bob)).body
+    assert (answer["presence"], answer["status_msg"]) == ("offline", "here")
+    assert "currently_active" not in answer
 
 
 @pytest.mark.parametrize(
