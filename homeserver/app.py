@@ -381,6 +381,7 @@ class Application:
 
     async def stop(self) -> None:
         """Stop listening, finish what is under way, write what is pending, close."""
+        self.tail.close()
         await self.listening.stop()
         for task in self._tasks[1:]:
             task.cancel()

@@ -8,7 +8,8 @@ from aiohttp import web
 from federation.web import Route, Router, respond
 from homeserver.config import API, Listener
 
-SHUTDOWN_SECONDS = 10
+SHUTDOWN_SECONDS = 5
+"""What requests under way get to finish; aiohttp takes it twice."""
 
 
 class Listening:

@@ -101,6 +101,8 @@ class Tail:
         """The newest position that is applied here."""
         self.floor = 0
         """The window holds every change after this position."""
+        self.is_closing = False
+        """Whether who waits should stop waiting: the server shuts down."""
 
     def add_view(self, view: View) -> None:
         """Have `view` called with every change, in order, before anybody is woken by it."""
@@ -131,6 +133,12 @@ class Tail:
                     unavailable(error)
                 await wait_before_retry(attempt)
                 attempt += 1
+
+    def close(self) -> None:
+        """Let everybody who waits go, and nobody wait again."""
+        self.is_closing = True
+        for listener in self.all_listeners():
+            listener.wake()
 
     # --- applying changes
 

@@ -33,6 +33,8 @@ class ClientRoute:
     """Whether guests may call it ("Guest Access")."""
     while_locked: bool = False
     """Whether a locked account may call it: logging out."""
+    waits: bool = False
+    """Whether a call may wait long: before its answer is given, it is asked again whether who asks may have it."""
     unstable: tuple[str, ...] = ()
     """Further paths below `/_matrix/client/`."""
 
@@ -92,7 +94,10 @@ def _gated(
             key = who.user_id if who.is_rate_limited else ""
         if spend is not None and key:
             spend(call, key)
-        return await route.endpoint(call)
+        answer = await route.endpoint(call)
+        if route.waits and call.context is not None:
+            await authenticator.requester(call, while_locked=route.while_locked)
+        return answer
 
     return gated
 

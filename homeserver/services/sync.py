@@ -110,7 +110,7 @@ class SyncService:
                     return await self._answer(part)
                 looked_at = part.upto
             remaining = deadline - loop.time()
-            if remaining <= 0:
+            if remaining <= 0 or self._tail.is_closing:
                 return await self._answer(self._nothing(request, view, looked_at))
             if not self._concerns(view, looked_at):
                 await view.listener.wait(remaining)

@@ -1,10 +1,14 @@
 """Login, refresh, logout (Client-Server API, "Legacy API", "Refreshing access tokens", "Logout")."""
 
+import asyncio
+import time
+
 import psycopg
 import pytest
 
 from homeserver.config import Milliseconds, RateLimit, RateLimits, Sessions
 from tests.clients import Client, Server
+from tests.rooms import create_room, send
 from tests.servers import running
 
 
@@ -330,3 +334,50 @@ async def test_a_login_token_ends_with_the_password(alice: Client) -> None:
 async def test_an_access_token_is_no_login_token(alice: Client) -> None:
     for token, status in ((alice.access_token, 403), ("x", 403), (5, 400), (None, 400)):
         assert (await alice.anonymous().post("/v3/login", {"type": "m.login.token", "token": token})).status == status
+
+
+async def sync_until_nothing_is_new(client: Client) -> str:
+    """A token from which a sync waits."""
+    since: str = (await client.ok("GET", "/v3/sync"))["next_batch"]
+    while True:
+        body = await client.ok("GET", "/v3/sync", params={"since": since, "timeout": "50"})
+        if body["next_batch"] == since or body.keys() <= EMPTY_SYNC:
+            return str(body["next_batch"])
+        since = body["next_batch"]
+
+
+EMPTY_SYNC = {
+    "next_batch",
+    "device_one_time_keys_count",
+    "device_unused_fallback_key_types",
+    "org.matrix.msc2732.device_unused_fallback_key_types",
+}
+
+
+async def test_a_sync_that_waits_tells_a_session_that_ended_nothing(conninfo: str) -> None:
+    async with running(conninfo, presence=False) as server:
+        alice = await server.register()
+        phone = await alice.login()
+        since = await sync_until_nothing_is_new(phone)
+        waiting = asyncio.create_task(phone.get("/v3/sync", since=since, timeout=20_000))
+        await asyncio.sleep(0.2)
+
+        await alice.ok("DELETE", f"/v3/devices/{phone.device_id}", {"auth": alice.password_auth()})
+        await send(alice, await create_room(alice), "a secret")
+
+        status, error = await waiting
+        assert (status, error["errcode"]) == (401, "M_UNKNOWN_TOKEN")
+
+
+async def test_a_server_that_stops_answers_who_waits(conninfo: str) -> None:
+    async with running(conninfo, presence=False) as server:
+        alice = await server.register()
+        since = await sync_until_nothing_is_new(alice)
+        waiting = asyncio.create_task(alice.get("/v3/sync", since=since, timeout=30_000))
+        await asyncio.sleep(0.2)
+        started = time.monotonic()
+
+        await server.application.stop()
+
+        assert time.monotonic() - started < 3
+        assert (await waiting).status == 200

@@ -98,7 +98,11 @@ async def test_an_account_is_suspended_and_no_longer(admin: Client, user: Client
 
     assert (await admin.get(path)).body == {"suspended": True}
     assert (await user.get("/v3/account/whoami")).status == 200
+    profile = f"/v3/profile/{quote(user.user_id)}/displayname"
+    for answer in (await user.put(profile, {"displayname": "x"}), await user.delete(profile)):
+        assert (answer.status, answer.body["errcode"]) == (403, "M_USER_SUSPENDED")
     assert (await admin.put(path, {"suspended": False})).body == {"suspended": False}
+    assert (await user.put(profile, {"displayname": "x"})).status == 200
 
 
 @pytest.mark.parametrize("what", ["lock", "suspend"])
