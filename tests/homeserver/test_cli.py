@@ -16,7 +16,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from homeserver import signing_keys
+from homeserver import signing_keys, startup
+from homeserver.config import Config
 from storage.embedded import EmbeddedPostgres
 
 Hearth = Callable[..., subprocess.CompletedProcess[str]]
@@ -30,6 +31,25 @@ def directory() -> Iterator[Path]:
     directory.chmod(0o711)
     yield directory
     shutil.rmtree(directory)
+
+
+@pytest.fixture(scope="session")
+def prepared_data() -> Iterator[Path]:
+    """The data directory of a server that has run, to be copied: a first run waits for the disk again and again."""
+    data = Path(tempfile.mkdtemp(prefix="hearth-cli-"))
+    data.chmod(0o711)
+    with startup.prepare(Config("localhost", data_directory=data)):
+        pass
+    (data / "postgresql" / "local.conf").write_text("fsync = off\n", encoding="ascii")
+    yield data
+    shutil.rmtree(data)
+
+
+@pytest.fixture
+def data(directory: Path, prepared_data: Path) -> Path:
+    """The same as the data directory of this test's server."""
+    subprocess.run(["/bin/cp", "-a", prepared_data, directory / "data"], check=True)
+    return directory / "data"
 
 
 @pytest.fixture
@@ -60,9 +80,8 @@ def test_an_account_is_made_on_a_new_server(hearth: Hearth, directory: Path) -> 
         assert rows[0][2].startswith("$argon2id$")
 
 
-def test_accounts_are_made_while_the_server_has_the_database(hearth: Hearth, directory: Path) -> None:
-    assert hearth("migrate").returncode == 0
-    with EmbeddedPostgres(directory / "data"):
+def test_accounts_are_made_while_the_server_has_the_database(hearth: Hearth, data: Path) -> None:
+    with EmbeddedPostgres(data):
         first = hearth("user", "create", "bob", "--password-stdin", stdin="correct horse\n")
         second = hearth("user", "create", "bob", "--password-stdin", stdin="correct horse\n")
         assert hearth("check").returncode == 0
@@ -121,10 +140,9 @@ def test_check_tells_every_mistake_of_the_configuration(hearth: Hearth, director
     ]
 
 
-def test_check_tells_of_a_lost_key_and_an_old_schema_together(hearth: Hearth, directory: Path) -> None:
-    hearth("migrate")
-    (directory / "data" / "signing.key").unlink()
-    with EmbeddedPostgres(directory / "data") as postgres, psycopg.connect(postgres.conninfo()) as connection:
+def test_check_tells_of_a_lost_key_and_an_old_schema_together(hearth: Hearth, data: Path) -> None:
+    (data / "signing.key").unlink()
+    with EmbeddedPostgres(data) as postgres, psycopg.connect(postgres.conninfo()) as connection:
         connection.execute("UPDATE alembic_version SET version_num = '0000'")
 
     answer = hearth("check")
@@ -135,15 +153,14 @@ def test_check_tells_of_a_lost_key_and_an_old_schema_together(hearth: Hearth, di
 
 
 @pytest.mark.parametrize("command", ["serve", "migrate", "check"])
-def test_a_lost_key_is_not_replaced(hearth: Hearth, directory: Path, command: str) -> None:
-    hearth("migrate")
-    (directory / "data" / "signing.key").unlink()
+def test_a_lost_key_is_not_replaced(hearth: Hearth, data: Path, command: str) -> None:
+    (data / "signing.key").unlink()
 
     answer = hearth(command)
 
     assert answer.returncode == 2
     assert "is missing, and this server has run before" in answer.stderr
-    assert not (directory / "data" / "signing.key").exists()
+    assert not (data / "signing.key").exists()
 
 
 def test_a_database_that_cannot_be_reached_is_named(hearth: Hearth, directory: Path) -> None:
@@ -203,6 +220,7 @@ def serving(directory: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
         process.communicate()
 
 
+@pytest.mark.usefixtures("data")
 def test_a_server_runs_says_what_to_do_next_and_stops(hearth: Hearth, directory: Path) -> None:
     port = free_port()
     (directory / "config.yaml").write_text(f"server_name: a.example\nlisteners: [{{port: {port}}}]\n", encoding="ascii")
@@ -230,6 +248,7 @@ def test_a_server_runs_says_what_to_do_next_and_stops(hearth: Hearth, directory:
     assert hearth("check").returncode == 0
 
 
+@pytest.mark.usefixtures("data")
 def test_a_port_in_use_is_named(hearth: Hearth, directory: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
