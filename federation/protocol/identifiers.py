@@ -25,7 +25,7 @@ _OPAQUE_ID = re.compile(r"[0-9A-Za-z._~-]{1,255}")
 _NAMESPACED = re.compile(r"[a-z][a-z0-9._-]{0,254}")
 _MEDIA_ID = re.compile(r"[0-9A-Za-z_-]{1,255}")
 _SERVER_KEY_ID = re.compile(r"[a-z0-9]{1,32}:[0-9A-Za-z_]{1,200}")
-_KEY_ID = re.compile(r"[a-z0-9_]{1,64}:[^\x00]{1,190}")
+_KEY_ALGORITHM = re.compile(r"[0-9A-Za-z_.-]{1,64}")
 _HASH = re.compile(r"[0-9A-Za-z+/]{43}")
 _URLSAFE_HASH = re.compile(r"[0-9A-Za-z_-]{43}")
 
@@ -219,8 +219,14 @@ def check_device_id(value: object) -> DeviceID:
 
 
 def is_key_id(value: object) -> TypeGuard[KeyID]:
-    """Whether this is an algorithm and a name, as keys of devices and users have: `curve25519:JLAFKJWSCS`."""
-    return isinstance(value, str) and _KEY_ID.fullmatch(value) is not None and fits(value)
+    """Whether this is an algorithm and a name, as keys of devices and users have: `curve25519:JLAFKJWSCS`.
+
+    The name may be as long as a device ID.
+    """
+    if not isinstance(value, str):
+        return False
+    algorithm, _, name = value.partition(":")
+    return _KEY_ALGORITHM.fullmatch(algorithm) is not None and is_device_id(name)
 
 
 def is_server_key_id(value: object) -> TypeGuard[KeyID]:

@@ -41,6 +41,15 @@ async def test_a_query_for_one_device_finds_that_one(alice: Client, bob: Client)
     assert list(body["device_keys"][alice.user_id]) == [phone.device_id]
 
 
+async def test_the_longest_device_id_may_have_keys(alice: Client, bob: Client) -> None:
+    phone = await alice.login(device_id="d" * 255)
+
+    await a_device(phone, one_time_keys=1)
+
+    assert list((await query(bob, alice))["device_keys"][alice.user_id]) == [phone.device_id]
+    assert await claim(bob, phone) is not None
+
+
 async def test_users_of_unreachable_servers_are_failures(alice: Client) -> None:
     wanted: dict[str, list[str]] = {"@carol:elsewhere.test": [], alice.user_id: []}
 

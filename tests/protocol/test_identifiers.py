@@ -251,7 +251,11 @@ def test_old_event_ids_name_a_server() -> None:
         (identifiers.is_opaque_id, ["a", "A-._~0", "x" * 255], ["", "a/b", "é", "a\n", "x" * 256]),
         (identifiers.is_namespaced_id, ["m.room", "a-b_c.0"], ["", "M.room", "0a", "a b", "x" * 256]),
         (identifiers.is_device_id, ["ABCDEF", "*", "a b/é", "x" * 255], ["", "a\0", "x" * 256, "\ud800"]),
-        (identifiers.is_key_id, ["ed25519:auto", "curve25519:A B", "signed_curve25519:AAAAHQ"], ["", "a", ":a", "a:"]),
+        (
+            identifiers.is_key_id,
+            ["ed25519:auto", "curve25519:A B", "signed_curve25519:AAAAHQ", "org.example.key:A", "ed25519:" + "d" * 255],
+            ["", "a", ":a", "a:", "a b:c", "a:\0", "ed25519:" + "d" * 256, "x" * 65 + ":a"],
+        ),
         (
             identifiers.is_server_key_id,
             ["ed25519:auto", "ed25519:a_1"],
