@@ -303,3 +303,24 @@ async def test_who_shares_another_room_has_not_left(server: Server, alice: Clien
 
     for client in (alice, bob):
         assert (await client.ok("GET", "/v3/keys/changes", params={"from": before}))["left"] == []
+
+
+async def test_a_client_that_moves_between_processes_gets_each_message_once(processes: tuple[Server, Server]) -> None:
+    one, other = processes
+    alice = await one.register("alice")
+    alice_at_other = Client(other.base_url, alice.session, alice.user_id, alice.device_id, alice.access_token)
+    received: list[int] = []
+    token = (await alice.ok("GET", "/v3/sync"))["next_batch"]
+    for number in range(12):
+        sender, reader = (alice, alice_at_other) if number % 3 else (alice_at_other, alice)
+        messages = {alice.user_id: {alice.device_id: {"n": number}}}
+        await sender.ok("PUT", f"/v3/sendToDevice/m.test/{number}", {"messages": messages})
+        body = await reader.ok("GET", "/v3/sync", params={"since": token, "timeout": "2000"})
+        received += [event["content"]["n"] for event in body.get("to_device", {}).get("events", [])]
+        token = body["next_batch"]
+
+    for reader in (alice, alice_at_other):
+        body = await reader.ok("GET", "/v3/sync", params={"since": token})
+        received += [event["content"]["n"] for event in body.get("to_device", {}).get("events", [])]
+        token = body["next_batch"]
+    assert received == list(range(12))
