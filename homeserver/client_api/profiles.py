@@ -4,7 +4,7 @@ from federation.protocol.errors import Forbidden
 from federation.protocol.types import UserID
 from federation.web import Answer, Call
 from homeserver.client_api.own_user import own_user
-from homeserver.client_api.routing import requester
+from homeserver.client_api.routing import optional_requester, requester
 from homeserver.services.profiles import MAX_PROFILE_BYTES, ProfileService
 
 _MAX_BODY_BYTES = 4 * MAX_PROFILE_BYTES
@@ -19,12 +19,13 @@ class ProfilesAPI:
 
     async def get_profile(self, call: Call) -> Answer:
         """GET /profile/{userId}."""
-        return await self._profiles.get(call.path["user_id"])
+        return await self._profiles.get(call.path["user_id"], may_ask_others=optional_requester(call) is not None)
 
     async def get_field(self, call: Call) -> Answer:
         """GET /profile/{userId}/{keyName}."""
-        key = call.path["key"]
-        return {key: await self._profiles.get_field(call.path["user_id"], key)}
+        user_id, key = call.path["user_id"], call.path["key"]
+        may_ask_others = optional_requester(call) is not None
+        return {key: await self._profiles.get_field(user_id, key, may_ask_others=may_ask_others)}
 
     async def put_field(self, call: Call) -> Answer:
         """PUT /profile/{userId}/{keyName}."""

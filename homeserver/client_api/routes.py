@@ -192,7 +192,7 @@ def filter_routes(api: FilteringAPI) -> Sequence[ClientRoute]:
     """Stored filters."""
     path = "v3/user/{user_id}/filter"
     return [
-        ClientRoute(method="POST", path=path, endpoint=api.post_filter),
+        ClientRoute(method="POST", path=path, endpoint=api.post_filter, limit="requests"),
         ClientRoute(method="GET", path=f"{path}/{{filter_id}}", endpoint=api.get_filter),
     ]
 
@@ -200,7 +200,12 @@ def filter_routes(api: FilteringAPI) -> Sequence[ClientRoute]:
 def account_data_routes(api: AccountDataAPI) -> Sequence[ClientRoute]:
     """Account data and tags."""
     data = [
-        ClientRoute(method=method, path=f"{version}/user/{{user_id}}/{path}", endpoint=endpoint)
+        ClientRoute(
+            method=method,
+            path=f"{version}/user/{{user_id}}/{path}",
+            endpoint=endpoint,
+            limit=None if method == "GET" else "requests",
+        )
         for path in ("account_data/{type}", "rooms/{room_id}/account_data/{type}")
         for method, version, endpoint in (
             ("GET", "v3", api.get_data),
@@ -212,8 +217,8 @@ def account_data_routes(api: AccountDataAPI) -> Sequence[ClientRoute]:
     return [
         *data,
         ClientRoute(method="GET", path=tags, endpoint=api.get_tags),
-        ClientRoute(method="PUT", path=f"{tags}/{{tag}}", endpoint=api.put_tag),
-        ClientRoute(method="DELETE", path=f"{tags}/{{tag}}", endpoint=api.delete_tag),
+        ClientRoute(method="PUT", path=f"{tags}/{{tag}}", endpoint=api.put_tag, limit="requests"),
+        ClientRoute(method="DELETE", path=f"{tags}/{{tag}}", endpoint=api.delete_tag, limit="requests"),
     ]
 
 
@@ -229,11 +234,11 @@ def push_rule_routes(api: PushRulesAPI) -> Sequence[ClientRoute]:
         ),
         ClientRoute(method="GET", path=rule, endpoint=api.get_rule),
         ClientRoute(method="PUT", path=rule, endpoint=api.put_rule, limit="requests"),
-        ClientRoute(method="DELETE", path=rule, endpoint=api.delete_rule),
+        ClientRoute(method="DELETE", path=rule, endpoint=api.delete_rule, limit="requests"),
         ClientRoute(method="GET", path=f"{rule}/enabled", endpoint=api.get_enabled),
-        ClientRoute(method="PUT", path=f"{rule}/enabled", endpoint=api.put_enabled),
+        ClientRoute(method="PUT", path=f"{rule}/enabled", endpoint=api.put_enabled, limit="requests"),
         ClientRoute(method="GET", path=f"{rule}/actions", endpoint=api.get_actions),
-        ClientRoute(method="PUT", path=f"{rule}/actions", endpoint=api.put_actions),
+        ClientRoute(method="PUT", path=f"{rule}/actions", endpoint=api.put_actions, limit="requests"),
     ]
 
 

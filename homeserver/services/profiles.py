@@ -5,7 +5,7 @@ from typing import Any
 
 import orjson
 
-from federation.protocol.errors import InvalidInput, MatrixError, NotFound
+from federation.protocol.errors import Forbidden, InvalidInput, MatrixError, NotFound
 from federation.protocol.identifiers import is_user_id, parse_mxc, server_name_of
 from federation.protocol.types import JsonObject, ServerName, UserID
 from storage import profiles
@@ -55,13 +55,16 @@ class ProfileService:
         self._propagate = propagate
         self._query_remote = query_remote
 
-    async def get(self, user_id: str) -> JsonObject:
-        """All fields of a user of any server; raises M_NOT_FOUND."""
-        return await self._get(user_id, None)
+    async def get(self, user_id: str, *, may_ask_others: bool) -> JsonObject:
+        """All fields of a user of any server; raises M_NOT_FOUND.
 
-    async def get_field(self, user_id: str, key: str) -> Any:  # noqa: ANN401 - a field may be any JSON
+        `may_ask_others` is for who is logged in: nobody else makes this server send requests.
+        """
+        return await self._get(user_id, None, may_ask_others)
+
+    async def get_field(self, user_id: str, key: str, *, may_ask_others: bool) -> Any:  # noqa: ANN401 - any JSON
         """One field of a user of any server; raises M_NOT_FOUND where it is not set."""
-        fields = await self._get(user_id, key)
+        fields = await self._get(user_id, key, may_ask_others)
         if key not in fields:
             raise NotFound("There is no such profile field")
         return fields[key]
@@ -74,10 +77,12 @@ class ProfileService:
             raise NotFound("Profile not found")
         return fields
 
-    async def _get(self, user_id: str, key: str | None) -> JsonObject:
+    async def _get(self, user_id: str, key: str | None, may_ask_others: bool) -> JsonObject:
         if not is_user_id(user_id):
             raise InvalidInput("This is not a user ID")
         if server_name_of(user_id) != self._server_name:
+            if not may_ask_others:
+                raise Forbidden("Log in to see profiles of other servers")
             return await self._query_remote(user_id, key)
         return await self.get_local(user_id)
 

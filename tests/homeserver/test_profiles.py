@@ -83,11 +83,15 @@ async def test_the_whole_profile_is_limited(alice: Client) -> None:
 
 
 @pytest.mark.parametrize(
-    ("user_id", "status"), [("@nobody:hearth.test", 404), ("nonsense", 400), ("@x:elsewhere.test", 404)]
+    ("user_id", "status"), [("@nobody:hearth.test", 404), ("nonsense", 400), ("@x:elsewhere.test", 403)]
 )
 async def test_an_unknown_user_has_no_profile(server: Server, user_id: str, status: int) -> None:
     assert (await server.anonymous.get(f"/v3/profile/{quote(user_id)}")).status == status
     assert (await server.anonymous.get(f"/v3/profile/{quote(user_id)}/displayname")).status == status
+
+
+async def test_who_is_logged_in_may_ask_for_profiles_of_other_servers(alice: Client) -> None:
+    assert (await alice.get(f"/v3/profile/{quote('@x:elsewhere.test')}")).status == 404
 
 
 async def test_an_empty_name_is_no_name(alice: Client) -> None:
