@@ -5,7 +5,6 @@ however many are in flight; the log then refuses those whose room moved on in a 
 authorised again.
 """
 
-import asyncio
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -24,6 +23,7 @@ from federation.protocol.types import EventID, JsonObject, RoomID, ServerName, S
 from federation.rooms.append_remote import Outcome as Outcome
 from federation.rooms.append_remote import Received as Received
 from federation.rooms.append_remote import RemoteAppender
+from federation.rooms.contention import Contention
 from federation.rooms.counting import NOT_COUNTED as NOT_COUNTED
 from federation.rooms.counting import Counted as Counted
 from federation.rooms.counting import Counter as Counter
@@ -155,7 +155,8 @@ class RoomWriter:
         for draft in drafts:
             if draft.redacts is not None:
                 await self._check_may_redact(room, draft.sender, draft.redacts)
-        for attempt in range(MAX_ATTEMPTS):
+        contention = Contention()
+        while True:
             head = await self._head_with(room, keys)
             version = head.version
             change = RoomEvents(room=room, new=[], expected_version=version, new_version=version, head=head)
@@ -167,10 +168,9 @@ class RoomWriter:
             try:
                 return await self._enqueue(change, head, changes, work)
             except Conflict as error:
-                if attempt == MAX_ATTEMPTS - 1 or (txn_id is not None and isinstance(error, AlreadyWritten)):
+                if isinstance(error, AlreadyWritten) and (txn_id is not None or work is not None):
                     raise
-                await asyncio.sleep(0)
-        raise AssertionError("unreachable")
+                await contention.give_way(error)
 
     async def append_remote(
         self, pdu: VerifiedPDU, *, state_before: Mapping[StateKey, EventID] | None = None

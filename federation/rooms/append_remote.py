@@ -9,7 +9,6 @@ come between. Whatever else is accepted makes a new version, even where the curr
 on the old one then looks again. So the trunk is at every version the resolution of the forward extremities.
 """
 
-import asyncio
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -21,6 +20,7 @@ from federation.protocol.identifiers import server_name_of
 from federation.protocol.pdu import VerifiedPDU
 from federation.protocol.power_levels import PowerLevels
 from federation.protocol.types import EventID, StateKey, UserID
+from federation.rooms.contention import Contention
 from federation.rooms.counting import NOT_COUNTED, Counted, Counter, related_event, thread_of
 from federation.rooms.state import NEW, Graph, MissingEvents, View, resolve
 from storage import events, room_state, rooms
@@ -32,9 +32,11 @@ from storage.memberships import Membership
 from storage.room_state import TRUNK, Point
 from storage.rooms import Room, RoomRow
 
-MAX_ATTEMPTS = 20
 MAX_HIDDEN_WALK = 1_000
 """Rejected and soft-failed events that are passed on the way down to forward extremities."""
+
+_NOTHING: Point = (TRUNK, 0)
+"""Before the first event."""
 
 
 class Outcome(Enum):
@@ -104,7 +106,8 @@ class RemoteAppender:
 
     async def append(self, pdu: VerifiedPDU, state_before: Mapping[StateKey, EventID] | None = None) -> Received:
         """See `RoomWriter.append_remote`."""
-        for attempt in range(MAX_ATTEMPTS):
+        contention = Contention()
+        while True:
             async with self._database.read() as tx:
                 placing = await self._look(tx, pdu)
                 if placing is None:
@@ -114,13 +117,10 @@ class RemoteAppender:
                 appended = await self._log.append(Entry(changes=[change]))
             except DuplicateEvent:
                 return Received(pdu.event_id, Outcome.DUPLICATE, 0)
-            except Conflict:
-                if attempt == MAX_ATTEMPTS - 1:
-                    raise
-                await asyncio.sleep(0)
+            except Conflict as error:
+                await contention.give_way(error)
                 continue
             return Received(pdu.event_id, _OUTCOMES[placing.flags], appended.position, placing.reason)
-        raise AssertionError("unreachable")
 
     async def _look(self, tx: Tx, pdu: VerifiedPDU) -> _Placing | None:
         """What the event refers to; None when it is here already."""
@@ -204,7 +204,7 @@ class RemoteAppender:
                 raise MissingEvents(prev=placing.missing)
             return await _given_state(tx, placing, state_before)
         if not pdu.prev_event_ids:
-            return View((TRUNK, 0))  # No state at all.
+            return View(_NOTHING)
         if set(pdu.prev_event_ids) == set(placing.row.extremities):
             return head
         views = [View(point) for point in {stored.point_after for stored in placing.prev.values()}]
@@ -334,9 +334,7 @@ async def _given_state(tx: Tx, placing: _Placing, state_before: Mapping[StateKey
     changes.update((key, position) for key, position in given.items() if ours.get(key) != position)
     if len(changes) <= len(given):
         return View(placing.head.point, changes)
-    line = _add_line(placing, None)
-    placing.writes += _branch_writes(placing, line, 1, given)
-    return View((line, 1))
+    return View(_NOTHING, given)
 
 
 def _add_line(placing: _Placing, parent: Point | None) -> int:
@@ -350,7 +348,7 @@ def _store(placing: _Placing, view: View) -> Point:
     """The stored point that is this state; a new line where there is none yet."""
     if not view.changes:
         return view.point
-    line = _add_line(placing, view.point)
+    line = _add_line(placing, None if view.point == _NOTHING else view.point)
     placing.writes += _branch_writes(placing, line, 1, view.changes)
     return (line, 1)
 

@@ -4,10 +4,11 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+from federation.protocol import auth_rules
 from federation.protocol.auth_events import auth_keys_for
-from federation.protocol.pdu import VerifiedPDU
-from federation.protocol.types import JsonObject, UserID
-from storage.events import Flag
+from federation.protocol.errors import AuthRuleViolated
+from federation.protocol.pdu import PDU, VerifiedPDU
+from federation.protocol.types import EventID, JsonObject, UserID
 from tests.federation.room_model import RoomModel, State
 from tests.protocol.builders import ALICE, BOB, EVE, NOW, Room, a_room
 
@@ -39,8 +40,40 @@ class RandomRoom:
         """Take random steps."""
         for _ in range(steps):
             prev = self._choose_ends()
-            sender = self.random.choice(USERS)
-            self.send(prev, sender, self._wish(sender))
+            sender, wish = self._choose_wish()
+            for _attempt in range(4):  # usually until one is allowed
+                if self._is_allowed(prev, sender, wish) or self.random.random() < 0.1:
+                    break
+                sender, wish = self._choose_wish()
+            self.send(prev, sender, wish)
+
+    def _choose_wish(self) -> tuple[UserID, Wish]:
+        sender = self.random.choice(USERS)
+        return sender, self._wish(sender)
+
+    def _is_allowed(self, prev: Sequence[VerifiedPDU], sender: UserID, wish: Wish) -> bool:
+        event_type, state_key, content = wish
+        state = self.world.state_after([pdu.event_id for pdu in prev])
+        draft = PDU(
+            event_id=EventID("$draft"),
+            room_id=self.room.events[0].room_id,
+            type=event_type,
+            sender=sender,
+            state_key=state_key,
+            content=content,
+            prev_event_ids=tuple(pdu.event_id for pdu in prev),
+            auth_event_ids=(),
+            depth=1,
+            origin_server_ts=NOW,
+            redacts=None,
+            rules=self.room.rules,
+            json={},
+        )
+        try:
+            auth_rules.check(draft, self.world.auth_state(draft, state))
+        except AuthRuleViolated:
+            return False
+        return True
 
     def send(self, prev: Sequence[VerifiedPDU], sender: UserID, wish: Wish) -> VerifiedPDU:
         """An event after these, citing what authorises it there, or now and then something else."""
@@ -105,7 +138,7 @@ class RandomRoom:
     def arrivals(self) -> Iterator[VerifiedPDU]:
         """The events as they come in: roughly in order, some later than what refers to them."""
         delays = {
-            pdu.event_id: index + (self.random.randrange(12) if index > 5 and self.random.random() < 0.25 else 0)
+            pdu.event_id: index + (self.random.randrange(20) if index > 5 and self.random.random() < 0.3 else 0)
             for index, pdu in enumerate(self.world.pdus.values())
         }
         yield from sorted(self.world.pdus.values(), key=lambda pdu: (delays[pdu.event_id], pdu.depth))
@@ -113,10 +146,3 @@ class RandomRoom:
     def state_before(self, pdu: VerifiedPDU) -> State:
         """What a server that knows the whole graph gives as the state before an event."""
         return self.world.before[pdu.event_id]
-
-
-def is_authorised_by_held(pdu: VerifiedPDU, state: State, held: RoomModel) -> bool:
-    """Whether all that is needed to judge the event, should it need a given state, is held and was not rejected."""
-    return all(event_id in held.pdus for event_id in pdu.auth_event_ids) and all(
-        event_id in held.pdus and not held.flags[event_id] & Flag.REJECTED for event_id in state.values()
-    )

@@ -1,12 +1,12 @@
 """A room's graph as the specification tells it: whole states in memory, everything computed anew each time."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from federation.protocol import auth_rules
 from federation.protocol.auth_events import CREATE, auth_keys_for
 from federation.protocol.errors import AuthRuleViolated
-from federation.protocol.pdu import VerifiedPDU
+from federation.protocol.pdu import PDU, VerifiedPDU
 from federation.protocol.room_versions import RoomVersionRules
 from federation.protocol.state_resolution import resolve_full
 from federation.protocol.types import EventID, StateKey, UserID
@@ -29,15 +29,20 @@ class RoomModel:
 
     def missing(self, pdu: VerifiedPDU) -> list[EventID]:
         """What it refers to that is not here."""
-        return [event_id for event_id in pdu.prev_event_ids if event_id not in self.pdus]
+        return [event_id for event_id in pdu.prev_event_ids if event_id not in self.after]
 
-    def state_after(self, event_ids: Iterable[EventID], extra: Mapping[EventID, VerifiedPDU] | None = None) -> State:
+    def hold(self, pdu: VerifiedPDU) -> None:
+        """Keep an event without a place in the graph, as part of a given state or of what authorises it."""
+        self.pdus[pdu.event_id] = pdu
+        self.flags[pdu.event_id] = Flag.OUTLIER
+
+    def state_after(self, event_ids: Iterable[EventID]) -> State:
         """The resolution of the states after these events."""
         states = [self.after[event_id] for event_id in event_ids]
         if not states:
             return {}
         rejected = {event_id for event_id, flags in self.flags.items() if flags & Flag.REJECTED}
-        return resolve_full(self.rules, states, {**self.pdus, **(extra or {})}, rejected)
+        return resolve_full(self.rules, states, self.pdus, rejected)
 
     def receive(self, pdu: VerifiedPDU, state_before: State | None = None) -> Flag:
         """Steps 4 to 6 of the checks on receipt, and the current state after them."""
@@ -71,7 +76,7 @@ class RoomModel:
             return Flag.SOFT_FAILED
         return Flag.NONE
 
-    def auth_state(self, pdu: VerifiedPDU, state: State) -> dict[StateKey, VerifiedPDU]:
+    def auth_state(self, pdu: PDU, state: State) -> dict[StateKey, VerifiedPDU]:
         """What of a state authorises the event."""
         keys = (CREATE, *auth_keys_for(pdu.type, pdu.sender, pdu.state_key, pdu.content, pdu.rules))
         return {key: self.pdus[state[key]] for key in keys if key in state}
@@ -88,7 +93,7 @@ class RoomModel:
             seen.add(event_id)
             for prev in self.pdus[event_id].prev_event_ids:
                 followed.add(prev)
-                if self.flags.get(prev):
+                if prev in self.after and self.flags[prev]:
                     frontier.append(prev)
         return {event_id for event_id, flags in self.flags.items() if not flags and event_id not in followed}
 

@@ -1,7 +1,8 @@
 """Random graphs through storage, beside a model that keeps whole states and resolves them in full."""
 
+import os
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 import pytest
 
@@ -9,15 +10,19 @@ from federation.protocol.history_visibility import get_visibility, may_user_see
 from federation.protocol.pdu import VerifiedPDU
 from federation.protocol.types import EventID, StateKey, UserID
 from federation.rooms.append import Outcome
-from storage import events, room_state, rooms
+from storage import room_state, rooms
+from storage.append_events import RoomEvents
 from storage.database import Tx
-from storage.events import Flag, StoredEvent
+from storage.events import Flag, NewEvent, StoredEvent
+from storage.log import Entry
 from storage.rooms import Room
 from tests.federation.processes import Process, a_process
-from tests.federation.random_rooms import USERS, RandomRoom, is_authorised_by_held
+from tests.federation.random_rooms import USERS, RandomRoom
 from tests.federation.room_model import RoomModel, State
+from tests.federation.stored_rooms import ids_of, stored_events
 
-SEEDS = 6
+SEEDS = int(os.environ.get("HEARTH_GRAPH_SEEDS", "3"))
+FIRST = int(os.environ.get("HEARTH_GRAPH_FIRST", "0"))
 STEPS = 45
 OUTCOMES = {
     Flag.NONE: Outcome.ACCEPTED,
@@ -37,6 +42,7 @@ class Delivery:
         self.currents: dict[int, State] = {0: {}}
         self.versions: dict[EventID, int] = {}
         self.gaps = 0
+        self.outliers = 0
 
     async def deliver_all(self) -> None:
         """Bring in every event; what cannot be judged yet waits."""
@@ -53,19 +59,51 @@ class Delivery:
         assert not waiting
 
     async def _deliver(self, pdu: VerifiedPDU) -> bool:
+        """Whether the event has its place now, or never gets one."""
+        if self.model.flags.get(pdu.event_id) == Flag.OUTLIER:
+            received = await self.process.writer.append_remote(pdu, state_before={})
+            assert received.outcome is Outcome.DUPLICATE
+            return True
         state_before: State | None = None
+        needed = [*pdu.auth_event_ids]
         if self.model.missing(pdu):
             state_before = self.source.state_before(pdu)
-            if not is_authorised_by_held(pdu, state_before, self.model):
-                return False
-            self.gaps += 1
-        elif any(event_id not in self.model.pdus for event_id in pdu.auth_event_ids):
+            needed += state_before.values()
+            if self.source.random.random() < 0.3:
+                await self._hold(needed)
+        if any(
+            self.model.flags.get(event_id, Flag.REJECTED) & Flag.REJECTED
+            for event_id in needed[len(pdu.auth_event_ids) :]
+        ):
             return False
+        if any(event_id not in self.model.pdus for event_id in pdu.auth_event_ids):
+            return False
+        self.gaps += state_before is not None
         received = await self.process.writer.append_remote(pdu, state_before=state_before)
         flags = self.model.receive(pdu, state_before)
         assert received.outcome is OUTCOMES[flags], received
         await self._check_row(pdu)
         return True
+
+    async def _hold(self, event_ids: Iterable[EventID]) -> None:
+        """Bring in events without a place, after those that authorise them."""
+        world = self.source.world
+        wanted: dict[EventID, None] = {}
+        frontier = list(event_ids)
+        while frontier:
+            event_id = frontier.pop()
+            wanted[event_id] = None
+            frontier += world.pdus[event_id].auth_event_ids
+        for pdu in [pdu for pdu in world.pdus.values() if pdu.event_id in wanted]:
+            if pdu.event_id in self.model.pdus or world.flags[pdu.event_id] & Flag.REJECTED:
+                continue
+            async with self.process.database.read() as tx:
+                version = (await rooms.rows(tx, [self.room.number]))[self.room.number].state_version
+            outlier = NewEvent(pdu=pdu, line=0, version=0, trunk_version=version, flags=Flag.OUTLIER)
+            change = RoomEvents(room=self.room, new=[outlier], expected_version=version, new_version=version)
+            await self.process.log.append(Entry(changes=[change]))
+            self.model.hold(pdu)
+            self.outliers += 1
 
     async def _check_row(self, pdu: VerifiedPDU) -> None:
         async with self.process.database.read() as tx:
@@ -80,23 +118,14 @@ class Delivery:
             self.versions[pdu.event_id] = row.state_version
 
 
-async def ids_of(tx: Tx, state: Mapping[StateKey, int]) -> State:
-    found = await events.by_positions(tx, state.values())
-    return {key: found[position].event_id for key, position in state.items()}
-
-
-async def stored_events(tx: Tx, room: Room) -> list[StoredEvent]:
-    rows = await tx.fetch("select position from events where room = %s order by position", (room.number,))
-    found = await events.by_position(tx, room.number, [row[0] for row in rows])
-    return [found[row[0]] for row in rows]
-
-
 async def check_states(tx: Tx, delivery: Delivery, stored: Sequence[StoredEvent]) -> None:
     """The state before and after every event is the model's."""
     points = {(event.line, event.version) for event in stored} | {event.point_after for event in stored}
     states = await room_state.at(tx, delivery.room.number, points)
     by_point = {point: await ids_of(tx, state) for point, state in states.items()}
     for event in stored:
+        if event.flags & Flag.OUTLIER:
+            continue
         assert by_point[event.line, event.version] == delivery.model.before[event.event_id]
         assert by_point[event.point_after] == delivery.model.after[event.event_id]
         assert event.trunk_version == delivery.versions[event.event_id]
@@ -155,9 +184,9 @@ def shapes(stored: Sequence[StoredEvent]) -> dict[str, int]:
 
 @pytest.mark.parametrize("version", ["1", "2", "6", "10", "11", "12"])
 async def test_random_graphs_are_as_the_model_has_them(conninfo: str, version: str) -> None:
-    total = {"forked": 0, "hidden": 0, "gaps": 0, "lines": 0}
+    total = {"forked": 0, "hidden": 0, "gaps": 0, "outliers": 0, "lines": 0, "all": 0}
     async with a_process(conninfo) as process, a_process(conninfo, follows=False) as follower:
-        for seed in range(SEEDS):
+        for seed in range(FIRST, FIRST + SEEDS):
             source = RandomRoom(version, random.Random(f"{version} {seed}"))
             source.grow(STEPS)
             async with process.database.transaction() as tx:
@@ -174,6 +203,8 @@ async def test_random_graphs_are_as_the_model_has_them(conninfo: str, version: s
                     await check_visible(tx, delivery, stored, user_id)
                 total["lines"] += len(await room_state.lines(tx, room.number))
             total["gaps"] += delivery.gaps
+            total["outliers"] += delivery.outliers
+            total["all"] += len(stored)
             for name, count in shapes(stored).items():
                 total[name] += count
             await follower.tail.catch_up()

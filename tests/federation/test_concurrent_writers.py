@@ -1,0 +1,161 @@
+"""Several processes writing to one room at once: nothing is lost, and the graph is as the rules want it."""
+
+import asyncio
+import random
+
+import pytest
+
+from federation.protocol.auth_events import auth_keys_for
+from federation.protocol.pdu import Draft
+from federation.protocol.room_versions import get_rules
+from federation.protocol.types import EventID, JsonObject, RoomID, StateKey
+from federation.rooms.append import Outcome
+from federation.rooms.heads import to_pdu
+from storage import events, room_state, rooms
+from storage.events import StoredEvent
+from storage.rooms import Room
+from tests.federation.processes import Process, a_process
+from tests.federation.room_model import RoomModel
+from tests.federation.stored_rooms import ids_of, stored_events
+from tests.protocol.builders import ALICE, BOB, EVE, NOW, a_signed_event
+
+SENDERS = 5
+SENDS = 8
+
+
+def a_draft(room: Room, sender: str, event_type: str, content: JsonObject, state_key: str | None = None) -> Draft:
+    return Draft(
+        room_id=room.room_id,
+        type=event_type,
+        sender=ALICE if sender == ALICE else BOB,
+        content=content,
+        state_key=state_key,
+    )
+
+
+async def a_new_room(process: Process, version: str) -> Room:
+    """A room that Alice made, with Bob and, of another server, Eve in it."""
+    rules = get_rules(version)
+    create: JsonObject = {"room_version": version}
+    if not rules.implicit_creator:
+        create["creator"] = ALICE
+    users: JsonObject = {BOB: 50} if rules.creators_have_infinite_power else {ALICE: 100, BOB: 50}
+    first: list[tuple[str, str, JsonObject, str | None]] = [
+        ("m.room.create", ALICE, create, ""),
+        ("m.room.member", ALICE, {"membership": "join"}, ALICE),
+        ("m.room.power_levels", ALICE, {"users": users}, ""),
+        ("m.room.join_rules", ALICE, {"join_rule": "public"}, ""),
+        ("m.room.member", BOB, {"membership": "join"}, BOB),
+    ]
+    nowhere = Room(0, RoomID(""), rules)
+    drafts = [a_draft(nowhere, sender, event_type, content, key) for event_type, sender, content, key in first]
+    room_id = None if rules.room_id_is_create_hash else RoomID("!shared:example.org")
+    room, _ = await process.writer.create_room(rules, drafts, room_id=room_id)
+    return room
+
+
+class RemoteServer:
+    """Eve's server, which builds on what it happens to have seen."""
+
+    def __init__(self, process: Process, room: Room, seed: random.Random) -> None:
+        self.process = process
+        self.room = room
+        self.random = seed
+        self.sent = 0
+        self.joined_at: StoredEvent | None = None
+
+    async def send(self, event_type: str, content: JsonObject, state_key: str | None = None) -> EventID:
+        """An event after one of the newest events, citing the state after that."""
+        rules = self.room.rules
+        async with self.process.database.read() as tx:
+            newest = await events.page(
+                tx, self.room.number, limit=1 if self.joined_at is None else 6, newest_first=True
+            )
+            keys = auth_keys_for(event_type, EVE, state_key, content, rules)
+            states = await room_state.at(tx, self.room.number, [event.point_after for event in newest], keys)
+            if self.joined_at is not None:
+                newest = [event for event in newest if ("m.room.member", EVE) in states[event.point_after]]
+                newest = newest or [self.joined_at]
+                states = await room_state.at(tx, self.room.number, [event.point_after for event in newest], keys)
+            prev = self.random.choice(newest)
+            state = states[prev.point_after]
+            cited = await ids_of(tx, state)
+        self.sent += 1
+        pdu = a_signed_event(
+            rules.version,
+            type=event_type,
+            sender=EVE,
+            content=content,
+            state_key=state_key,
+            room_id=self.room.room_id,
+            prev_events=[prev.event_id],
+            auth_events=list(cited.values()),
+            depth=prev.json["depth"] + 1,
+            origin_server_ts=NOW + self.random.randrange(10**9),
+            event_id_localpart=f"remote{self.sent}",
+        )
+        received = await self.process.writer.append_remote(pdu)
+        assert received.outcome is Outcome.ACCEPTED
+        if self.joined_at is None:
+            async with self.process.database.read() as tx:
+                self.joined_at = (await events.by_id(tx, [pdu.event_id]))[pdu.event_id]
+        return pdu.event_id
+
+
+async def send_locally(process: Process, room: Room, seed: random.Random) -> list[EventID]:
+    sent: list[EventID] = []
+    for _ in range(SENDS):
+        sender = seed.choice((ALICE, BOB))
+        if seed.random() < 0.3:
+            draft = a_draft(room, sender, seed.choice(("m.room.topic", "m.room.name")), {"x": seed.random() < 2}, "")
+        else:
+            draft = a_draft(room, sender, "m.room.message", {"body": "hello"})
+        done = await process.writer.append([draft])
+        sent += [pdu.event_id for pdu in done.events]
+        await asyncio.sleep(seed.random() * 0.01)
+    return sent
+
+
+async def send_remotely(server: RemoteServer) -> list[EventID]:
+    sent = [await server.send("m.room.member", {"membership": "join"}, EVE)]
+    for number in range(SENDS):
+        if server.random.random() < 0.3:
+            content: JsonObject = {"membership": "join", "displayname": f"{number}"}
+            sent.append(await server.send("m.room.member", content, EVE))
+        else:
+            sent.append(await server.send("m.room.message", {"body": "hello"}))
+        await asyncio.sleep(server.random.random() * 0.01)
+    return sent
+
+
+@pytest.mark.parametrize("version", ["2", "11", "12"])
+async def test_two_processes_and_another_server_write_to_one_room(conninfo: str, version: str) -> None:
+    seed = random.Random(version)
+    async with a_process(conninfo) as one, a_process(conninfo) as two:
+        room = await a_new_room(one, version)
+        server = RemoteServer(two, room, seed)
+        tasks = [send_locally(process, room, seed) for process in (one, two) for _ in range(SENDERS)]
+        sent = [each for batch in await asyncio.gather(send_remotely(server), *tasks) for each in batch]
+        await one.tail.catch_up()
+        await two.tail.catch_up()
+
+        assert one.picture == two.picture
+        model = RoomModel(room.rules)
+        async with one.database.read() as tx:
+            stored = await stored_events(tx, room)
+            assert sorted(sent) == sorted(event.event_id for event in stored[5:])
+            by_point = await room_state.at(tx, room.number, {(event.line, event.version) for event in stored})
+            for event in stored:
+                assert model.receive(to_pdu(event, room)) == 0
+                assert await ids_of(tx, by_point[event.line, event.version]) == model.before[event.event_id]
+            row = (await rooms.rows(tx, [room.number]))[room.number]
+            assert set(row.extremities) == model.extremities()
+            assert await ids_of(tx, await room_state.current_whole(tx, room.number)) == model.current
+            assert row.joined_members == 3
+        key: StateKey = ("m.room.topic", "")
+        for process in (one, two):  # their heads stand where the room stands
+            head = await process.heads.load(room, [key])
+            assert (head.version, set(head.extremities)) == (row.state_version, set(row.extremities))
+            topic = head.state[key]
+            assert topic is not None
+            assert topic.event_id == model.current[key]
