@@ -200,12 +200,11 @@ class RoomEvents:
         numbers = await strings.intern(tx, _strings_of(changes))
         for change in changes:
             change.numbers = numbers
-        await _insert_events(tx, changes, numbers)
-        await _insert_relations(tx, changes, numbers)
         state = [(change, write) for change in changes for write in change.state]
         if state:
             await _write_state(tx, state, numbers)
-        await _update_rooms(tx, changes)
+        await _append(tx, changes, numbers)
+        await _insert_relations(tx, changes, numbers)
         await _insert_extras(tx, changes)
 
     @classmethod
@@ -313,44 +312,86 @@ def _strings_of(changes: Iterable[RoomEvents]) -> set[str]:
     return wanted
 
 
-_INSERT_EVENTS = (
-    "insert into events (position, origin_server_ts, room, line, version, trunk_version, type, sender, state_key,"
+_APPEND = (
+    "with appended as ("
+    " insert into events (position, origin_server_ts, room, line, version, trunk_version, type, sender, state_key,"
     " after_line, after_version, notify_total, highlight_total, device, flags, event_id, thread, txn_id, json)"
     " select * from unnest(%s::bigint[], %s::bigint[], %s::int[], %s::int[], %s::int[], %s::int[], %s::int[],"
     " %s::int[], %s::int[], %s::int[], %s::int[], %s::int[], %s::int[], %s::int[], %s::smallint[], %s::text[],"
-    " %s::text[], %s::text[], %s::bytea[])"
+    " %s::text[], %s::text[], %s::bytea[])),"
+    " read as ("
+    " insert into read_marks (position, room, notify_total, highlight_total, user_id, thread)"
+    " select * from unnest(%s::bigint[], %s::int[], %s::int[], %s::int[], %s::text[], %s::text[])"
+    " on conflict (user_id, room, thread) do update set position = excluded.position,"
+    " notify_total = excluded.notify_total, highlight_total = excluded.highlight_total)"
+    " update rooms set state_version = given.state_version, extremities = string_to_array(given.extremities, ' '),"
+    " last_line = given.last_line, notify_total = given.notify_total, highlight_total = given.highlight_total,"
+    " joined_members = given.joined, invited_members = given.invited"
+    " from unnest(%s::int[], %s::int[], %s::text[], %s::int[], %s::int[], %s::int[], %s::int[], %s::int[])"
+    " as given(room, state_version, extremities, last_line, notify_total, highlight_total, joined, invited)"
+    " where rooms.room = given.room"
 )
+"""Events, what their senders have read by sending them, and where their rooms stand: one round trip."""
 
 
-async def _insert_events(tx: Tx, changes: Sequence[RoomEvents], numbers: dict[str, int]) -> None:
-    columns: list[list[Any]] = [[] for _ in range(19)]
-    for change in changes:
-        for event, stored in zip(change.new, change.stored, strict=True):
-            pdu = event.pdu
-            row = (
-                stored.position,
-                pdu.origin_server_ts,
-                stored.room,
-                stored.line,
-                stored.version,
-                stored.trunk_version,
-                numbers[pdu.type],
-                numbers[pdu.sender],
-                None if pdu.state_key is None else numbers[pdu.state_key],
-                stored.after_line,
-                stored.after_version,
-                stored.notify_total,
-                stored.highlight_total,
-                stored.device,
-                stored.flags,
-                stored.event_id,
-                stored.thread,
-                stored.txn_id,
-                stored.canonical,
-            )
-            for column, value in zip(columns, row, strict=True):
-                column.append(value)
-    await tx.execute(_INSERT_EVENTS, columns)
+async def _append(tx: Tx, changes: Sequence[RoomEvents], numbers: dict[str, int]) -> None:
+    rows = [
+        _event_row(event, stored, numbers)
+        for change in changes
+        for event, stored in zip(change.new, change.stored, strict=True)
+    ]
+    marks = {
+        (event.pdu.sender, stored.room, stored.thread or "main"): stored
+        for change in changes
+        for event, stored in zip(change.new, change.stored, strict=True)
+        if event.is_local
+    }
+    final = {change.room.number: change._counters for change in changes if change._counters is not None}
+    await tx.execute(
+        _APPEND,
+        (
+            *map(list, zip(*rows, strict=True)),
+            [stored.position for stored in marks.values()],
+            [stored.room for stored in marks.values()],
+            [stored.notify_total for stored in marks.values()],
+            [stored.highlight_total for stored in marks.values()],
+            [user_id for user_id, _, _ in marks],
+            [thread for _, _, thread in marks],
+            list(final),
+            [room.state_version for room in final.values()],
+            [" ".join(room.extremities) for room in final.values()],
+            [room.last_line for room in final.values()],
+            [room.notify_total for room in final.values()],
+            [room.highlight_total for room in final.values()],
+            [room.joined for room in final.values()],
+            [room.invited for room in final.values()],
+        ),
+    )
+
+
+def _event_row(event: NewEvent, stored: StoredEvent, numbers: dict[str, int]) -> tuple[Any, ...]:
+    pdu = event.pdu
+    return (
+        stored.position,
+        pdu.origin_server_ts,
+        stored.room,
+        stored.line,
+        stored.version,
+        stored.trunk_version,
+        numbers[pdu.type],
+        numbers[pdu.sender],
+        None if pdu.state_key is None else numbers[pdu.state_key],
+        stored.after_line,
+        stored.after_version,
+        stored.notify_total,
+        stored.highlight_total,
+        stored.device,
+        stored.flags,
+        stored.event_id,
+        stored.thread,
+        stored.txn_id,
+        stored.canonical,
+    )
 
 
 async def _insert_relations(tx: Tx, changes: Sequence[RoomEvents], numbers: dict[str, int]) -> None:
@@ -442,31 +483,8 @@ def _lines(state: Sequence[tuple[RoomEvents, StateWrite]]) -> list[tuple[RoomEve
     return [(change, line) for change in changes.values() for line in change.lines]
 
 
-async def _update_rooms(tx: Tx, changes: Sequence[RoomEvents]) -> None:
-    final = {change.room.number: change._counters for change in changes if change._counters is not None}
-    await tx.execute(
-        "update rooms set state_version = given.state_version, extremities = string_to_array(given.extremities, ' '),"
-        " last_line = given.last_line, notify_total = given.notify_total, highlight_total = given.highlight_total,"
-        " joined_members = given.joined, invited_members = given.invited"
-        " from unnest(%s::int[], %s::int[], %s::text[], %s::int[], %s::int[], %s::int[], %s::int[], %s::int[])"
-        " as given(room, state_version, extremities, last_line, notify_total, highlight_total, joined, invited)"
-        " where rooms.room = given.room",
-        (
-            list(final),
-            [room.state_version for room in final.values()],
-            [" ".join(room.extremities) for room in final.values()],
-            [room.last_line for room in final.values()],
-            [room.notify_total for room in final.values()],
-            [room.highlight_total for room in final.values()],
-            [room.joined for room in final.values()],
-            [room.invited for room in final.values()],
-        ),
-    )
-
-
 async def _insert_extras(tx: Tx, changes: Sequence[RoomEvents]) -> None:
-    """What only some events bring: own reading, threads, personal counts, redactions, gaps."""
-    marks: dict[tuple[UserID, int, str], StoredEvent] = {}
+    """What only some events bring: threads, personal counts, redactions, gaps."""
     threads: dict[tuple[int, str], StoredEvent] = {}
     personal: list[tuple[StoredEvent, PersonalCount]] = []
     redactions: list[tuple[StoredEvent, EventID, ServerName | None]] = []
@@ -474,8 +492,6 @@ async def _insert_extras(tx: Tx, changes: Sequence[RoomEvents]) -> None:
     arrived: list[StoredEvent] = []
     for change in changes:
         for event, stored in zip(change.new, change.stored, strict=True):
-            if event.is_local:
-                marks[event.pdu.sender, stored.room, stored.thread or "main"] = stored
             if stored.thread is not None:
                 threads[stored.room, stored.thread] = stored
             personal.extend((stored, count) for count in event.personal)
@@ -484,8 +500,6 @@ async def _insert_extras(tx: Tx, changes: Sequence[RoomEvents]) -> None:
             missing.extend((stored, event_id, event.missing_for or stored.position) for event_id in event.missing)
             if change.may_be_duplicate:
                 arrived.append(stored)
-    if marks:
-        await _insert_marks(tx, marks)
     if threads:
         await tx.execute(
             "insert into threads (room, thread, last_position, notify_total, highlight_total)"
@@ -536,23 +550,6 @@ async def _insert_missing(tx: Tx, missing: Sequence[tuple[StoredEvent, EventID, 
                 int(Flag.OUTLIER),
             ),
         )
-
-
-async def _insert_marks(tx: Tx, marks: dict[tuple[UserID, int, str], StoredEvent]) -> None:
-    await tx.execute(
-        "insert into read_marks (position, room, notify_total, highlight_total, user_id, thread)"
-        " select * from unnest(%s::bigint[], %s::int[], %s::int[], %s::int[], %s::text[], %s::text[])"
-        " on conflict (user_id, room, thread) do update set position = excluded.position,"
-        " notify_total = excluded.notify_total, highlight_total = excluded.highlight_total",
-        (
-            [stored.position for stored in marks.values()],
-            [stored.room for stored in marks.values()],
-            [stored.notify_total for stored in marks.values()],
-            [stored.highlight_total for stored in marks.values()],
-            [user_id for user_id, _, _ in marks],
-            [thread for _, _, thread in marks],
-        ),
-    )
 
 
 async def _apply_redactions(tx: Tx, redactions: Sequence[tuple[StoredEvent, EventID, ServerName | None]]) -> None:
