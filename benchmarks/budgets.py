@@ -43,9 +43,15 @@ LIMITS: Mapping[str, float] = {
 }
 
 
+SMALLER = "than in the budget"
+"""The end of the note of a figure from a smaller world than the budget is for, which is not judged."""
+
+
 def judge(figures: Sequence[Figure]) -> Iterator[Verdict]:
-    """A verdict for every figure that has a budget."""
+    """A verdict for every figure that has a budget and was measured in the world that it is for."""
     for figure in figures:
+        if figure.note.endswith(SMALLER):
+            continue
         if isinstance(figure, Load) and (cost := COSTS.get(figure.name)) is not None:
             yield _judge_cost(figure, cost)
         elif isinstance(figure, Quantity) and (limit := LIMITS.get(figure.name)) is not None:

@@ -88,7 +88,7 @@ async def _send_to_nobody(server: Server, sizes: Sizes, sender: User, room_id: s
 
 def _extra_cost(meter: Meter, alone: Load, sizes: Sizes, seconds: float) -> Load:
     messages, delivered = sizes.deliveries, len(meter.waits)
-    note = "" if sizes.pollers == 200 else f"{sizes.pollers} pollers"
+    note = "" if sizes.pollers == 200 else f"{sizes.pollers} pollers, fewer than in the budget"
     return Load(
         name="deliver to one of 200 waiting syncs",
         operations=delivered,

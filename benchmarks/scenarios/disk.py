@@ -1,5 +1,6 @@
 """Bytes on disk, tables and indexes: messages over many rooms, and state changes in one."""
 
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 
 from benchmarks.figures import Figure, Quantity
@@ -10,6 +11,8 @@ from benchmarks.sizes import Sizes
 
 _MEMBERS = 50
 _AT_ONCE = 64
+_LARGEST = 12
+"""Tables and indexes that are reported by name."""
 
 
 async def run_messages(server: Server, sizes: Sizes) -> Sequence[Figure]:
@@ -55,15 +58,20 @@ async def run_state(server: Server, sizes: Sizes) -> Sequence[Figure]:
 async def _fill(server: Server, count: int, work: Callable[[int], Awaitable[None]], what: str) -> Sequence[Figure]:
     cluster, database = server.cluster, server.database
     await quiet(server)
-    tables, whole = cluster.table_bytes(database), cluster.database_bytes(database)
+    before, whole_before = cluster.relation_bytes(database), cluster.database_bytes(database)
     meter = Meter(server)
     async with meter.running():
         await at_once(_AT_ONCE, range(count), meter.timed(work))
     await quiet(server)
-    tables, whole = cluster.table_bytes(database) - tables, cluster.database_bytes(database) - whole
+    after, whole = cluster.relation_bytes(database), cluster.database_bytes(database) - whole_before
+    grown = Counter({name: size - before.get(name, 0) for name, size in after.items()})
     note = f"{count:,} of them"
     return [
         meter.load(f"{what}s for the disk, {_AT_ONCE} at once"),
-        Quantity(name=f"disk, per {what}", value=tables / count, unit="B", note=f"tables and indexes; {note}"),
+        Quantity(name=f"disk, per {what}", value=grown.total() / count, unit="B", note=f"tables and indexes; {note}"),
         Quantity(name=f"disk, whole database, per {what}", value=whole / count, unit="B", note=note),
+        *(
+            Quantity(name=f"disk, {name}, per {what}", value=size / count, unit="B")
+            for name, size in grown.most_common(_LARGEST)
+        ),
     ]

@@ -27,7 +27,7 @@ async def run(server: Server, sizes: Sizes) -> Sequence[Figure]:
     """
     *users, stranger = await server.add_users(sizes.sync_members + 1)
     await _fill_rooms(users, sizes)
-    note = "" if sizes.sync_rooms == 200 else f"{sizes.sync_rooms} rooms"
+    note = "" if sizes.sync_rooms == 200 else f"{sizes.sync_rooms} rooms, fewer than in the budget"
     figures: list[Figure] = []
     for name, wanted in _FILTERS.items():
 
