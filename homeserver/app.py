@@ -139,7 +139,7 @@ class Application:
         # storage
         self.database = Database(conninfo, max_connections=config.database.max_connections)
         self.tail = Tail(self.database, KINDS)
-        self.log = Log(self.database, self.tail.on_commit)
+        self.log = Log(self.database, self.tail)
 
         # rooms
         heads = RoomHeads(self.database)

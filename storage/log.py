@@ -7,6 +7,7 @@ until the commit is visible, so whoever sees position N sees everything below N,
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
@@ -121,6 +122,16 @@ class Batch:
     """The process of the database that committed it, and sent the notification."""
 
 
+class Follower(Protocol):
+    """The tail of the process that appends."""
+
+    reading: asyncio.Lock
+    """Held while the tail looks at what is committed."""
+
+    async def on_commit(self, batch: Batch) -> None:
+        """Take the process's own batch; the appender holds `reading` since before the commit."""
+
+
 @dataclass(slots=True)
 class _Pending:
     entry: Entry
@@ -135,9 +146,9 @@ class _Pending:
 class Log:
     """This process's appender."""
 
-    def __init__(self, database: Database, on_commit: Callable[[Batch], Awaitable[None]]) -> None:
+    def __init__(self, database: Database, tail: Follower) -> None:
         self._database = database
-        self._on_commit = on_commit
+        self._tail = tail
         self._pending: list[_Pending] = []
         self._wake = asyncio.Event()
         self._connection: Connection | None = None
@@ -214,33 +225,36 @@ class Log:
         connection = await self._connected()
         tx = Tx(connection)
         total = sum(pending.entry.reserved for pending in batch)
-        try:
-            # Begun and ended together with a statement: a lone message costs four round trips.
-            row = await tx.run(f"begin; update log_head set position = position + {total:d} returning position")
-            if row is None:
-                raise RuntimeError("log_head is empty: the database was not migrated")
-            position: int = row[0]
-            before = position - total
-            first = before + 1
-            for pending in batch:
-                pending.first = first
-                first += pending.entry.reserved
-            refused = await self._run_work(connection, tx, batch)
-            changes = await _admit(tx, batch, refused)
-            if len(batch) == 1 and refused:
-                raise refused[id(batch[0])]  # undoes its work, too
-            kinds = 0
-            for kind, rows in _by_kind(changes).items():
-                await kind.insert_many(tx, rows)
-                kinds |= kind.kind
-            await tx.run(f"notify {CHANNEL}, '{position:d} {kinds:d}'; commit")
-        except BaseException:
-            await _roll_back(connection)
-            raise
-        try:
-            await self._on_commit(Batch(before, position, changes, connection.info.backend_pid))
-        except Exception:  # it is committed: the tail reads it again, as it reads what others append
-            logger.exception("positions up to %d are committed, and the tail did not take them", position)
+        async with contextlib.AsyncExitStack() as held:
+            try:
+                # Begun and ended together with a statement: a lone message costs four round trips.
+                row = await tx.run(f"begin; update log_head set position = position + {total:d} returning position")
+                if row is None:
+                    raise RuntimeError("log_head is empty: the database was not migrated")
+                position: int = row[0]
+                before = position - total
+                first = before + 1
+                for pending in batch:
+                    pending.first = first
+                    first += pending.entry.reserved
+                refused = await self._run_work(connection, tx, batch)
+                changes = await _admit(tx, batch, refused)
+                if len(batch) == 1 and refused:
+                    raise refused[id(batch[0])]  # undoes its work, too
+                kinds = 0
+                for kind, rows in _by_kind(changes).items():
+                    await kind.insert_many(tx, rows)
+                    kinds |= kind.kind
+                # Else the tail might read the batch back, as another process's, before it is handed it.
+                await held.enter_async_context(self._tail.reading)
+                await tx.run(f"notify {CHANNEL}, '{position:d} {kinds:d}'; commit")
+            except BaseException:
+                await _roll_back(connection)
+                raise
+            try:
+                await self._tail.on_commit(Batch(before, position, changes, connection.info.backend_pid))
+            except Exception:  # it is committed: the tail reads it again, as it reads what others append
+                logger.exception("positions up to %d are committed, and the tail did not take them", position)
         for pending in batch:
             error = refused.get(id(pending))
             if error is not None:

@@ -94,7 +94,7 @@ class Tail:
         self._by_user: dict[UserID, list[tuple[int, Change]]] = {}
         self._listeners: dict[UserID, Listener] = {}
         self._room_listeners: dict[int, set[Listener]] = {}
-        self._reading = asyncio.Lock()
+        self.reading = asyncio.Lock()
         self._moved: list[asyncio.Future[None]] = []
         self._own_backend: int | None = None
         self.position = 0
@@ -143,18 +143,17 @@ class Tail:
     # --- applying changes
 
     async def on_commit(self, batch: Batch) -> None:
-        """Take this process's own batch, after what other processes appended before it."""
+        """Take this process's own batch, after what other processes appended before it. The caller holds `reading`."""
         self._own_backend = batch.backend
-        async with self._reading:
-            if batch.before > self.position:
-                await self._read(batch.before)
-            if batch.position > self.position:
-                self._apply(batch.changes, batch.position)
+        if batch.before > self.position:
+            await self._read(batch.before)
+        if batch.position > self.position:
+            self._apply(batch.changes, batch.position)
 
     async def catch_up(self, upto: int | None = None) -> None:
         """Apply what is committed: all of it, or at least to `upto`."""
         if upto is None or upto > self.position:
-            async with self._reading:
+            async with self.reading:
                 await self._read(None)
 
     async def _read(self, upto: int | None) -> None:

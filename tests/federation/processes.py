@@ -51,7 +51,7 @@ class Process:
     def __init__(self, conninfo: str) -> None:
         self.database = Database(conninfo, max_connections=4)
         self.tail = Tail(self.database, (RoomEvents,))
-        self.log = Log(self.database, self.tail.on_commit)
+        self.log = Log(self.database, self.tail)
         self.heads = RoomHeads(self.database)
         self.picture = Picture()
         self.tail.add_view(self.picture.apply)
