@@ -18,6 +18,7 @@ from urllib.parse import quote as quote_url
 import aiohttp
 
 from homeserver.app import Application
+from tests.openapi import specification
 
 PASSWORD = "correct horse battery staple"
 
@@ -75,6 +76,9 @@ class Client:
         async with self.session.request(method, url, headers=headers, **options) as response:
             is_json = response.content_type == "application/json"
             content = await response.json() if is_json else await response.read()
+            checked = specification()
+            if checked is not None and method in ("GET", "PUT", "POST", "DELETE"):
+                checked.check(method, response.url.raw_path, response.status, content)
             return Answer(response.status, content, response.headers)
 
     async def get(self, path: str, **params: str | int) -> Answer:
