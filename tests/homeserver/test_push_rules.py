@@ -261,3 +261,43 @@ def test_who_is_counted_apart(stored: JsonObject, anywhere: bool, here: bool, el
     assert has_own_rules(ruleset) is anywhere
     assert differs_in(ruleset, ROOM) is here
     assert differs_in(ruleset, "!other:example.org") is elsewhere
+
+
+room_patterns = st.sampled_from([ROOM, ROOM.lower(), "!other:example.org", "!*", "!R??m:example.org", 7])
+conditions = st.one_of(
+    st.builds(lambda pattern: {"kind": "event_match", "key": "room_id", "pattern": pattern}, room_patterns),
+    st.builds(lambda value: {"kind": "event_property_is", "key": "room_id", "value": value}, room_patterns),
+    st.just({"kind": "event_match", "key": "type", "pattern": "m.*"}),
+    st.just({"kind": "org.example.unknown"}),
+)
+actions = st.sampled_from([[], ["notify"], ["notify", {"set_tweak": "highlight"}], ["notify", LOUD]])
+own_rules = st.fixed_dictionaries(
+    {"rule_id": room_patterns.map(str), "enabled": st.sampled_from([True, True, False]), "actions": actions}
+)
+rulesets = st.fixed_dictionaries(
+    {},
+    optional={
+        "override": st.lists(
+            st.builds(lambda rule, held: {**rule, "conditions": held}, own_rules, st.lists(conditions, max_size=2)),
+            max_size=2,
+        ),
+        "room": st.lists(own_rules, max_size=2),
+        "defaults": st.dictionaries(
+            st.sampled_from([".m.rule.message", ".m.rule.room_one_to_one", ".m.rule.suppress_edits"]),
+            st.fixed_dictionaries({}, optional={"enabled": st.booleans(), "actions": actions}),
+            max_size=2,
+        ),
+    },
+)
+
+
+@settings(max_examples=500)
+@given(rulesets, events, st.integers(1, 3), st.booleans())
+def test_who_is_not_counted_apart_counts_as_everybody(
+    stored: JsonObject, event: JsonObject, members: int, may_notify: bool
+) -> None:
+    ruleset = Ruleset(ALICE, stored)
+    full = ruleset.evaluate(Situation(event, members, lambda _: may_notify))
+
+    if not differs_in(ruleset, ROOM):
+        assert full.counts == outcome_for(event, ALICE, may_notify_room=may_notify)
