@@ -6,6 +6,7 @@ Integers beyond 64 bits are read as floats, so that nothing which was parsed can
 """
 
 import json
+import re
 from typing import Any
 
 import orjson
@@ -16,6 +17,8 @@ MAX_DEPTH = 100
 """How deeply objects and arrays may be nested: far less than what can be encoded with more around it."""
 
 MAX_INTEGER = 2**53 - 1
+
+_SPACE_BEFORE_COLON = re.compile(rb'"[ \t\r\n]+:')
 
 
 def loads(data: bytes | str, *, max_depth: int | None = MAX_DEPTH) -> Any:  # noqa: ANN401 - JSON
@@ -32,7 +35,7 @@ def loads(data: bytes | str, *, max_depth: int | None = MAX_DEPTH) -> Any:  # no
         raise InvalidInput(f"Not valid JSON: {error}", "M_NOT_JSON") from None
     if max_depth is not None:
         check_depth(value, raw, max_depth)
-    if not _is_compact(value, raw):
+    if not _is_compact(value, raw) and (max_depth is None or not _has_all_keys(value, raw)):
         _refuse_duplicate_keys(raw)
     return value
 
@@ -125,6 +128,24 @@ def _is_compact(value: object, raw: bytes) -> bool:
         return orjson.dumps(value) == raw
     except orjson.JSONEncodeError:  # deeper than orjson writes
         return False
+
+
+def _has_all_keys(value: object, raw: bytes) -> bool:
+    """Whether a value just read from `raw` surely has as many keys as the text, which then repeats none.
+
+    Every key ends in `":`, and so may a piece of a string, as `\\":`: the text can only count too many.
+    """
+    if _SPACE_BEFORE_COLON.search(raw):
+        return False
+    keys = 0
+    pending = [value]
+    for item in pending:
+        if type(item) is dict:
+            keys += len(item)
+            pending.extend([member for member in item.values() if type(member) is not str])
+        elif type(item) is list:
+            pending.extend([member for member in item if type(member) is not str])
+    return keys == raw.count(b'":')
 
 
 def _refuse_duplicate_keys(raw: bytes) -> None:
