@@ -42,12 +42,18 @@ async def find(tx: Tx, session_hash: bytes, now_ts: int) -> StoredAttempt | None
 
 
 async def put(tx: Tx, attempt: StoredAttempt) -> None:
-    """Remember an authentication, in place of what was remembered of its session; stages stay completed."""
+    """Remember an authentication, in place of what was remembered of its session.
+
+    Completed stages stay so, and so does a body that they were completed for.
+    """
+    is_free = "known.completed = '{}' or known.body is null"
     await tx.execute(
         "insert into interactive_auth_sessions as known"
         " (session_hash, expires_ts, operation, body_hash, body, completed, registration_token)"
         " values (%s, %s, %s, %s, %s, %s, %s)"
-        " on conflict (session_hash) do update set body_hash = excluded.body_hash, body = excluded.body,"
+        " on conflict (session_hash) do update set"
+        f" body_hash = case when {is_free} then excluded.body_hash else known.body_hash end,"
+        f" body = case when {is_free} then excluded.body else known.body end,"
         " completed = array(select unnest(known.completed) union select unnest(excluded.completed)),"
         " registration_token = coalesce(excluded.registration_token, known.registration_token)",
         (

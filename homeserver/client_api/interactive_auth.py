@@ -118,7 +118,9 @@ class InteractiveAuth:
         attempt.registration_token = known.registration_token
         if not attempt.body and known.body is not None:
             attempt.body = _open(known.body, session_id)
-        if known.completed and not hmac.compare_digest(known.body_hash, _body_hash(attempt.body, session_id)):
+        # Who registers may have asked for the flows, and completed stages on our pages, with an empty request.
+        is_bound = bool(known.completed) and (attempt.requester is not None or known.body is not None)
+        if is_bound and not hmac.compare_digest(known.body_hash, _body_hash(attempt.body, session_id)):
             raise Forbidden("The request is not the one that was being authenticated")
 
     async def complete(self, attempt: Attempt, flows: Flows) -> None:

@@ -286,6 +286,22 @@ async def test_the_fallback_page_completes_a_stage(server_with_tokens: Server, c
     assert (status, registered["user_id"]) == (200, "@a:hearth.test")
 
 
+async def test_stages_may_be_completed_before_the_request_is_known(
+    server_with_tokens: Server, connection: psycopg.Connection
+) -> None:
+    add_token(connection, "welcome")
+    anonymous = server_with_tokens.anonymous
+    session = (await anonymous.post("/v3/register", {})).body["session"]
+    form = f"token=welcome&session={session}".encode()
+    await anonymous.request("POST", "/v3/auth/m.login.registration_token/fallback/web", form)
+
+    auth = {"type": "m.login.terms", "session": session}
+    body = {"username": "a", "password": PASSWORD, "auth": auth}
+    status, registered = await anonymous.post("/v3/register", body)
+
+    assert (status, registered["user_id"]) == (200, "@a:hearth.test")
+
+
 async def test_the_fallback_page_refuses_what_the_stage_refuses(server_with_tokens: Server) -> None:
     anonymous = server_with_tokens.anonymous
     _, challenge = await anonymous.post("/v3/register", {"username": "a", "password": PASSWORD})
