@@ -16,7 +16,8 @@ from storage import events, room_state, rooms
 from storage.database import Database, Tx
 from storage.events import StoredEvent
 from storage.memberships import Membership, is_forgotten
-from storage.room_state import TRUNK, Point, Span
+from storage.room_state import TRUNK, Span
+from storage.room_state import Point as Point
 from storage.rooms import Room
 
 VISIBILITY: StateKey = ("m.room.history_visibility", "")
@@ -46,6 +47,8 @@ class Seen:
 
     event: StoredEvent
     membership: str | None
+    shows_state: bool = True
+    """Whether the room's state at the event is theirs to see, too: not where they see it as their own affair alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,14 +143,19 @@ class RoomReader:
             if is_own:
                 value = event.content.get("membership")
                 after = value if isinstance(value, str) else before
-            if before == "join" or is_own:  # a rejected invite, too: its sender has to learn of it
+            if before == "join":
                 seen.append(Seen(event, after))
                 continue
             at_event = branch_visibilities.get(event.position)
             if at_event is None and visibilities is not None:
                 at_event = get_visibility({"history_visibility": visibilities.at(event.version)})
-            if _may_see(event, at_event or "shared", (before, after), joins_later=joined_until > event.trunk_version):
-                seen.append(Seen(event, after or "leave"))
+            joins_later = joined_until > event.trunk_version
+            if _may_see(event, at_event or "shared", (before, after), joins_later=joins_later):
+                is_invite_alone = "invite" in (before, after) and after != "join" and not joins_later
+                shows_state = at_event == "world_readable" or not is_invite_alone
+                seen.append(Seen(event, after or "leave", shows_state=shows_state))
+            elif is_own:  # a rejected invite, say: its sender has to learn of it
+                seen.append(Seen(event, after or "leave", shows_state=False))
         return seen
 
     async def _visibilities(self, tx: Tx, room: Room) -> _Spans:
@@ -297,7 +305,12 @@ class RoomReader:
                 low, is_open = position - 1, True
         if is_open:
             found.append((low, END))
-        return found
+        alone = [
+            (span.event - 1, span.event)
+            for span in history
+            if span.event is not None and not any(low < span.event <= high for low, high in found)
+        ]
+        return sorted({*found, *alone})
 
     async def stripped_at(self, tx: Tx, positions: Collection[int]) -> dict[int, JsonObject]:
         """These events as who is invited is told of them; meant for the reader's own invites."""

@@ -13,7 +13,7 @@ from federation.protocol import canonical_json
 from federation.protocol.errors import Forbidden, InvalidInput, NotFound
 from federation.protocol.types import UserID
 from federation.rooms.pages import PageRequest, Pages
-from federation.rooms.reader import Access, RoomReader, Seen
+from federation.rooms.reader import Access, Point, RoomReader, Seen
 from federation.web import Answer, Call
 from homeserver.client_api.routing import requester
 from homeserver.services.account_data import AccountDataService
@@ -74,18 +74,18 @@ class ReadingEventsAPI:
             if page.end is not None:
                 answer["end"] = page_token(page.end)
             if wanted.lazy_load_members:
-                newest = page.seen[:1] if backwards else page.seen[-1:]
-                answer["state"] = await self._members(tx, access, newest, _senders(page.seen))
+                point = _last_point(page.seen[::-1] if backwards else page.seen)
+                answer["state"] = await self._members(tx, access, point, _senders(page.seen))
         return orjson.dumps(answer)
 
     async def _members(
-        self, tx: Tx, access: Access, newest: Sequence[Seen], members: Collection[UserID]
+        self, tx: Tx, access: Access, point: Point | None, members: Collection[UserID]
     ) -> list[orjson.Fragment]:
-        """The member events of these users, as they are after the newest event of a page."""
-        if not newest:
+        """The member events of these users at a point."""
+        if point is None:
             return []
         keys = [("m.room.member", user_id) for user_id in members]
-        state = await self._reader.state_at(tx, access.room, newest[0].event.point_after, keys)
+        state = await self._reader.state_at(tx, access.room, point, keys)
         return fragments(await self._reader.render_state(tx, state))
 
     async def get_event(self, call: Call) -> Answer:
@@ -140,8 +140,10 @@ class ReadingEventsAPI:
                 ),
             )
             shown = [*reversed(before.seen), target, *after.seen]
-            last = shown[-1].event.point_after
-            if wanted.lazy_load_members:
+            last = _last_point(shown)
+            if last is None:
+                state = []
+            elif wanted.lazy_load_members:
                 state = await self._reader.lazy_state_at(tx, access.room, last, _senders(shown))
             else:
                 state = await self._reader.state_at(tx, access.room, last)
@@ -212,6 +214,11 @@ def _limit(call: Call, wanted: RoomEventFilter) -> int:
 def _place(call: Call, name: str) -> int | None:
     text = call.query_text(name)
     return parse_page_token(text) if text else None
+
+
+def _last_point(seen: Sequence[Seen]) -> Point | None:
+    """After the last of these events at which the reader may see the room's state."""
+    return next((each.event.point_after for each in reversed(seen) if each.shows_state), None)
 
 
 def _senders(seen: Sequence[Seen]) -> set[UserID]:
