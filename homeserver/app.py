@@ -313,13 +313,16 @@ class Application:
             server_name=server_name,
             default_version=self.config.default_room_version,
             profile_of=member_fields.get,
+            application_services=self.application_services,
         )
         self.summaries = RoomSummaries()
         self.reading = RoomReading(self.database, self.tail, self.reader, Pages(self.reader), self.account_data)
         self.room_upgrades = RoomUpgradeService(
             self.database, self.writer, self.room_creation, room_settings, member_fields.get
         )
-        self.room_directory = RoomDirectory(self.database, self.writer, self.reader, server_name)
+        self.room_directory = RoomDirectory(
+            self.database, self.writer, self.reader, self.application_services, server_name
+        )
         self.messages = MessageService(self.writer, SentEvents(self.database), self.room_directory.find)
 
     def _build_user_data(self, server_name: ServerName) -> None:

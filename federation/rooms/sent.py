@@ -25,6 +25,14 @@ class SentEvents:
     def __init__(self, database: Database) -> None:
         self._database = database
 
+    async def scope_without_device(self, user_id: UserID) -> int | None:
+        """What stands for the device of a user who has none: application services act so. None before any event."""
+        number = strings.known(user_id)
+        if number is None:
+            async with self._database.read() as tx:
+                number = (await strings.find(tx, [user_id])).get(user_id)
+        return None if number is None else -number
+
     async def find_transaction(self, room: Room, device: int, txn_id: str, event_type: str) -> EventID | None:
         """The event that the device made with this transaction ID, if it made one."""
         async with self._database.read() as tx:

@@ -52,6 +52,15 @@ class RoomDirectoryAPI:
         await self._directory.set_published(requester(call), call.path["room_id"], is_published=visibility == "public")
         return {}
 
+    async def put_on_network(self, call: Call) -> Answer:
+        """PUT /directory/list/appservice/{networkId}/{roomId} (Application Service API, "Published room directory")."""
+        visibility = fields.get_text(await call.body(), "visibility")
+        if visibility not in ("public", "private"):
+            raise InvalidInput("visibility must be public or private")
+        network_id, room_id = call.path["network_id"], call.path["room_id"]
+        await self._directory.set_on_network(requester(call), network_id, room_id, is_published=visibility == "public")
+        return {}
+
     async def list_public_rooms(self, call: Call) -> Answer:
         """GET /publicRooms."""
         self._check_server(call)

@@ -360,6 +360,9 @@ def directory_routes(api: RoomDirectoryAPI) -> Sequence[ClientRoute]:
         ClientRoute(method="GET", path="v3/rooms/{room_id}/aliases", endpoint=api.list_aliases, guests=True),
         ClientRoute(method="GET", path=listed, endpoint=api.get_visibility, login=NONE, limit="requests"),
         ClientRoute(method="PUT", path=listed, endpoint=api.put_visibility),
+        ClientRoute(
+            method="PUT", path="v3/directory/list/appservice/{network_id}/{room_id}", endpoint=api.put_on_network
+        ),
         ClientRoute(method="GET", path="v3/publicRooms", endpoint=api.list_public_rooms, login=NONE, limit="requests"),
         ClientRoute(method="POST", path="v3/publicRooms", endpoint=api.search_public_rooms, guests=True),
     ]

@@ -6,7 +6,7 @@ The hot path: a message into a room whose head is in memory costs no query befor
 import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from federation.protocol.errors import InvalidInput, MatrixError
 from federation.protocol.identifiers import is_event_id, is_room_alias
@@ -55,9 +55,13 @@ class MessageService:
 
         Requests with the same ID that are under way together share one event, and one failure.
         """
-        if who.device is None or message.txn_id is None:
+        device = who.device
+        if device is None:
+            device = await self._sent.scope_without_device(who.user_id)
+        if device is None or message.txn_id is None:
             return await self._send(who, message)
-        key = (who.device, message.room_id, message.type, message.redacts or "", message.txn_id)
+        who = replace(who, device=device) if who.device is None else who
+        key = (device, message.room_id, message.type, message.redacts or "", message.txn_id)
         first = self._transactions.get(key)
         if first is not None:
             return await asyncio.shield(first)

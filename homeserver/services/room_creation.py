@@ -13,6 +13,7 @@ from federation.protocol.pdu import Draft
 from federation.protocol.room_versions import RoomVersionRules, get_rules
 from federation.protocol.types import JsonObject, RoomAlias, RoomID, ServerName, StateKey, UserID
 from federation.rooms.append import RoomWriter
+from homeserver.services.application_services import ApplicationServices
 from homeserver.services.membership import MembershipService, ProfileOf
 from homeserver.services.requester import Requester
 from storage import room_directory
@@ -75,12 +76,14 @@ class RoomCreationService:
         server_name: ServerName,
         default_version: str,
         profile_of: ProfileOf,
+        application_services: ApplicationServices,
     ) -> None:
         self._writer = writer
         self._memberships = memberships
         self._server_name = server_name
         self._default_version = default_version
         self._profile_of = profile_of
+        self._application_services = application_services
 
     async def create(self, who: Requester, creation: Creation) -> RoomID:
         """Make a room with all its first events, its alias and its place in the directory, or nothing.
@@ -91,7 +94,7 @@ class RoomCreationService:
         who.check_not_suspended()
         rules = get_rules(creation.room_version or self._default_version)
         invites = await self._check_invites(who, creation.invites)
-        alias = self._alias(creation.alias_name)
+        alias = self._alias(who, creation.alias_name)
         first = FirstEvents(who.user_id, rules)
         first.add_create(creation.creation_content, invites if creation.preset == "trusted_private_chat" else ())
         first.add_member(who.user_id, {**await self._profile_of(who.user_id), "membership": "join"})
@@ -132,7 +135,7 @@ class RoomCreationService:
                 checked.append(user_id)
         return checked
 
-    def _alias(self, name: str | None) -> RoomAlias | None:
+    def _alias(self, who: Requester, name: str | None) -> RoomAlias | None:
         if name is None:
             return None
         if not name or any(letter in name for letter in ":#\0") or name != name.strip() or " " in name:
@@ -140,6 +143,7 @@ class RoomCreationService:
         alias = check_room_alias(f"#{name}:{self._server_name}")
         if server_of_alias(alias) != self._server_name:
             raise InvalidInput("room_alias_name is the local part of an alias")
+        self._application_services.check_alias_not_exclusive(alias, who.application_service)
         return alias
 
 

@@ -4,11 +4,12 @@ import time
 
 from federation.protocol.auth_events import CREATE
 from federation.protocol.errors import Forbidden, InvalidInput, MatrixError, NotFound, RemoteServerError
-from federation.protocol.identifiers import check_room_alias, server_of_alias
+from federation.protocol.identifiers import check_room_alias, fits, server_of_alias
 from federation.protocol.pdu import Draft
 from federation.protocol.types import JsonObject, RoomAlias, RoomID, ServerName, StateKey
 from federation.rooms.append import RoomWriter
 from federation.rooms.reader import RoomReader
+from homeserver.services.application_services import ApplicationServices
 from homeserver.services.requester import Requester
 from storage import room_directory
 from storage.database import Database
@@ -20,10 +21,18 @@ CANONICAL_ALIAS: StateKey = ("m.room.canonical_alias", "")
 class RoomDirectory:
     """Which alias stands for which room, and which rooms are published."""
 
-    def __init__(self, database: Database, writer: RoomWriter, reader: RoomReader, server_name: ServerName) -> None:
+    def __init__(
+        self,
+        database: Database,
+        writer: RoomWriter,
+        reader: RoomReader,
+        application_services: ApplicationServices,
+        server_name: ServerName,
+    ) -> None:
         self._database = database
         self._writer = writer
         self._reader = reader
+        self._application_services = application_services
         self._server_name = server_name
 
     # --- aliases
@@ -52,6 +61,7 @@ class RoomDirectory:
         """Give a room an alias; 409 where it stands for a room already."""
         who.check_not_suspended()
         checked = self._own(alias)
+        self._application_services.check_alias_not_exclusive(checked, who.application_service)
         room = await self._writer.get_room(room_id)
         async with self._database.transaction() as tx:
             if not await room_directory.insert_alias(tx, checked, room.room_id, who.user_id, _now_ms()):
@@ -60,6 +70,7 @@ class RoomDirectory:
     async def delete(self, who: Requester, alias: str) -> None:
         """Take an alias away: whoever made it, an administrator, or who may set the room's canonical alias."""
         checked = self._own(alias)
+        self._application_services.check_alias_not_exclusive(checked, who.application_service)
         async with self._database.read() as tx:
             found = await room_directory.find_alias(tx, checked)
         if found is None:
@@ -143,6 +154,20 @@ class RoomDirectory:
                 await room_directory.publish(tx, room.number)
             else:
                 await room_directory.unpublish(tx, room.number)
+
+    async def set_on_network(self, who: Requester, network_id: str, room_id: str, *, is_published: bool) -> None:
+        """Put a room into, or take it off, the directory of one network of an application service."""
+        if who.application_service is None:
+            raise Forbidden("Only application services have networks")
+        if not fits(network_id) or "|" in network_id or "\0" in network_id:
+            raise InvalidInput("Not a valid network ID")
+        room = await self._known(room_id)
+        network = f"{who.application_service}|{network_id}"
+        async with self._database.transaction() as tx:
+            if is_published:
+                await room_directory.publish(tx, room.number, network)
+            else:
+                await room_directory.unpublish(tx, room.number, network)
 
     async def _known(self, room_id: str) -> Room:
         room = await self._writer.get_room(room_id)

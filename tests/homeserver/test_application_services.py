@@ -10,7 +10,8 @@ import yaml
 
 from federation.protocol.types import ServerName
 from homeserver.services.application_services import ApplicationServiceError, load_all, parse
-from tests.clients import PASSWORD, Client, Server, unique
+from tests.clients import PASSWORD, Client, Server, quote, unique
+from tests.rooms import create_room, pdus_of
 from tests.servers import running
 
 REGISTRATION: dict[str, Any] = {
@@ -23,7 +24,8 @@ REGISTRATION: dict[str, Any] = {
         "users": [
             {"exclusive": True, "regex": "@_irc_.*"},
             {"exclusive": False, "regex": "@shared-.*"},
-        ]
+        ],
+        "aliases": [{"exclusive": True, "regex": "#irc_.*"}],
     },
 }
 TYPE = "m.login.application_service"
@@ -180,3 +182,57 @@ def test_a_file_that_is_no_registration_is_named(tmp_path: Path) -> None:
 
     with pytest.raises(ApplicationServiceError, match=r"broken\.yaml"):
         load_all((file,), ServerName("hearth.test"))
+
+
+async def test_only_the_service_makes_aliases_of_its_namespace(bridged: Server, service: Client) -> None:
+    alice = await bridged.register()
+    room_id = await create_room(alice)
+    name = unique("irc_channel")
+    path = f"/v3/directory/room/{quote(f'#{name}:{bridged.name}')}"
+
+    for answer in (
+        await alice.put(path, {"room_id": room_id}),
+        await alice.post("/v3/createRoom", {"room_alias_name": name}),
+    ):
+        assert (answer.status, answer.body["errcode"]) == (400, "M_EXCLUSIVE")
+    await service.ok("PUT", path, {"room_id": room_id})
+    assert (await alice.ok("GET", path))["room_id"] == room_id
+
+
+async def test_a_service_sends_with_the_time_of_elsewhere(bridged: Server, service: Client) -> None:
+    room_id = await create_room(service)
+    path = f"/v3/rooms/{room_id}/send/m.room.message"
+
+    await service.put(f"{path}/t1", {"body": "old"}, ts="1534535223283")
+    await service.put(f"{path}/t1", {"body": "old"}, ts="1534535223283")
+
+    messages = await pdus_of(bridged, room_id, "m.room.message")
+    assert [message["origin_server_ts"] for message in messages] == [1534535223283]
+
+
+async def test_nobody_else_gives_a_time(bridged: Server) -> None:
+    alice = await bridged.register()
+    room_id = await create_room(alice)
+
+    await alice.put(f"/v3/rooms/{room_id}/send/m.room.message/t1", {"body": "new"}, ts="1")
+
+    assert (await pdus_of(bridged, room_id))[-1]["origin_server_ts"] > 1
+
+
+async def test_a_network_has_a_directory_of_its_own(bridged: Server, service: Client) -> None:
+    alice = await bridged.register()
+    room_id = await create_room(service, preset="public_chat", name=unique("channel"))
+    path = f"/v3/directory/list/appservice/libera/{quote(room_id)}"
+
+    await service.ok("PUT", path, {"visibility": "public"})
+
+    cases: list[tuple[dict[str, Any], bool]] = [
+        ({}, False),
+        ({"third_party_instance_id": "irc|libera"}, True),
+        ({"third_party_instance_id": "irc|other"}, False),
+        ({"include_all_networks": True}, True),
+    ]
+    for body, is_listed in cases:
+        chunk = (await alice.ok("POST", "/v3/publicRooms", {**body, "limit": 500}))["chunk"]
+        assert (room_id in [room["room_id"] for room in chunk]) is is_listed
+    assert (await alice.put(path, {"visibility": "private"})).status == 403

@@ -5,6 +5,9 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from federation.protocol import canonical_json
+from federation.protocol.event_hashes import encode_base64
+from federation.protocol.signatures import SigningKey
 from tests.clients import Client, Server, quote
 from tests.rooms import create_room, join, membership_of, pdus_of, put_state, send, state_of
 
@@ -305,3 +308,20 @@ async def test_who_is_meant_must_be_said(alice: Client, room: str, action: str) 
 
     assert (missing.status, missing.body["errcode"]) == (400, "M_MISSING_PARAM")
     assert (malformed.status, malformed.body["errcode"]) == (400, "M_INVALID_PARAM")
+
+
+async def test_a_third_party_invite_is_accepted_with_its_signature(server: Server, alice: Client, bob: Client) -> None:
+    key = SigningKey.from_seed("0", bytes(range(32)))
+    room_id = await create_room(alice)
+    promise = {"display_name": "b...@example.org", "public_key": encode_base64(key.public_key)}
+    await put_state(alice, room_id, "m.room.third_party_invite", promise, "token")
+    signed = {"mxid": bob.user_id, "sender": alice.user_id, "token": "token"}
+    signature = key.sign(canonical_json.encode(signed))
+
+    forged = {**signed, "signatures": {"id.example.org": {key.key_id: encode_base64(bytes(64))}}}
+    answer = await bob.post(f"/v3/rooms/{room_id}/join", {"third_party_signed": forged})
+    assert (answer.status, answer.body["errcode"]) == (403, "M_FORBIDDEN")
+
+    genuine = {**signed, "signatures": {"id.example.org": {key.key_id: signature}}}
+    await bob.ok("POST", f"/v3/rooms/{room_id}/join", {"third_party_signed": genuine})
+    assert await membership_of(server, room_id, bob) == "join"
