@@ -382,6 +382,10 @@ class Scan:
     not_types: Collection[int] = ()
     senders: Collection[int] | None = None
     not_senders: Collection[int] = ()
+    related_by_senders: Collection[int] | None = None
+    """Only events that one of these relates to."""
+    related_by_types: Collection[int] | None = None
+    """Only events that others relate to in one of these ways."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -397,10 +401,10 @@ async def scan(tx: Tx, room: int, wanted: Scan) -> Scanned:
     """Look through a bounded number of events for those that match; hidden ones are looked at and left out."""
     order = "desc" if wanted.newest_first else "asc"
     edge = "min" if wanted.newest_first else "max"
-    conditions, values = _matching(wanted)
+    conditions, values = _matching(room, wanted)
     rows = await tx.fetch(
         "with scanned as materialized (select found.* from unnest(%s::bigint[], %s::bigint[]) as given(low, high),"
-        "  lateral (select position, type, sender, flags from events where room = %s and position > low"
+        "  lateral (select position, type, sender, flags, event_id from events where room = %s and position > low"
         f"  and position <= high order by position {order} limit %s) as found order by position {order} limit %s)"
         f" select bounds.edge, bounds.looked_at, {COLUMNS}"
         f" from (select {edge}(position) as edge, count(*) as looked_at from scanned) as bounds"
@@ -425,7 +429,7 @@ async def scan(tx: Tx, room: int, wanted: Scan) -> Scanned:
     return Scanned(found, rows[0][0] if rows and rows[0][1] >= wanted.budget else None)
 
 
-def _matching(wanted: Scan) -> tuple[list[str], list[Any]]:
+def _matching(room: int, wanted: Scan) -> tuple[list[str], list[Any]]:
     conditions: list[str] = []
     values: list[Any] = []
     for column, included, excluded in (
@@ -438,6 +442,14 @@ def _matching(wanted: Scan) -> tuple[list[str], list[Any]]:
         if excluded:
             conditions.append(f"{column} <> all(%s::int[])")
             values.append(list(excluded))
+    if wanted.related_by_senders is not None or wanted.related_by_types is not None:
+        relation = "relations.room = %s and parent = scanned.event_id"
+        values.append(room)
+        for column, numbers in (("sender", wanted.related_by_senders), ("type", wanted.related_by_types)):
+            if numbers is not None:
+                relation += f" and relations.{column} = any(%s::int[])"
+                values.append(list(numbers))
+        conditions.append(f"exists (select from relations where {relation})")
     return conditions, values
 
 

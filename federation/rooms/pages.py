@@ -53,6 +53,14 @@ class Wanted(Protocol):
     def not_senders(self) -> Collection[str]:
         """None of these senders."""
 
+    @property
+    def related_by_senders(self) -> Collection[str] | None:
+        """Only events that one of these users relates to."""
+
+    @property
+    def related_by_rel_types(self) -> Collection[str] | None:
+        """Only events that others relate to in one of these ways."""
+
     def allows_event(self, event_type: str, sender: str | None, content: object) -> bool:
         """Whether an event passes."""
 
@@ -189,21 +197,29 @@ async def _scan(tx: Tx, request: PageRequest) -> Scan | None:
     """What the database can tell of the filter; None where nothing can pass it."""
     scan = Scan(ranges=(), newest_first=request.backwards, budget=0, limit=0)
     wanted = request.wanted
-    if wanted is None or wanted.is_trivial:
+    if wanted is None:
         return scan
-    types = None if wanted.types is None else wanted.types.plain
-    not_types = None if wanted.not_types is None else wanted.not_types.plain
-    texts = {*(types or ()), *(not_types or ()), *(wanted.senders or ()), *wanted.not_senders}
-    numbers = await strings.find(tx, [text for text in texts if "\0" not in text])
-    scan = replace(
-        scan,
-        types=None if types is None else _known(numbers, types),
-        not_types=_known(numbers, not_types or ()),
-        senders=None if wanted.senders is None else _known(numbers, wanted.senders),
-        not_senders=_known(numbers, wanted.not_senders),
+    lists = (
+        None if wanted.types is None else wanted.types.plain,
+        wanted.senders,
+        wanted.related_by_senders,
+        wanted.related_by_rel_types,
     )
-    is_empty = (scan.types is not None and not scan.types) or (scan.senders is not None and not scan.senders)
-    return None if is_empty else scan
+    not_types = (None if wanted.not_types is None else wanted.not_types.plain) or ()
+    texts = {*not_types, *wanted.not_senders, *(text for each in lists for text in each or ())}
+    numbers = await strings.find(tx, [text for text in texts if "\0" not in text])
+    known = [None if each is None else _known(numbers, each) for each in lists]
+    if [] in known:
+        return None
+    return replace(
+        scan,
+        types=known[0],
+        not_types=_known(numbers, not_types),
+        senders=known[1],
+        not_senders=_known(numbers, wanted.not_senders),
+        related_by_senders=known[2],
+        related_by_types=known[3],
+    )
 
 
 def _known(numbers: dict[str, int], texts: Collection[str]) -> list[int]:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from storage.database import Tx
 from tests.clients import Client, Server, quote
 from tests.homeserver.rooms import a_room, bodies, history, join, leave, page, redact, say, set_state, set_visibility
 
@@ -376,3 +377,46 @@ async def test_a_time_before_the_join_finds_only_what_may_be_seen(alice: Client,
 
     event = (await bob.get(f"/v3/rooms/{quote(room_id)}/event/{quote(found)}")).body
     assert event.get("state_key") == bob.user_id
+
+
+async def test_filters_by_what_relates_to_an_event(alice: Client, bob: Client) -> None:
+    room_id, ids = await a_talk(alice, bob)
+    for sender, event_id, rel_type in ((bob, ids[1], "m.annotation"), (alice, ids[2], "m.reference")):
+        relation = {"rel_type": rel_type, "event_id": event_id, "key": "+1"}
+        await say(sender, room_id, "related", type_="m.reaction", **{"m.relates_to": relation})
+
+    async def filtered(**wanted: Any) -> list[str]:
+        return bodies(await history(alice, room_id, filter=json.dumps(wanted)))
+
+    assert await filtered(related_by_senders=[bob.user_id]) == ["m1"]
+    assert await filtered(related_by_rel_types=["m.reference"]) == ["m2"]
+    assert await filtered(related_by_rel_types=["m.reference", "m.annotation"]) == ["m2", "m1"]
+    assert await filtered(related_by_senders=[bob.user_id], related_by_rel_types=["m.reference"]) == []
+    assert await filtered(related_by_rel_types=["org.unheard-of"]) == []
+
+
+async def test_a_page_costs_the_same_few_queries_whatever_its_length(
+    alice: Client, bob: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room_id = await a_room(alice, bob)
+    for number in range(60):
+        event_id = await say(alice if number % 2 else bob, room_id, f"m{number}")
+        if number % 10 == 0:
+            await set_state(alice, room_id, "m.room.name", {"name": f"n{number}"})
+            await redact(alice, room_id, event_id)
+    queries: list[str] = []
+    fetch = Tx.fetch
+
+    async def counted(tx: Tx, sql: str, params: Any = ()) -> Any:
+        queries.append(sql)
+        return await fetch(tx, sql, params)
+
+    monkeypatch.setattr(Tx, "fetch", counted)
+
+    async def cost(limit: int) -> int:
+        queries.clear()
+        answer = await page(alice, room_id, limit=limit, filter='{"lazy_load_members": true}')
+        assert len(answer["chunk"]) == limit
+        return len([sql for sql in queries if "log_head" not in sql])
+
+    assert await cost(60) == await cost(15) <= 10
