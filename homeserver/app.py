@@ -34,6 +34,7 @@ from homeserver.client_api.accounts import AccountsAPI
 from homeserver.client_api.auth_stages import DummyStage, PasswordStage, RegistrationTokenStage, TermsStage
 from homeserver.client_api.authentication import TokenAuthenticator
 from homeserver.client_api.dehydrated_devices import DehydratedDevicesAPI
+from homeserver.client_api.delayed_events import DelayedEventsAPI
 from homeserver.client_api.device_management import DeviceManagementAPI
 from homeserver.client_api.discovery import DiscoveryAPI
 from homeserver.client_api.end_to_end_encryption import EndToEndEncryptionAPI
@@ -67,6 +68,7 @@ from homeserver.services.account_data import AccountDataService
 from homeserver.services.accounts import AccountService
 from homeserver.services.cross_signing import CrossSigningService
 from homeserver.services.dehydrated_devices import DehydratedDeviceService
+from homeserver.services.delayed_events import DelayedEventService
 from homeserver.services.device_activity import DeviceActivity
 from homeserver.services.event_counts import EventCounter
 from homeserver.services.filters import FilterService
@@ -263,8 +265,11 @@ class Application:
             *SyncAPI(self.syncs, self.filters, self.presence).routes(),
             *routes.room_creation_routes(RoomCreationAPI(self.room_creation, self.room_upgrades)),
             *routes.membership_routes(RoomMembershipAPI(self.memberships, self.room_directory)),
-            *routes.sending_routes(SendingEventsAPI(self.messages, self.memberships, self.presence)),
+            *routes.sending_routes(
+                SendingEventsAPI(self.messages, self.memberships, self.presence, self.delayed_events)
+            ),
             *routes.reading_routes(ReadingEventsAPI(self.reading), ReadingStateAPI(self.reading)),
+            *routes.delayed_event_routes(DelayedEventsAPI(self.delayed_events)),
             *routes.directory_routes(
                 RoomDirectoryAPI(self.room_directory, PublishedRooms(self.database, self.summaries), server_name)
             ),
@@ -323,6 +328,8 @@ class Application:
         self.room_directory = RoomDirectory(
             self.database, self.writer, self.reader, self.application_services, server_name
         )
+        self.delayed_events = DelayedEventService(self.database, self.writer)
+        self.tail.add_view(self.delayed_events.on_change)
         self.messages = MessageService(self.writer, SentEvents(self.database), self.room_directory.find)
 
     def _build_user_data(self, server_name: ServerName) -> None:
@@ -376,6 +383,7 @@ class Application:
         self._run("tail", self.tail.run())
         self._run("event counter", self.event_counter.run())
         self._run("device activity", self.activity.run())
+        self._run("delayed events", self.delayed_events.run())
         self._run("forgetting what expired", self._sweep())
         self._run("exchange", self.exchange.run())
         if self.presence.enabled:

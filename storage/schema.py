@@ -255,6 +255,22 @@ room_aliases = Table(
     comment="Room aliases of this server.",
 )
 
+delayed_events = Table(
+    "delayed_events",
+    metadata,
+    Column("delay_id", Text, primary_key=True),
+    Column("user_id", Text, nullable=False),
+    Column("room_id", Text, nullable=False),
+    Column("type", Text, nullable=False),
+    Column("state_key", Text),
+    Column("content", LargeBinary, nullable=False),
+    Column("delay_ms", BigInteger, nullable=False),
+    Column("running_since_ts", BigInteger, nullable=False),
+    Index("delayed_events_user_id_idx", "user_id"),
+    Index("delayed_events_due_idx", text("(running_since_ts + delay_ms)")),
+    comment="Events that are sent when their delay is over (MSC4140).",
+)
+
 published_rooms = Table(
     "published_rooms",
     metadata,

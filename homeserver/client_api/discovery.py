@@ -21,6 +21,7 @@ UNSTABLE_FEATURES: dict[str, bool] = {
     "org.matrix.msc3391": True,  # account data can be deleted
     "org.matrix.msc3771": True,  # receipts in threads
     "org.matrix.msc3773": True,  # unread counts by thread
+    "org.matrix.msc4140": True,  # delayed events
     "uk.tcpip.msc4133": True,  # any profile field
     "uk.tcpip.msc4133.stable": True,
 }

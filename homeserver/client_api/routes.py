@@ -6,6 +6,7 @@ from federation.web import Route
 from homeserver.client_api.account_data import AccountDataAPI
 from homeserver.client_api.accounts import AccountsAPI
 from homeserver.client_api.dehydrated_devices import DehydratedDevicesAPI
+from homeserver.client_api.delayed_events import DelayedEventsAPI
 from homeserver.client_api.device_management import DeviceManagementAPI
 from homeserver.client_api.discovery import DiscoveryAPI
 from homeserver.client_api.end_to_end_encryption import EndToEndEncryptionAPI
@@ -347,6 +348,17 @@ def reading_routes(events: ReadingEventsAPI, state: ReadingStateAPI) -> Sequence
             unstable=(f"unstable/org.matrix.msc3030/{by_timestamp}",),
         ),
         ClientRoute(method="GET", path=f"{room}/joined_members", endpoint=state.get_joined_members, limit="requests"),
+    ]
+
+
+def delayed_event_routes(api: DelayedEventsAPI) -> Sequence[ClientRoute]:
+    """Events that wait (MSC4140). An ID is all that it takes to act on one, so that others may be left to do it."""
+    path = "unstable/org.matrix.msc4140/delayed_events"
+    one = f"{path}/{{delay_id}}"
+    return [
+        ClientRoute(method="GET", path=path, endpoint=api.list_waiting),
+        ClientRoute(method="POST", path=one, endpoint=api.update, login=NONE, limit="requests"),
+        ClientRoute(method="POST", path=f"{one}/{{action}}", endpoint=api.act, login=NONE, limit="requests"),
     ]
 
 

@@ -3,6 +3,7 @@
 from federation.protocol.types import JsonObject
 from federation.web import Answer, Call
 from homeserver.client_api.routing import requester
+from homeserver.services.delayed_events import DelayedEventService
 from homeserver.services.membership import MembershipService
 from homeserver.services.messages import Message, MessageService
 from homeserver.services.presence import PresenceService
@@ -14,10 +15,17 @@ MAX_EVENT_BODY = 128 * 1024
 class SendingEventsAPI:
     """Events that clients send."""
 
-    def __init__(self, messages: MessageService, memberships: MembershipService, presence: PresenceService) -> None:
+    def __init__(
+        self,
+        messages: MessageService,
+        memberships: MembershipService,
+        presence: PresenceService,
+        delayed_events: DelayedEventService,
+    ) -> None:
         self._messages = messages
         self._memberships = memberships
         self._presence = presence
+        self._delayed_events = delayed_events
 
     async def send(self, call: Call) -> Answer:
         """PUT /rooms/{roomId}/send/{eventType}/{txnId}."""
@@ -28,6 +36,8 @@ class SendingEventsAPI:
             txn_id=call.path["txn_id"],
             origin_server_ts=_timestamp(call),
         )
+        if (delay_ms := _delay(call)) is not None:
+            return {"delay_id": await self._delayed_events.delay(requester(call), message, None, delay_ms)}
         event_id = await self._messages.send(requester(call), message)
         await self._presence.acted(requester(call).user_id)
         return {"event_id": event_id}
@@ -50,10 +60,19 @@ class SendingEventsAPI:
         content: JsonObject = await call.body(max_bytes=MAX_EVENT_BODY)
         room_id, event_type, state_key = call.path["room_id"], call.path["event_type"], call.path.get("state_key", "")
         who = requester(call)
+        message = Message(room_id=room_id, type=event_type, content=content, origin_server_ts=_timestamp(call))
+        if (delay_ms := _delay(call)) is not None:
+            return {"delay_id": await self._delayed_events.delay(who, message, state_key, delay_ms)}
         if event_type == "m.room.member":
             return {"event_id": await self._memberships.set(who, room_id, state_key, content, exactly=True)}
-        message = Message(room_id=room_id, type=event_type, content=content, origin_server_ts=_timestamp(call))
         return {"event_id": await self._messages.send_state(who, message, state_key)}
+
+
+def _delay(call: Call) -> int | None:
+    """In how many milliseconds the event is to be sent (MSC4140); None for now."""
+    if call.query_text("org.matrix.msc4140.delay") is None:
+        return None
+    return call.query_int("org.matrix.msc4140.delay", 0, minimum=1)
 
 
 def _timestamp(call: Call) -> int | None:

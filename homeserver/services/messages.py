@@ -105,7 +105,7 @@ class MessageService:
     async def _send_new(self, who: Requester, room: Room, message: Message) -> EventID:
         content, redacts = message.content, message.redacts
         if message.type == "m.room.redaction":
-            content, redacts = _redaction(message)
+            content, redacts = redaction_of(message)
         elif who.is_suspended:
             who.check_not_suspended()
         draft = Draft(
@@ -209,7 +209,7 @@ def _aliases_of(content: JsonObject) -> set[str]:
     return set(found)
 
 
-def _redaction(message: Message) -> tuple[JsonObject, str]:
+def redaction_of(message: Message) -> tuple[JsonObject, str]:
     """The content without `redacts`, and what is redacted: by the endpoint's path, or by the content."""
     content = {name: value for name, value in message.content.items() if name != "redacts"}
     redacts = message.redacts if message.redacts is not None else message.content.get("redacts")

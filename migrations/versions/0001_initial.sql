@@ -29,6 +29,24 @@ CREATE TABLE cross_signing_keys (
 
 COMMENT ON TABLE cross_signing_keys IS 'The newest key for each usage.';
 
+CREATE TABLE delayed_events (
+	delay_id TEXT NOT NULL,
+	user_id TEXT NOT NULL,
+	room_id TEXT NOT NULL,
+	type TEXT NOT NULL,
+	state_key TEXT,
+	content BYTEA NOT NULL,
+	delay_ms BIGINT NOT NULL,
+	running_since_ts BIGINT NOT NULL,
+	CONSTRAINT delayed_events_pkey PRIMARY KEY (delay_id)
+);
+
+CREATE INDEX delayed_events_due_idx ON delayed_events ((running_since_ts + delay_ms));
+
+CREATE INDEX delayed_events_user_id_idx ON delayed_events (user_id);
+
+COMMENT ON TABLE delayed_events IS 'Events that are sent when their delay is over (MSC4140).';
+
 CREATE TABLE device_list_changes (
 	position BIGSERIAL NOT NULL,
 	user_id TEXT NOT NULL,
