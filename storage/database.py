@@ -145,6 +145,11 @@ def is_lost(error: BaseException) -> bool:
     return isinstance(error, _LOST) and not isinstance(error, _RETRIED)
 
 
+def is_passing(error: BaseException) -> bool:
+    """Whether the same statements may succeed when they are tried again at once."""
+    return isinstance(error, _RETRIED)
+
+
 async def wait_before_retry(attempt: int) -> None:
     """Capped back-off between attempts to reach the database again."""
     await asyncio.sleep(min(0.1 * 2**attempt, 3))

@@ -17,7 +17,7 @@ import psycopg
 
 from federation.protocol.errors import MatrixError, Unavailable
 from federation.protocol.types import UserID
-from storage.database import Connection, Database, Tx, is_lost, unavailable, unstorable
+from storage.database import Connection, Database, Tx, is_lost, is_passing, unavailable, unstorable
 
 logger = logging.getLogger(__name__)
 
@@ -132,6 +132,10 @@ class Follower(Protocol):
         """Take the process's own batch; the appender holds `reading` since before the commit."""
 
 
+class _MustStandAloneError(Exception):
+    """An entry was refused whose work, in the same transaction, is done already."""
+
+
 @dataclass(slots=True)
 class _Pending:
     entry: Entry
@@ -141,6 +145,7 @@ class _Pending:
     first: int = 0
     result: Any = None
     is_settled: bool = False
+    was_retried: bool = False
 
 
 class Log:
@@ -207,6 +212,9 @@ class Log:
             if is_lost(error):
                 await self._forget_connection()
                 _fail(batch, unavailable(error))
+            elif len(batch) == 1 and is_passing(error) and not batch[0].was_retried:
+                batch[0].was_retried = True
+                await self._write(batch)
             elif len(batch) == 1:
                 if isinstance(error, psycopg.errors.IntegrityError):
                     error = AlreadyWritten("The same thing was written before")
@@ -238,9 +246,12 @@ class Log:
                     pending.first = first
                     first += pending.entry.reserved
                 refused = await self._run_work(connection, tx, batch)
+                admitted = [pending for pending in batch if id(pending) not in refused]
                 changes = await _admit(tx, batch, refused)
                 if len(batch) == 1 and refused:
                     raise refused[id(batch[0])]  # undoes its work, too
+                if any(pending.entry.work is not None and id(pending) in refused for pending in admitted):
+                    raise _MustStandAloneError
                 kinds = 0
                 for kind, rows in _by_kind(changes).items():
                     await kind.insert_many(tx, rows)
