@@ -116,6 +116,9 @@ class RoomHeads:
     def find(self, room: Room) -> RoomHead | None:
         """The head, if it is in memory."""
         head = self._heads.get(room.number)
+        if head is not None and head.is_broken:  # refused, and the rest of its batch is not committed yet
+            del self._heads[room.number]
+            return None
         if head is not None:
             self._heads.move_to_end(room.number)
         return head
