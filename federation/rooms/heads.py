@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from federation.protocol.auth_events import CREATE, JOIN_RULES, POWER_LEVELS
-from federation.protocol.errors import NotFound
+from federation.protocol.errors import InvalidEvent, NotFound
 from federation.protocol.event_format import from_stored
 from federation.protocol.event_hashes import reference_hash
 from federation.protocol.pdu import VerifiedPDU
@@ -153,7 +153,7 @@ class RoomHeads:
         if not row.extremities:
             raise NotFound("There is no such room")
         found = await events.by_id(tx, row.extremities)
-        extremities = {event_id: described(to_pdu(stored, room)) for event_id, stored in found.items()}
+        extremities = {event_id: _described(stored, room) for event_id, stored in found.items()}
         return RoomHead(
             room,
             row.state_version,
@@ -173,6 +173,14 @@ async def load_state(tx: Tx, room: Room, keys: Iterable[StateKey]) -> dict[State
         for key, position in positions.items()
         if stored[position].flags & Flag.REJECTED == 0
     }
+
+
+def _described(stored: StoredEvent, room: Room) -> tuple[int, str]:
+    """As `described`; of a row that is no event only its ID is used, so that it does not close the room."""
+    try:
+        return described(to_pdu(stored, room))
+    except InvalidEvent:
+        return 0, ""
 
 
 def to_pdu(stored: StoredEvent, room: Room) -> VerifiedPDU:

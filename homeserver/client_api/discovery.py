@@ -22,6 +22,8 @@ UNSTABLE_FEATURES: dict[str, bool] = {
     "org.matrix.msc3771": True,  # receipts in threads
     "org.matrix.msc3773": True,  # unread counts by thread
     "org.matrix.msc4140": True,  # delayed events
+    "uk.half-shot.msc2666.query_mutual_rooms": True,
+    "uk.half-shot.msc2666.query_mutual_rooms.stable": True,
     "uk.tcpip.msc4133": True,  # any profile field
     "uk.tcpip.msc4133.stable": True,
 }

@@ -118,6 +118,22 @@ async def test_tokens_of_any_place_show_only_this_room(alice: Client) -> None:
     assert bodies(await history(alice, room_id, dir="f", from_=f"t-{10**17}")) == []
 
 
+async def test_tokens_of_syncs_are_places_in_rooms(alice: Client, bob: Client) -> None:
+    room_id, _ = await a_talk(alice, bob)
+    first = (await alice.get("/v3/sync", filter='{"room":{"timeline":{"limit":3}}}')).body
+    await say(bob, room_id, "later")
+
+    timeline = first["rooms"]["join"][room_id]["timeline"]
+    assert bodies(timeline["events"]) == ["m6", "m7", "m8"]
+    older = await page(alice, room_id, limit=2, from_=timeline["prev_batch"])
+    assert bodies(older["chunk"]) == ["m5", "m4"]
+    newer = await page(alice, room_id, dir="f", from_=first["next_batch"])
+    assert bodies(newer["chunk"]) == ["later"]
+    between = await page(alice, room_id, from_=first["next_batch"], to=timeline["prev_batch"])
+    assert bodies(between["chunk"]) == ["m8", "m7", "m6"]
+    assert "end" not in between
+
+
 # --- filters
 
 

@@ -1,12 +1,14 @@
 """Rows that somebody else wrote into the database: they break nothing but themselves."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from tests.clients import Client, Server, quote
 from tests.homeserver.rooms import a_room, bodies, history, page, say, set_state
+from tests.servers import running
 
 EVENT: dict[str, Any] = {
     "type": "m.room.message",
@@ -100,6 +102,18 @@ async def test_hostile_state_spoils_only_itself(server: Server, alice: Client, b
     assert bodies(lazy["chunk"]) == ["between"]
     assert (await alice.get("/v3/sync")).body["rooms"]["join"][room_id]["timeline"]["events"]
     assert (await alice.get("/v3/initialSync")).status == 200
+
+
+async def test_a_hostile_newest_event_does_not_close_the_room(
+    server: Server, alice: Client, worker_conninfo: str
+) -> None:
+    room_id = await a_room(alice)
+    await overwrite(server, await say(alice, room_id, "newest"), HOSTILE["null"])
+
+    async with running(worker_conninfo) as restarted:
+        again = replace(alice, base_url=restarted.base_url, session=restarted.anonymous.session)
+        await say(again, room_id, "after")
+        assert bodies(await history(again, room_id)) == ["after"]
 
 
 async def test_pages_of_rejected_events_do_not_end_pagination(server: Server, alice: Client) -> None:
