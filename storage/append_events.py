@@ -13,6 +13,7 @@ from federation.protocol.identifiers import server_name_of
 from federation.protocol.types import EventID, ServerName, UserID
 from storage import events, rooms, strings
 from storage.database import Tx
+from storage.event_bytes import pack
 from storage.events import (
     COLUMNS,
     HIDDEN,
@@ -390,7 +391,7 @@ def _event_row(event: NewEvent, stored: StoredEvent, numbers: dict[str, int]) ->
         stored.event_id,
         stored.thread,
         stored.txn_id,
-        stored.canonical,
+        pack(stored.canonical),
     )
 
 

@@ -14,6 +14,7 @@ import orjson
 from federation.protocol.pdu import VerifiedPDU
 from federation.protocol.types import EventID, JsonObject, ServerName, UserID
 from storage.database import Row, Tx
+from storage.event_bytes import unpack
 from storage.memberships import Membership
 from storage.unread import PersonalCount
 
@@ -234,7 +235,7 @@ def from_row(row: Row) -> StoredEvent:
         thread=row[12],
         device=row[13],
         txn_id=row[14],
-        canonical=row[15],
+        canonical=unpack(row[15]),
     )
 
 

@@ -121,7 +121,7 @@ events = Table(
         postgresql_where=text("txn_id is not null"),
     ),
     Index("events_thread_idx", "room", "thread", "position", postgresql_where=text("thread is not null")),
-    comment="Verified PDUs. (line, version): the state before; trunk_version: the room's, once appended.",
+    comment="Verified PDUs (json: see event_bytes.py). (line, version) is the state before the event.",
 )
 
 room_lines = Table(

@@ -5,6 +5,7 @@ from typing import Any
 
 import orjson
 
+from storage.event_bytes import unpack
 from tests.clients import Client, Server, quote
 
 _txn_ids = itertools.count(1)
@@ -48,7 +49,7 @@ async def pdus_of(server: Server, room_id: str, event_type: str | None = None) -
         rows = await tx.fetch(
             "select event_id, json from events join rooms using (room) where room_id = %s order by position", (room_id,)
         )
-    pdus = [{**orjson.loads(json), "event_id": event_id} for event_id, json in rows]
+    pdus = [{**orjson.loads(unpack(json)), "event_id": event_id} for event_id, json in rows]
     return [pdu for pdu in pdus if event_type in (None, pdu["type"])]
 
 
@@ -60,7 +61,7 @@ async def state_of(server: Server, room_id: str) -> dict[tuple[str, str], Any]:
             " and position = room_state.event where room_id = %s and room_state.line = 0 and until_version is null",
             (room_id,),
         )
-    pdus = [{**orjson.loads(json), "event_id": event_id} for event_id, json in rows]
+    pdus = [{**orjson.loads(unpack(json)), "event_id": event_id} for event_id, json in rows]
     return {(pdu["type"], pdu["state_key"]): pdu for pdu in pdus}
 
 

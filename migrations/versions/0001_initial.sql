@@ -314,7 +314,7 @@ CREATE INDEX events_thread_idx ON events (room, thread, position) WHERE thread i
 
 CREATE UNIQUE INDEX events_transaction_key ON events (device, txn_id, room, type) WHERE txn_id is not null;
 
-COMMENT ON TABLE events IS 'Verified PDUs. (line, version): the state before; trunk_version: the room''s, once appended.';
+COMMENT ON TABLE events IS 'Verified PDUs (json: see event_bytes.py). (line, version) is the state before the event.';
 
 CREATE TABLE forgotten_rooms (
 	user_id TEXT NOT NULL,
