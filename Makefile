@@ -3,6 +3,7 @@
 VENV ?= .venv
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 WORKERS ?= logical
+ROUNDS ?= 30
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
@@ -10,12 +11,13 @@ INSTALL := $(PIP) install --require-hashes --only-binary :all:
 PROTOCOL := federation/protocol/*
 
 .DEFAULT_GOAL := help
-.PHONY: help run test quick check fix bench lock initial-migration clean
+.PHONY: help run test quick kill-test check fix bench lock initial-migration clean
 
 help:
 	@echo 'make run     set up what is missing and run a server on port 8008 (settings: config.yaml)'
 	@echo 'make test    all checks and all tests'
 	@echo 'make quick   the same without whole stories and interoperability'
+	@echo 'make kill-test  kill the server and its PostgreSQL under load, ROUNDS times (30)'
 	@echo 'make fix     repair formatting and what else can be repaired'
 	@echo 'make bench   measure, beside Synapse'
 	@echo 'make lock    pin dependencies anew'
@@ -60,6 +62,9 @@ test: check
 
 quick: check
 	$(BIN)/python -m pytest -n $(WORKERS) --ignore=tests/scenarios -m 'not interoperability'
+
+kill-test: $(VENV)/.installed-dev
+	HEARTH_KILL_ROUNDS=$(ROUNDS) $(BIN)/python -m pytest tests/scenarios/test_kills.py
 
 fix: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .

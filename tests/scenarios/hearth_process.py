@@ -1,0 +1,181 @@
+"""A real server: `hearth serve` as a process of its own, with its own PostgreSQL, that a test may kill."""
+
+import asyncio
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import aiohttp
+import psutil
+
+from storage.embedded import find_running
+from tests.clients import Client
+
+ROOT = Path(__file__).parents[2]
+READY_SECONDS = 90
+
+_CONFIG = """
+server_name: hearth.test
+registration: {{mode: open}}
+rate_limits: off
+listeners: [{{address: 127.0.0.1, port: {port}}}]
+"""
+
+
+class HearthProcess:
+    """A server in a directory of its own. Its port stays the same from one life to the next."""
+
+    def __init__(self, directory: Path, settings: str = "") -> None:
+        self.directory = directory
+        self.port = free_port()
+        (directory / "config.yaml").write_text(_CONFIG.format(port=self.port) + settings, encoding="utf-8")
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def base_url(self) -> str:
+        """Where clients find it."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def data(self) -> Path:
+        """Its data directory."""
+        return self.directory / "data"
+
+    @property
+    def cluster(self) -> Path:
+        """The files of its PostgreSQL."""
+        return (self.data / "postgresql").resolve() / "cluster"
+
+    @property
+    def log(self) -> str:
+        """What the server has said in all its lives."""
+        return (self.directory / "server.log").read_text(encoding="utf-8")
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the process has not ended."""
+        return self._process is not None and self._process.poll() is None
+
+    def conninfo(self) -> str:
+        """Of its database, while it runs."""
+        conninfo = find_running(self.data)
+        assert conninfo is not None, "the server does not run"
+        return conninfo
+
+    def start(self) -> None:
+        """Start the process, without waiting for it."""
+        with (self.directory / "server.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "homeserver", "serve"],
+                cwd=self.directory,
+                env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error"},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+
+    async def wait_until_ready(self) -> float:
+        """Return when it answers from its database; how long that took."""
+        began = time.monotonic()
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5)) as session:
+            while True:
+                assert self.is_running, f"the server ended:\n{self.log[-4000:]}"
+                assert time.monotonic() - began < READY_SECONDS, f"the server does not answer:\n{self.log[-4000:]}"
+                try:
+                    async with session.get(
+                        f"{self.base_url}/_matrix/client/v3/directory/room/%23x%3Ahearth.test"
+                    ) as it:
+                        if it.status == 404:
+                            return time.monotonic() - began
+                except (aiohttp.ClientError, TimeoutError):
+                    pass
+                await asyncio.sleep(0.05)
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+
+    def stop(self) -> None:
+        """SIGTERM, as an operator stops it; at the end of a test it is killed if it does not obey."""
+        if self._process is None:
+            return
+        self._process.terminate()
+        try:
+            self._process.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def postmaster(self) -> int | None:
+        """The process ID of PostgreSQL's first process, if it runs."""
+        try:
+            pid = int((self.cluster / "postmaster.pid").read_text(encoding="ascii").splitlines()[0])
+        except (FileNotFoundError, IndexError, ValueError):
+            return None
+        return pid if psutil.pid_exists(pid) else None
+
+    def backends(self, *, of_clients: bool = False) -> list[int]:
+        """The postmaster's children, or only those that serve connections."""
+        postmaster = self.postmaster()
+        if postmaster is None:
+            return []
+        try:
+            children = [(child.pid, child.cmdline()) for child in psutil.Process(postmaster).children()]
+        except psutil.NoSuchProcess:
+            return []
+        return sorted(pid for pid, command in children if not of_clients or " hearth hearth " in " ".join(command))
+
+
+def signal_all(pids: list[int], number: signal.Signals) -> None:
+    """Send a signal to those that are still there."""
+    for pid in pids:
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:
+            continue
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        return int(unused.getsockname()[1])
+
+
+def a_directory() -> Path:
+    """A new directory below /tmp itself: pytest's own are closed to the user that PostgreSQL runs as for root."""
+    directory = Path(tempfile.mkdtemp(prefix="hearth-scenario-"))
+    directory.chmod(0o711)
+    return directory
+
+
+@asynccontextmanager
+async def serving(settings: str = "") -> AsyncIterator[HearthProcess]:
+    """A server that answers; gone with all its data at the end of the block."""
+    directory = a_directory()
+    server = HearthProcess(directory, settings)
+    try:
+        server.start()
+        await server.wait_until_ready()
+        yield server
+    finally:
+        server.stop()
+        shutil.rmtree((directory / "data" / "postgresql").resolve(), ignore_errors=True)
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+@asynccontextmanager
+async def a_visitor(server: HearthProcess, seconds: float = 60) -> AsyncIterator[Client]:
+    """A client that is not logged in."""
+    connector = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=seconds)) as session:
+        yield Client(server.base_url, session)

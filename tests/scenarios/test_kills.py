@@ -1,0 +1,194 @@
+"""The kill test: SIGKILL to the server or to its PostgreSQL at random moments under load, again and again.
+
+After each round, when everybody has come to rest: no answered write is lost and none is there twice, tokens that were
+handed out before go on without a gap and without repeating anything, and graph and state are as the model computes them
+from the events alone. `make kill-test` runs 30 rounds; HEARTH_KILL_ROUNDS and HEARTH_KILL_SEED choose others.
+"""
+
+import asyncio
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from tests.clients import Client
+from tests.scenarios.hearth_process import HearthProcess, a_visitor, serving, signal_all
+from tests.scenarios.load import Counts, Journal, Stage, Syncer, User, repeat
+from tests.scenarios.stored_truth import StoredTruth
+
+ROUNDS = int(os.environ.get("HEARTH_KILL_ROUNDS", "4"))
+SEED = os.environ.get("HEARTH_KILL_SEED", "hearth")
+USERS = 4
+ROUNDS_PER_STAGE = 4
+MARKS = 3
+"""Old tokens that each device tries again after each round."""
+
+Kill = Callable[[HearthProcess, random.Random], None]
+
+
+def kill_server(server: HearthProcess, _chance: random.Random) -> None:
+    """The server; its PostgreSQL is shut down by its guard."""
+    server.kill()
+
+
+def kill_postmaster(server: HearthProcess, _chance: random.Random) -> None:
+    """PostgreSQL's first process: the server starts another."""
+    postmaster = server.postmaster()
+    signal_all([] if postmaster is None else [postmaster], signal.SIGKILL)
+
+
+def kill_backend(server: HearthProcess, chance: random.Random) -> None:
+    """One of PostgreSQL's other processes: it ends all connections and recovers."""
+    backends = server.backends()
+    signal_all([chance.choice(backends)] if backends else [], signal.SIGKILL)
+
+
+def cut_connections(server: HearthProcess, chance: random.Random) -> None:
+    """Some connections are ended, the others live on."""
+    backends = server.backends(of_clients=True)
+    signal_all(chance.sample(backends, (len(backends) + 1) // 2), signal.SIGTERM)
+
+
+def kill_all(server: HearthProcess, _chance: random.Random) -> None:
+    """The server and all of PostgreSQL, as when the machine dies."""
+    postmaster = server.postmaster()
+    pids = [*([] if postmaster is None else [postmaster]), *server.backends()]
+    server.kill()
+    signal_all(pids, signal.SIGKILL)
+
+
+KILLS: list[Kill] = [kill_server, kill_postmaster, cut_connections, kill_all, kill_backend]
+
+
+class Story:
+    """The server, its users, and what must hold of them."""
+
+    def __init__(self, server: HearthProcess, visitor: Client) -> None:
+        self.server = server
+        self.visitor = visitor
+        self.random = random.Random(SEED)
+        self.journal = Journal()
+        self.truth = StoredTruth()
+        self.users: list[User] = []
+        self.syncers: list[Syncer] = []
+        self.stages: list[Stage] = []
+
+    async def begin(self) -> None:
+        """Users, each with a device that writes and syncs; the first has another that only syncs."""
+        for number in range(USERS):
+            client = await self.visitor.register_as(f"user{number}")
+            self.users.append(User(client, self.journal, self.random))
+            self.syncers.append(Syncer(client, self.journal, self.random))
+        self.syncers.append(Syncer(await self.users[0].client.login(), self.journal, self.random))
+
+    async def set_stage(self) -> None:
+        """New rooms that everybody joins, of different versions."""
+        host = self.users[0]
+        made = []
+        for version in ("12", "10", "12"):
+            body = {"preset": "public_chat", "room_version": version}
+            if version == "12":
+                body["power_level_content_override"] = {"state_default": 0}  # type: ignore[assignment]  # JSON
+            else:
+                body["power_level_content_override"] = {"state_default": 0, "users": {host.client.user_id: 100}}  # type: ignore[assignment]  # JSON
+            made.append((await host.ask("POST", "/v3/createRoom", body))["room_id"])
+        stage = Stage(made[:2], made[2])
+        self.stages.append(stage)
+        self.journal.memberships[stage.turnstile, host.client.user_id] = "join"
+        for user in self.users:
+            user.stage = stage
+            for room_id in stage.rooms:
+                await user.ask("POST", f"/v3/rooms/{room_id}/join", {})
+        for syncer in self.syncers:
+            await syncer.catch_up()
+            syncer.lasting = frozenset(room for each in self.stages for room in each.rooms)
+
+    async def play(self, kill: Kill) -> str:
+        """One round: load, a kill in the middle, recovery, rest, and the reckoning; what there is to tell of it."""
+        self.journal.counts = Counts()
+        stop = asyncio.Event()
+        moment = self.random.uniform(0.2, 1.2)
+        async with asyncio.TaskGroup() as tasks:
+            for user in self.users:
+                for step in user.activities(self.users):
+                    tasks.create_task(repeat(step, stop, self.random))
+            for syncer in self.syncers:
+                tasks.create_task(syncer.run(stop))
+            await asyncio.sleep(moment)
+            kill(self.server, self.random)
+            if self.random.random() < 0.25:  # and once more while it recovers
+                await asyncio.sleep(self.random.uniform(0.05, 0.6))
+                kill_backend(self.server, self.random)
+            if not self.server.is_running:
+                self.server.start()
+            await asyncio.sleep(0.1)
+            seconds = await self.server.wait_until_ready()
+            await asyncio.sleep(self.random.uniform(0.2, 0.5))
+            stop.set()
+        counts = replace(self.journal.counts)
+        events = await self.reckon()
+        return (
+            f"{kill.__name__} after {moment:.2f} s, back {seconds:.1f} s later; {counts.answered} requests answered,"
+            f" {counts.repeated} repeated, {counts.refused} refused with 503; {events} events as answered"
+        )
+
+    async def reckon(self) -> int:
+        """Nothing is lost, doubled or inconsistent; how many events there are."""
+        for syncer in self.syncers:
+            await syncer.catch_up()
+        room_ids = [room for stage in self.stages for room in (*stage.rooms, stage.turnstile)]
+        await self.truth.read(self.server.conninfo(), room_ids)
+        stored = self.truth.numbers()
+        assert {number: [event_id] for number, event_id in self.journal.events.items()} == stored
+        for (room_id, user_id), membership in self.journal.memberships.items():
+            assert self.truth.membership(room_id, user_id) == membership
+        for user in self.users:
+            await self._check_user_data(user)
+        for syncer in self.syncers:
+            await self._check_ledger(syncer)
+        return sum(len(self.truth.events_of(room_id)) for room_id in room_ids)
+
+    async def _check_user_data(self, user: User) -> None:
+        number = self.journal.account_data.get((user.client.user_id, "test.counter"))
+        if number is not None:
+            path = f"/v3/user/{user.client.user_id}/account_data/test.counter"
+            assert await user.ask("GET", path) == {"n": number}
+
+    async def _check_ledger(self, syncer: Syncer) -> None:
+        """Every event once and in order, every to-device message once, and old tokens tell the same again."""
+        for room_id in syncer.lasting:
+            told = syncer.rooms[room_id]
+            stored = self.truth.events_of(room_id)
+            assert told == stored[stored.index(told[0]) :], f"{syncer.client.user_id} was told otherwise of {room_id}"
+        to = (syncer.client.user_id, syncer.client.device_id)
+        assert sorted(syncer.to_device) == sorted(self.journal.sent_to_device.get(to, ()))
+        assert syncer.account_data.get("test.counter") == self.journal.account_data.get((to[0], "test.counter"))
+        syncer.marks[:-1] = self.random.sample(syncer.marks[:-1], min(len(syncer.marks) - 1, 40))
+        for mark in self.random.sample(syncer.marks, min(len(syncer.marks), MARKS)):
+            await syncer.replay(mark)
+
+
+@pytest.mark.timeout(120 + 60 * ROUNDS)
+async def test_nothing_that_was_answered_is_lost_or_doubled_by_kills(capsys: pytest.CaptureFixture[str]) -> None:
+    began = time.monotonic()
+    async with serving() as server, a_visitor(server) as visitor:
+        story = Story(server, visitor)
+        await story.begin()
+        for number in range(ROUNDS):
+            if number % ROUNDS_PER_STAGE == 0:
+                await story.set_stage()
+            kill = KILLS[number % len(KILLS)]
+            try:
+                told = await story.play(kill)
+            except BaseException:
+                with capsys.disabled():
+                    print(f"\nround {number + 1} ({kill.__name__}) failed; the server said:\n{server.log[-6000:]}")  # noqa: T201  # what else would tell
+                raise
+            with capsys.disabled():
+                print(f"\nround {number + 1} of {ROUNDS}: {told} ({time.monotonic() - began:.0f} s)", end="")  # noqa: T201  # progress
+        server.stop()
+        assert "Traceback" not in server.log, server.log[-6000:]
