@@ -64,6 +64,15 @@ class RoomHead:
             self.state[pdu.type, pdu.state_key] = pdu
 
 
+    def forget_state(self) -> None:
+        """Keep only what is in flight, which the database does not have yet, and what every event needs."""
+        self.state = {
+            key: pdu
+            for key, pdu in self.state.items()
+            if key in _FIRST_KEYS or (pdu is not None and pdu.event_id in self.in_flight)
+        }
+
+
 class RoomHeads:
     """The heads in memory, newest used last; a view of the log."""
 
@@ -131,8 +140,7 @@ class RoomHeads:
         """
         head = self.find(room)
         if head is not None and len(head.state) > MAX_STATE:
-            del self._heads[room.number]
-            head = None
+            head.forget_state()
         wanted = [key for key in keys if head is None or key not in head.state]
         if head is not None and not wanted:
             return head
