@@ -75,6 +75,7 @@ from homeserver.services.filters import FilterService
 from homeserver.services.impersonation import Impersonation
 from homeserver.services.key_backups import KeyBackupService
 from homeserver.services.key_upkeep import KeyUpkeep
+from homeserver.services.member_upkeep import MemberUpkeep
 from homeserver.services.membership import MembershipService
 from homeserver.services.messages import MessageService
 from homeserver.services.passwords import Passwords
@@ -182,7 +183,7 @@ class Application:
             passwords,
             self.rate_limits,
             names,
-            leave_all_rooms=self.memberships.leave_all_rooms,
+            leave_all_rooms=self.member_upkeep.leave_all_rooms,
         )
         self.key_counts = KeyCountCache(self.database)
         self.key_upkeep = KeyUpkeep(self.database, self.tail)
@@ -266,7 +267,9 @@ class Application:
             *routes.room_creation_routes(RoomCreationAPI(self.room_creation, self.room_upgrades)),
             *routes.membership_routes(RoomMembershipAPI(self.memberships, self.room_directory)),
             *routes.sending_routes(
-                SendingEventsAPI(self.messages, self.memberships, self.presence, self.delayed_events)
+                SendingEventsAPI(
+                    self.messages, self.memberships, self.member_upkeep, self.presence, self.delayed_events
+                )
             ),
             *routes.reading_routes(ReadingEventsAPI(self.reading), ReadingStateAPI(self.reading)),
             *routes.delayed_event_routes(DelayedEventsAPI(self.delayed_events)),
@@ -312,6 +315,7 @@ class Application:
             is_invite_blocked=self.account_data.blocks_invites,
             settings=room_settings,
         )
+        self.member_upkeep = MemberUpkeep(self.database, self.writer)
         self.room_creation = RoomCreationService(
             self.writer,
             self.memberships,
@@ -341,7 +345,7 @@ class Application:
             self.database,
             self.log,
             server_name=server_name,
-            propagate=self.memberships.update_profile,
+            propagate=self.member_upkeep.update_profile,
             query_remote=_know_no_other_server,
         )
         self.receipts = ReceiptService(self.database, self.log)

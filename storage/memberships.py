@@ -153,6 +153,16 @@ async def local_members(tx: Tx, room: int, server_name: ServerName, *, limit: in
     return [UserID(user_id) for (user_id,) in rows]
 
 
+async def guests_in(tx: Tx, room: int) -> list[UserID]:
+    """The room's joined members who are guests of this server."""
+    rows = await tx.fetch(
+        "select user_id from users join strings on strings.value = user_id join room_state on state_key = strings.id"
+        " where is_guest and room = %s and type = %s and line = 0 and until_version is null and membership = %s",
+        (room, strings.MEMBER, int(Membership.JOIN)),
+    )
+    return [UserID(user_id) for (user_id,) in rows]
+
+
 async def forget(tx: Tx, user_id: UserID, room: int, position: int) -> None:
     """Note that the user wants to forget what they left at this position."""
     await tx.execute(

@@ -311,7 +311,7 @@ def sending_routes(api: SendingEventsAPI) -> Sequence[ClientRoute]:
     room = "v3/rooms/{room_id}"
     send, redact = f"{room}/send/{{event_type}}/{{txn_id}}", f"{room}/redact/{{event_id}}/{{txn_id}}"
     state = [
-        ClientRoute(method="PUT", path=f"{room}/state/{path}", endpoint=api.put_state, limit="messages")
+        ClientRoute(method="PUT", path=f"{room}/state/{path}", endpoint=api.put_state, limit="messages", guests=True)
         for path in ("{event_type}", "{event_type}/{state_key}")
     ]
     return [

@@ -4,8 +4,6 @@ What the room's rules say is decided by the authorisation rules alone; here stan
 asking for what is so already changes nothing, what a member event carries, and who vouches for a restricted join.
 """
 
-import asyncio
-import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
@@ -23,16 +21,10 @@ from storage.database import Database
 from storage.memberships import Membership
 from storage.rooms import Room
 
-logger = logging.getLogger(__name__)
-
 TOMBSTONE: StateKey = ("m.room.tombstone", "")
 GUEST_ACCESS: StateKey = ("m.room.guest_access", "")
 MAX_AUTHORISERS = 50
 """Local members looked at for one who may vouch for a restricted join."""
-AT_ONCE = 16
-"""Rooms written to at the same time when a change concerns all of a user's rooms."""
-_TRANSIENT = ("reason", "join_authorised_via_users_server", "third_party_invite", "is_direct")
-"""What belongs to one change of membership, not to the member."""
 
 ProfileOf = Callable[[UserID], Awaitable[JsonObject]]
 """`displayname` and `avatar_url` of one of our users, as far as they are set."""
@@ -344,55 +336,6 @@ class MembershipService:
             state_key=who.user_id,
         )
         await self._writer.append([draft])
-
-    # --- all rooms of a user
-
-    async def update_profile(self, user_id: UserID, profile: JsonObject) -> None:
-        """Bring the profile's name and avatar, or that there is none, into the user's member event in every room.
-
-        A room that refuses is left as it is.
-        """
-
-        def changed(current: JsonObject) -> JsonObject:
-            content = {name: value for name, value in current.items() if name not in _TRANSIENT}
-            content.update({name: profile.get(name) for name in ("displayname", "avatar_url")})
-            return {name: value for name, value in content.items() if value is not None}
-
-        await self._in_all_rooms(user_id, (Membership.JOIN,), changed)
-
-    async def leave_all_rooms(self, user_id: UserID) -> None:
-        """Leave every room, reject every invite, take back every knock: the account has ended."""
-        wanted = (Membership.JOIN, Membership.INVITE, Membership.KNOCK)
-        await self._in_all_rooms(user_id, wanted, lambda _current: {"membership": "leave"})
-
-    async def _in_all_rooms(
-        self, user_id: UserID, wanted: Sequence[Membership], changed: Callable[[JsonObject], JsonObject]
-    ) -> None:
-        async with self._database.read() as tx:
-            numbers = await memberships.rooms_of(tx, user_id, wanted)
-            found = list((await rooms.get_many(tx, list(numbers))).values())
-        slots = asyncio.Semaphore(AT_ONCE)
-
-        async def change_in(room: Room) -> None:
-            async with slots:
-                key: StateKey = ("m.room.member", user_id)
-                current = (await self._writer.state_for(room, [key])).get(key)
-                if current is None or Membership.of(current.membership) not in wanted:
-                    return
-                content = changed(current.content)
-                if content == current.content:
-                    return
-                draft = Draft(
-                    room_id=room.room_id, type="m.room.member", sender=user_id, content=content, state_key=user_id
-                )
-                try:
-                    await self._writer.append([draft])
-                except MatrixError as error:
-                    logger.warning("%s could not be changed in %s: %s", user_id, room.room_id, error.message)
-
-        async with asyncio.TaskGroup() as group:
-            for room in found:
-                group.create_task(change_in(room))
 
 
 def _content(membership: str, reason: str | None) -> JsonObject:

@@ -291,6 +291,18 @@ async def test_a_guest_joins_where_guests_may(server: Server, alice: Client) -> 
     assert (await guest.post("/v3/createRoom")).status == 403
 
 
+async def test_guests_leave_when_a_room_closes_to_them(server: Server, alice: Client, bob: Client) -> None:
+    guest = server.anonymous.logged_in(await server.anonymous.ok("POST", "/v3/register?kind=guest", {}))
+    can_join = {"type": "m.room.guest_access", "content": {"guest_access": "can_join"}}
+    room_id = await create_room(alice, preset="public_chat", initial_state=[can_join])
+    await join(guest, room_id)
+    await join(bob, room_id)
+
+    await put_state(alice, room_id, "m.room.guest_access", {"guest_access": "forbidden"})
+
+    assert [await membership_of(server, room_id, user) for user in (guest, bob)] == ["leave", "join"]
+
+
 async def test_a_deactivated_user_is_in_no_room(server: Server, alice: Client, bob: Client) -> None:
     joined = await create_room(alice, preset="public_chat")
     await join(bob, joined)
