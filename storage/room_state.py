@@ -210,9 +210,16 @@ async def at_versions(
     return found
 
 
-async def lines(tx: Tx, room: int) -> dict[int, Line]:
-    """The branches of the room's state."""
-    rows = await tx.fetch("select line, parent_line, parent_version, version from room_lines where room = %s", (room,))
+async def lines(tx: Tx, room: int, wanted: Iterable[int]) -> dict[int, Line]:
+    """These branches of the room's state, and those that they branch off from."""
+    rows = await tx.fetch(
+        "with recursive wanted as ("
+        "  select line, parent_line, parent_version, version from room_lines where room = %s and line = any(%s::int[])"
+        "  union select room_lines.line, room_lines.parent_line, room_lines.parent_version, room_lines.version"
+        "  from room_lines join wanted on room_lines.line = wanted.parent_line where room = %s)"
+        " select line, parent_line, parent_version, version from wanted",
+        (room, list(wanted), room),
+    )
     return {
         line: Line(None if parent_line is None else (parent_line, parent_version), version)
         for line, parent_line, parent_version, version in rows
@@ -234,7 +241,8 @@ async def at(
     tx: Tx, room: int, points: Collection[Point], keys: Iterable[StateKey] | None = None
 ) -> dict[Point, dict[StateKey, int]]:
     """The state at each point: whole, or under these keys only."""
-    branches = await lines(tx, room) if any(line != TRUNK for line, _ in points) else {}
+    beside = {line for line, _ in points if line != TRUNK}
+    branches = await lines(tx, room, beside) if beside else {}
     paths = {point: path(point, branches) for point in points}
     wanted = {step for steps in paths.values() for step in steps}
     entries = await _entries_at(tx, room, wanted, keys)
@@ -250,22 +258,29 @@ async def at(
 async def _entries_at(
     tx: Tx, room: int, points: Collection[Point], keys: Iterable[StateKey] | None
 ) -> dict[Point, dict[StateKey, int | None]]:
-    """What the lines themselves hold at these points."""
-    where = ""
-    params: tuple[list[int], ...] = ()
-    if keys is not None:
+    """What the lines themselves hold at these points. Under a key that is the newest entry up to the version."""
+    lines_and_versions = ([line for line, _ in points], [version for _, version in points])
+    if keys is None:
+        rows = await tx.fetch(
+            "select type, state_key, event, given.line, given.version from room_state"
+            " join unnest(%s::int[], %s::int[]) as given(line, version) on room_state.line = given.line"
+            " where room = %s and since_version <= given.version"
+            " and (until_version is null or until_version > given.version)",
+            (*lines_and_versions, room),
+        )
+    else:
         wanted = list(keys)
         numbers = await _numbers_of(tx, wanted)
         pairs = [(numbers[key[0]], numbers[key[1]]) for key in wanted if key[0] in numbers and key[1] in numbers]
-        where = " and (type, state_key) in (select * from unnest(%s::int[], %s::int[]))"
-        params = ([pair[0] for pair in pairs], [pair[1] for pair in pairs])
-    rows = await tx.fetch(
-        "select type, state_key, event, given.line, given.version from room_state"
-        " join unnest(%s::int[], %s::int[]) as given(line, version) on room_state.line = given.line"
-        " where room = %s and since_version <= given.version"
-        " and (until_version is null or until_version > given.version)" + where,
-        ([line for line, _ in points], [version for _, version in points], room, *params),
-    )
+        rows = await tx.fetch(
+            "select wanted.type, wanted.state_key, event, given.line, given.version"
+            " from unnest(%s::int[], %s::int[]) as given(line, version),"
+            " unnest(%s::int[], %s::int[]) as wanted(type, state_key),"
+            " lateral (select event from room_state where room = %s and type = wanted.type"
+            "  and state_key = wanted.state_key and line = given.line and since_version <= given.version"
+            "  order by since_version desc limit 1) as found",
+            (*lines_and_versions, [pair[0] for pair in pairs], [pair[1] for pair in pairs], room),
+        )
     texts = await strings.values_of(tx, {number for row in rows for number in row[:2]})
     found: dict[Point, dict[StateKey, int | None]] = {}
     for type_, state_key, event, line, version in rows:
@@ -274,12 +289,14 @@ async def _entries_at(
 
 
 async def keys_changed(tx: Tx, room: int, spans: Collection[tuple[int, int, int]]) -> set[StateKey]:
-    """The keys that changed in a line after its first version up to its second, for each (line, low, high)."""
+    """The keys that changed in a line after its first version up to its second, for each (line, low, high).
+
+    What ends an entry begins another, if only one that takes it away: so the beginnings tell all.
+    """
     rows = await tx.fetch(
-        "select distinct type, state_key from room_state"
-        " join unnest(%s::int[], %s::int[], %s::int[]) as given(line, low, high) on room_state.line = given.line"
-        " where room = %s and ((since_version > low and since_version <= high)"
-        " or (until_version > low and until_version <= high))",
+        "select distinct type, state_key from unnest(%s::int[], %s::int[], %s::int[]) as given(line, low, high)"
+        " join room_state on room_state.line = given.line and since_version > low and since_version <= high"
+        " where room = %s",
         ([span[0] for span in spans], [span[1] for span in spans], [span[2] for span in spans], room),
     )
     return set(await _pairs(tx, rows))

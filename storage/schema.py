@@ -146,7 +146,7 @@ room_state = Table(
     Column("state_key", Integer, primary_key=True),
     Column("until_version", Integer),
     Column("membership", SmallInteger),
-    Index("room_state_room_type_state_key_idx", "room", "type", "state_key"),
+    Index("room_state_history_idx", "room", "type", "state_key", "line", "since_version"),
     Index(
         "room_state_current_key",
         "room",

@@ -364,7 +364,7 @@ async def _branch(placing: _Placing, point: Point, key: StateKey, *, extends: bo
             made.version = version = version + 1
             placing.writes += _branch_writes(placing, line, version, {key: NEW})
             return (line, version)
-    known = (await placing.graph.branches()).get(line) if extends and line != TRUNK else None
+    known = (await placing.graph.branches([point])).get(line) if extends and line != TRUNK else None
     if known is None or known.version != version:
         return _store(placing, View(point, {key: NEW}))
     parent_line, parent_version = (None, None) if known.parent is None else known.parent

@@ -95,7 +95,7 @@ class Graph:
         self.rejected: set[EventID] = set()
         self._by_position: dict[int, StoredEvent] = {}
         self._ids: dict[int, EventID] = {}
-        self._branches: Mapping[int, Line] | None = None
+        self._branches: dict[int, Line] = {}
         if new is not None:
             self.pdus[new.event_id] = new
             self.positions[new.event_id] = NEW
@@ -144,10 +144,11 @@ class Graph:
         """The event at a position, which was loaded."""
         return self.pdus[self._ids[position]]
 
-    async def branches(self) -> Mapping[int, Line]:
-        """The room's lines beside the trunk."""
-        if self._branches is None:
-            self._branches = await room_state.lines(self._tx, self.room.number)
+    async def branches(self, points: Iterable[Point]) -> Mapping[int, Line]:
+        """The lines on which these points stand, and those that they branch off from; more, where they are known."""
+        missing = {line for line, _ in points if line != TRUNK and line not in self._branches}
+        if missing:
+            self._branches.update(await room_state.lines(self._tx, self.room.number, missing))
         return self._branches
 
     async def entries(self, view: View, keys: Collection[StateKey]) -> dict[StateKey, int]:
@@ -169,7 +170,9 @@ class Graph:
         """The events of a state that came after a position."""
         oldest = self._by_position.get(after)
         since = 0 if oldest is None else oldest.trunk_version
-        found = await room_state.recent_at(self._tx, self.room.number, view.point, since, await self.branches())
+        found = await room_state.recent_at(
+            self._tx, self.room.number, view.point, since, await self.branches([view.point])
+        )
         found.update(view.changes)
         wanted = {position for position in found.values() if position is not None and position > after}
         await self.load_positions(wanted)
@@ -185,8 +188,7 @@ class Graph:
         points = {view.point for view in views}
         keys: set[StateKey] = {key for view in views for key in view.changes}
         if len(points) > 1:
-            branches = {} if all(line == TRUNK for line, _ in points) else await self.branches()
-            spans = room_state.differing_spans(points, branches)
+            spans = room_state.differing_spans(points, await self.branches(points))
             keys |= await room_state.keys_changed(self._tx, self.room.number, spans)
         stored = await room_state.at(self._tx, self.room.number, points, keys) if keys else {}
         values = [{**stored.get(view.point, {}), **view.changes} for view in views]

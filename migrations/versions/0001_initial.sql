@@ -477,9 +477,9 @@ CREATE TABLE room_state (
 
 CREATE UNIQUE INDEX room_state_current_key ON room_state (room, type, state_key) WHERE line = 0 and until_version is null;
 
-CREATE INDEX room_state_member_idx ON room_state (state_key) WHERE line = 0 and until_version is null and membership is not null;
+CREATE INDEX room_state_history_idx ON room_state (room, type, state_key, line, since_version);
 
-CREATE INDEX room_state_room_type_state_key_idx ON room_state (room, type, state_key);
+CREATE INDEX room_state_member_idx ON room_state (state_key) WHERE line = 0 and until_version is null and membership is not null;
 
 COMMENT ON TABLE room_state IS 'Each state change once, with the versions of its line between which it was current.';
 
