@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.clients import Client, Server, quote
-from tests.homeserver.rooms import a_room, bodies, history, page, say, set_state
+from tests.homeserver.rooms import a_room, act, bodies, history, leave, page, say, set_state
 from tests.servers import running
 
 EVENT: dict[str, Any] = {
@@ -116,20 +116,50 @@ async def test_a_hostile_newest_event_does_not_close_the_room(
         assert bodies(await history(again, room_id)) == ["after"]
 
 
-async def test_pages_of_rejected_events_do_not_end_pagination(server: Server, alice: Client) -> None:
-    room_id = await a_room(alice)
-    await say(alice, room_id, "before")
-    last = await say(alice, room_id, "rejected")
+async def copy(server: Server, event_id: str, count: int, flags: int) -> None:
+    """Many copies of an event, on positions from 1,000,001 that nobody else uses, and one more that is shown."""
     async with server.application.database.transaction() as tx:
-        # 5,000 copies, on positions that nobody else uses, and an event behind them
         await tx.execute(
             "insert into events (position, origin_server_ts, room, line, version, trunk_version, type, sender,"
             " notify_total, highlight_total, flags, event_id, json)"
             " select 1000000 + n, 1, room, line, version, trunk_version, type, sender, notify_total, highlight_total,"
-            " case when n = 5001 then 0 else 1 end, event_id || n, json from events, generate_series(1, 5001) as n"
+            " case when n > %s then 0 else %s end, event_id || n, json from events, generate_series(1, %s) as n"
             " where event_id = %s",
-            (last,),
+            (count, flags, count + 1, event_id),
         )
+
+
+async def test_a_state_entry_that_points_to_another_event_is_none(server: Server, alice: Client) -> None:
+    room_id = await a_room(alice, name="first")
+    room = f"/v3/rooms/{quote(room_id)}"
+    event_id = (await alice.get(f"{room}/state/m.room.name", format="event")).body["event_id"]
+    await overwrite(server, event_id, changed(type="m.room.power_levels", state_key=""))
+
+    assert (await alice.get(f"{room}/state/m.room.name")).status == 404
+    state = (await alice.get(f"{room}/state")).body
+    assert [e["content"] for e in state if e["type"] == "m.room.power_levels"] != [{"body": "hostile"}] * 2
+    assert len([e for e in state if e["type"] == "m.room.power_levels"]) == 1
+
+
+async def test_who_was_banned_finds_that_behind_much_that_is_hidden(server: Server, alice: Client, bob: Client) -> None:
+    room_id = await a_room(alice, bob)
+    await leave(bob, room_id)
+    hidden = await say(alice, room_id, "hidden")
+    await act(alice, "ban", room_id, bob)
+    await copy(server, hidden, 500, 0)
+
+    events = await history(bob, room_id, from_="t2000000", limit=3)
+
+    assert [event["content"].get("membership") for event in events[:3]] == ["ban", "leave", "join"]
+    assert events[-1]["type"] == "m.room.create"
+    assert bodies(events) == []
+    assert len({event["event_id"] for event in events}) == len(events)
+
+
+async def test_pages_of_rejected_events_do_not_end_pagination(server: Server, alice: Client) -> None:
+    room_id = await a_room(alice)
+    await say(alice, room_id, "before")
+    await copy(server, await say(alice, room_id, "rejected"), 5000, 1)
 
     chunks: list[Any] = []
     answer = await page(alice, room_id, from_="t2000000", limit=50)
