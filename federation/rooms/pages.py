@@ -54,6 +54,10 @@ class Wanted(Protocol):
         """None of these senders."""
 
     @property
+    def contains_url(self) -> bool | None:
+        """Only events with a URL in their content, or without."""
+
+    @property
     def related_by_senders(self) -> Collection[str] | None:
         """Only events that one of these users relates to."""
 
@@ -112,8 +116,9 @@ class Pages:
         while ranges:
             missing = limit - len(page.seen)
             looked_at = min(max(_CHUNK, 2 * missing), budget)
+            wanted = missing + 1 if _is_whole(request) else looked_at
             scanned = await events.scan(
-                tx, access.room.number, replace(scan, ranges=ranges, budget=looked_at, limit=missing + 1)
+                tx, access.room.number, replace(scan, ranges=ranges, budget=looked_at, limit=wanted)
             )
             seen = await self._reader.visible(tx, access.room, access.user_id, scanned.events)
             for each in seen:
@@ -191,6 +196,17 @@ def _passes(event: StoredEvent, request: PageRequest) -> bool:
         return False
     wanted = request.wanted
     return wanted is None or wanted.is_trivial or wanted.allows_event(event.type, event.sender, event.content)
+
+
+def _is_whole(request: PageRequest) -> bool:
+    """Whether the database can tell of the whole filter, so that what it finds is wanted."""
+    wanted = request.wanted
+    if request.ignored:
+        return False
+    if wanted is None or wanted.is_trivial:
+        return True
+    listed = [names.plain for names in (wanted.types, wanted.not_types) if names is not None]
+    return wanted.contains_url is None and None not in listed
 
 
 async def _scan(tx: Tx, request: PageRequest) -> Scan | None:

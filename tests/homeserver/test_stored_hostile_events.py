@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.clients import Client, Server, quote
-from tests.homeserver.rooms import a_room, act, bodies, history, leave, page, say, set_state
+from tests.homeserver.rooms import a_room, act, bodies, history, join, leave, page, say, set_state, set_visibility
 from tests.servers import running
 
 EVENT: dict[str, Any] = {
@@ -141,19 +141,45 @@ async def test_a_state_entry_that_points_to_another_event_is_none(server: Server
     assert len([e for e in state if e["type"] == "m.room.power_levels"]) == 1
 
 
-async def test_who_was_banned_finds_that_behind_much_that_is_hidden(server: Server, alice: Client, bob: Client) -> None:
-    room_id = await a_room(alice, bob)
+async def test_much_that_is_hidden_is_skipped_at_once_and_without_loss(
+    server: Server, alice: Client, bob: Client
+) -> None:
+    room_id = await a_room(alice, visibility="joined")
+    for visibility in ("world_readable", "joined", "shared", "invited", "joined"):
+        await say(alice, room_id, f"before {visibility}")
+        await set_visibility(alice, room_id, visibility)
+    await act(alice, "invite", room_id, bob)
+    await join(bob, room_id)
+    await say(alice, room_id, "during")
     await leave(bob, room_id)
     hidden = await say(alice, room_id, "hidden")
     await act(alice, "ban", room_id, bob)
-    await copy(server, hidden, 500, 0)
+    everything = await history(bob, room_id, limit=100)
+    await copy(server, hidden, 5000, 0)
 
-    events = await history(bob, room_id, from_="t2000000", limit=3)
+    first = await page(bob, room_id, from_="t2000000", limit=100)
 
-    assert [event["content"].get("membership") for event in events[:3]] == ["ban", "leave", "join"]
-    assert events[-1]["type"] == "m.room.create"
-    assert bodies(events) == []
-    assert len({event["event_id"] for event in events}) == len(events)
+    assert [event["content"].get("membership") for event in everything[:2]] == ["ban", "leave"]
+    assert bodies(everything) == ["during", "before invited", "before joined"]
+    assert [event["event_id"] for event in first["chunk"]] == [event["event_id"] for event in everything]
+    assert "end" not in first
+    for limit in (1, 3):
+        slow = await history(bob, room_id, from_="t2000000", limit=limit)
+        assert [event["event_id"] for event in slow] == [event["event_id"] for event in everything]
+    forwards = await history(bob, room_id, dir="f", limit=2)
+    assert [event["event_id"] for event in forwards] == [event["event_id"] for event in everything[::-1]]
+
+
+async def test_a_rare_match_is_found_far_away(server: Server, alice: Client) -> None:
+    room_id = await a_room(alice)
+    await say(alice, room_id, "picture", url="mxc://hearth.test/a")
+    await copy(server, await say(alice, room_id, "text"), 1500, 0)
+
+    found = await page(alice, room_id, from_="t2000000", filter='{"contains_url": true}', limit=1)
+    texts = await history(alice, room_id, from_="t2000000", filter='{"types": ["m.room.mess*"]}', limit=700)
+
+    assert bodies(found["chunk"]) == ["picture"]
+    assert len({event["event_id"] for event in texts}) == len(texts) == 1503
 
 
 async def test_pages_of_rejected_events_do_not_end_pagination(server: Server, alice: Client) -> None:
