@@ -12,6 +12,7 @@ from federation.protocol.errors import MatrixError
 from federation.protocol.identifiers import server_name_of
 from federation.protocol.types import EventID, ServerName, UserID
 from storage import events, rooms, strings
+from storage.arrays import Byteas, Int2, Int4, Int8, Texts
 from storage.database import Tx
 from storage.event_bytes import pack
 from storage.events import (
@@ -351,23 +352,27 @@ async def _append(tx: Tx, changes: Sequence[RoomEvents], numbers: dict[str, int]
     await tx.execute(
         _APPEND,
         (
-            *map(list, zip(*rows, strict=True)),
-            [stored.position for stored in marks.values()],
-            [stored.room for stored in marks.values()],
-            [stored.notify_total for stored in marks.values()],
-            [stored.highlight_total for stored in marks.values()],
-            [user_id for user_id, _, _ in marks],
-            [thread for _, _, thread in marks],
-            list(final),
-            [room.state_version for room in final.values()],
-            [" ".join(room.extremities) for room in final.values()],
-            [room.last_line for room in final.values()],
-            [room.notify_total for room in final.values()],
-            [room.highlight_total for room in final.values()],
-            [room.joined for room in final.values()],
-            [room.invited for room in final.values()],
+            *(wrap(column) for wrap, column in zip(_EVENT_COLUMNS, zip(*rows, strict=True), strict=True)),
+            Int8(stored.position for stored in marks.values()),
+            Int4(stored.room for stored in marks.values()),
+            Int4(stored.notify_total for stored in marks.values()),
+            Int4(stored.highlight_total for stored in marks.values()),
+            Texts(user_id for user_id, _, _ in marks),
+            Texts(thread for _, _, thread in marks),
+            Int4(final),
+            Int4(room.state_version for room in final.values()),
+            Texts(" ".join(room.extremities) for room in final.values()),
+            Int4(room.last_line for room in final.values()),
+            Int4(room.notify_total for room in final.values()),
+            Int4(room.highlight_total for room in final.values()),
+            Int4(room.joined for room in final.values()),
+            Int4(room.invited for room in final.values()),
         ),
     )
+
+
+_EVENT_COLUMNS = (*[Int8] * 2, *[Int4] * 12, Int2, *[Texts] * 3, Byteas)
+"""The types of `_event_row`, in its order."""
 
 
 def _event_row(event: NewEvent, stored: StoredEvent, numbers: dict[str, int]) -> tuple[Any, ...]:

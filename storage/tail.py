@@ -90,8 +90,8 @@ class Tail:
         self._kinds = kinds
         self._views: list[View] = []
         self._window: deque[tuple[int, Change]] = deque()
-        self._by_room: dict[int, list[tuple[int, Change]]] = {}
-        self._by_user: dict[UserID, list[tuple[int, Change]]] = {}
+        self._by_room: dict[int, _Index] = {}
+        self._by_user: dict[UserID, _Index] = {}
         self._listeners: dict[UserID, Listener] = {}
         self._room_listeners: dict[int, set[Listener]] = {}
         self.reading = asyncio.Lock()
@@ -194,36 +194,38 @@ class Tail:
         self._moved.clear()
 
     def _remember(self, at: int, change: Change) -> None:
-        pair = (at, change)
-        self._window.append(pair)
+        self._window.append((at, change))
+        last = at + change.width - 1
         for room in change.rooms:
-            self._by_room.setdefault(room, []).append(pair)
+            self._by_room.setdefault(room, _Index()).append(at, last, change)
         for user_id in change.users:
-            self._by_user.setdefault(user_id, []).append(pair)
+            self._by_user.setdefault(user_id, _Index()).append(at, last, change)
         while len(self._window) > WINDOW:
             oldest, gone = self._window.popleft()
             self.floor = oldest + gone.width - 1
             for room in gone.rooms:
-                if not _drop_first(self._by_room[room]):
+                if self._by_room[room].drop_first():
                     del self._by_room[room]
             for user_id in gone.users:
-                if not _drop_first(self._by_user[user_id]):
+                if self._by_user[user_id].drop_first():
                     del self._by_user[user_id]
 
     # --- reading the window
 
     def in_room(self, room: int, after: int) -> Sequence[tuple[int, Change]]:
         """The window's changes in a room whose last position is above `after`, in order."""
-        return _after(self._by_room.get(room), after)
+        index = self._by_room.get(room)
+        return () if index is None else index.after(after)
 
     def last_in_room(self, room: int) -> int:
         """The last position of the window's newest change in a room; 0 when there is none."""
-        pairs = self._by_room.get(room)
-        return pairs[-1][0] + pairs[-1][1].width - 1 if pairs else 0
+        index = self._by_room.get(room)
+        return 0 if index is None else index.lasts[-1]
 
     def for_user(self, user_id: UserID, after: int) -> Sequence[tuple[int, Change]]:
         """The window's changes that name this user, whose last position is above `after`, in order."""
-        return _after(self._by_user.get(user_id), after)
+        index = self._by_user.get(user_id)
+        return () if index is None else index.after(after)
 
     def since(self, after: int) -> Iterator[tuple[int, Change]]:
         """All of the window's changes above `after`, oldest first."""
@@ -285,17 +287,29 @@ class Tail:
         return list(self._listeners.values())
 
 
-def _after(pairs: list[tuple[int, Change]] | None, after: int) -> Sequence[tuple[int, Change]]:
-    if not pairs or pairs[-1][0] + pairs[-1][1].width - 1 <= after:
-        return ()
-    index = bisect_right(pairs, after, key=lambda pair: pair[0] + pair[1].width - 1)
-    return pairs[index:]
+class _Index:
+    """Changes of one room or user, in order, never empty once the first is in."""
 
+    __slots__ = ("changes", "lasts")
 
-def _drop_first(pairs: list[tuple[int, Change]]) -> bool:
-    """Whether anything is left."""
-    del pairs[0]
-    return bool(pairs)
+    def __init__(self) -> None:
+        self.changes: list[tuple[int, Change]] = []
+        self.lasts: list[int] = []
+        """The last position of each."""
+
+    def append(self, at: int, last: int, change: Change) -> None:
+        self.changes.append((at, change))
+        self.lasts.append(last)
+
+    def drop_first(self) -> bool:
+        """Whether nothing is left."""
+        del self.changes[0], self.lasts[0]
+        return not self.lasts
+
+    def after(self, position: int) -> Sequence[tuple[int, Change]]:
+        if self.lasts[-1] <= position:
+            return ()
+        return self.changes[bisect_right(self.lasts, position) :]
 
 
 async def _head(tx: Tx) -> int:

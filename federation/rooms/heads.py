@@ -63,7 +63,6 @@ class RoomHead:
                 self.joined += (pdu.membership == "join") - (before is not None and before.membership == "join")
             self.state[pdu.type, pdu.state_key] = pdu
 
-
     def forget_state(self) -> None:
         """Keep only what is in flight, which the database does not have yet, and what every event needs."""
         self.state = {
