@@ -83,7 +83,8 @@ async def _run_all(server: Server, names: Sequence[str], load: Sizes, options: a
         try:
             figures = await _run_one(server, name, load)
         except Exception as error:  # whatever it is, the other scenarios still run
-            traceback.print_exception(error)
+            traceback.print_exception(error, limit=-3)
+            print("\n".join([f"{server.name} said:", *server.last_words()]), flush=True)
             results.failures[name] = "".join(traceback.format_exception_only(error)).strip()
             continue
         results.figures[name] = figures

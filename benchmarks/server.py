@@ -79,6 +79,10 @@ class Server(ABC):
         """What the server says."""
         return self.cluster.directory / f"{self.name}.log"
 
+    def last_words(self) -> list[str]:
+        """The last lines of that."""
+        return self.log_file.read_text(encoding="utf-8", errors="replace").splitlines()[-30:]
+
     async def start(self) -> Start:
         """Start the server on its database; returns when it answers."""
         command = self.command()
@@ -122,8 +126,7 @@ class Server(ABC):
                 return
             await asyncio.sleep(0.02)
         await self.stop()
-        said = self.log_file.read_text(encoding="utf-8", errors="replace").splitlines()[-15:]
-        raise ServerFailedError("\n".join([f"{self.name} does not start. It says:", *said]))
+        raise ServerFailedError("\n".join([f"{self.name} does not start. It says:", *self.last_words()]))
 
 
 def _launch(command: Sequence[str | Path], log: BinaryIO) -> subprocess.Popen[bytes]:
