@@ -103,6 +103,11 @@ async def create_new(tx: Tx, room_id: RoomID, rules: RoomVersionRules) -> Room |
     return None if row is None else Room(row[0], room_id, rules)
 
 
+async def delete_empty(tx: Tx, number: int) -> None:
+    """Forget a room that never got an event."""
+    await tx.execute("delete from rooms where room = %s and state_version = 0", (number,))
+
+
 async def rows(tx: Tx, numbers: Collection[int]) -> dict[int, RoomRow]:
     """Where these rooms stand."""
     found = await tx.fetch(

@@ -40,6 +40,8 @@ from storage.rooms import Room
 
 MAX_ATTEMPTS = 8
 MAX_PREV_EVENTS = 20
+MAX_SAME_ROOMS = 100
+"""Rooms by the same user, alike to the last byte, in one millisecond."""
 
 PROTECTED_TYPES = frozenset(("m.room.create", "m.room.server_acl"))
 """Without their content a room is broken, or shut to every server: nobody redacts them here."""
@@ -102,17 +104,19 @@ class RoomWriter:
             self._add(change, head, create, None, None)
             for draft in drafts[1:]:
                 self._add(change, head, self._authorised(head, replace(draft, room_id=room.room_id)), None, None)
+            return room, await self._enqueue(change, head, [], None if work is None else lambda tx: work(tx, room))
         except MatrixError:
             self._heads.drop(head)
+            async with self._database.transaction() as tx:
+                await rooms.delete_empty(tx, room.number)
             raise
-        return room, await self._enqueue(change, head, [], None if work is None else lambda tx: work(tx, room))
 
     async def _create_room(
         self, rules: RoomVersionRules, draft: Draft, room_id: RoomID | None
     ) -> tuple[VerifiedPDU, Room]:
         """The create event and the room. Where its hash makes the ID, the same twice in a millisecond needs another."""
         now_ts = _now_ms()
-        for attempt in range(MAX_ATTEMPTS):
+        for attempt in range(MAX_SAME_ROOMS):
             create = self._build_create(rules, draft, room_id, now_ts + attempt)
             async with self._database.transaction() as tx:
                 room = await rooms.create_new(tx, create.room_id, rules)

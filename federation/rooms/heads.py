@@ -174,6 +174,8 @@ class RoomHeads:
 async def load_state(tx: Tx, room: Room, keys: Iterable[StateKey]) -> dict[StateKey, VerifiedPDU]:
     """The current state events under these keys."""
     positions = await room_state.current(tx, room.number, keys)
+    if not positions:
+        return {}
     stored = await events.by_position(tx, room.number, positions.values())
     return {
         key: to_pdu(stored[position], room)

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 
 from federation.protocol.errors import InvalidInput, MatrixError
-from federation.protocol.identifiers import is_event_id, is_room_alias
+from federation.protocol.identifiers import fits, is_event_id, is_room_alias
 from federation.protocol.pdu import Draft
 from federation.protocol.types import EventID, JsonObject, RoomAlias, RoomID, StateKey
 from federation.rooms.append import RoomWriter, content_of, related_event
@@ -19,6 +19,7 @@ from storage.rooms import Room
 
 REMEMBERED_TRANSACTIONS = 20_000
 REMEMBERED_ROOTS = 5_000
+MAX_NEW_ALIASES = 100
 
 ResolveAlias = Callable[[RoomAlias], Awaitable[RoomID | None]]
 """The room that an alias of any server stands for; None where it stands for none."""
@@ -55,6 +56,8 @@ class MessageService:
 
         Requests with the same ID that are under way together share one event, and one failure.
         """
+        if message.txn_id is not None and (not fits(message.txn_id) or "\0" in message.txn_id):
+            raise InvalidInput("A transaction ID has at most 255 bytes")
         device = who.device
         if device is None:
             device = await self._sent.scope_without_device(who.user_id)
@@ -189,7 +192,10 @@ class MessageService:
 
     async def _check_aliases(self, room: Room, old: JsonObject, new: JsonObject) -> None:
         """Aliases that come new into `m.room.canonical_alias` must be aliases, of this room."""
-        for alias in sorted(_aliases_of(new) - _aliases_of(old)):
+        added = sorted(_aliases_of(new) - _aliases_of(old))
+        if len(added) > MAX_NEW_ALIASES:
+            raise InvalidInput(f"At most {MAX_NEW_ALIASES} aliases can be added at once")
+        for alias in added:
             if not is_room_alias(alias):
                 raise InvalidInput(f"{alias!r} is no room alias")
             if await self._resolve_alias(alias) != room.room_id:

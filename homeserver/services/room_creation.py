@@ -21,6 +21,7 @@ from storage.database import Tx
 from storage.rooms import Room
 
 MAX_INVITES = 500
+MAX_INITIAL_STATE = 1000
 
 _JOIN_RULES, _VISIBILITY, _GUEST_ACCESS = (
     ("m.room.join_rules", ""),
@@ -93,6 +94,8 @@ class RoomCreationService:
         """
         who.check_not_suspended()
         rules = get_rules(creation.room_version or self._default_version)
+        if len(creation.initial_state) > MAX_INITIAL_STATE:
+            raise InvalidInput(f"initial_state may have {MAX_INITIAL_STATE} entries")
         invites = await self._check_invites(who, creation.invites)
         alias = self._alias(who, creation.alias_name)
         first = FirstEvents(who.user_id, rules)
