@@ -181,6 +181,18 @@ async def test_lazy_loading_adds_the_members_who_sent_the_page(alice: Client, bo
     assert [e["state_key"] for e in older["state"]] == [alice.user_id]
 
 
+@pytest.mark.parametrize("direction", ["b", "f"])
+async def test_lazy_loading_knows_who_came_within_the_page(alice: Client, bob: Client, direction: str) -> None:
+    room_id = await a_room(alice)
+    await say(alice, room_id, "one")
+    await join(bob, room_id)
+    await say(bob, room_id, "two")
+
+    whole = await page(alice, room_id, dir=direction, limit=100, filter='{"lazy_load_members": true}')
+
+    assert {event["state_key"] for event in whole["state"]} == {alice.user_id, bob.user_id}
+
+
 async def test_messages_of_ignored_users_are_left_out(alice: Client, bob: Client) -> None:
     room_id, ids = await a_talk(alice, bob)
     path = f"/v3/user/{quote(alice.user_id)}/account_data/m.ignored_user_list"

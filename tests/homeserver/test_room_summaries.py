@@ -92,6 +92,8 @@ async def test_a_restricted_room_is_known_to_members_of_its_rooms(alice: Client,
     assert (status, body["allowed_room_ids"]) == (200, [space])
     assert (await summary(carol, room_id))[0] == 404
     assert (await summary(server.anonymous, room_id))[0] == 404
+    await set_state(alice, room_id, "m.room.join_rules", {"join_rule": "invite", "allow": allow})
+    assert (await summary(bob, room_id))[0] == 404
 
 
 async def test_rooms_that_are_not_there_have_no_summary(alice: Client) -> None:

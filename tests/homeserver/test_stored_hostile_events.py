@@ -182,6 +182,17 @@ async def test_a_rare_match_is_found_far_away(server: Server, alice: Client) -> 
     assert len({event["event_id"] for event in texts}) == len(texts) == 1503
 
 
+async def test_what_ends_one_look_does_not_begin_the_next(server: Server, alice: Client) -> None:
+    room_id = await a_room(alice)
+    source = await say(alice, room_id, "text")
+    await say(alice, room_id, "picture", url="mxc://hearth.test/a")
+    await copy(server, source, 198, 0)  # 199 of them: the picture is the 200th that is looked at
+
+    for limit in (1, 5, 50):
+        answer = await history(alice, room_id, from_="t2000000", filter='{"contains_url": true}', limit=limit)
+        assert bodies(answer) == ["picture"]
+
+
 async def test_pages_of_rejected_events_do_not_end_pagination(server: Server, alice: Client) -> None:
     room_id = await a_room(alice)
     await say(alice, room_id, "before")
