@@ -170,6 +170,8 @@ class Graph:
         """The events of a state that came after a position."""
         oldest = self._by_position.get(after)
         since = 0 if oldest is None else oldest.trunk_version
+        if oldest is not None and oldest.flags & Flag.OUTLIER:
+            since -= 1  # it may have come together with the version's own events
         found = await room_state.recent_at(
             self._tx, self.room.number, view.point, since, await self.branches([view.point])
         )
