@@ -74,7 +74,8 @@ class _Placing:
     reason: str = ""
     lines: list[NewLine] = field(default_factory=list)
     writes: list[StateWrite] = field(default_factory=list)
-    covers: set[EventID] = field(default_factory=set)
+    followed: set[EventID] = field(default_factory=set)
+    """Events that it follows, directly or by way of hidden ones: none of them is a forward extremity any longer."""
     gaps: list[EventID] = field(default_factory=list)
     follower: int | None = None
     """Where an accepted event stands that came before this one, and after it in the graph."""
@@ -83,6 +84,11 @@ class _Placing:
     def head(self) -> View:
         """The room's current state."""
         return View((TRUNK, self.row.state_version))
+
+    @property
+    def covers(self) -> set[EventID]:
+        """The forward extremities that it follows."""
+        return self.followed.intersection(self.row.extremities)
 
     @property
     def is_extremity(self) -> bool:
@@ -189,7 +195,7 @@ class RemoteAppender:
                 personal=counted.personal,
                 missing=[*placing.missing, *placing.gaps],
                 missing_for=placing.follower if placing.flags else None,
-                covers=placing.covers,
+                covers=placing.followed,
                 is_extremity=placing.is_extremity,
             )
         )
@@ -301,19 +307,17 @@ def _judge(placing: _Placing, state: Mapping[StateKey, VerifiedPDU], current: Ma
 
 
 async def _follow_up(tx: Tx, placing: _Placing) -> None:
-    """Which forward extremities the event follows, directly or by way of hidden events, if it counts as following."""
+    """What the event follows, directly or by way of hidden events, if it counts as following."""
     placing.follower = await events.find_follower(tx, placing.room.number, placing.pdu.event_id)
     if placing.flags and placing.follower is None:
         return
-    extremities = set(placing.row.extremities)
-    placing.covers = extremities.intersection(placing.pdu.prev_event_ids)
-    seen = set(placing.prev)
+    seen = placing.followed
+    seen.update(placing.prev)
     hidden = [stored for stored in placing.prev.values() if stored.flags & HIDDEN]
     while hidden and len(seen) < MAX_HIDDEN_WALK:
         wanted = {each for stored in hidden for each in _prev_of(placing, stored) if each not in seen}
         found = await placing.graph.load_stored(wanted)
         placing.gaps += [each for each in wanted if each not in found]
-        placing.covers |= extremities & found.keys()
         seen |= wanted
         hidden = [stored for stored in found.values() if stored.flags & HIDDEN]
 
