@@ -33,6 +33,9 @@ _LOST = (
 )
 """The database is away, full or shutting down. Nothing was committed, or we cannot know (see `Log`)."""
 
+UNSTORABLE = (psycopg.DataError, pg.ProgramLimitExceeded)
+"""The value is at fault: a NUL in a text, a number out of range, a text longer than its index takes."""
+
 _RETRIED = (pg.SerializationFailure, pg.DeadlockDetected)
 
 
@@ -109,10 +112,10 @@ class Database:
         try:
             async with self._pool.connection() as connection, connection.transaction():
                 yield Tx(connection)
+        except UNSTORABLE as error:
+            raise unstorable(error) from error
         except _LOST as error:
             raise unavailable(error) from error
-        except psycopg.DataError as error:
-            raise unstorable(error) from error
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[Tx]:
@@ -120,10 +123,10 @@ class Database:
         try:
             async with self._pool.connection() as connection:
                 yield Tx(connection)
+        except UNSTORABLE as error:
+            raise unstorable(error) from error
         except _LOST as error:
             raise unavailable(error) from error
-        except psycopg.DataError as error:
-            raise unstorable(error) from error
 
     async def connect(self) -> Connection:
         """A connection of one's own, outside the pool, for who keeps it: the appender and the tail."""
@@ -136,7 +139,7 @@ def unavailable(error: Exception) -> Unavailable:
     return Unavailable("The database is not available at the moment, try again", retry_after_ms=2000)
 
 
-def unstorable(error: psycopg.DataError) -> InvalidInput:
+def unstorable(error: psycopg.Error) -> InvalidInput:
     """What a client is told of a value that no column holds: a NUL in a text, a number out of range."""
     logger.warning("unstorable value: %s %s", type(error).__name__, error.sqlstate)  # not its text, which has the value
     return InvalidInput("A value in the request cannot be stored")
@@ -144,7 +147,7 @@ def unstorable(error: psycopg.DataError) -> InvalidInput:
 
 def is_lost(error: BaseException) -> bool:
     """Whether the database went away, rather than the statement being at fault."""
-    return isinstance(error, _LOST) and not isinstance(error, _RETRIED)
+    return isinstance(error, _LOST) and not isinstance(error, (*_RETRIED, *UNSTORABLE))
 
 
 def is_passing(error: BaseException) -> bool:

@@ -17,7 +17,7 @@ import psycopg
 
 from federation.protocol.errors import MatrixError, Unavailable
 from federation.protocol.types import UserID
-from storage.database import Connection, Database, Tx, is_lost, is_passing, unavailable, unstorable
+from storage.database import UNSTORABLE, Connection, Database, Tx, is_lost, is_passing, unavailable, unstorable
 
 logger = logging.getLogger(__name__)
 
@@ -218,7 +218,7 @@ class Log:
             elif len(batch) == 1:
                 if isinstance(error, psycopg.errors.IntegrityError):
                     error = AlreadyWritten("The same thing was written before")
-                elif isinstance(error, psycopg.DataError):
+                elif isinstance(error, UNSTORABLE):
                     error = unstorable(error)
                 elif not isinstance(error, MatrixError):
                     logger.error("an entry could not be appended", exc_info=error)

@@ -1,6 +1,7 @@
 """The log: batches, order, refusals, and what happens when the database goes away; the tail that follows it."""
 
 import asyncio
+import random
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Any, ClassVar, Self
 import psycopg
 import pytest
 
-from federation.protocol.errors import Forbidden, MatrixError, Unavailable
+from federation.protocol.errors import Forbidden, InvalidInput, MatrixError, Unavailable
 from federation.protocol.types import UserID
 from storage import tail as tail_module
 from storage.database import Database, Tx
@@ -188,7 +189,13 @@ async def test_work_that_raises_refuses_its_own_entry_alone(conninfo: str, notes
 
 @pytest.mark.parametrize(
     ("bad", "error"),
-    [(Note("a"), AlreadyWritten), (Note("bug", fails="bug"), MatrixError), (Note("nul\0"), MatrixError)],
+    [
+        (Note("a"), AlreadyWritten),
+        (Note("bug", fails="bug"), MatrixError),
+        (Note("nul\0"), MatrixError),
+        (Note(random.Random(1).randbytes(50_000).hex()), InvalidInput),  # longer than its index takes
+    ],
+    ids=["taken", "bug", "nul", "long"],
 )
 async def test_a_bad_entry_fails_alone(
     conninfo: str, notes: psycopg.Connection, bad: Note, error: type[MatrixError]
