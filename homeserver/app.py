@@ -306,6 +306,7 @@ class Application:
     def _build_rooms(self, server_name: ServerName) -> None:
         """What is done in rooms."""
         member_fields = MemberFields(self.database)
+        self.tail.add_view(member_fields.on_change)
         room_settings = RoomSettings(self.database, self.log)
         self.memberships = MembershipService(
             self.database,

@@ -422,52 +422,79 @@ async def _insert_relations(tx: Tx, changes: Sequence[RoomEvents], numbers: dict
         )
 
 
+_KEYS = "unnest(%s::int[], %s::int[], %s::int[], %s::int[]) as given(room, type, state_key, since)"
+_WRITE_TRUNK = (
+    # The predicate of `room_state_current_key` word for word: a key's history must not be looked through.
+    "with closed as ("
+    f" update room_state set until_version = given.since from {_KEYS} where room_state.room = given.room"
+    " and room_state.type = given.type and room_state.state_key = given.state_key"
+    " and room_state.line = 0 and room_state.until_version is null"
+    " returning room_state.room, room_state.type, room_state.state_key, membership),"
+    # What is replaced is closed before its successor comes: the insert waits for the count.
+    " opened as ("
+    " insert into room_state (event, room, line, since_version, type, state_key, until_version, membership)"
+    " select given.* from unnest(%s::bigint[], %s::int[], %s::int[], %s::int[], %s::int[], %s::int[], %s::int[],"
+    " %s::smallint[]) as given where (select count(*) from closed) >= 0)"
+    " select room, type, state_key, membership from closed where membership is not null"
+)
+_WRITE_BRANCH = (
+    "with closed as ("
+    " update room_state set until_version = given.since from"
+    " unnest(%s::int[], %s::int[], %s::int[], %s::int[], %s::int[]) as given(room, type, state_key, since, line)"
+    " where room_state.room = given.room and room_state.type = given.type and room_state.state_key = given.state_key"
+    " and room_state.line = given.line and room_state.until_version is null returning 1)"
+    " insert into room_state (event, room, line, since_version, type, state_key, until_version, membership)"
+    " select given.* from unnest(%s::bigint[], %s::int[], %s::int[], %s::int[], %s::int[], %s::int[], %s::int[],"
+    " %s::smallint[]) as given where (select count(*) from closed) >= 0"
+)
+_STATE_COLUMNS = (Int8, Int4, Int4, Int4, Int4, Int4, Int4, Int2)
+
+
+class _Writes:
+    """Entries of the trunk, or of branches, in the order in which they follow each other."""
+
+    def __init__(self) -> None:
+        self.rows: list[list[Any]] = []
+        self.firsts: dict[tuple[int, int, int, int], int] = {}
+        """By room, type, state key and line: the version that closes what the database has."""
+        self._latest: dict[tuple[int, int, int, int], list[Any]] = {}
+
+    def add(self, room: int, write: StateWrite, numbers: dict[str, int]) -> tuple[int, int, int, int]:
+        key = (room, numbers[write.type], numbers[write.state_key], write.line)
+        row: list[Any] = [write.position, room, write.line, write.since, key[1], key[2], None, write.membership]
+        if key in self._latest:
+            self._latest[key][6] = write.since
+        else:
+            self.firsts[key] = write.since
+        self._latest[key] = row
+        self.rows.append(row)
+        return key
+
+    def columns(self, *, with_line: bool) -> list[Any]:
+        keys = [Int4(column) for column in zip(*self.firsts, strict=True)]
+        lines = [keys[3]] if with_line else []
+        rows = [wrap(column) for wrap, column in zip(_STATE_COLUMNS, zip(*self.rows, strict=True), strict=True)]
+        return [*keys[:3], Int4(self.firsts.values()), *lines, *rows]
+
+
 async def _write_state(tx: Tx, state: Sequence[tuple[RoomEvents, StateWrite]], numbers: dict[str, int]) -> None:
     """Close what the writes replace and insert them; count who joined and who was invited."""
-    latest: dict[tuple[int, int, int, int], list[Any]] = {}
-    firsts: dict[tuple[int, int, int, int], int] = {}
-    inserted: list[list[Any]] = []
-    counters: dict[int, _Counters] = {}
-    transitions: dict[tuple[int, int, int, int], tuple[RoomEvents, Membership | None]] = {}
+    trunk, branches = _Writes(), _Writes()
+    members: dict[tuple[int, int, int, int], tuple[RoomEvents, Membership | None]] = {}
     for change, write in state:
-        key = (change.room.number, write.line, numbers[write.type], numbers[write.state_key])
-        row: list[Any] = [write.position, *key[:2], write.since, *key[2:], None, write.membership]
-        if key in latest:
-            latest[key][6] = write.since
-        else:
-            firsts[key] = write.since
-        latest[key] = row
-        inserted.append(row)
-        if write.line == 0 and change._counters is not None:
-            counters[change.room.number] = change._counters
-            if write.type == "m.room.member":
-                transitions[key] = (change, write.membership)
-    closed = await tx.fetch(
-        "update room_state set until_version = given.since from unnest(%s::int[], %s::int[], %s::int[], %s::int[],"
-        " %s::int[]) as given(room, line, type, state_key, since) where room_state.room = given.room"
-        " and room_state.line = given.line and room_state.type = given.type"
-        " and room_state.state_key = given.state_key and until_version is null"
-        " returning room_state.room, room_state.line, room_state.type, room_state.state_key, membership",
-        (
-            [key[0] for key in firsts],
-            [key[1] for key in firsts],
-            [key[2] for key in firsts],
-            [key[3] for key in firsts],
-            list(firsts.values()),
-        ),
-    )
-    before = {(row[0], row[1], row[2], row[3]): row[4] for row in closed}
-    for key, (_, membership) in transitions.items():
-        room = counters[key[0]]
-        was = before.get(key)
-        room.joined += (membership is Membership.JOIN) - (was == Membership.JOIN)
-        room.invited += (membership is Membership.INVITE) - (was == Membership.INVITE)
-    await tx.execute(
-        "insert into room_state (event, room, line, since_version, type, state_key, until_version, membership)"
-        " select * from unnest(%s::bigint[], %s::int[], %s::int[], %s::int[], %s::int[], %s::int[], %s::int[],"
-        " %s::smallint[])",
-        [list(column) for column in zip(*inserted, strict=True)],
-    )
+        key = (trunk if write.line == 0 else branches).add(change.room.number, write, numbers)
+        if write.line == 0 and write.type == "m.room.member":
+            members[key] = (change, write.membership)
+    if trunk.rows:
+        closed = await tx.fetch(_WRITE_TRUNK, trunk.columns(with_line=False))
+        before = {(row[0], row[1], row[2], 0): row[3] for row in closed}
+        for key, (change, membership) in members.items():
+            if change._counters is not None:
+                was = before.get(key)
+                change._counters.joined += (membership is Membership.JOIN) - (was == Membership.JOIN)
+                change._counters.invited += (membership is Membership.INVITE) - (was == Membership.INVITE)
+    if branches.rows:
+        await tx.execute(_WRITE_BRANCH, branches.columns(with_line=True))
     lines = [(change.room.number, line) for change, line in _lines(state)]
     if lines:
         await tx.execute(

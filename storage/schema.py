@@ -3,6 +3,7 @@
 Rooms, events and hot strings have integer ids; every room table's key leads with the room, so that a room can be
 purged by bounded range deletes. `position` is a place in the log (`storage/log.py`); an event's position is also
 what other tables call it by. Accounts, devices and keys are cold: they use the specification's own identifiers.
+Room tables name no foreign key: checking one would cost every event a look-up, and lock its room's row.
 """
 
 from sqlalchemy import (
@@ -90,7 +91,7 @@ events = Table(
     Column("position", BigInteger, nullable=False),
     Column("origin_server_ts", BigInteger, nullable=False),
     Column("redacted_by", BigInteger),
-    Column("room", Integer, ForeignKey("rooms.room"), nullable=False),
+    Column("room", Integer, nullable=False),
     Column("line", Integer, nullable=False),
     Column("version", Integer, nullable=False),
     Column("trunk_version", Integer, nullable=False),
@@ -127,7 +128,7 @@ events = Table(
 room_lines = Table(
     "room_lines",
     metadata,
-    Column("room", Integer, ForeignKey("rooms.room"), primary_key=True),
+    Column("room", Integer, primary_key=True, autoincrement=False),
     Column("line", Integer, primary_key=True),
     Column("parent_line", Integer),
     Column("parent_version", Integer),
@@ -139,7 +140,7 @@ room_state = Table(
     "room_state",
     metadata,
     Column("event", BigInteger, comment="Null where the line takes an entry of its parent away."),
-    Column("room", Integer, ForeignKey("rooms.room"), primary_key=True),
+    Column("room", Integer, primary_key=True, autoincrement=False),
     Column("line", Integer, primary_key=True),
     Column("since_version", Integer, primary_key=True),
     Column("type", Integer, primary_key=True),
@@ -166,7 +167,7 @@ room_state = Table(
 missing_events = Table(
     "missing_events",
     metadata,
-    Column("room", Integer, ForeignKey("rooms.room"), primary_key=True),
+    Column("room", Integer, primary_key=True, autoincrement=False),
     Column("event_id", Text, primary_key=True),
     Column("position", BigInteger, primary_key=True),
     comment="Backward extremities: events that `position` refers to and that we do not hold.",
@@ -175,7 +176,7 @@ missing_events = Table(
 pending_redactions = Table(
     "pending_redactions",
     metadata,
-    Column("room", Integer, ForeignKey("rooms.room"), primary_key=True),
+    Column("room", Integer, primary_key=True, autoincrement=False),
     Column("event_id", Text, primary_key=True),
     Column("position", BigInteger, primary_key=True),
     Column("only_of", Text, comment="A server: the redaction applies to its users' events alone."),
@@ -186,7 +187,7 @@ read_marks = Table(
     "read_marks",
     metadata,
     Column("position", BigInteger, nullable=False),
-    Column("room", Integer, ForeignKey("rooms.room"), nullable=False),
+    Column("room", Integer, nullable=False),
     Column("notify_total", Integer, nullable=False),
     Column("highlight_total", Integer, nullable=False),
     Column("user_id", Text, nullable=False),
@@ -198,7 +199,7 @@ read_marks = Table(
 threads = Table(
     "threads",
     metadata,
-    Column("room", Integer, ForeignKey("rooms.room"), primary_key=True),
+    Column("room", Integer, primary_key=True, autoincrement=False),
     Column("thread", Text, primary_key=True),
     Column("last_position", BigInteger, nullable=False),
     Column("notify_total", Integer, nullable=False),
@@ -210,7 +211,7 @@ notifications = Table(
     "notifications",
     metadata,
     Column("position", BigInteger, nullable=False),
-    Column("room", Integer, ForeignKey("rooms.room"), nullable=False),
+    Column("room", Integer, nullable=False),
     Column("user_id", Text, nullable=False),
     Column("notify", SmallInteger, nullable=False),
     Column("highlight", SmallInteger, nullable=False),
@@ -226,7 +227,7 @@ forgotten_rooms = Table(
     "forgotten_rooms",
     metadata,
     Column("user_id", Text, primary_key=True),
-    Column("room", Integer, ForeignKey("rooms.room"), primary_key=True),
+    Column("room", Integer, primary_key=True, autoincrement=False),
     Column("position", BigInteger, nullable=False),
     comment="Rooms that a user left and asked to forget, with the position of the leave.",
 )
@@ -235,7 +236,7 @@ relations = Table(
     "relations",
     metadata,
     Column("position", BigInteger, nullable=False, comment="The event that relates to `parent`."),
-    Column("room", Integer, ForeignKey("rooms.room"), nullable=False),
+    Column("room", Integer, nullable=False),
     Column("type", Integer, nullable=False, comment="`rel_type`, as a number of `strings`."),
     Column("sender", Integer, nullable=False),
     Column("parent", Text, nullable=False, comment="The event related to, held or not."),
@@ -274,7 +275,7 @@ delayed_events = Table(
 published_rooms = Table(
     "published_rooms",
     metadata,
-    Column("room", Integer, ForeignKey("rooms.room"), primary_key=True),
+    Column("room", Integer, primary_key=True, autoincrement=False),
     Column("network", Text, primary_key=True, comment="Empty, or an application service and its network."),
     comment="Rooms in the published room directory.",
 )
@@ -411,7 +412,7 @@ receipts = Table(
     Column("position", BigInteger, nullable=False),
     Column("event", BigInteger, nullable=False, comment="The event's position; 0 where we do not hold it."),
     Column("ts", BigInteger, nullable=False),
-    Column("room", Integer, ForeignKey("rooms.room"), nullable=False),
+    Column("room", Integer, nullable=False),
     Column("user_id", Text, nullable=False),
     Column("receipt_type", Text, nullable=False),
     Column("thread", Text, nullable=False, comment="A thread's root, 'main', or '' for a receipt without a thread."),

@@ -59,11 +59,16 @@ async def intern(tx: Tx, values: Iterable[str]) -> dict[str, int]:
     found = {value: _numbers[value] for value in wanted if value in _numbers}
     missing = sorted(wanted - found.keys())
     if missing:
-        await tx.execute(
-            "insert into strings (value) select unnest(%s::text[]) on conflict do nothing",
-            (missing,),
+        rows = await tx.fetch(
+            "with new as (insert into strings (value) select wanted from unnest(%s::text[]) as wanted"
+            "  where not exists (select from strings where value = wanted) on conflict do nothing"
+            "  returning value, id)"
+            " select value, id from new union all select value, id from strings where value = any(%s::text[])",
+            (missing, missing),
         )
-        found |= await find(tx, missing)
+        found |= {value: number for value, number in rows}
+        if len(found) < len(wanted):  # somebody else's were committed in between: the next statement sees them
+            found |= await find(tx, wanted - found.keys())
     return found
 
 

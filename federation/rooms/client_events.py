@@ -149,13 +149,12 @@ async def _positions_before(tx: Tx, state: Sequence[StoredEvent]) -> dict[int, i
     numbers = await strings.find(tx, {text for event in state for text in (event.type, event.state_key or "")})
     asked = [event for event in state if event.version > 0 and event.type in numbers and event.state_key in numbers]
     rows = await tx.fetch(
-        "select given.position, room_state.event from room_state"
-        " join unnest(%s::bigint[], %s::int[], %s::int[], %s::int[], %s::int[])"
-        "  as given(position, room, type, state_key, version)"
-        " on room_state.room = given.room and room_state.type = given.type"
-        " and room_state.state_key = given.state_key"
-        " where line = 0 and since_version <= given.version"
-        " and (until_version is null or until_version > given.version) and event is not null",
+        "select given.position, found.event from unnest(%s::bigint[], %s::int[], %s::int[], %s::int[], %s::int[])"
+        "  as given(position, room, type, state_key, version), lateral ("
+        "  select event, until_version from room_state where room_state.room = given.room and line = 0"
+        "  and room_state.type = given.type and room_state.state_key = given.state_key"
+        "  and since_version <= given.version order by since_version desc limit 1) as found"
+        " where found.event is not null and (found.until_version is null or found.until_version > given.version)",
         (
             [event.position for event in asked],
             [event.room for event in asked],

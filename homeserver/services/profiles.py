@@ -11,11 +11,12 @@ from federation.protocol.types import JsonObject, ServerName, UserID
 from storage import profiles
 from storage.database import Database, Tx
 from storage.invalidations import Invalidated, Kind
-from storage.log import Entry, Log
+from storage.log import Change, Entry, Log
 
 MAX_PROFILE_BYTES = 65_535
 MAX_KEY_BYTES = 255
 MAX_NAME_LENGTH = 1000
+MAX_REMEMBERED = 20_000
 PROPAGATED = frozenset(("displayname", "avatar_url"))
 """The fields that stand in the user's member events, too."""
 
@@ -28,12 +29,29 @@ class MemberFields:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._known: dict[UserID, JsonObject] = {}
+        self._changes = 0
+
+    def on_change(self, _position: int, change: Change) -> None:
+        """Forget what a change makes stale: a view of the tail."""
+        if isinstance(change, Invalidated) and change.kind_of is Kind.PROFILE:
+            self._changes += 1
+            self._known.pop(change.user_id, None)
 
     async def get(self, user_id: UserID) -> JsonObject:
-        """Name and avatar, as far as they are set; nothing for who is no user of ours."""
+        """Name and avatar, as far as they are set; nothing for who is no user of ours. Not to be changed."""
+        known = self._known.get(user_id)
+        if known is not None:
+            return known
+        changes = self._changes
         async with self._database.read() as tx:
             fields = (await profiles.find_many(tx, [user_id])).get(user_id, {})
-        return {key: fields[key] for key in PROPAGATED if key in fields}
+        found = {key: fields[key] for key in PROPAGATED if key in fields}
+        if changes == self._changes:  # else what was read may be older than the change
+            if len(self._known) >= MAX_REMEMBERED:
+                self._known.clear()
+            self._known[user_id] = found
+        return found
 
 
 class ProfileService:

@@ -64,6 +64,41 @@ COMMENT ON COLUMN device_list_changes.device_ids IS 'None where the cross-signin
 
 COMMENT ON COLUMN device_list_changes.seen_by IS 'The only user who may know of it.';
 
+CREATE TABLE events (
+	position BIGINT NOT NULL,
+	origin_server_ts BIGINT NOT NULL,
+	redacted_by BIGINT,
+	room INTEGER NOT NULL,
+	line INTEGER NOT NULL,
+	version INTEGER NOT NULL,
+	trunk_version INTEGER NOT NULL,
+	type INTEGER NOT NULL,
+	sender INTEGER NOT NULL,
+	state_key INTEGER,
+	after_line INTEGER,
+	after_version INTEGER,
+	notify_total INTEGER NOT NULL,
+	highlight_total INTEGER NOT NULL,
+	device INTEGER,
+	flags SMALLINT NOT NULL,
+	event_id TEXT NOT NULL,
+	thread TEXT,
+	txn_id TEXT,
+	json BYTEA NOT NULL,
+	CONSTRAINT events_pkey PRIMARY KEY (room, position),
+	CONSTRAINT events_event_id_excl EXCLUDE USING hash (event_id WITH =)
+);
+
+CREATE INDEX events_position_idx ON events (position);
+
+CREATE INDEX events_room_origin_server_ts_idx ON events (room, origin_server_ts);
+
+CREATE INDEX events_thread_idx ON events (room, thread, position) WHERE thread is not null;
+
+CREATE UNIQUE INDEX events_transaction_key ON events (device, txn_id, room, type) WHERE txn_id is not null;
+
+COMMENT ON TABLE events IS 'Verified PDUs (json: see event_bytes.py). (line, version) is the state before the event.';
+
 CREATE TABLE filters (
 	filter INTEGER NOT NULL,
 	user_id TEXT NOT NULL,
@@ -72,6 +107,15 @@ CREATE TABLE filters (
 );
 
 COMMENT ON TABLE filters IS 'Stored filters, numbered for each user. The same filter is stored once.';
+
+CREATE TABLE forgotten_rooms (
+	user_id TEXT NOT NULL,
+	room INTEGER NOT NULL,
+	position BIGINT NOT NULL,
+	CONSTRAINT forgotten_rooms_pkey PRIMARY KEY (user_id, room)
+);
+
+COMMENT ON TABLE forgotten_rooms IS 'Rooms that a user left and asked to forget, with the position of the leave.';
 
 CREATE TABLE interactive_auth_sessions (
 	session_hash BYTEA NOT NULL,
@@ -139,6 +183,44 @@ CREATE TABLE log_head (
 
 COMMENT ON TABLE log_head IS 'One row: the newest position. Its row lock is the log''s lock: who holds it appends.';
 
+CREATE TABLE missing_events (
+	room INTEGER NOT NULL,
+	event_id TEXT NOT NULL,
+	position BIGINT NOT NULL,
+	CONSTRAINT missing_events_pkey PRIMARY KEY (room, event_id, position)
+);
+
+COMMENT ON TABLE missing_events IS 'Backward extremities: events that `position` refers to and that we do not hold.';
+
+CREATE TABLE notifications (
+	position BIGINT NOT NULL,
+	room INTEGER NOT NULL,
+	user_id TEXT NOT NULL,
+	notify SMALLINT NOT NULL,
+	highlight SMALLINT NOT NULL,
+	thread TEXT NOT NULL,
+	actions TEXT,
+	CONSTRAINT notifications_pkey PRIMARY KEY (room, user_id, position)
+);
+
+CREATE INDEX notifications_position_idx ON notifications (position);
+
+CREATE INDEX notifications_user_id_position_idx ON notifications (user_id, position);
+
+COMMENT ON TABLE notifications IS 'Where one user''s count differs from what the room counts for everybody: mentions and own rules.';
+
+CREATE TABLE pending_redactions (
+	room INTEGER NOT NULL,
+	event_id TEXT NOT NULL,
+	position BIGINT NOT NULL,
+	only_of TEXT,
+	CONSTRAINT pending_redactions_pkey PRIMARY KEY (room, event_id, position)
+);
+
+COMMENT ON TABLE pending_redactions IS 'Redactions whose target we do not hold yet.';
+
+COMMENT ON COLUMN pending_redactions.only_of IS 'A server: the redaction applies to its users'' events alone.';
+
 CREATE UNLOGGED TABLE presence (
 	last_active_ts BIGINT NOT NULL,
 	user_id TEXT NOT NULL,
@@ -157,6 +239,50 @@ CREATE TABLE profiles (
 
 COMMENT ON TABLE profiles IS 'Profiles of local users as JSON objects.';
 
+CREATE TABLE published_rooms (
+	room INTEGER NOT NULL,
+	network TEXT NOT NULL,
+	CONSTRAINT published_rooms_pkey PRIMARY KEY (room, network)
+);
+
+COMMENT ON TABLE published_rooms IS 'Rooms in the published room directory.';
+
+COMMENT ON COLUMN published_rooms.network IS 'Empty, or an application service and its network.';
+
+CREATE TABLE read_marks (
+	position BIGINT NOT NULL,
+	room INTEGER NOT NULL,
+	notify_total INTEGER NOT NULL,
+	highlight_total INTEGER NOT NULL,
+	user_id TEXT NOT NULL,
+	thread TEXT NOT NULL,
+	CONSTRAINT read_marks_pkey PRIMARY KEY (user_id, room, thread)
+);
+
+COMMENT ON TABLE read_marks IS 'Up to where a local user has read: a thread''s root, ''main'', or '''' for the room regardless of threads.';
+
+CREATE TABLE receipts (
+	position BIGINT NOT NULL,
+	event BIGINT NOT NULL,
+	ts BIGINT NOT NULL,
+	room INTEGER NOT NULL,
+	user_id TEXT NOT NULL,
+	receipt_type TEXT NOT NULL,
+	thread TEXT NOT NULL,
+	event_id TEXT NOT NULL,
+	CONSTRAINT receipts_pkey PRIMARY KEY (room, user_id, receipt_type, thread)
+);
+
+CREATE INDEX receipts_position_idx ON receipts (position);
+
+CREATE INDEX receipts_room_position_idx ON receipts (room, position);
+
+COMMENT ON TABLE receipts IS 'The newest receipt of each user, type and thread, of users of any server.';
+
+COMMENT ON COLUMN receipts.event IS 'The event''s position; 0 where we do not hold it.';
+
+COMMENT ON COLUMN receipts.thread IS 'A thread''s root, ''main'', or '''' for a receipt without a thread.';
+
 CREATE TABLE registration_tokens (
 	token TEXT NOT NULL,
 	created_ts BIGINT NOT NULL,
@@ -167,6 +293,26 @@ CREATE TABLE registration_tokens (
 );
 
 COMMENT ON TABLE registration_tokens IS 'What lets people register where registration is by token.';
+
+CREATE TABLE relations (
+	position BIGINT NOT NULL,
+	room INTEGER NOT NULL,
+	type INTEGER NOT NULL,
+	sender INTEGER NOT NULL,
+	parent TEXT NOT NULL,
+	key TEXT,
+	CONSTRAINT relations_pkey PRIMARY KEY (room, parent, type, position)
+);
+
+COMMENT ON TABLE relations IS 'Events that have `m.relates_to` with a `rel_type`.';
+
+COMMENT ON COLUMN relations.position IS 'The event that relates to `parent`.';
+
+COMMENT ON COLUMN relations.type IS '`rel_type`, as a number of `strings`.';
+
+COMMENT ON COLUMN relations.parent IS 'The event related to, held or not.';
+
+COMMENT ON COLUMN relations.key IS 'Of an annotation.';
 
 CREATE TABLE reports (
 	report BIGINT GENERATED BY DEFAULT AS IDENTITY,
@@ -196,6 +342,39 @@ COMMENT ON TABLE room_aliases IS 'Room aliases of this server.';
 
 COMMENT ON COLUMN room_aliases.room_id IS 'Maybe of a room that this server does not know.';
 
+CREATE TABLE room_lines (
+	room INTEGER NOT NULL,
+	line INTEGER NOT NULL,
+	parent_line INTEGER,
+	parent_version INTEGER,
+	version INTEGER NOT NULL,
+	CONSTRAINT room_lines_pkey PRIMARY KEY (room, line)
+);
+
+COMMENT ON TABLE room_lines IS 'Branches of a room''s state: what differs from a version of the parent line (none: a whole state).';
+
+CREATE TABLE room_state (
+	event BIGINT,
+	room INTEGER NOT NULL,
+	line INTEGER NOT NULL,
+	since_version INTEGER NOT NULL,
+	type INTEGER NOT NULL,
+	state_key INTEGER NOT NULL,
+	until_version INTEGER,
+	membership SMALLINT,
+	CONSTRAINT room_state_pkey PRIMARY KEY (room, line, since_version, type, state_key)
+);
+
+CREATE UNIQUE INDEX room_state_current_key ON room_state (room, type, state_key) WHERE line = 0 and until_version is null;
+
+CREATE INDEX room_state_history_idx ON room_state (room, type, state_key, line, since_version);
+
+CREATE INDEX room_state_member_idx ON room_state (state_key) WHERE line = 0 and until_version is null and membership is not null;
+
+COMMENT ON TABLE room_state IS 'Each state change once, with the versions of its line between which it was current.';
+
+COMMENT ON COLUMN room_state.event IS 'Null where the line takes an entry of its parent away.';
+
 CREATE TABLE rooms (
 	room INTEGER GENERATED BY DEFAULT AS IDENTITY,
 	room_id TEXT NOT NULL,
@@ -222,6 +401,17 @@ CREATE TABLE strings (
 );
 
 COMMENT ON TABLE strings IS 'Event types, state keys and user IDs as integers; those below 1000 are named in storage/strings.py.';
+
+CREATE TABLE threads (
+	room INTEGER NOT NULL,
+	thread TEXT NOT NULL,
+	last_position BIGINT NOT NULL,
+	notify_total INTEGER NOT NULL,
+	highlight_total INTEGER NOT NULL,
+	CONSTRAINT threads_pkey PRIMARY KEY (room, thread)
+);
+
+COMMENT ON TABLE threads IS 'Running counts of each thread.';
 
 CREATE TABLE to_device_messages (
 	position BIGINT NOT NULL,
@@ -280,52 +470,6 @@ CREATE TABLE devices (
 
 COMMENT ON TABLE devices IS 'Devices of local users. `device` is never given twice, so what refers to a deleted one finds nothing.';
 
-CREATE TABLE events (
-	position BIGINT NOT NULL,
-	origin_server_ts BIGINT NOT NULL,
-	redacted_by BIGINT,
-	room INTEGER NOT NULL,
-	line INTEGER NOT NULL,
-	version INTEGER NOT NULL,
-	trunk_version INTEGER NOT NULL,
-	type INTEGER NOT NULL,
-	sender INTEGER NOT NULL,
-	state_key INTEGER,
-	after_line INTEGER,
-	after_version INTEGER,
-	notify_total INTEGER NOT NULL,
-	highlight_total INTEGER NOT NULL,
-	device INTEGER,
-	flags SMALLINT NOT NULL,
-	event_id TEXT NOT NULL,
-	thread TEXT,
-	txn_id TEXT,
-	json BYTEA NOT NULL,
-	CONSTRAINT events_pkey PRIMARY KEY (room, position),
-	CONSTRAINT events_event_id_excl EXCLUDE USING hash (event_id WITH =),
-	CONSTRAINT events_room_fkey FOREIGN KEY(room) REFERENCES rooms (room)
-);
-
-CREATE INDEX events_position_idx ON events (position);
-
-CREATE INDEX events_room_origin_server_ts_idx ON events (room, origin_server_ts);
-
-CREATE INDEX events_thread_idx ON events (room, thread, position) WHERE thread is not null;
-
-CREATE UNIQUE INDEX events_transaction_key ON events (device, txn_id, room, type) WHERE txn_id is not null;
-
-COMMENT ON TABLE events IS 'Verified PDUs (json: see event_bytes.py). (line, version) is the state before the event.';
-
-CREATE TABLE forgotten_rooms (
-	user_id TEXT NOT NULL,
-	room INTEGER NOT NULL,
-	position BIGINT NOT NULL,
-	CONSTRAINT forgotten_rooms_pkey PRIMARY KEY (user_id, room),
-	CONSTRAINT forgotten_rooms_room_fkey FOREIGN KEY(room) REFERENCES rooms (room)
-);
-
-COMMENT ON TABLE forgotten_rooms IS 'Rooms that a user left and asked to forget, with the position of the leave.';
-
 CREATE TABLE key_backup_keys (
 	version BIGINT NOT NULL,
 	first_message_index BIGINT NOT NULL,
@@ -341,150 +485,6 @@ CREATE TABLE key_backup_keys (
 
 COMMENT ON TABLE key_backup_keys IS 'Room keys that only the user''s devices can read.';
 
-CREATE TABLE missing_events (
-	room INTEGER NOT NULL,
-	event_id TEXT NOT NULL,
-	position BIGINT NOT NULL,
-	CONSTRAINT missing_events_pkey PRIMARY KEY (room, event_id, position),
-	CONSTRAINT missing_events_room_fkey FOREIGN KEY(room) REFERENCES rooms (room)
-);
-
-COMMENT ON TABLE missing_events IS 'Backward extremities: events that `position` refers to and that we do not hold.';
-
-CREATE TABLE notifications (
-	position BIGINT NOT NULL,
-	room INTEGER NOT NULL,
-	user_id TEXT NOT NULL,
-	notify SMALLINT NOT NULL,
-	highlight SMALLINT NOT NULL,
-	thread TEXT NOT NULL,
-	actions TEXT,
-	CONSTRAINT notifications_pkey PRIMARY KEY (room, user_id, position),
-	CONSTRAINT notifications_room_fkey FOREIGN KEY(room) REFERENCES rooms (room)
-);
-
-CREATE INDEX notifications_position_idx ON notifications (position);
-
-CREATE INDEX notifications_user_id_position_idx ON notifications (user_id, position);
-
-COMMENT ON TABLE notifications IS 'Where one user''s count differs from what the room counts for everybody: mentions and own rules.';
-
-CREATE TABLE pending_redactions (
-	room INTEGER NOT NULL,
-	event_id TEXT NOT NULL,
-	position BIGINT NOT NULL,
-	only_of TEXT,
-	CONSTRAINT pending_redactions_pkey PRIMARY KEY (room, event_id, position),
-	CONSTRAINT pending_redactions_room_fkey FOREIGN KEY(room) REFERENCES rooms (room)
-);
-
-COMMENT ON TABLE pending_redactions IS 'Redactions whose target we do not hold yet.';
-
-COMMENT ON COLUMN pending_redactions.only_of IS 'A server: the redaction applies to its users'' events alone.';
-
-CREATE TABLE published_rooms (
-	room INTEGER NOT NULL,
-	network TEXT NOT NULL,
-	CONSTRAINT published_rooms_pkey PRIMARY KEY (room, network),
-	CONSTRAINT published_rooms_room_fkey FOREIGN KEY(room) REFERENCES rooms (room)
-);
-
-COMMENT ON TABLE published_rooms IS 'Rooms in the published room directory.';
-
-COMMENT ON COLUMN published_rooms.network IS 'Empty, or an application service and its network.';
-
-CREATE TABLE read_marks (
-	position BIGINT NOT NULL,
-	room INTEGER NOT NULL,
-	notify_total INTEGER NOT NULL,
-	highlight_total INTEGER NOT NULL,
-	user_id TEXT NOT NULL,
-	thread TEXT NOT NULL,
-	CONSTRAINT read_marks_pkey PRIMARY KEY (user_id, room, thread),
-	CONSTRAINT read_marks_room_fkey FOREIGN KEY(room) REFERENCES rooms (room)
-);
-
-COMMENT ON TABLE read_marks IS 'Up to where a local user has read: a thread''s root, ''main'', or '''' for the room regardless of threads.';
-
-CREATE TABLE receipts (
-	position BIGINT NOT NULL,
-	event BIGINT NOT NULL,
-	ts BIGINT NOT NULL,
-	room INTEGER NOT NULL,
-	user_id TEXT NOT NULL,
-	receipt_type TEXT NOT NULL,
-	thread TEXT NOT NULL,
-	event_id TEXT NOT NULL,
-	CONSTRAINT receipts_pkey PRIMARY KEY (room, user_id, receipt_type, thread),
-	CONSTRAINT receipts_room_fkey FOREIGN KEY(room) REFERENCES rooms (room)
-);
-
-CREATE INDEX receipts_position_idx ON receipts (position);
-
-CREATE INDEX receipts_room_position_idx ON receipts (room, position);
-
-COMMENT ON TABLE receipts IS 'The newest receipt of each user, type and thread, of users of any server.';
-
-COMMENT ON COLUMN receipts.event IS 'The event''s position; 0 where we do not hold it.';
-
-COMMENT ON COLUMN receipts.thread IS 'A thread''s root, ''main'', or '''' for a receipt without a thread.';
-
-CREATE TABLE relations (
-	position BIGINT NOT NULL,
-	room INTEGER NOT NULL,
-	type INTEGER NOT NULL,
-	sender INTEGER NOT NULL,
-	parent TEXT NOT NULL,
-	key TEXT,
-	CONSTRAINT relations_pkey PRIMARY KEY (room, parent, type, position),
-	CONSTRAINT relations_room_fkey FOREIGN KEY(room) REFERENCES rooms (room)
-);
-
-COMMENT ON TABLE relations IS 'Events that have `m.relates_to` with a `rel_type`.';
-
-COMMENT ON COLUMN relations.position IS 'The event that relates to `parent`.';
-
-COMMENT ON COLUMN relations.type IS '`rel_type`, as a number of `strings`.';
-
-COMMENT ON COLUMN relations.parent IS 'The event related to, held or not.';
-
-COMMENT ON COLUMN relations.key IS 'Of an annotation.';
-
-CREATE TABLE room_lines (
-	room INTEGER NOT NULL,
-	line INTEGER NOT NULL,
-	parent_line INTEGER,
-	parent_version INTEGER,
-	version INTEGER NOT NULL,
-	CONSTRAINT room_lines_pkey PRIMARY KEY (room, line),
-	CONSTRAINT room_lines_room_fkey FOREIGN KEY(room) REFERENCES rooms (room)
-);
-
-COMMENT ON TABLE room_lines IS 'Branches of a room''s state: what differs from a version of the parent line (none: a whole state).';
-
-CREATE TABLE room_state (
-	event BIGINT,
-	room INTEGER NOT NULL,
-	line INTEGER NOT NULL,
-	since_version INTEGER NOT NULL,
-	type INTEGER NOT NULL,
-	state_key INTEGER NOT NULL,
-	until_version INTEGER,
-	membership SMALLINT,
-	CONSTRAINT room_state_pkey PRIMARY KEY (room, line, since_version, type, state_key),
-	CONSTRAINT room_state_room_fkey FOREIGN KEY(room) REFERENCES rooms (room)
-);
-
-CREATE UNIQUE INDEX room_state_current_key ON room_state (room, type, state_key) WHERE line = 0 and until_version is null;
-
-CREATE INDEX room_state_history_idx ON room_state (room, type, state_key, line, since_version);
-
-CREATE INDEX room_state_member_idx ON room_state (state_key) WHERE line = 0 and until_version is null and membership is not null;
-
-COMMENT ON TABLE room_state IS 'Each state change once, with the versions of its line between which it was current.';
-
-COMMENT ON COLUMN room_state.event IS 'Null where the line takes an entry of its parent away.';
-
 CREATE TABLE short_lived_tokens (
 	token_hash BYTEA NOT NULL,
 	expires_ts BIGINT NOT NULL,
@@ -499,18 +499,6 @@ CREATE INDEX short_lived_tokens_expires_ts_idx ON short_lived_tokens (expires_ts
 CREATE INDEX short_lived_tokens_user_id_idx ON short_lived_tokens (user_id);
 
 COMMENT ON TABLE short_lived_tokens IS 'Login tokens and OpenID tokens.';
-
-CREATE TABLE threads (
-	room INTEGER NOT NULL,
-	thread TEXT NOT NULL,
-	last_position BIGINT NOT NULL,
-	notify_total INTEGER NOT NULL,
-	highlight_total INTEGER NOT NULL,
-	CONSTRAINT threads_pkey PRIMARY KEY (room, thread),
-	CONSTRAINT threads_room_fkey FOREIGN KEY(room) REFERENCES rooms (room)
-);
-
-COMMENT ON TABLE threads IS 'Running counts of each thread.';
 
 CREATE TABLE dehydrated_devices (
 	user_id TEXT NOT NULL,

@@ -6,6 +6,7 @@ import psycopg
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from psycopg import sql
 
 from storage import arrays
 from storage.arrays import Byteas, Int2, Int4, Int8, Texts
@@ -44,5 +45,6 @@ def _sent(conninfo: str, value: Any, type_name: str) -> list[Any]:
     adapters = psycopg.adapt.AdaptersMap(psycopg.adapters)
     arrays.register(adapters)
     with psycopg.connect(conninfo, context=adapters) as connection:
-        rows = connection.execute(f"select * from unnest(%s::{type_name})", (value,)).fetchall()
+        query = sql.SQL("select * from unnest(%s::{})").format(sql.SQL(type_name))
+        rows = connection.execute(query, (value,)).fetchall()
     return [element for (element,) in rows]
