@@ -235,8 +235,17 @@ def from_row(row: Row) -> StoredEvent:
         thread=row[12],
         device=row[13],
         txn_id=row[14],
-        canonical=unpack(row[15]),
+        canonical=_unpacked(row[15]),
     )
+
+
+def _unpacked(stored: bytes) -> bytes:
+    """The canonical JSON; nothing of a row that is damaged, which then is no event."""
+    try:
+        return unpack(stored)
+    except ValueError as error:
+        logger.warning("%s", error)
+        return b""
 
 
 async def by_position(tx: Tx, room: int, positions: Collection[int]) -> dict[int, StoredEvent]:

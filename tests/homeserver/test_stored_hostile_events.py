@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from storage.event_bytes import pack
 from tests.clients import Client, Server, quote
 from tests.homeserver.rooms import a_room, act, bodies, history, join, leave, page, say, set_state, set_visibility
 from tests.servers import running
@@ -31,6 +32,9 @@ def nested(depth: int) -> bytes:
 HOSTILE = {
     "nothing": b"",
     "no JSON": b"{",
+    "damaged": b"\x01damaged",
+    "packed, but null": pack(b"null"),
+    "of a later version": b"\x7f{}",
     "no UTF-8": b'{"type":"\xff"}',
     "null": b"null",
     "an array": b"[]",
