@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 CHANNEL = "hearth_log"
 MAX_BATCH = 256
 """Entries in one transaction, so that no append is ever long."""
+_LIMITS = "set lock_timeout = '20s'; set idle_in_transaction_session_timeout = '60s'"
+"""A process that hangs with the log's lock loses it, and those who wait for it tell their clients."""
 
 Work = Callable[[Tx], Awaitable[Any]]
 
@@ -157,6 +159,8 @@ class Log:
         self._pending: list[_Pending] = []
         self._wake = asyncio.Event()
         self._connection: Connection | None = None
+        self._is_uncertain = False
+        """Whether something may be committed that the tail was not told of."""
         self._closing = False
 
     async def append(self, entry: Entry) -> Appended:
@@ -193,6 +197,12 @@ class Log:
     async def _drain(self) -> None:
         self._wake.clear()
         while self._pending:
+            try:
+                await self._connected()
+            except Exception as error:  # no use in trying it for each batch
+                waiting, self._pending = self._pending, []
+                _fail(waiting, unavailable(error))
+                return
             batch, self._pending = self._pending[:MAX_BATCH], self._pending[MAX_BATCH:]
             try:
                 await self._write(batch)
@@ -211,13 +221,17 @@ class Log:
         except Exception as error:  # every failure belongs to the entries of this batch
             if is_lost(error):
                 await self._forget_connection()
-                _fail(batch, unavailable(error))
+                refusal = unavailable(error)
+                await self._look_again()
+                _fail(batch, refusal)
             elif len(batch) == 1 and is_passing(error) and not batch[0].was_retried:
                 batch[0].was_retried = True
                 await self._write(batch)
             elif len(batch) == 1:
                 if isinstance(error, psycopg.errors.IntegrityError):
                     error = AlreadyWritten("The same thing was written before")
+                elif is_passing(error):  # a deadlock with somebody who is not in the log, twice
+                    error = Conflict("Others change the same at this moment, try again")
                 elif isinstance(error, UNSTORABLE):
                     error = unstorable(error)
                 elif not isinstance(error, MatrixError):
@@ -241,6 +255,8 @@ class Log:
                     raise RuntimeError("log_head is empty: the database was not migrated")
                 position: int = row[0]
                 before = position - total
+                if self._is_uncertain:  # under the log's lock everything below can be seen
+                    await self._tell_of_others(connection, before)
                 first = before + 1
                 for pending in batch:
                     pending.first = first
@@ -262,16 +278,28 @@ class Log:
             except BaseException:
                 await _roll_back(connection)
                 raise
-            try:
-                await self._tail.on_commit(Batch(before, position, changes, connection.info.backend_pid))
-            except Exception:  # it is committed: the tail reads it again, as it reads what others append
-                logger.exception("positions up to %d are committed, and the tail did not take them", position)
+            await self._tell(Batch(before, position, changes, connection.info.backend_pid))
         for pending in batch:
             error = refused.get(id(pending))
             if error is not None:
                 _refuse(pending, error)
             else:
                 _accept(pending)
+
+    async def _tell(self, batch: Batch) -> None:
+        """Hand the tail, whose `reading` is held, what is committed; what it does not take it reads when it can."""
+        try:
+            await self._tail.on_commit(batch)
+            self._is_uncertain = False
+        except Exception as error:
+            self._is_uncertain = True
+            if not isinstance(error, Unavailable):  # that is logged where it arises
+                logger.exception("positions up to %d are committed, and the tail did not take them", batch.position)
+
+    async def _tell_of_others(self, connection: Connection, position: int) -> None:
+        """Have the tail read up to here. The log's lock is held."""
+        async with self._tail.reading:
+            await self._tell(Batch(position, position, (), connection.info.backend_pid))
 
     async def _run_work(self, connection: Connection, tx: Tx, batch: list[_Pending]) -> dict[int, Exception]:
         refused: dict[int, Exception] = {}
@@ -286,13 +314,31 @@ class Log:
                 refused[id(pending)] = error
         return refused
 
+    async def _look_again(self) -> None:
+        """Before anybody is told that their entry may be written: if it is, let the tail know."""
+        try:
+            connection = await self._connected()
+            try:
+                # Locked, this waits for the transaction whose end we do not know.
+                row = await Tx(connection).run("begin; select position from log_head for update")
+                if row is not None:
+                    await self._tell_of_others(connection, row[0])
+            finally:
+                await _roll_back(connection)
+        except psycopg.Error as error:  # the next batch looks again, or the tail does
+            unavailable(error)
+            await self._forget_connection()
+
     async def _connected(self) -> Connection:
         if self._connection is None or self._connection.closed:
-            self._connection = await self._database.connect()
+            connection = await self._database.connect()
+            await connection.execute(_LIMITS)
+            self._connection = connection
         return self._connection
 
     async def _forget_connection(self) -> None:
         connection, self._connection = self._connection, None
+        self._is_uncertain = True
         if connection is not None:
             try:
                 await connection.close()

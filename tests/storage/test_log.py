@@ -288,7 +288,7 @@ async def test_what_is_committed_is_not_written_again_when_the_tail_cannot_take_
     conninfo: str, notes: psycopg.Connection
 ) -> None:
     async with a_follower(conninfo) as process:
-        failures = [Unavailable("away"), Unavailable("away")]
+        failures = [Unavailable("away")] * 3  # the second batch offers what the first one wrote, too
         take = process.tail.on_commit
 
         async def fail_first(batch: Batch) -> None:
