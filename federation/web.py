@@ -16,7 +16,7 @@ import orjson
 from aiohttp import web
 
 from federation.protocol import canonical_json
-from federation.protocol.errors import InvalidInput, LimitExceeded, MatrixError, TooLarge, Unavailable
+from federation.protocol.errors import InvalidInput, MatrixError, TooLarge
 from federation.protocol.types import JsonObject
 
 logger = logging.getLogger(__name__)
@@ -239,7 +239,7 @@ def error_response(error: MatrixError) -> web.Response:
     """The specification's error object, with `Retry-After` where waiting helps."""
     headers = {}
     retry_after_ms = error.fields.get("retry_after_ms")
-    if retry_after_ms is not None and isinstance(error, LimitExceeded | Unavailable):
+    if retry_after_ms is not None:
         headers["Retry-After"] = str(-(-retry_after_ms // 1000))
     return json_response(error.body(), error.http_status, headers)
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import psycopg
 from psycopg import errors as pg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.types.array import ListBinaryDumper
 from psycopg_pool import AsyncConnectionPool, PoolTimeout, TooManyRequests
 
@@ -30,6 +31,8 @@ _LOST = (
     psycopg.InterfaceError,
     PoolTimeout,
     TooManyRequests,
+    pg.ReadOnlySqlTransaction,  # the connection leads to a standby, after a failover
+    pg.IdleInTransactionSessionTimeout,
 )
 """The database is away, full or shutting down. Nothing was committed, or we cannot know (see `Log`)."""
 
@@ -43,6 +46,20 @@ _ADAPTERS = psycopg.adapt.AdaptersMap(psycopg.adapters)
 _ADAPTERS.register_dumper(list, ListBinaryDumper)  # arrays as text cost 5 times the CPU, arrays of bytes 500 times
 arrays.register(_ADAPTERS)
 _SETTINGS: dict[str, Any] = {"autocommit": True, "prepare_threshold": 2, "context": _ADAPTERS}
+_NETWORK = {
+    "connect_timeout": "10",
+    "keepalives_idle": "15",
+    "keepalives_interval": "5",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "30000",
+}
+"""A machine that vanished is noticed within half a minute, not after hours; the operator's own values win."""
+
+_PATIENCE_SECONDS = 10.0
+"""For how long a request waits for a connection of the pool."""
+_PATIENCE_WHILE_AWAY_SECONDS = 1.0
+_RECONNECT_SECONDS = 2.0
+"""After which the pool gives up a connection and makes one when it is asked for: its pauses double, ours must not."""
 
 
 class Tx:
@@ -87,14 +104,15 @@ class Database:
     """The pool of connections of this process."""
 
     def __init__(self, conninfo: str, *, max_connections: int = 10) -> None:
-        self.conninfo = conninfo
+        self.conninfo = make_conninfo(conninfo, **{**_NETWORK, **conninfo_to_dict(conninfo)})
+        self._patience_seconds = _PATIENCE_SECONDS
         self._pool = AsyncConnectionPool(
-            conninfo,
+            self.conninfo,
             min_size=1,
             max_size=max_connections,
             open=False,
-            timeout=10,
             max_waiting=2000,
+            reconnect_timeout=_RECONNECT_SECONDS,
             kwargs=_SETTINGS,
         )
 
@@ -110,7 +128,7 @@ class Database:
     async def transaction(self) -> AsyncIterator[Tx]:
         """Several statements, committed together when the block ends without an exception."""
         try:
-            async with self._pool.connection() as connection, connection.transaction():
+            async with self._pool.connection(self._patience_seconds) as connection, connection.transaction():
                 yield Tx(connection)
         except UNSTORABLE as error:
             raise unstorable(error) from error
@@ -121,7 +139,7 @@ class Database:
     async def read(self) -> AsyncIterator[Tx]:
         """Statements that each see the newest commits; nothing is written."""
         try:
-            async with self._pool.connection() as connection:
+            async with self._pool.connection(self._patience_seconds) as connection:
                 yield Tx(connection)
         except UNSTORABLE as error:
             raise unstorable(error) from error
@@ -129,8 +147,22 @@ class Database:
             raise unavailable(error) from error
 
     async def connect(self) -> Connection:
-        """A connection of one's own, outside the pool, for who keeps it: the appender and the tail."""
-        return await psycopg.AsyncConnection.connect(self.conninfo, **_SETTINGS)
+        """A connection of one's own, outside the pool, for who keeps it: the appender and the tail.
+
+        While this fails, nobody waits long for a connection of the pool either.
+        """
+        try:
+            connection = await psycopg.AsyncConnection.connect(self.conninfo, **_SETTINGS)
+        except psycopg.Error:
+            self._patience_seconds = _PATIENCE_WHILE_AWAY_SECONDS
+            raise
+        self._patience_seconds = _PATIENCE_SECONDS
+        return connection
+
+    async def drop_lost(self) -> None:
+        """A connection of one's own was lost: have the pool try its idle ones, so that nobody is handed a dead one."""
+        self._patience_seconds = _PATIENCE_WHILE_AWAY_SECONDS
+        await self._pool.check()
 
 
 def unavailable(error: Exception) -> Unavailable:

@@ -131,6 +131,7 @@ class Tail:
                     raise
                 if not isinstance(error, Unavailable):
                     unavailable(error)
+                await self._database.drop_lost()
                 await wait_before_retry(attempt)
                 attempt += 1
 
