@@ -9,7 +9,6 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from contextlib import suppress
 from typing import Any
 
 import uvloop
@@ -425,11 +424,15 @@ class Application:
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(SWEEP_SECONDS)
-            with suppress(Unavailable):  # then the next time
+            try:
                 await self.interactive_auth.forget_expired()
                 await self.key_upkeep.run_once()
                 async with self.database.transaction() as tx:
                     await short_lived_tokens.delete_expired(tx, int(time.time() * 1000))
+            except Unavailable:  # logged where it arose
+                continue
+            except Exception:
+                logger.exception("what expired could not be forgotten; the next turn tries again")
 
 
 async def _know_no_other_server(_user_id: UserID, _field: str | None) -> JsonObject:

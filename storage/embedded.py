@@ -242,7 +242,7 @@ class EmbeddedPostgres:
             pause = min(2 * pause + 0.1, _LONGEST_PAUSE_SECONDS)
             try:
                 self._running = self._start_postmaster(command)
-            except (EmbeddedPostgresError, OSError) as error:
+            except Exception as error:  # whatever it was: without this thread nothing starts it any more
                 logger.error("PostgreSQL does not start again: %s", error)
             if self._stopping.is_set() and self._running is not None:
                 self._running.postmaster.send_signal(signal.SIGINT)

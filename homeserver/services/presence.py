@@ -5,7 +5,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 from federation.protocol import edu
-from federation.protocol.errors import Forbidden, Unavailable
+from federation.protocol.errors import Forbidden, MatrixError
 from federation.protocol.types import JsonObject, UserID
 from storage import memberships
 from storage.database import Database
@@ -107,7 +107,7 @@ class PresenceService:
     async def _sweep_for_ever(self) -> None:
         while True:
             await asyncio.sleep(SWEEP_SECONDS)
-            with suppress(Unavailable):  # logged where it arose; the next turn tries again
+            with suppress(MatrixError):  # logged where it arose; the next turn tries again
                 await self.sweep(now_ms())
 
     async def sweep(self, now_ts: int) -> None:
@@ -129,7 +129,7 @@ class PresenceService:
         """Let the syncs of those who share a room with somebody find what changed."""
         while True:
             news = await self._board.wait_for_news()
-            with suppress(Unavailable):
+            with suppress(MatrixError):
                 for user_id, serial in news.items():
                     for observer in await self._observers_of(user_id):
                         observer.presence[user_id] = serial
