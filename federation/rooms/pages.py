@@ -11,9 +11,10 @@ from typing import Protocol
 
 from federation.protocol.types import UserID
 from federation.rooms.reader import BEGINNING, END, Access, RoomReader, Seen
-from storage import events, rooms, strings
+from storage import event_pages, events, rooms, strings
 from storage.database import Tx
-from storage.events import Scan, StoredEvent
+from storage.event_pages import Scan
+from storage.events import StoredEvent
 from storage.rooms import Room
 
 MAX_SCANNED = 2_000
@@ -117,7 +118,7 @@ class Pages:
             missing = limit - len(page.seen)
             looked_at = min(max(_CHUNK, 2 * missing), budget)
             wanted = missing + 1 if _is_whole(request) else looked_at
-            scanned = await events.scan(
+            scanned = await event_pages.scan(
                 tx, access.room.number, replace(scan, ranges=ranges, budget=looked_at, limit=wanted)
             )
             seen = await self._reader.visible(tx, access.room, access.user_id, scanned.events)
