@@ -2,7 +2,10 @@
 
 import asyncio
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+import psycopg
 import pytest
 
 from federation.protocol.auth_events import auth_keys_for
@@ -64,7 +67,14 @@ class RemoteServer:
         self.sent = 0
         self.joined_at: StoredEvent | None = None
 
-    async def send(self, event_type: str, content: JsonObject, state_key: str | None = None) -> EventID:
+    async def newest(self) -> StoredEvent:
+        """The room's newest event."""
+        async with self.process.database.read() as tx:
+            return (await events.page(tx, self.room.number, limit=1, newest_first=True))[0]
+
+    async def send(
+        self, event_type: str, content: JsonObject, state_key: str | None = None, *, ts: int | None = None
+    ) -> EventID:
         """An event after one of the newest events, citing the state after that."""
         rules = self.room.rules
         async with self.process.database.read() as tx:
@@ -91,7 +101,7 @@ class RemoteServer:
             prev_events=[prev.event_id],
             auth_events=list(cited.values()),
             depth=prev.json["depth"] + 1,
-            origin_server_ts=NOW + self.random.randrange(10**9),
+            origin_server_ts=NOW + self.random.randrange(10**9) if ts is None else ts,
             event_id_localpart=f"remote{self.sent}",
         )
         received = await self.process.writer.append_remote(pdu)
@@ -128,6 +138,21 @@ async def send_remotely(server: RemoteServer) -> list[EventID]:
     return sent
 
 
+async def modelled(process: Process, room: Room) -> RoomModel:
+    """What the rules make of the events in the order of the log; storage has just that."""
+    model = RoomModel(room.rules)
+    async with process.database.read() as tx:
+        stored = await stored_events(tx, room)
+        by_point = await room_state.at(tx, room.number, {(event.line, event.version) for event in stored})
+        for event in stored:
+            assert model.receive(to_pdu(event, room)) == 0
+            assert await ids_of(tx, by_point[event.line, event.version]) == model.before[event.event_id]
+        row = (await rooms.rows(tx, [room.number]))[room.number]
+        assert set(row.extremities) == model.extremities()
+        assert await ids_of(tx, await room_state.current_whole(tx, room.number)) == model.current
+    return model
+
+
 @pytest.mark.parametrize("version", ["2", "11", "12"])
 async def test_two_processes_and_another_server_write_to_one_room(conninfo: str, version: str) -> None:
     seed = random.Random(version)
@@ -140,18 +165,11 @@ async def test_two_processes_and_another_server_write_to_one_room(conninfo: str,
         await two.tail.catch_up()
 
         assert one.picture == two.picture
-        model = RoomModel(room.rules)
         async with one.database.read() as tx:
-            stored = await stored_events(tx, room)
-            assert sorted(sent) == sorted(event.event_id for event in stored[5:])
-            by_point = await room_state.at(tx, room.number, {(event.line, event.version) for event in stored})
-            for event in stored:
-                assert model.receive(to_pdu(event, room)) == 0
-                assert await ids_of(tx, by_point[event.line, event.version]) == model.before[event.event_id]
+            assert sorted(sent) == sorted(event.event_id for event in (await stored_events(tx, room))[5:])
             row = (await rooms.rows(tx, [room.number]))[room.number]
-            assert set(row.extremities) == model.extremities()
-            assert await ids_of(tx, await room_state.current_whole(tx, room.number)) == model.current
             assert row.joined_members == 3
+        model = await modelled(one, room)
         key: StateKey = ("m.room.topic", "")
         for process in (one, two):  # their heads stand where the room stands
             head = await process.heads.load(room, [key])
@@ -159,3 +177,70 @@ async def test_two_processes_and_another_server_write_to_one_room(conninfo: str,
             topic = head.state[key]
             assert topic is not None
             assert topic.event_id == model.current[key]
+
+
+@contextmanager
+def held_up(connection: psycopg.Connection) -> Iterator[None]:
+    """Nobody's entries are written until the end of the block; then they are, in the order in which they came."""
+    with connection.transaction():
+        connection.execute("update log_head set position = position")
+        yield
+
+
+async def a_room_with_a_topic_from_the_future(process: Process) -> Room:
+    """One that wins against every later topic that does not follow it in a line."""
+    room = await a_new_room(process, "11")
+    server = RemoteServer(process, room, random.Random(1))
+    await server.send("m.room.member", {"membership": "join"}, EVE)
+    await process.writer.append(
+        [
+            a_draft(room, ALICE, "m.room.power_levels", {"users": {ALICE: 100, EVE: 50}}, ""),
+            a_draft(room, ALICE, "m.room.message", {"body": "x"}),
+        ]
+    )
+    await server.send("m.room.topic", {"topic": "future"}, "", ts=4 * NOW)
+    return room
+
+
+@pytest.mark.parametrize("is_remote", [False, True])
+async def test_a_state_event_is_weighed_against_the_message_that_came_first(
+    conninfo: str, connection: psycopg.Connection, *, is_remote: bool
+) -> None:
+    async with a_process(conninfo, follows=False) as one, a_process(conninfo, follows=False) as two:
+        room = await a_room_with_a_topic_from_the_future(one)
+        await one.writer.append([a_draft(room, ALICE, "m.room.message", {"body": "x"})])
+        server = RemoteServer(one, room, random.Random(2))
+        server.joined_at = await server.newest()
+        with held_up(connection):
+            message = a_draft(room, ALICE, "m.room.message", {"body": "first"})
+            first = asyncio.create_task(two.writer.append([message]))
+            await asyncio.sleep(0.3)
+            if is_remote:
+                second = asyncio.create_task(server.send("m.room.topic", {"topic": "now"}, ""))
+            else:
+                draft = a_draft(room, ALICE, "m.room.topic", {"topic": "now"}, "")
+                second = asyncio.create_task(_send(one, draft))
+            await asyncio.sleep(0.3)
+        await first
+        topic = await second
+
+        model = await modelled(one, room)
+        # Ours was made anew behind the message. Theirs stands beside it, and the other topic is the later one.
+        assert (model.current["m.room.topic", ""] == topic) is not is_remote
+
+
+async def _send(process: Process, draft: Draft) -> EventID:
+    return (await process.writer.append([draft])).events[0].event_id
+
+
+async def test_a_head_is_moved_once_by_each_event(conninfo: str) -> None:
+    async with a_process(conninfo, follows=False) as one, a_process(conninfo, follows=False) as two:
+        room = await a_new_room(one, "11")
+        await _send(two, a_draft(room, BOB, "m.room.message", {"body": "x"}))
+        one.heads.drop(await one.heads.load(room, ()))
+        head = await one.heads.load(room, ())  # it holds what the tail has not brought yet
+        await _send(one, a_draft(room, ALICE, "m.room.message", {"body": "y"}))
+        last = await _send(one, a_draft(room, ALICE, "m.room.topic", {"topic": "z"}, ""))
+
+        assert one.heads.find(room) is head
+        assert set(head.extremities) == {last}

@@ -45,7 +45,7 @@ class Delivery:
         self.gaps = 0
         self.outliers = 0
 
-    async def deliver_all(self) -> None:
+    async def deliver_all(self, follower: Process) -> None:
         """Bring in every event; what cannot be judged yet waits."""
         waiting: list[VerifiedPDU] = []
         for pdu in self.source.arrivals():
@@ -57,6 +57,8 @@ class Delivery:
                     if await self._deliver(each):
                         waiting.remove(each)
                         progress = True
+                        if self.source.random.random() < 0.3:
+                            await follower.tail.catch_up()
         assert not waiting
 
     async def _deliver(self, pdu: VerifiedPDU) -> bool:
@@ -198,7 +200,7 @@ async def test_random_graphs_are_as_the_model_has_them(conninfo: str, version: s
                 rooms.forget_all()
                 room = await rooms.create(tx, source.room.events[0].room_id, source.room.rules)
             delivery = Delivery(process, source, room)
-            await delivery.deliver_all()
+            await delivery.deliver_all(follower)
             async with process.database.read() as tx:
                 stored = await stored_events(tx, room)
                 await check_states(tx, delivery, stored)
