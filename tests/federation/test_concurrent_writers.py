@@ -187,6 +187,18 @@ def held_up(connection: psycopg.Connection) -> Iterator[None]:
         yield
 
 
+async def until_waiting(connection: psycopg.Connection, count: int) -> None:
+    """Return when so many logs wait for their turn."""
+    waiting = 0
+    while waiting < count:
+        await asyncio.sleep(0.05)
+        connection.execute("select pg_stat_clear_snapshot()")
+        found = connection.execute(
+            "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()"
+        ).fetchone()
+        waiting = 0 if found is None else found[0]
+
+
 async def a_room_with_a_topic_from_the_future(process: Process) -> Room:
     """One that wins against every later topic that does not follow it in a line."""
     room = await a_new_room(process, "11")
@@ -214,13 +226,13 @@ async def test_a_state_event_is_weighed_against_the_message_that_came_first(
         with held_up(connection):
             message = a_draft(room, ALICE, "m.room.message", {"body": "first"})
             first = asyncio.create_task(two.writer.append([message]))
-            await asyncio.sleep(0.3)
+            await until_waiting(connection, 1)
             if is_remote:
                 second = asyncio.create_task(server.send("m.room.topic", {"topic": "now"}, ""))
             else:
                 draft = a_draft(room, ALICE, "m.room.topic", {"topic": "now"}, "")
                 second = asyncio.create_task(_send(one, draft))
-            await asyncio.sleep(0.3)
+            await until_waiting(connection, 2)
         await first
         topic = await second
 
