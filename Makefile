@@ -19,7 +19,7 @@ help:
 	@echo 'make quick   the same without whole stories and interoperability'
 	@echo 'make kill-test  kill the server and its PostgreSQL under load, ROUNDS times (30)'
 	@echo 'make fix     repair formatting and what else can be repaired'
-	@echo 'make bench   measure, beside Synapse'
+	@echo 'make bench   measure, beside Synapse (ARGS=--quick; benchmarks/README.md)'
 	@echo 'make lock    pin dependencies anew'
 	@echo 'make clean   remove everything that make made; data stays'
 
@@ -71,7 +71,7 @@ fix: $(VENV)/.installed-dev
 	$(BIN)/ruff format .
 
 bench: $(VENV)/.installed-dev
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks $(ARGS)
 
 # Until the first release: the one migration is the schema as it is.
 initial-migration: $(VENV)/.installed

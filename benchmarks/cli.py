@@ -118,10 +118,9 @@ async def _run_one(server: Server, name: str, load: Sizes) -> list[Figure]:
 def _conclude(results: Sequence[Results], options: argparse.Namespace) -> None:
     for line in report.render_comparison(results):
         print(line)
+    for line in report.render_verdicts(results):
+        print(line)
     for result in results:
-        if result.server == "hearth":
-            for line in report.render_verdicts(result.all()):
-                print(line)
         for name, failure in result.failures.items():
             print(f"{result.server} {name} FAILED: {failure}")
     if options.profile is None:

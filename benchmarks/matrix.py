@@ -29,6 +29,10 @@ class User:
         """A request of the Client-Server API, below /_matrix/client."""
         return await self.http.request(method, f"/_matrix/client{path}", body, self.token)
 
+    async def arrive(self) -> None:
+        """Have the server know this login, as it does that of every client that has been about for a moment."""
+        await self.request("GET", "/v3/account/whoami")
+
     async def create_room(self, **fields: object) -> str:
         """A new public room's ID."""
         answer = await self.request("POST", "/v3/createRoom", {"preset": "public_chat", **fields})

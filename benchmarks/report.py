@@ -76,14 +76,22 @@ def _amount(value: float, unit: str) -> str:
     return f"{value:.4g} {unit}"
 
 
-def render_verdicts(figures: Sequence[Figure]) -> Iterator[str]:
-    """Hearth's budgets, met or not."""
-    verdicts = list(budgets.judge(figures))
+def render_verdicts(results: Sequence[Results]) -> Iterator[str]:
+    """Hearth's budgets, met or not; also when they are multiplied by how much this machine slows Synapse down."""
+    verdicts = _verdicts(results)
     if verdicts:
         yield f"\n{'budgets (server + PostgreSQL, CPU per operation)':50} {'measured':>22} {'budget':>18}"
     for verdict in verdicts:
         outcome = "met" if verdict.is_met else "NOT MET"
+        if verdict.slowdown is not None:
+            scaled = "met" if verdict.is_met_when_slowed else "NOT MET"
+            outcome += f"; on a machine {verdict.slowdown:.2f} times as slow: {scaled}"
         yield f"{verdict.name:50} {verdict.measured:>22} {verdict.budget:>18}  {outcome}"
+
+
+def _verdicts(results: Sequence[Results]) -> list[budgets.Verdict]:
+    by_server = {result.server: result.all() for result in results}
+    return list(budgets.judge(by_server.get("hearth", []), by_server.get("synapse", [])))
 
 
 def write_json(results: Sequence[Results], file: Path | None) -> Path:
@@ -97,15 +105,14 @@ def write_json(results: Sequence[Results], file: Path | None) -> Path:
         "python": interpreter_version(),
         "system": platform.platform(),
         "servers": {result.server: _as_json(result) for result in results},
+        "budgets": [dataclasses.asdict(verdict) for verdict in _verdicts(results)],
     }
     file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     return file
 
 
 def _as_json(result: Results) -> Mapping[str, object]:
-    verdicts = budgets.judge(result.all()) if result.server == "hearth" else []
     return {
         "figures": {name: [dataclasses.asdict(each) for each in figures] for name, figures in result.figures.items()},
         "failures": result.failures,
-        "budgets": [dataclasses.asdict(verdict) for verdict in verdicts],
     }

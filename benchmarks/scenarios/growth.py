@@ -93,6 +93,7 @@ async def _change_state(server: Server, sizes: Sizes, place: _Place) -> None:
 async def _join(server: Server, sizes: Sizes, place: _Place) -> None:
     """In a small room, ten join, and the next ten join another one of its size; so it stays small."""
     joiners = await server.add_users(sizes.growth_operations)
+    await at_once(4, joiners, User.arrive)
     room_ids = [place.room_id]
     if place.size <= _SMALL:
         room_ids = [

@@ -24,6 +24,7 @@ async def run(server: Server, sizes: Sizes) -> Sequence[Figure]:
 async def _join(server: Server, sizes: Sizes, at_a_time: int, name: str) -> Figure:
     members = await server.add_users(_MEMBERS)
     joiners = await server.add_users(sizes.joins + sizes.warm_up // 5)
+    await at_once(4, joiners, User.arrive)
     meter = Meter(server)
     warm_up, joiners = joiners[: sizes.warm_up // 5], joiners[sizes.warm_up // 5 :]
     room_id = await room_with(members[0], [*members[1:], *warm_up])
