@@ -2,20 +2,24 @@
 
 import asyncio
 import random
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from typing import ClassVar
 
 import psycopg
 import pytest
 
 from federation.protocol.auth_events import auth_keys_for
+from federation.protocol.errors import MatrixError
 from federation.protocol.pdu import Draft
 from federation.protocol.room_versions import get_rules
-from federation.protocol.types import EventID, JsonObject, RoomID, StateKey
+from federation.protocol.types import EventID, JsonObject, RoomID, StateKey, UserID
 from federation.rooms.append import Outcome
 from federation.rooms.heads import to_pdu
 from storage import events, room_state, rooms
+from storage.database import Tx
 from storage.events import StoredEvent
+from storage.log import Change, Entry
 from storage.rooms import Room
 from tests.federation.processes import Process, a_process
 from tests.federation.room_model import RoomModel
@@ -256,3 +260,34 @@ async def test_a_head_is_moved_once_by_each_event(conninfo: str) -> None:
 
         assert one.heads.find(room) is head
         assert set(head.extremities) == {last}
+
+
+class Failing:
+    """A change that can never be written."""
+
+    kind: ClassVar[int] = 1 << 20
+    width = 3
+    rooms: Collection[int] = ()
+    users: Collection[UserID] = ()
+
+    @classmethod
+    async def insert_many(cls, tx: Tx, rows: Sequence[tuple[int, Change]]) -> None:
+        raise ZeroDivisionError
+
+    @classmethod
+    async def read_range(cls, tx: Tx, after: int, upto: int) -> list[tuple[int, "Failing"]]:
+        return []
+
+
+async def test_state_points_to_its_event_although_its_batch_was_split(conninfo: str) -> None:
+    async with a_process(conninfo) as process:
+        room = await a_new_room(process, "11")
+        topic_draft = a_draft(room, ALICE, "m.room.topic", {"topic": "x"}, "")
+        await _send(process, topic_draft)  # the next one is enqueued at once, in one batch with what fails
+        sending = asyncio.create_task(_send(process, topic_draft))
+        failing = process.log.enqueue(Entry(changes=[Failing()]))
+        topic, failed = await asyncio.gather(sending, failing, return_exceptions=True)
+
+        assert isinstance(failed, MatrixError)
+        model = await modelled(process, room)
+        assert model.current["m.room.topic", ""] == topic
