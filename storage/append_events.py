@@ -13,7 +13,7 @@ from federation.protocol.identifiers import server_name_of
 from federation.protocol.types import EventID, ServerName, UserID
 from storage import events, rooms, strings
 from storage.arrays import Byteas, Int2, Int4, Int8, Texts
-from storage.database import Tx
+from storage.database import Row, Tx
 from storage.event_bytes import pack
 from storage.events import (
     COLUMNS,
@@ -108,9 +108,18 @@ class RoomEvents:
         return [event for event in self.stored if not event.flags & HIDDEN]
 
     @classmethod
-    async def admit(cls, tx: Tx, rows: Sequence[tuple[int, Self]]) -> Sequence[MatrixError | None]:
+    def preload(cls, changes: Sequence[Self]) -> str:
+        """Where the rooms stand."""
+        return rooms.rows_query({change.room.number for change in changes})
+
+    @classmethod
+    async def admit(
+        cls, tx: Tx, rows: Sequence[tuple[int, Self]], loaded: Sequence[Row] | None
+    ) -> Sequence[MatrixError | None]:
         """Check expectations in order, each against the room as those before it leave it."""
-        counters = await _load_counters(tx, {change.room.number for _, change in rows})
+        if loaded is None:
+            (loaded,) = await tx.run(cls.preload([change for _, change in rows]))
+        counters = _counters_of(loaded)
         held = await _held(tx, [change for _, change in rows if change.may_be_duplicate])
         threads = await _load_threads(tx, rows)
         answers: list[MatrixError | None] = []
@@ -261,7 +270,7 @@ def _count(
     return totals[0], totals[1]
 
 
-async def _load_counters(tx: Tx, numbers: Collection[int]) -> dict[int, _Counters]:
+def _counters_of(loaded: Sequence[Row]) -> dict[int, _Counters]:
     return {
         number: _Counters(
             row.state_version,
@@ -272,7 +281,7 @@ async def _load_counters(tx: Tx, numbers: Collection[int]) -> dict[int, _Counter
             row.joined_members,
             row.invited_members,
         )
-        for number, row in (await rooms.rows(tx, numbers)).items()
+        for number, row in rooms.from_rows(loaded).items()
     }
 
 

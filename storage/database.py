@@ -82,16 +82,16 @@ class Tx:
         await cursor.execute(sql, params or None)
         return await cursor.fetchone()
 
-    async def run(self, sql: str) -> Row | None:
-        """Run several statements without parameters in one round trip; the last row that they give, if any."""
+    async def run(self, sql: str) -> list[list[Row]]:
+        """Run several statements without parameters in one round trip; the rows of each that gives any."""
         cursor = self.connection.cursor()
         await cursor.execute(sql, prepare=False)
-        row: Row | None = None
+        answers: list[list[Row]] = []
         while True:
             if cursor.description is not None:
-                row = await cursor.fetchone()
+                answers.append(await cursor.fetchall())
             if not cursor.nextset():
-                return row
+                return answers
 
     async def execute(self, sql: str, params: Sequence[Any] = ()) -> int:
         """Run a statement; the number of rows that it touched."""

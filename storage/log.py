@@ -9,7 +9,7 @@ until the commit is visible, so whoever sees position N sees everything below N,
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, Self
 
@@ -17,7 +17,7 @@ import psycopg
 
 from federation.protocol.errors import MatrixError, Unavailable
 from federation.protocol.types import UserID
-from storage.database import UNSTORABLE, Connection, Database, Tx, is_lost, is_passing, unavailable, unstorable
+from storage.database import UNSTORABLE, Connection, Database, Row, Tx, is_lost, is_passing, unavailable, unstorable
 
 logger = logging.getLogger(__name__)
 
@@ -61,8 +61,20 @@ class Conditional(Protocol):
     """A change that the database may refuse when its turn comes, because the world moved on."""
 
     @classmethod
-    async def admit(cls, tx: Tx, rows: Sequence[tuple[int, Self]]) -> Sequence[MatrixError | None]:
-        """For each change, under the log's lock: None, or why it may not be written."""
+    def preload(cls, changes: Sequence[Self]) -> str | None:
+        """A query without parameters whose rows `admit` gets: it travels with the lock, and sees what the lock shows.
+
+        None where there is none.
+        """
+
+    @classmethod
+    async def admit(
+        cls, tx: Tx, rows: Sequence[tuple[int, Self]], loaded: Sequence[Row] | None
+    ) -> Sequence[MatrixError | None]:
+        """For each change, under the log's lock: None, or why it may not be written.
+
+        `loaded` is None where an entry's work came in between, and nothing was loaded before.
+        """
 
 
 class Conflict(MatrixError):
@@ -249,11 +261,15 @@ class Log:
         total = sum(pending.entry.reserved for pending in batch)
         async with contextlib.AsyncExitStack() as held:
             try:
-                # Begun and ended together with a statement: a lone message costs four round trips.
-                row = await tx.run(f"begin; update log_head set position = position + {total:d} returning position")
-                if row is None:
+                # Begun and ended together with a statement: a lone message costs three round trips.
+                queries = _preloads(batch)
+                head, *answers = await tx.run(
+                    f"begin; update log_head set position = position + {total:d} returning position;"
+                    + ";".join(queries.values())
+                )
+                if not head:
                     raise RuntimeError("log_head is empty: the database was not migrated")
-                position: int = row[0]
+                position: int = head[0][0]
                 before = position - total
                 if self._is_uncertain:  # under the log's lock everything below can be seen
                     await self._tell_of_others(connection, before)
@@ -263,7 +279,7 @@ class Log:
                     first += pending.entry.reserved
                 refused = await self._run_work(connection, tx, batch)
                 admitted = [pending for pending in batch if id(pending) not in refused]
-                changes = await _admit(tx, batch, refused)
+                changes = await _admit(tx, batch, refused, dict(zip(queries, answers, strict=True)))
                 if len(batch) == 1 and refused:
                     raise refused[id(batch[0])]  # undoes its work, too
                 if any(pending.entry.work is not None and id(pending) in refused for pending in admitted):
@@ -386,7 +402,22 @@ def _refuse(pending: _Pending, error: Exception) -> None:
         pending.future.set_exception(error)
 
 
-async def _admit(tx: Tx, batch: Sequence[_Pending], refused: dict[int, Exception]) -> list[tuple[int, Change]]:
+def _preloads(batch: Sequence[_Pending]) -> dict[Any, str]:
+    """What to load with the lock, by kind of change."""
+    if any(pending.entry.work is not None for pending in batch):
+        return {}
+    conditional: dict[Any, list[Change]] = {}
+    for pending in batch:
+        for change in pending.entry.changes:
+            if hasattr(change, "preload"):
+                conditional.setdefault(type(change), []).append(change)
+    queries = {kind: kind.preload(changes) for kind, changes in conditional.items()}
+    return {kind: query for kind, query in queries.items() if query is not None}
+
+
+async def _admit(
+    tx: Tx, batch: Sequence[_Pending], refused: dict[int, Exception], loaded: Mapping[Any, Sequence[Row]]
+) -> list[tuple[int, Change]]:
     """The changes that may be written, with their positions; adds the entries that may not to `refused`."""
     conditional: dict[Any, list[tuple[_Pending, tuple[int, Change]]]] = {}
     placed: list[tuple[_Pending, int, Change]] = []
@@ -400,7 +431,8 @@ async def _admit(tx: Tx, batch: Sequence[_Pending], refused: dict[int, Exception
                 conditional.setdefault(type(change), []).append((pending, (position, change)))
             position += change.width
     for kind, rows in conditional.items():
-        for (pending, _), error in zip(rows, await kind.admit(tx, [row for _, row in rows]), strict=True):
+        errors = await kind.admit(tx, [row for _, row in rows], loaded.get(kind))
+        for (pending, _), error in zip(rows, errors, strict=True):
             if error is not None:
                 refused[id(pending)] = error
     return [(position, change) for pending, position, change in placed if id(pending) not in refused]

@@ -66,7 +66,13 @@ class ReceiptMoved:
         return self.room, self.user_id, self.receipt_type, self.thread
 
     @classmethod
-    async def admit(cls, tx: Tx, rows: Sequence[tuple[int, Self]]) -> Sequence[MatrixError | None]:
+    def preload(cls, changes: Sequence[Self]) -> None:
+        """Nothing: what is present is asked for with parameters."""
+
+    @classmethod
+    async def admit(
+        cls, tx: Tx, rows: Sequence[tuple[int, Self]], loaded: Sequence[Row] | None
+    ) -> Sequence[MatrixError | None]:
         """Refuse what would move a receipt backwards, or not at all, with `ReceiptBehind`."""
         present = await _present(tx, [change for _, change in rows])
         answers: list[MatrixError | None] = []

@@ -1,11 +1,11 @@
 """The rooms that this server knows: their numbers, versions and heads (table `rooms`)."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from federation.protocol.room_versions import RoomVersionRules, get_rules
 from federation.protocol.types import EventID, RoomID
-from storage.database import Tx
+from storage.database import Row, Tx
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,15 +110,22 @@ async def delete_empty(tx: Tx, number: int) -> None:
 
 async def rows(tx: Tx, numbers: Collection[int]) -> dict[int, RoomRow]:
     """Where these rooms stand."""
-    found = await tx.fetch(
-        "select room, state_version, extremities, last_line, notify_total, highlight_total,"
-        " joined_members, invited_members from rooms where room = any(%s::int[])",
-        (list(numbers),),
+    (found,) = await tx.run(rows_query(numbers))
+    return from_rows(found)
+
+
+def rows_query(numbers: Collection[int]) -> str:
+    """The query of `rows`, to be sent together with others; `from_rows` reads its answer."""
+    wanted = ",".join(str(int(number)) for number in numbers)
+    return (
+        "select room, state_version, array_to_string(extremities, ' '), last_line, notify_total, highlight_total,"
+        f" joined_members, invited_members from rooms where room = any('{{{wanted}}}')"
     )
-    return {
-        row[0]: RoomRow(row[1], tuple(EventID(event_id) for event_id in row[2]), row[3], row[4], row[5], row[6], row[7])
-        for row in found
-    }
+
+
+def from_rows(found: Iterable[Row]) -> dict[int, RoomRow]:
+    """What `rows_query` found."""
+    return {row[0]: RoomRow(row[1], tuple(EventID(event_id) for event_id in row[2].split()), *row[3:]) for row in found}
 
 
 async def row_and_position(tx: Tx, number: int) -> tuple[RoomRow, int]:

@@ -13,7 +13,7 @@ import pytest
 from federation.protocol.errors import Forbidden, InvalidInput, MatrixError, Unavailable
 from federation.protocol.types import UserID
 from storage import tail as tail_module
-from storage.database import Database, Tx
+from storage.database import Database, Row, Tx
 from storage.log import AlreadyWritten, Appended, Batch, Change, Conflict, Entry, Log
 from storage.tail import Listener, Tail
 
@@ -63,7 +63,13 @@ class GuardedNote(Note):
     kind: ClassVar[int] = 1 << 21
 
     @classmethod
-    async def admit(cls, tx: Tx, rows: Sequence[tuple[int, Self]]) -> Sequence[MatrixError | None]:
+    def preload(cls, changes: Sequence[Self]) -> None:
+        """Nothing."""
+
+    @classmethod
+    async def admit(
+        cls, tx: Tx, rows: Sequence[tuple[int, Self]], loaded: Sequence[Row] | None
+    ) -> Sequence[MatrixError | None]:
         taken = {text for (text,) in await tx.fetch("select text from notes")}
         return [Conflict("taken") if note.text in taken else None for _, note in rows]
 
