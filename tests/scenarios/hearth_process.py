@@ -82,11 +82,15 @@ class HearthProcess:
                 stderr=log,
             )
 
-    async def wait_until_ready(self) -> float:
-        """Return when it answers from its database; how long that took."""
+    async def wait_until_ready(self, *, lives: int = 1) -> float:
+        """Return when it answers from its database; how long that took. It may end while it starts, less than `lives`
+        times: then it is started again, as whoever supervises it would."""
         began = time.monotonic()
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5)) as session:
             while True:
+                if not self.is_running and lives > 1:
+                    lives -= 1
+                    self.start()
                 assert self.is_running, f"the server ended:\n{self.log[-4000:]}"
                 assert time.monotonic() - began < READY_SECONDS, f"the server does not answer:\n{self.log[-4000:]}"
                 try:
@@ -159,9 +163,9 @@ def a_directory() -> Path:
 
 
 @asynccontextmanager
-async def serving(settings: str = "") -> AsyncIterator[HearthProcess]:
-    """A server that answers; gone with all its data at the end of the block."""
-    directory = a_directory()
+async def serving(settings: str = "", directory: Path | None = None) -> AsyncIterator[HearthProcess]:
+    """A server that answers, in a new directory or this empty one; gone with all its data at the end of the block."""
+    directory = directory or a_directory()
     server = HearthProcess(directory, settings)
     try:
         server.start()

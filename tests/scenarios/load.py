@@ -16,6 +16,7 @@ from typing import Any
 import aiohttp
 
 from tests.clients import Client, quote
+from tests.devices import Device
 
 ANSWER_SECONDS = 30
 """Within which each request is answered, or refused with a hint when to come again."""
@@ -58,6 +59,8 @@ class Journal:
     """By room and user, where only the user changes it."""
     sent_to_device: dict[tuple[str, str], set[int]] = field(default_factory=dict)
     account_data: dict[tuple[str, str], int] = field(default_factory=dict)
+    claimed_keys: set[tuple[str, str]] = field(default_factory=set)
+    """By user and key ID: nobody may get one of them again."""
     numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
     counts: Counts = field(default_factory=Counts)
 
@@ -103,10 +106,15 @@ class User:
         self.journal = journal
         self.random = chance
         self.stage = Stage([], "")
+        self.device = Device(client)
 
     async def ask(self, method: str, path: str, body: Any = None, **query: str) -> Any:
         """A request that is repeated until it is answered."""
         return await until_answered(self.client, self.journal.counts, method, path, body, **query)
+
+    async def publish(self) -> None:
+        """The device's identity keys."""
+        await self.ask("POST", "/v3/keys/upload", {"device_keys": self.device.identity()})
 
     def activities(self, others: list["User"]) -> list[Callable[[], Awaitable[None]]]:
         """What the user does, each a step to be repeated."""
@@ -117,6 +125,8 @@ class User:
             self.come_or_go,
             lambda: self.send_to_device(self.random.choice(others)),
             self.set_account_data,
+            self.upload_keys,
+            lambda: self.claim_key(self.random.choice(others)),
             self.repeat_a_transaction,
         ]
 
@@ -157,6 +167,19 @@ class User:
         path = f"/v3/user/{quote(self.client.user_id)}/account_data/test.counter"
         await self.ask("PUT", path, {"n": number})
         self.journal.account_data[self.client.user_id, "test.counter"] = number
+
+    async def upload_keys(self) -> None:
+        """Some one-time keys; the same again changes nothing."""
+        await self.ask("POST", "/v3/keys/upload", {"one_time_keys": self.device.one_time_keys(2)})
+
+    async def claim_key(self, other: "User") -> None:
+        """One of another's one-time keys, that nobody has had."""
+        user_id, device_id = other.client.user_id, other.client.device_id
+        body = {"one_time_keys": {user_id: {device_id: "signed_curve25519"}}}
+        answer = await self.ask("POST", "/v3/keys/claim", body)
+        for key_id in answer["one_time_keys"].get(user_id, {}).get(device_id, {}):
+            assert (user_id, key_id) not in self.journal.claimed_keys, f"{key_id} of {user_id} was handed out twice"
+            self.journal.claimed_keys.add((user_id, key_id))
 
     async def repeat_a_transaction(self) -> None:
         """A request that was answered long ago has the same answer still."""

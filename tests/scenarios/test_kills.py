@@ -83,6 +83,7 @@ class Story:
             client = await self.visitor.register_as(f"user{number}")
             self.users.append(User(client, self.journal, self.random))
             self.syncers.append(Syncer(client, self.journal, self.random))
+            await self.users[-1].publish()
         self.syncers.append(Syncer(await self.users[0].client.login(), self.journal, self.random))
 
     async def set_stage(self) -> None:
@@ -110,6 +111,7 @@ class Story:
     async def play(self, kill: Kill) -> str:
         """One round: load, a kill in the middle, recovery, rest, and the reckoning; what there is to tell of it."""
         self.journal.counts = Counts()
+        again = self.random.choice(KILLS) if self.random.random() < 0.3 else None
         stop = asyncio.Event()
         moment = self.random.uniform(0.2, 1.2)
         async with asyncio.TaskGroup() as tasks:
@@ -120,19 +122,20 @@ class Story:
                 tasks.create_task(syncer.run(stop))
             await asyncio.sleep(moment)
             kill(self.server, self.random)
-            if self.random.random() < 0.25:  # and once more while it recovers
-                await asyncio.sleep(self.random.uniform(0.05, 0.6))
-                kill_backend(self.server, self.random)
             if not self.server.is_running:
                 self.server.start()
+            if again is not None:  # while it recovers
+                await asyncio.sleep(self.random.uniform(0.05, 2))
+                again(self.server, self.random)
             await asyncio.sleep(0.1)
-            seconds = await self.server.wait_until_ready()
+            seconds = await self.server.wait_until_ready(lives=3)
             await asyncio.sleep(self.random.uniform(0.2, 0.5))
             stop.set()
         counts = replace(self.journal.counts)
         events = await self.reckon()
+        killed = kill.__name__ if again is None else f"{kill.__name__}, then {again.__name__}"
         return (
-            f"{kill.__name__} after {moment:.2f} s, back {seconds:.1f} s later; {counts.answered} requests answered,"
+            f"{killed} after {moment:.2f} s, back {seconds:.1f} s later; {counts.answered} requests answered,"
             f" {counts.repeated} repeated, {counts.refused} refused with 503; {events} events as answered"
         )
 
@@ -165,6 +168,7 @@ class Story:
             stored = self.truth.events_of(room_id)
             assert told == stored[stored.index(told[0]) :], f"{syncer.client.user_id} was told otherwise of {room_id}"
         to = (syncer.client.user_id, syncer.client.device_id)
+        assert len(set(syncer.to_device)) == len(syncer.to_device)
         assert sorted(syncer.to_device) == sorted(self.journal.sent_to_device.get(to, ()))
         assert syncer.account_data.get("test.counter") == self.journal.account_data.get((to[0], "test.counter"))
         syncer.marks[:-1] = self.random.sample(syncer.marks[:-1], min(len(syncer.marks) - 1, 40))
