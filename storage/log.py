@@ -336,9 +336,9 @@ class Log:
             connection = await self._connected()
             try:
                 # Locked, this waits for the transaction whose end we do not know.
-                row = await Tx(connection).run("begin; select position from log_head for update")
-                if row is not None:
-                    await self._tell_of_others(connection, row[0])
+                (head,) = await Tx(connection).run("begin; select position from log_head for update")
+                if head:
+                    await self._tell_of_others(connection, head[0][0])
             finally:
                 await _roll_back(connection)
         except psycopg.Error as error:  # the next batch looks again, or the tail does
