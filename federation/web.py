@@ -95,17 +95,20 @@ class Call:
         return text == "true"
 
     async def raw_body(self, max_bytes: int = MAX_BODY_BYTES) -> bytes:
-        """The body's bytes; raises M_TOO_LARGE."""
+        """The body's bytes; raises M_TOO_LARGE, and M_NOT_JSON where they cannot be unpacked."""
         length = self.request.content_length
         if length is not None and length > max_bytes:
             raise TooLarge(f"The body is larger than {max_bytes} bytes")
         chunks: list[bytes] = []
         size = 0
-        async for chunk in self.request.content.iter_any():
-            size += len(chunk)
-            if size > max_bytes:
-                raise TooLarge(f"The body is larger than {max_bytes} bytes")
-            chunks.append(chunk)
+        try:
+            async for chunk in self.request.content.iter_any():
+                size += len(chunk)
+                if size > max_bytes:
+                    raise TooLarge(f"The body is larger than {max_bytes} bytes")
+                chunks.append(chunk)
+        except web.RequestPayloadError as error:
+            raise InvalidInput("The body is not what its headers say", "M_NOT_JSON") from error
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
     async def body(

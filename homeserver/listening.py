@@ -1,12 +1,16 @@
 """Listening: what arrives on each configured address is answered by the APIs that it serves."""
 
+import logging
 import ssl
 from collections.abc import Mapping, Sequence
 
 from aiohttp import web
 
-from federation.web import Route, Router, respond
+from federation.protocol.errors import MatrixError
+from federation.web import Route, Router, error_response, respond
 from homeserver.config import API, Listener
+
+logger = logging.getLogger(__name__)
 
 SHUTDOWN_SECONDS = 5
 """What requests under way get to finish; aiohttp takes it twice."""
@@ -39,7 +43,7 @@ class Listening:
                 request = _with_forwarded_address(request)
             return await respond(router, request)
 
-        runner = web.ServerRunner(web.Server(handle, access_log=None), shutdown_timeout=SHUTDOWN_SECONDS)
+        runner = web.ServerRunner(_Server(handle, access_log=None), shutdown_timeout=SHUTDOWN_SECONDS)
         await runner.setup()
         self._runners.append(runner)
         site = web.TCPSite(
@@ -47,6 +51,38 @@ class Listening:
         )
         await site.start()
         self.ports.append(runner.addresses[0][1])
+
+
+class _Server(web.Server):
+    def __call__(self) -> web.RequestHandler:
+        """The protocol of a new connection."""
+        return _Connection(self, loop=self._loop, **self._kwargs)
+
+
+class _Connection(web.RequestHandler):
+    """What anybody may send is nothing that the log's errors tell of."""
+
+    __slots__ = ()
+
+    def log_exception(self, *args: object, **kw: object) -> None:
+        """Say what went wrong, unless it is a body that cannot be read, which the client was told of."""
+        if not isinstance(kw.get("exc_info"), web.RequestPayloadError):
+            super().log_exception(*args, **kw)
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Answer what is no HTTP as any other mistake of a client."""
+        if not 400 <= status < 500:
+            return super().handle_error(request, status, exc, message)
+        logger.debug("no HTTP request from %s: %s", request.remote, exc)
+        response = error_response(MatrixError("M_UNKNOWN", "The request is not valid HTTP", status))
+        response.force_close()
+        return response
 
 
 def _with_forwarded_address(request: web.BaseRequest) -> web.BaseRequest:

@@ -1,7 +1,10 @@
 """What holds for every request (Client-Server API, "API Standards", "Web Browser Clients")."""
 
+import asyncio
+import gzip
 from collections.abc import AsyncIterator
 
+import orjson
 import pytest
 import yarl
 
@@ -108,3 +111,49 @@ async def test_a_proxy_says_where_a_client_is(conninfo: str) -> None:
     trusting = Listener(port=0, behind_proxy=True)
     assert await seen(trusting, "6.6.6.6, 203.0.113.7") == "203.0.113.7"
     assert await seen(Listener(port=0), "203.0.113.7") == "127.0.0.1"
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"nonsense",
+        b"GET /_matrix/client/versions?a b HTTP/1.1\r\nHost: x",
+        b"GET /_matrix/client/versions HTTP/1.1\r\nHost: x\r\nno colon",
+        b"GET /_matrix/client/versions HTTP/1.1\r\nHost: x\r\nA: " + b"a" * 100_000,
+        b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\nHost: x",
+        b"POST /_matrix/client/v3/login HTTP/1.1\r\nHost: x\r\nContent-Length: -1",
+        b"POST /_matrix/client/v3/login HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nTransfer-Encoding: chunked",
+    ],
+)
+async def test_what_is_no_http(server: Server, head: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.application.ports[0])
+    try:
+        writer.write(head + b"\r\n\r\n")
+        answer, _, body = (await asyncio.wait_for(reader.read(), 10)).partition(b"\r\n\r\n")
+    finally:
+        writer.close()
+        await writer.wait_closed()
+
+    assert b" 400 " in answer.splitlines()[0]
+    assert orjson.loads(body)["errcode"] == "M_UNKNOWN"
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+@pytest.mark.parametrize(
+    ("headers", "body"),
+    [
+        ({"Content-Encoding": "gzip"}, b"{}"),
+        ({"Content-Encoding": "deflate"}, b"\xff\xff"),
+        ({"Content-Encoding": "br"}, b"{}"),
+        ({"Content-Encoding": "gzip"}, gzip.compress(b" " * 30_000_000)),
+    ],
+    ids=["no gzip", "no deflate", "no brotli", "a bomb"],
+)
+async def test_a_compressed_body_that_cannot_be_unpacked(
+    server: Server, headers: dict[str, str], body: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    answer = await server.anonymous.request("POST", LOGIN, body, headers=headers)
+
+    assert answer.status in {400, 413}
+    assert answer.body["errcode"]
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
