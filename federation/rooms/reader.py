@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from federation.protocol.errors import Forbidden, NotFound
 from federation.protocol.history_visibility import HistoryVisibility, get_visibility, may_see
-from federation.protocol.types import EventID, JsonObject, StateKey, UserID
+from federation.protocol.types import EventID, StateKey, UserID
 from federation.rooms import client_events
 from storage import events, room_state, rooms
 from storage.database import Database, Tx
@@ -312,10 +312,15 @@ class RoomReader:
         ]
         return sorted({*found, *alone})
 
-    async def stripped_at(self, tx: Tx, positions: Collection[int]) -> dict[int, JsonObject]:
-        """These events as who is invited is told of them; meant for the reader's own invites."""
+    async def invites_at(self, tx: Tx, positions: Collection[int]) -> dict[int, tuple[UserID, bytes]]:
+        """Who sent these events, and their client form; meant for the reader's own invites."""
         stored = await events.by_positions(tx, positions) if positions else {}
-        return {position: client_events.stripped(event) for position, event in stored.items() if event.is_readable}
+        await client_events.prepare(tx, list(stored.values()), is_state=True)
+        return {
+            position: (event.sender, client_events.finish(event, membership=None, device=None))
+            for position, event in stored.items()
+            if client_events.is_presentable(event)
+        }
 
     async def render(self, tx: Tx, seen: Sequence[Seen], device: int | None = None) -> list[bytes]:
         """The client form of events for one reader."""

@@ -128,7 +128,7 @@ class OldSyncAPI:
         joined = [known[number] for number, (membership, _) in found.items() if membership is Membership.JOIN]
         invited = {number: at for number, (membership, at) in found.items() if membership is Membership.INVITE}
         news = await self._timelines.fresh(tx, who.user_id, joined, span, EVERYTHING.timeline, lazy_members=False)
-        invites = await self._reader.stripped_at(tx, invited.values())
+        invites = await self._reader.invites_at(tx, invited.values())
         published = await room_directory.published_among(tx, list(found))
         own = await self._account_data.all_of(tx, who.user_id)
         overview = _Overview([], [orjson.Fragment(client_event(each)) for each in own if each.room is None])
@@ -140,8 +140,8 @@ class OldSyncAPI:
                 "account_data": [orjson.Fragment(client_event(each)) for each in own if each.room == number],
             }
             if number in invited and position in invites:
-                entry["invite"] = invites[position]
-                entry["inviter"] = invites[position]["sender"]
+                entry["inviter"], invite = invites[position]
+                entry["invite"] = orjson.Fragment(invite)
             elif number in news:
                 each = news[number]
                 chunk = await self._timelines.render(each.timeline, who.device)
