@@ -11,7 +11,7 @@ INSTALL := $(PIP) install --require-hashes --only-binary :all:
 PROTOCOL := federation/protocol/*
 
 .DEFAULT_GOAL := help
-.PHONY: help run test quick kill-test check fix bench lock initial-migration clean
+.PHONY: help run test quick kill-test check fix fuzz bench lock initial-migration clean
 
 help:
 	@echo 'make run     set up what is missing and run a server on port 8008 (settings: config.yaml)'
@@ -20,6 +20,7 @@ help:
 	@echo 'make kill-test  kill the server and its PostgreSQL under load, ROUNDS times (30)'
 	@echo 'make fix     repair formatting and what else can be repaired'
 	@echo 'make bench   measure, beside Synapse (ARGS=--quick; benchmarks/README.md)'
+	@echo 'make fuzz    send random requests to every endpoint (REQUESTS=1000 to each, SEED=1)'
 	@echo 'make lock    pin dependencies anew'
 	@echo 'make clean   remove everything that make made; data stays'
 
@@ -69,6 +70,9 @@ kill-test: $(VENV)/.installed-dev
 fix: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+fuzz: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.every_endpoint
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks $(ARGS)

@@ -1,0 +1,64 @@
+"""`python -m tests.every_endpoint`: a long campaign of random requests, for `make fuzz`."""
+
+import argparse
+import asyncio
+import os
+import sys
+import time
+from dataclasses import dataclass
+
+from tests.clusters import TEMPLATE, RunCluster, create_database
+from tests.every_endpoint.campaign import Campaign
+from tests.servers import running
+
+
+@dataclass(slots=True)
+class Watched(Campaign):
+    """A campaign that says how far it is."""
+
+    def progress(self, done: int, of: int) -> None:
+        """One line."""
+        _say(f"{time.strftime('%H:%M:%S')}  {done:,} of {of:,} requests, {len(self.wrong)} wrong answers")
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+async def _run(conninfo: str, requests: int, seed: int) -> Campaign:
+    async with running(conninfo) as server:
+        campaign = Watched(server, seed)
+        await campaign.run(requests)
+        return campaign
+
+
+def main() -> int:
+    """Run, show the table, and the mistakes; 1 if there were any."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--requests", type=int, default=int(os.environ.get("REQUESTS", "1000")), help="per endpoint")
+    parser.add_argument("--seed", type=int, default=int(os.environ.get("SEED", "1")))
+    options = parser.parse_args()
+    cluster = RunCluster()
+    try:
+        create_database(cluster.conninfo("postgres"), "hearth_every_endpoint", TEMPLATE)
+        started = time.monotonic()
+        campaign = asyncio.run(_run(cluster.conninfo("hearth_every_endpoint"), options.requests, options.seed))
+    finally:
+        cluster.close()
+    _say(f"\n{'endpoint':36} requests  slowest, CPU  statuses")
+    for line in campaign.table():
+        _say(line)
+    _say("\nSlowest:")
+    for line in campaign.slowest():
+        _say(line)
+    for text in campaign.wrong:
+        _say(f"\nWRONG: {text}")
+    count = sum(figures.statuses.total() for figures in campaign.figures.values())
+    took = time.monotonic() - started
+    _say(f"\n{count:,} requests to {len(campaign.figures)} endpoints in {took:.0f} s, {len(campaign.wrong)} wrong")
+    return 1 if campaign.wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
