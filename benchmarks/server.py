@@ -23,6 +23,7 @@ SERVER_NAME = "bench.test"
 PREPARED = "prepared"
 """The database that every scenario starts with a copy of."""
 
+_CHECKOUT = Path(__file__).resolve().parent.parent
 _START_SECONDS = 120.0
 _STOP_SECONDS = 30.0
 
@@ -131,14 +132,12 @@ class Server(ABC):
 
 def _launch(command: Sequence[str | Path], log: BinaryIO) -> subprocess.Popen[bytes]:
     words = [str(word) for word in command]
-    return subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=_environment())
+    return subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=_environment(), cwd=_CHECKOUT)
 
 
 def _environment() -> dict[str, str]:
-    # The same interpreter for both, from the checkout for Hearth; nothing of the caller's that slows Python down.
-    root = Path(__file__).resolve().parent.parent
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    return {**kept, "PYTHONPATH": str(root)}
+    # Nothing of the caller's that changes how Python runs.
+    return {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
 
 
 def _free_port() -> int:
