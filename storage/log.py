@@ -341,8 +341,9 @@ class Log:
                     await self._tell_of_others(connection, head[0][0])
             finally:
                 await _roll_back(connection)
-        except psycopg.Error as error:  # the next batch looks again, or the tail does
-            unavailable(error)
+        except Exception as error:  # the next batch looks again, or the tail does
+            if not is_lost(error):
+                logger.exception("after a lost connection the log could not be looked at")
             await self._forget_connection()
 
     async def _connected(self) -> Connection:
