@@ -18,6 +18,7 @@ def set_up(settings: Logging) -> None:
     logging.basicConfig(level=settings.level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(capture=True)
     logging.getLogger("alembic").setLevel(logging.WARNING)  # it introduces its plugins
+    logging.getLogger("psycopg.pool").setLevel(logging.ERROR)  # `storage.database` says when PostgreSQL is away
 
 
 class TextFormatter(logging.Formatter):

@@ -8,6 +8,7 @@ Storage functions take a `Tx`, never commit, and never wait for anything but the
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -38,6 +39,9 @@ _LOST = (
 
 UNSTORABLE = (psycopg.DataError, pg.ProgramLimitExceeded)
 """The value is at fault: a NUL in a text, a number out of range, a text longer than its index takes."""
+
+_QUIET_SECONDS = 5.0
+_logged_at: dict[str, float] = {}
 
 _RETRIED = (pg.SerializationFailure, pg.DeadlockDetected)
 
@@ -166,8 +170,14 @@ class Database:
 
 
 def unavailable(error: Exception) -> Unavailable:
-    """What a client is told when the database is away: 503 with a retry hint."""
-    logger.warning("database unavailable: %s", str(error).strip() or type(error).__name__)
+    """What a client is told when the database is away: 503 with a retry hint. The log has each reason now and then."""
+    reason = str(error).strip().partition("\n")[0] or type(error).__name__
+    now = time.monotonic()
+    if now - _logged_at.get(reason, -_QUIET_SECONDS) >= _QUIET_SECONDS:
+        if len(_logged_at) > 100:
+            _logged_at.clear()
+        _logged_at[reason] = now
+        logger.warning("database unavailable: %s", reason)
     return Unavailable("The database is not available at the moment, try again", retry_after_ms=2000)
 
 
