@@ -63,6 +63,9 @@ def kill_all(server: HearthProcess, _chance: random.Random) -> None:
 
 KILLS: list[Kill] = [kill_server, kill_postmaster, cut_connections, kill_all, kill_backend]
 
+KILLS_OF_SERVER: set[Kill | None] = {kill_server, kill_all}
+"""After any other the same process goes on."""
+
 
 class Story:
     """The server, its users, and what must hold of them."""
@@ -128,7 +131,7 @@ class Story:
                 await asyncio.sleep(self.random.uniform(0.05, 2))
                 again(self.server, self.random)
             await asyncio.sleep(0.1)
-            seconds = await self.server.wait_until_ready(lives=3)
+            seconds = await self.server.wait_until_ready(lives=3 if {kill, again} & KILLS_OF_SERVER else 1)
             await asyncio.sleep(self.random.uniform(0.2, 0.5))
             stop.set()
         counts = replace(self.journal.counts)

@@ -118,6 +118,26 @@ async def test_while_the_database_is_away_clients_are_told_and_afterwards_all_go
         await bob.ok("GET", f"/v3/rooms/{quote(room_id)}/messages", params={"dir": "b", "limit": str(number + 1)})
 
 
+async def test_a_server_stops_while_its_database_is_away(external: External) -> None:
+    async with running(external.conninfo) as server:
+        alice = await server.register("alice")
+        waiting = asyncio.create_task(
+            alice.request("GET", "/v3/sync", params={"since": await token_of(alice), "timeout": "50000"})
+        )
+        await asyncio.sleep(0.3)
+        await external.stop()
+        began = time.monotonic()
+    assert time.monotonic() - began < BACK_SECONDS
+    assert (await waiting).status in (200, 503)
+    await external.start()
+
+
+async def token_of(client: Client) -> str:
+    """Where a first sync ends."""
+    token: str = (await client.ok("GET", "/v3/sync"))["next_batch"]
+    return token
+
+
 @pytest.mark.parametrize("cut", Cut)
 async def test_a_commit_whose_answer_was_lost_is_there_once(conninfo: str, cut: Cut) -> None:
     """The connection breaks around the commit, so that nobody knows; the client asks again with its transaction ID."""
