@@ -1,0 +1,243 @@
+"""Writing admitted events and what comes with them: bulk inserts for `append_events.py`, which alone calls this."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from federation.protocol.identifiers import server_name_of
+from federation.protocol.types import EventID, ServerName
+from storage.arrays import Byteas, Int2, Int4, Int8, Texts
+from storage.database import Tx
+from storage.event_bytes import pack
+from storage.events import Flag, NewEvent, StoredEvent
+from storage.unread import PersonalCount
+
+Placed = tuple[NewEvent, StoredEvent]
+"""An event, and the row that it becomes."""
+
+
+@dataclass(slots=True)
+class Standing:
+    """Where a room stands, as it will be once the batch is committed."""
+
+    state_version: int
+    extremities: list[EventID]
+    last_line: int
+    notify_total: int
+    highlight_total: int
+    joined: int
+    invited: int
+
+
+_APPEND = (
+    "with appended as ("
+    " insert into events (position, origin_server_ts, room, line, version, trunk_version, type, sender, state_key,"
+    " after_line, after_version, notify_total, highlight_total, device, flags, event_id, thread, txn_id, json)"
+    " select * from unnest(%s::bigint[], %s::bigint[], %s::int[], %s::int[], %s::int[], %s::int[], %s::int[],"
+    " %s::int[], %s::int[], %s::int[], %s::int[], %s::int[], %s::int[], %s::int[], %s::smallint[], %s::text[],"
+    " %s::text[], %s::text[], %s::bytea[])),"
+    " read as ("
+    " insert into read_marks (position, room, notify_total, highlight_total, user_id, thread)"
+    " select * from unnest(%s::bigint[], %s::int[], %s::int[], %s::int[], %s::text[], %s::text[])"
+    " on conflict (user_id, room, thread) do update set position = excluded.position,"
+    " notify_total = excluded.notify_total, highlight_total = excluded.highlight_total)"
+    " update rooms set state_version = given.state_version, extremities = string_to_array(given.extremities, ' '),"
+    " last_line = given.last_line, notify_total = given.notify_total, highlight_total = given.highlight_total,"
+    " joined_members = given.joined, invited_members = given.invited"
+    " from unnest(%s::int[], %s::int[], %s::text[], %s::int[], %s::int[], %s::int[], %s::int[], %s::int[])"
+    " as given(room, state_version, extremities, last_line, notify_total, highlight_total, joined, invited)"
+    " where rooms.room = given.room"
+)
+"""Events, what their senders have read by sending them, and where their rooms stand: one round trip."""
+
+
+async def append(tx: Tx, placed: Sequence[Placed], standings: Mapping[int, Standing], numbers: dict[str, int]) -> None:
+    """Write events, what their senders have thereby read, and where the rooms, by number, now stand."""
+    rows = [_event_row(event, stored, numbers) for event, stored in placed]
+    marks = {
+        (event.pdu.sender, stored.room, stored.thread or "main"): stored for event, stored in placed if event.is_local
+    }
+    await tx.execute(
+        _APPEND,
+        (
+            *(wrap(column) for wrap, column in zip(_EVENT_COLUMNS, zip(*rows, strict=True), strict=True)),
+            Int8(stored.position for stored in marks.values()),
+            Int4(stored.room for stored in marks.values()),
+            Int4(stored.notify_total for stored in marks.values()),
+            Int4(stored.highlight_total for stored in marks.values()),
+            Texts(user_id for user_id, _, _ in marks),
+            Texts(thread for _, _, thread in marks),
+            Int4(standings),
+            Int4(room.state_version for room in standings.values()),
+            Texts(" ".join(room.extremities) for room in standings.values()),
+            Int4(room.last_line for room in standings.values()),
+            Int4(room.notify_total for room in standings.values()),
+            Int4(room.highlight_total for room in standings.values()),
+            Int4(room.joined for room in standings.values()),
+            Int4(room.invited for room in standings.values()),
+        ),
+    )
+
+
+_EVENT_COLUMNS = (*[Int8] * 2, *[Int4] * 12, Int2, *[Texts] * 3, Byteas)
+"""The types of `_event_row`, in its order."""
+
+
+def _event_row(event: NewEvent, stored: StoredEvent, numbers: dict[str, int]) -> tuple[Any, ...]:
+    pdu = event.pdu
+    return (
+        stored.position,
+        pdu.origin_server_ts,
+        stored.room,
+        stored.line,
+        stored.version,
+        stored.trunk_version,
+        numbers[pdu.type],
+        numbers[pdu.sender],
+        None if pdu.state_key is None else numbers[pdu.state_key],
+        stored.after_line,
+        stored.after_version,
+        stored.notify_total,
+        stored.highlight_total,
+        stored.device,
+        stored.flags,
+        stored.event_id,
+        stored.thread,
+        stored.txn_id,
+        pack(stored.canonical),
+    )
+
+
+async def insert_relations(tx: Tx, placed: Sequence[Placed], numbers: dict[str, int]) -> None:
+    """What events relate to, where they do."""
+    found = [
+        (stored, event.relation, numbers[event.pdu.sender]) for event, stored in placed if event.relation is not None
+    ]
+    if found:
+        await tx.execute(
+            "insert into relations (position, room, type, sender, parent, key)"
+            " select * from unnest(%s::bigint[], %s::int[], %s::int[], %s::int[], %s::text[], %s::text[])",
+            (
+                [stored.position for stored, _, _ in found],
+                [stored.room for stored, _, _ in found],
+                [numbers[relation.type] for _, relation, _ in found],
+                [sender for _, _, sender in found],
+                [relation.parent for _, relation, _ in found],
+                [relation.key for _, relation, _ in found],
+            ),
+        )
+
+
+async def insert_extras(tx: Tx, placed: Sequence[Placed], arrived: Sequence[StoredEvent]) -> None:
+    """What only some events bring: threads, personal counts, redactions, gaps; `arrived` may close gaps."""
+    threads: dict[tuple[int, str], StoredEvent] = {}
+    personal: list[tuple[StoredEvent, PersonalCount]] = []
+    redactions: list[tuple[StoredEvent, EventID, ServerName | None]] = []
+    missing: list[tuple[StoredEvent, EventID, int]] = []
+    for event, stored in placed:
+        if stored.thread is not None:
+            threads[stored.room, stored.thread] = stored
+        personal.extend((stored, count) for count in event.personal)
+        if event.redacts is not None:
+            redactions.append((stored, event.redacts, event.redacts_only_of))
+        missing.extend((stored, event_id, event.missing_for or stored.position) for event_id in event.missing)
+    if threads:
+        await tx.execute(
+            "insert into threads (room, thread, last_position, notify_total, highlight_total)"
+            " select * from unnest(%s::int[], %s::text[], %s::bigint[], %s::int[], %s::int[])"
+            " on conflict (room, thread) do update set last_position = excluded.last_position,"
+            " notify_total = excluded.notify_total, highlight_total = excluded.highlight_total",
+            (
+                [room for room, _ in threads],
+                [thread for _, thread in threads],
+                [stored.position for stored in threads.values()],
+                [stored.notify_total for stored in threads.values()],
+                [stored.highlight_total for stored in threads.values()],
+            ),
+        )
+    if personal:
+        await tx.execute(
+            "insert into notifications (position, room, user_id, notify, highlight, thread, actions)"
+            " select * from unnest(%s::bigint[], %s::int[], %s::text[], %s::smallint[], %s::smallint[], %s::text[],"
+            " %s::text[])",
+            (
+                [stored.position for stored, _ in personal],
+                [stored.room for stored, _ in personal],
+                [count.user_id for _, count in personal],
+                [count.notify for _, count in personal],
+                [count.highlight for _, count in personal],
+                [stored.thread or "main" for stored, _ in personal],
+                [count.actions for _, count in personal],
+            ),
+        )
+    if redactions:
+        await _apply_redactions(tx, redactions)
+    if missing or arrived:
+        await _insert_missing(tx, missing)
+        await _note_arrivals(tx, arrived)
+
+
+async def _insert_missing(tx: Tx, missing: Sequence[tuple[StoredEvent, EventID, int]]) -> None:
+    if missing:
+        await tx.execute(
+            "insert into missing_events (room, event_id, position)"
+            " select * from unnest(%s::int[], %s::text[], %s::bigint[]) as given(room, event_id, position)"
+            " where not exists (select from events where events.event_id = given.event_id and flags & %s = 0)"
+            " on conflict do nothing",
+            (
+                [stored.room for stored, _, _ in missing],
+                [event_id for _, event_id, _ in missing],
+                [position for _, _, position in missing],
+                int(Flag.OUTLIER),
+            ),
+        )
+
+
+async def _apply_redactions(tx: Tx, redactions: Sequence[tuple[StoredEvent, EventID, ServerName | None]]) -> None:
+    """Apply redactions to what is here, and keep the rest until their targets come."""
+    params = (
+        [stored.room for stored, _, _ in redactions],
+        [event_id for _, event_id, _ in redactions],
+        [stored.position for stored, _, _ in redactions],
+        [server for _, _, server in redactions],
+    )
+    await tx.execute(
+        "with given as (select * from unnest(%s::int[], %s::text[], %s::bigint[], %s::text[])"
+        "  as given(room, event_id, position, only_of)),"
+        " done as (update events set redacted_by = coalesce(redacted_by, given.position) from given, strings"
+        "  where events.event_id = given.event_id and events.room = given.room and strings.id = events.sender"
+        "  and (only_of is null or only_of = substr(strings.value, strpos(strings.value, ':') + 1)))"
+        " insert into pending_redactions (room, event_id, position, only_of)"
+        " select room, event_id, position, only_of from given"
+        " where not exists (select from events where events.event_id = given.event_id) on conflict do nothing",
+        params,
+    )
+
+
+async def _note_arrivals(tx: Tx, arrived: Sequence[StoredEvent]) -> None:
+    """Events that others referred to before they came are no gaps any longer; redactions that waited apply."""
+    if not arrived:
+        return
+    ids = [stored.event_id for stored in arrived]
+    await tx.execute(
+        "delete from missing_events where (room, event_id) in (select * from unnest(%s::int[], %s::text[]))",
+        ([stored.room for stored in arrived], ids),
+    )
+    pending = await tx.fetch(
+        "delete from pending_redactions where (room, event_id) in (select * from unnest(%s::int[], %s::text[]))"
+        " returning event_id, position, only_of",
+        ([stored.room for stored in arrived], ids),
+    )
+    senders = {stored.event_id: server_name_of(stored.sender) for stored in arrived}
+    applied = [
+        (event_id, position)
+        for event_id, position, only_of in sorted(pending, key=lambda row: row[1], reverse=True)
+        if only_of is None or only_of == senders[event_id]
+    ]
+    if applied:
+        await tx.execute(
+            "update events set redacted_by = given.position from unnest(%s::text[], %s::bigint[])"
+            " as given(event_id, position) where events.event_id = given.event_id and redacted_by is null",
+            # The first that came, should there be several: later entries of a dict replace earlier ones.
+            (list(dict(applied)), list(dict(applied).values())),
+        )
