@@ -78,7 +78,8 @@ class Call:
         text = self.query_text(name)
         if text is None:
             return default
-        if len(text) > 18 or not text.lstrip("-").isascii() or not text.lstrip("-").isdigit():
+        digits = text.removeprefix("-")
+        if len(text) > 18 or not digits.isascii() or not digits.isdigit():
             raise InvalidInput(f"{name} must be an integer")
         value = int(text)
         if value < minimum:

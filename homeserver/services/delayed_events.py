@@ -140,7 +140,10 @@ class DelayedEventService:
             self._wake.clear()
             try:
                 pause = await self._look()
-            except Unavailable:
+            except Unavailable:  # logged where it arose
+                pause = POLL_SECONDS
+            except Exception:
+                logger.exception("looking for delayed events failed; the next turn tries again")
                 pause = POLL_SECONDS
             try:
                 async with asyncio.timeout(pause):

@@ -6,6 +6,7 @@ who these are, and in which rooms, is kept in memory by following the log.
 """
 
 import asyncio
+import logging
 from collections.abc import Collection
 
 from federation.protocol.errors import Unavailable
@@ -27,6 +28,8 @@ from storage.log import Change
 from storage.memberships import Membership
 from storage.rooms import Room
 from storage.unread import PersonalCount
+
+logger = logging.getLogger(__name__)
 
 MAX_NAMED = 500
 """Users whom one event may name with an effect."""
@@ -73,6 +76,8 @@ class EventCounter:
                 self._unplaced |= users
                 self._has_unplaced.set()
                 await asyncio.sleep(1)
+            except Exception:
+                logger.exception("users with rules of their own could not be placed")
 
     async def _load_rooms(self, user_ids: Collection[UserID]) -> None:
         async with self._database.read() as tx:
