@@ -212,7 +212,7 @@ class TrunkChange:
 _LAST = 2**63 - 1
 
 COLUMNS = (
-    "events.position, events.room, event_id, flags, line, version, trunk_version, after_line, after_version,"
+    "events.position, events.room, event_id, flags, events.line, version, trunk_version, after_line, after_version,"
     " notify_total, highlight_total, redacted_by, thread, device, txn_id, json"
 )
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from federation.protocol.types import StateKey, UserID
 from storage import strings
 from storage.database import Row, Tx
+from storage.events import COLUMNS, StoredEvent, from_row
 from storage.memberships import Membership
 
 Point = tuple[int, int]
@@ -37,6 +38,24 @@ async def current(tx: Tx, room: int, keys: Iterable[StateKey]) -> dict[StateKey,
         (room, [pair[0] for pair in asked], [pair[1] for pair in asked]),
     )
     return {asked[row[0], row[1]]: row[2] for row in rows}
+
+
+async def current_events(tx: Tx, room: int, keys: Iterable[StateKey]) -> dict[StateKey, StoredEvent]:
+    """The current state events under these keys; called outside the log's transaction only."""
+    wanted = list(keys)
+    numbers = await _numbers_of(tx, wanted)
+    strings.remember_committed(numbers)
+    asked = {(numbers[key[0]], numbers[key[1]]): key for key in wanted if key[0] in numbers and key[1] in numbers}
+    if not asked:
+        return {}
+    rows = await tx.fetch(
+        f"select {COLUMNS}, room_state.type, room_state.state_key from room_state"
+        " join events on events.room = room_state.room and events.position = room_state.event"
+        " where room_state.room = %s and room_state.line = 0 and until_version is null"
+        " and (room_state.type, room_state.state_key) in (select * from unnest(%s::int[], %s::int[]))",
+        (room, [pair[0] for pair in asked], [pair[1] for pair in asked]),
+    )
+    return {asked[row[-2], row[-1]]: from_row(row) for row in rows}
 
 
 async def current_whole(tx: Tx, room: int) -> dict[StateKey, int]:

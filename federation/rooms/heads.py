@@ -173,15 +173,8 @@ class RoomHeads:
 
 async def load_state(tx: Tx, room: Room, keys: Iterable[StateKey]) -> dict[StateKey, VerifiedPDU]:
     """The current state events under these keys."""
-    positions = await room_state.current(tx, room.number, keys)
-    if not positions:
-        return {}
-    stored = await events.by_position(tx, room.number, positions.values())
-    return {
-        key: to_pdu(stored[position], room)
-        for key, position in positions.items()
-        if stored[position].flags & Flag.REJECTED == 0
-    }
+    stored = await room_state.current_events(tx, room.number, keys)
+    return {key: to_pdu(event, room) for key, event in stored.items() if event.flags & Flag.REJECTED == 0}
 
 
 def _described(stored: StoredEvent, room: Room) -> tuple[int, str]:
