@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import random
 import shutil
 import signal
 import socket
@@ -150,9 +151,15 @@ def signal_all(pids: list[int], number: signal.Signals) -> None:
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as unused:
-        return int(unused.getsockname()[1])
+    """A port that nobody listens on, and that no connection is given while the server is down."""
+    for _ in range(200):
+        port = random.randrange(20_000, 32_000)  # below those for outgoing connections
+        try:
+            with socket.create_server(("127.0.0.1", port)):
+                return port
+        except OSError:
+            continue
+    raise AssertionError("no port is free")
 
 
 def a_directory() -> Path:
