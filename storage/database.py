@@ -8,9 +8,11 @@ Storage functions take a `Tx`, never commit, and never wait for anything but the
 
 import asyncio
 import logging
+import os
+import socket
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import psycopg
@@ -64,6 +66,24 @@ _PATIENCE_SECONDS = 10.0
 _PATIENCE_WHILE_AWAY_SECONDS = 1.0
 _RECONNECT_SECONDS = 2.0
 """After which the pool gives up a connection and makes one when it is asked for: its pauses double, ours must not."""
+
+
+STUCK_SECONDS = 30.0
+"""A connection that is in use for so long is given up: its disk, or its machine, does not answer."""
+
+
+def watch(connection: Connection) -> asyncio.TimerHandle:
+    """Cut the connection unless the timer is cancelled in time; who uses it then finds it lost."""
+    return asyncio.get_running_loop().call_later(STUCK_SECONDS, _cut, connection)
+
+
+def _cut(connection: Connection) -> None:
+    if connection.closed:
+        return
+    logger.error("PostgreSQL has not answered for %d seconds: the connection is given up", STUCK_SECONDS)
+    # Cancelling would wait for an answer, too.
+    with socket.socket(fileno=os.dup(connection.fileno())) as same, suppress(OSError):
+        same.shutdown(socket.SHUT_RDWR)
 
 
 class Tx:
@@ -132,8 +152,13 @@ class Database:
     async def transaction(self) -> AsyncIterator[Tx]:
         """Several statements, committed together when the block ends without an exception."""
         try:
-            async with self._pool.connection(self._patience_seconds) as connection, connection.transaction():
-                yield Tx(connection)
+            async with self._pool.connection(self._patience_seconds) as connection:
+                timer = watch(connection)
+                try:
+                    async with connection.transaction():
+                        yield Tx(connection)
+                finally:
+                    timer.cancel()
         except UNSTORABLE as error:
             raise unstorable(error) from error
         except _LOST as error:
@@ -144,7 +169,11 @@ class Database:
         """Statements that each see the newest commits; nothing is written."""
         try:
             async with self._pool.connection(self._patience_seconds) as connection:
-                yield Tx(connection)
+                timer = watch(connection)
+                try:
+                    yield Tx(connection)
+                finally:
+                    timer.cancel()
         except UNSTORABLE as error:
             raise unstorable(error) from error
         except _LOST as error:

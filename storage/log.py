@@ -17,7 +17,18 @@ import psycopg
 
 from federation.protocol.errors import MatrixError, Unavailable
 from federation.protocol.types import UserID
-from storage.database import UNSTORABLE, Connection, Database, Row, Tx, is_lost, is_passing, unavailable, unstorable
+from storage.database import (
+    UNSTORABLE,
+    Connection,
+    Database,
+    Row,
+    Tx,
+    is_lost,
+    is_passing,
+    unavailable,
+    unstorable,
+    watch,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -260,6 +271,7 @@ class Log:
         tx = Tx(connection)
         total = sum(pending.entry.reserved for pending in batch)
         async with contextlib.AsyncExitStack() as held:
+            held.callback(watch(connection).cancel)
             try:
                 # Begun and ended together with a statement: a lone message costs three round trips.
                 queries = _preloads(batch)
@@ -334,12 +346,14 @@ class Log:
         """Before anybody is told that their entry may be written: if it is, let the tail know."""
         try:
             connection = await self._connected()
+            timer = watch(connection)
             try:
                 # Locked, this waits for the transaction whose end we do not know.
                 (head,) = await Tx(connection).run("begin; select position from log_head for update")
                 if head:
                     await self._tell_of_others(connection, head[0][0])
             finally:
+                timer.cancel()
                 await _roll_back(connection)
         except Exception as error:  # the next batch looks again, or the tail does
             if not is_lost(error):

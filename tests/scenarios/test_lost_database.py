@@ -2,25 +2,29 @@
 
 import asyncio
 import shutil
+import signal
 import time
 from collections.abc import AsyncIterator
 from typing import Any
 
+import psutil
 import pytest
 import pytest_asyncio
 
-from storage import migrate
+from storage import database, migrate
 from storage.cluster_settings import ClusterSettings
 from storage.embedded import EmbeddedPostgres
 from tests.clients import Answer, Client, Server, quote
 from tests.rooms import create_room, join, send
 from tests.scenarios.cutting_proxy import Cut, cutting_proxy
-from tests.scenarios.hearth_process import a_directory
+from tests.scenarios.hearth_process import a_directory, signal_all
 from tests.scenarios.load import Counts, check_refusal, until_answered
 from tests.servers import running
 
 TOLD_SECONDS = 8
 """Within which a client hears that the database is away, on a machine that does much else."""
+HANGS_SECONDS = 30
+"""The same where the database hangs: a new connection is tried for ten seconds."""
 BACK_SECONDS = 15
 """Within which all is well again once the database is."""
 
@@ -38,6 +42,11 @@ class External:
 
     async def start(self) -> None:
         await asyncio.to_thread(self._postgres.start)
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """To all of its processes."""
+        postmaster = psutil.Process(self._postgres.postmaster_pid)
+        signal_all([postmaster.pid, *(child.pid for child in postmaster.children())], number)
 
 
 @pytest_asyncio.fixture
@@ -68,11 +77,13 @@ def message(room_id: str, txn_id: str) -> tuple[str, str, Any]:
     return "PUT", path, {"msgtype": "m.text", "body": f"message {txn_id}"}
 
 
-async def is_refused(client: Client, method: str, path: str, body: Any = None) -> Answer:
+async def is_refused(
+    client: Client, method: str, path: str, body: Any = None, *, seconds: float = TOLD_SECONDS
+) -> Answer:
     """The answer to a request while the database is away: soon, and with the hint when to try again."""
     began = time.monotonic()
     answer = await client.request(method, path, body)
-    assert time.monotonic() - began < TOLD_SECONDS
+    assert time.monotonic() - began < seconds
     check_refusal(method, path, answer.status, answer.body, answer.headers)
     return answer
 
@@ -116,6 +127,29 @@ async def test_while_the_database_is_away_clients_are_told_and_afterwards_all_go
     assert [event["event_id"] for event in timeline] == [during["event_id"]]
     for number in range(30):  # no connection of before is handed out
         await bob.ok("GET", f"/v3/rooms/{quote(room_id)}/messages", params={"dir": "b", "limit": str(number + 1)})
+
+
+async def test_a_database_that_hangs_is_given_up_and_taken_up_again(
+    external: External, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alice = await server.register("alice")
+    room_id = await create_room(alice)
+    before = await alice.ok(*message(room_id, "before"))
+    monkeypatch.setattr(database, "STUCK_SECONDS", 1.0)
+    external.send_signal(signal.SIGSTOP)
+    try:
+        for txn_id in ("one", "two"):
+            refused = [
+                is_refused(alice, *message(room_id, txn_id), seconds=HANGS_SECONDS),
+                is_refused(alice, "GET", f"/v3/rooms/{quote(room_id)}/messages?dir=b", seconds=HANGS_SECONDS),
+            ]
+            await asyncio.gather(*refused)
+    finally:
+        external.send_signal(signal.SIGCONT)
+    async with asyncio.timeout(BACK_SECONDS):
+        one = await until_answered(alice, Counts(), *message(room_id, "one"))
+    assert (await alice.ok(*message(room_id, "one"))) == one
+    assert (await alice.ok(*message(room_id, "before"))) == before
 
 
 async def test_a_server_stops_while_its_database_is_away(external: External) -> None:
