@@ -69,10 +69,6 @@ class Call:
                 return value
         return None
 
-    def query_list(self, name: str) -> list[str]:
-        """All values of a parameter that may be repeated."""
-        return [value for key, value in self.query if key == name]
-
     def query_int(self, name: str, default: int, *, minimum: int = 0, maximum: int | None = None) -> int:
         """An integer parameter; above `maximum` it is cut to it, below `minimum` it is refused."""
         text = self.query_text(name)
@@ -144,7 +140,6 @@ _decoded_once = lru_cache(maxsize=2048)(unquote_plus)
 
 
 Endpoint = Callable[[Call], Awaitable[Answer]]
-Gate = Callable[[Call, Endpoint], Awaitable[Answer]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,6 @@ import logging
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntFlag
-from typing import Any
 
 import orjson
 
@@ -269,14 +268,6 @@ async def by_id(tx: Tx, event_ids: Collection[str]) -> dict[EventID, StoredEvent
     return {row[2]: from_row(row) for row in rows}
 
 
-async def position_of(tx: Tx, room: int, event_id: str) -> int | None:
-    """Where a visible event of this room stands in the log; None when there is none."""
-    row = await tx.fetch_one(
-        "select position from events where event_id = %s and room = %s and flags = 0", (event_id, room)
-    )
-    return None if row is None else int(row[0])
-
-
 async def find_transaction(tx: Tx, device: int, txn_id: str, room: int, event_type: int) -> EventID | None:
     """The event that a client's transaction ID made at this endpoint, if it made one."""
     row = await tx.fetch_one(
@@ -306,37 +297,6 @@ async def has_annotated(tx: Tx, room: int, annotation: AnnotationKey) -> bool:
         (room, annotation.parent, annotation.sender, annotation.key, annotation.type),
     )
     return row is not None and bool(row[0])
-
-
-async def page(  # noqa: PLR0913  # the parts of one page of a room's history
-    tx: Tx,
-    room: int,
-    *,
-    after: int | None = None,
-    before: int | None = None,
-    limit: int,
-    newest_first: bool,
-    where: str = "",
-    params: Sequence[Any] = (),
-) -> list[StoredEvent]:
-    """Visible events with after < position < before, in the order asked for; `where` is a further SQL condition."""
-    conditions = ["room = %s", "flags = 0"]
-    values: list[Any] = [room]
-    if after is not None:
-        conditions.append("position > %s")
-        values.append(after)
-    if before is not None:
-        conditions.append("position < %s")
-        values.append(before)
-    if where:
-        conditions.append(where)
-        values.extend(params)
-    order = "desc" if newest_first else "asc"
-    rows = await tx.fetch(
-        f"select {COLUMNS} from events where {' and '.join(conditions)} order by position {order} limit %s",
-        (*values, limit),
-    )
-    return [from_row(row) for row in rows]
 
 
 async def newest_per_room(

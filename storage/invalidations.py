@@ -17,10 +17,6 @@ class Kind(IntEnum):
     PROFILE = 2
     KEY_COUNTS = 3
     """One-time or fallback keys of the device in `detail` were taken or uploaded."""
-    PUSH_RULES = 4
-    FILTER = 5
-    ROOM = 6
-    """The room whose number is in `detail` was purged or rebuilt."""
 
 
 @dataclass(frozen=True, slots=True)

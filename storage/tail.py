@@ -46,11 +46,6 @@ class Listener:
         self.used_at = 0.0
         self._waiting: list[asyncio.Future[None]] = []
 
-    def concern(self, position: int) -> None:
-        """Note that `position` is this user's business and wake who waits for it."""
-        self.concerned_at = position
-        self.wake()
-
     def wake(self) -> None:
         """Let those who wait look again: an entry came, or something that is not in the log (typing, presence)."""
         if self._waiting:

@@ -38,7 +38,6 @@ from storage.log import AlreadyWritten, Change, Conflict, Entry, Log, Work
 from storage.memberships import Membership
 from storage.rooms import Room
 
-MAX_ATTEMPTS = 8
 MAX_PREV_EVENTS = 20
 MAX_SAME_ROOMS = 100
 """Rooms by the same user, alike to the last byte, in one millisecond."""

@@ -26,7 +26,7 @@ NOT_COUNTED = Counted()
 
 
 class Counter(Protocol):
-    """Decides what an event counts for, before it is appended (`homeserver/services/unread_counts.py`)."""
+    """Decides what an event counts for, before it is appended (`homeserver/services/event_counts.py`)."""
 
     def count(self, room: Room, pdu: VerifiedPDU, power_levels: PowerLevels | None, member_count: int) -> Counted:
         """What the event adds to the unread counts of the room's local members."""

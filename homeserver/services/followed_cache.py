@@ -1,6 +1,6 @@
 """Something built from one type of users' global account data, remembered while the log says that it did not change."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from federation.protocol.types import UserID
@@ -37,19 +37,11 @@ class FollowedCache(Generic[V]):
     async def get(self, tx: Tx, user_id: UserID) -> V:
         """One user's value."""
         value = self._values.get(user_id)
-        return value if value is not None else (await self.get_many(tx, (user_id,)))[user_id]
-
-    async def get_many(self, tx: Tx, user_ids: Collection[UserID]) -> dict[UserID, V]:
-        """The value of each user."""
-        found = {user_id: self._values[user_id] for user_id in user_ids if user_id in self._values}
-        missing = [user_id for user_id in user_ids if user_id not in found]
-        if missing:
+        if value is None:
             changes = self._changes
-            contents = await account_data.find_of_users(tx, missing, self._name)
-            built = {user_id: self._build(user_id, contents.get(user_id)) for user_id in missing}
+            value = self._build(user_id, await account_data.find(tx, user_id, None, self._name))
             if changes == self._changes:  # else what was read may be older than what the tail has told
-                if len(self._values) + len(built) > MAX_REMEMBERED:
+                if len(self._values) >= MAX_REMEMBERED:
                     self._values.clear()
-                self._values.update(built)
-            found |= built
-        return found
+                self._values[user_id] = value
+        return value

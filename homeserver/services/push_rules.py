@@ -146,11 +146,6 @@ class Ruleset:
         return conditions
 
 
-def differs_everywhere(ruleset: Ruleset) -> bool:
-    """Whether the user's rules may count events of any room differently from the defaults."""
-    return _scope(ruleset) is None
-
-
 def has_own_rules(ruleset: Ruleset) -> bool:
     """Whether any event may count differently for the user than under the defaults."""
     scope = _scope(ruleset)

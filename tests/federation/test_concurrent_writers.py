@@ -23,7 +23,7 @@ from storage.log import Change, Entry
 from storage.rooms import Room
 from tests.federation.processes import Process, a_process
 from tests.federation.room_model import RoomModel
-from tests.federation.stored_rooms import ids_of, stored_events
+from tests.federation.stored_rooms import ids_of, newest_events, stored_events
 from tests.protocol.builders import ALICE, BOB, EVE, NOW, a_signed_event
 
 SENDERS = 5
@@ -74,7 +74,7 @@ class RemoteServer:
     async def newest(self) -> StoredEvent:
         """The room's newest event."""
         async with self.process.database.read() as tx:
-            return (await events.page(tx, self.room.number, limit=1, newest_first=True))[0]
+            return (await newest_events(tx, self.room, 1))[0]
 
     async def send(
         self, event_type: str, content: JsonObject, state_key: str | None = None, *, ts: int | None = None
@@ -82,9 +82,7 @@ class RemoteServer:
         """An event after one of the newest events, citing the state after that."""
         rules = self.room.rules
         async with self.process.database.read() as tx:
-            newest = await events.page(
-                tx, self.room.number, limit=1 if self.joined_at is None else 6, newest_first=True
-            )
+            newest = await newest_events(tx, self.room, 1 if self.joined_at is None else 6)
             keys = auth_keys_for(event_type, EVE, state_key, content, rules)
             states = await room_state.at(tx, self.room.number, [event.point_after for event in newest], keys)
             if self.joined_at is not None:
