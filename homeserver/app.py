@@ -427,6 +427,7 @@ class Application:
             try:
                 await self.interactive_auth.forget_expired()
                 await self.key_upkeep.run_once()
+                self.views.drop_unused()
                 async with self.database.transaction() as tx:
                     await short_lived_tokens.delete_expired(tx, int(time.time() * 1000))
             except Unavailable:  # logged where it arose

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from federation.protocol.types import UserID
 from storage.ephemeral import OFFLINE_AFTER_MS, now_ms
 from tests.clients import Client, Server, quote, unique
 from tests.servers import running
@@ -388,3 +389,21 @@ async def test_a_sync_with_a_filter_that_is_none_is_refused(alice: Client, name:
     answer = await alice.get("/v3/sync", filter=name, timeout=0)
 
     assert answer.status == 400
+
+
+# --- what is kept of users who sync
+
+
+async def test_who_stopped_syncing_is_forgotten_and_misses_nothing(
+    server: Server, alice: Client, bob: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room_id = await a_room(alice, bob)
+    since = await token(alice)
+    monkeypatch.setattr("homeserver.services.user_views.KEPT_SECONDS", -1)
+
+    server.application.views.drop_unused()
+
+    assert server.application.tail.listener(UserID(alice.user_id)) is None
+    event_id = await say(bob, room_id)
+    timeline = joined(await sync(alice, since), room_id)["timeline"]
+    assert [event["event_id"] for event in timeline["events"]] == [event_id]
