@@ -52,11 +52,16 @@ def well_known_routes(api: DiscoveryAPI) -> Sequence[Route]:
 
 def login_routes(api: LoginAPI) -> Sequence[ClientRoute]:
     """Login, refresh, logout."""
+    refresh, get_token = ("unstable/org.matrix.msc2918/refresh",), ("unstable/org.matrix.msc3882/login/get_token",)
     return [
         ClientRoute(method="GET", path="v3/login", endpoint=api.get_flows, login=NONE, limit="requests"),
         ClientRoute(method="POST", path="v3/login", endpoint=api.login, login=NONE, limit="requests"),
-        ClientRoute(method="POST", path="v1/login/get_token", endpoint=api.get_token, limit="login"),
-        ClientRoute(method="POST", path="v3/refresh", endpoint=api.refresh, login=NONE, limit="requests"),
+        ClientRoute(
+            method="POST", path="v1/login/get_token", endpoint=api.get_token, limit="login", unstable=get_token
+        ),
+        ClientRoute(
+            method="POST", path="v3/refresh", endpoint=api.refresh, login=NONE, limit="requests", unstable=refresh
+        ),
         ClientRoute(method="POST", path="v3/logout", endpoint=api.logout, guests=True, while_locked=True),
         ClientRoute(method="POST", path="v3/logout/all", endpoint=api.logout_all, guests=True, while_locked=True),
     ]

@@ -1,5 +1,7 @@
 """Versions, well-known, capabilities (Client-Server API, "API Versions", "Server Discovery", "Capabilities")."""
 
+import pytest
+
 from homeserver.config import Federation, Support
 from tests.clients import Client, Server
 from tests.servers import running
@@ -9,8 +11,34 @@ async def test_versions_need_no_login(server: Server) -> None:
     status, body = await server.anonymous.get("/versions")
 
     assert status == 200
-    assert {"r0.6.1", "v1.1", "v1.11"} <= set(body["versions"])
+    assert {"r0.6.1", "v1.1"} <= set(body["versions"])
     assert all(isinstance(value, bool) for value in body["unstable_features"].values())
+
+
+@pytest.mark.parametrize(
+    ("version", "path"),
+    [
+        ("v1.2", "/v1/rooms/!a:hearth.test/hierarchy"),
+        ("v1.3", "/v1/rooms/!a:hearth.test/relations/$a"),
+        ("v1.4", "/v1/rooms/!a:hearth.test/threads"),
+        ("v1.11", "/v1/media/config"),
+    ],
+)
+async def test_a_version_is_named_only_if_what_it_brought_is_served(
+    server: Server, alice: Client, version: str, path: str
+) -> None:
+    versions = (await server.anonymous.get("/versions")).body["versions"]
+
+    is_served = (await alice.get(path)).body.get("errcode") != "M_UNRECOGNIZED"
+    assert is_served or version not in versions
+
+
+async def test_what_is_older_than_its_version_is_served_under_its_first_name_too(server: Server) -> None:
+    # Clients that choose a path by the versions named take these.
+    refreshed = await server.anonymous.post("/unstable/org.matrix.msc2918/refresh", {"refresh_token": "x"})
+    assert (refreshed.status, refreshed.body["errcode"]) == (401, "M_UNKNOWN_TOKEN")
+    token = await server.anonymous.post("/unstable/org.matrix.msc3882/login/get_token", {})
+    assert (token.status, token.body["errcode"]) == (401, "M_MISSING_TOKEN")
 
 
 async def test_capabilities_name_the_room_versions(server: Server, alice: Client) -> None:
