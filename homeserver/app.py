@@ -17,6 +17,7 @@ from federation.inbound.openid import OpenIDAPI
 from federation.protocol.errors import NotFound, Unavailable
 from federation.protocol.signatures import SigningKey
 from federation.protocol.types import JsonObject, ServerName, UserID
+from federation.rooms import client_events
 from federation.rooms.append import RoomWriter
 from federation.rooms.heads import RoomHeads
 from federation.rooms.pages import Pages
@@ -146,6 +147,7 @@ class Application:
         # rooms
         heads = RoomHeads(self.database)
         self.tail.add_view(heads.apply)
+        self.tail.add_view(client_events.forget_redacted(self.tail))
         self.event_counter = EventCounter(self.database, server_name)
         self.tail.add_view(self.event_counter.apply)
         self.writer = RoomWriter(

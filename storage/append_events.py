@@ -10,7 +10,7 @@ from typing import ClassVar, Protocol, Self
 
 from federation.protocol.errors import MatrixError
 from federation.protocol.types import EventID, UserID
-from storage import event_following, event_writes, events, rooms, state_writes, strings
+from storage import event_following, event_writes, events, redactions, rooms, state_writes, strings
 from storage.database import Row, Tx
 from storage.event_writes import Standing
 from storage.events import (
@@ -63,6 +63,8 @@ class RoomEvents:
     """What the room's current state changed in; filled likewise."""
     personal: list[tuple[int, PersonalCount]] = field(default_factory=list)
     """What counts for single users, with the positions of the events; filled likewise."""
+    redacted: dict[EventID, int] = field(default_factory=dict)
+    """Events that came before and are redacted now, with what redacts them; filled likewise."""
     numbers: dict[str, int] = field(default_factory=dict)
     """The numbers of the strings used; final once the change is committed."""
     _standing: Standing | None = None
@@ -195,14 +197,17 @@ class RoomEvents:
             change.numbers = numbers
         standings = {change.room.number: change._standing for change in changes if change._standing is not None}
         state = [(change.room.number, write) for change in changes for write in change.state]
+        entered: Collection[tuple[int, int]] = ()
         if state:
             lines = [(change.room.number, line) for change in changes for line in change.lines]
-            await state_writes.write(tx, state, lines, standings, numbers)
+            entered = await state_writes.write(tx, state, lines, standings, numbers)
         placed = [pair for change in changes for pair in zip(change.new, change.stored, strict=True)]
-        await event_writes.append(tx, placed, standings, numbers)
+        await event_writes.append(tx, placed, standings, numbers, entered)
         await event_writes.insert_relations(tx, placed, numbers)
         arrived = [stored for change in changes if change.may_be_duplicate for stored in change.stored]
-        await event_writes.insert_extras(tx, placed, arrived)
+        redacted = await event_writes.insert_extras(tx, placed, arrived)
+        for change in changes:
+            change.redacted = redacted if any(event.redacts is not None for event in change.new) else {}
 
     @classmethod
     async def read_range(cls, tx: Tx, after: int, upto: int) -> list[tuple[int, Self]]:
@@ -216,6 +221,7 @@ class RoomEvents:
         known = await rooms.get_many(tx, {event.room for event in stored})
         trunk = await event_following.trunk_within(tx, await event_following.versions_within(tx, stored, after))
         personal = await event_following.personal_in(tx, after, upto)
+        redacted = await redactions.targets_of(tx, stored)
         answer: list[tuple[int, Self]] = []
         for event in stored:
             changed = trunk.pop((event.room, event.trunk_version), [])
@@ -228,6 +234,7 @@ class RoomEvents:
                 trunk=changed,
                 concerned=_concerned(event, changed),
                 personal=[(event.position, count) for count in personal.get(event.position, ())],
+                redacted=redacted if event.type == "m.room.redaction" else {},
             )
             answer.append((event.position, change))
         return answer

@@ -1,15 +1,16 @@
 """Writing admitted events and what comes with them: bulk inserts for `append_events.py`, which alone calls this."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from federation.protocol.identifiers import server_name_of
-from federation.protocol.types import EventID, ServerName
+from federation.protocol.types import EventID
+from storage import redactions
 from storage.arrays import Byteas, Int2, Int4, Int8, Texts
 from storage.database import Tx
 from storage.event_bytes import pack
 from storage.events import Flag, NewEvent, StoredEvent
+from storage.redactions import Redaction
 from storage.unread import PersonalCount
 
 Placed = tuple[NewEvent, StoredEvent]
@@ -51,12 +52,24 @@ _APPEND = (
 """Events, what their senders have read by sending them, and where their rooms stand: one round trip."""
 
 
-async def append(tx: Tx, placed: Sequence[Placed], standings: Mapping[int, Standing], numbers: dict[str, int]) -> None:
-    """Write events, what their senders have thereby read, and where the rooms, by number, now stand."""
+async def append(
+    tx: Tx,
+    placed: Sequence[Placed],
+    standings: Mapping[int, Standing],
+    numbers: dict[str, int],
+    entered: Collection[tuple[int, int]],
+) -> None:
+    """Write events, what their senders have thereby read, and where the rooms, by number, now stand.
+
+    What came before a join, `entered` (room, user), is none of the user's, in whatever thread.
+    """
     rows = [_event_row(event, stored, numbers) for event, stored in placed]
     marks = {
         (event.pdu.sender, stored.room, stored.thread or "main"): stored for event, stored in placed if event.is_local
     }
+    for event, stored in placed if entered else ():
+        if event.is_local and event.pdu.type == "m.room.member" and (stored.room, numbers[event.pdu.sender]) in entered:
+            marks[event.pdu.sender, stored.room, ""] = stored
     await tx.execute(
         _APPEND,
         (
@@ -128,18 +141,21 @@ async def insert_relations(tx: Tx, placed: Sequence[Placed], numbers: dict[str, 
         )
 
 
-async def insert_extras(tx: Tx, placed: Sequence[Placed], arrived: Sequence[StoredEvent]) -> None:
-    """What only some events bring: threads, personal counts, redactions, gaps; `arrived` may close gaps."""
+async def insert_extras(tx: Tx, placed: Sequence[Placed], arrived: Sequence[StoredEvent]) -> dict[EventID, int]:
+    """What only some events bring: threads, personal counts, redactions, gaps; `arrived` may close gaps.
+
+    Answers by what which earlier events are redacted now.
+    """
     threads: dict[tuple[int, str], StoredEvent] = {}
     personal: list[tuple[StoredEvent, PersonalCount]] = []
-    redactions: list[tuple[StoredEvent, EventID, ServerName | None]] = []
+    redacting: list[Redaction] = []
     missing: list[tuple[StoredEvent, EventID, int]] = []
     for event, stored in placed:
         if stored.thread is not None:
             threads[stored.room, stored.thread] = stored
         personal.extend((stored, count) for count in event.personal)
         if event.redacts is not None:
-            redactions.append((stored, event.redacts, event.redacts_only_of))
+            redacting.append(Redaction(stored, event.redacts, event.redacts_only_of))
         missing.extend((stored, event_id, event.missing_for or stored.position) for event_id in event.missing)
     if threads:
         await tx.execute(
@@ -170,11 +186,11 @@ async def insert_extras(tx: Tx, placed: Sequence[Placed], arrived: Sequence[Stor
                 [count.actions for _, count in personal],
             ),
         )
-    if redactions:
-        await _apply_redactions(tx, redactions)
+    redacted = await redactions.apply(tx, redacting) if redacting else {}
     if missing or arrived:
         await _insert_missing(tx, missing)
         await _note_arrivals(tx, arrived)
+    return redacted
 
 
 async def _insert_missing(tx: Tx, missing: Sequence[tuple[StoredEvent, EventID, int]]) -> None:
@@ -193,27 +209,6 @@ async def _insert_missing(tx: Tx, missing: Sequence[tuple[StoredEvent, EventID, 
         )
 
 
-async def _apply_redactions(tx: Tx, redactions: Sequence[tuple[StoredEvent, EventID, ServerName | None]]) -> None:
-    """Apply redactions to what is here, and keep the rest until their targets come."""
-    params = (
-        [stored.room for stored, _, _ in redactions],
-        [event_id for _, event_id, _ in redactions],
-        [stored.position for stored, _, _ in redactions],
-        [server for _, _, server in redactions],
-    )
-    await tx.execute(
-        "with given as (select * from unnest(%s::int[], %s::text[], %s::bigint[], %s::text[])"
-        "  as given(room, event_id, position, only_of)),"
-        " done as (update events set redacted_by = coalesce(redacted_by, given.position) from given, strings"
-        "  where events.event_id = given.event_id and events.room = given.room and strings.id = events.sender"
-        "  and (only_of is null or only_of = substr(strings.value, strpos(strings.value, ':') + 1)))"
-        " insert into pending_redactions (room, event_id, position, only_of)"
-        " select room, event_id, position, only_of from given"
-        " where not exists (select from events where events.event_id = given.event_id) on conflict do nothing",
-        params,
-    )
-
-
 async def _note_arrivals(tx: Tx, arrived: Sequence[StoredEvent]) -> None:
     """Events that others referred to before they came are no gaps any longer; redactions that waited apply."""
     if not arrived:
@@ -223,21 +218,4 @@ async def _note_arrivals(tx: Tx, arrived: Sequence[StoredEvent]) -> None:
         "delete from missing_events where (room, event_id) in (select * from unnest(%s::int[], %s::text[]))",
         ([stored.room for stored in arrived], ids),
     )
-    pending = await tx.fetch(
-        "delete from pending_redactions where (room, event_id) in (select * from unnest(%s::int[], %s::text[]))"
-        " returning event_id, position, only_of",
-        ([stored.room for stored in arrived], ids),
-    )
-    senders = {stored.event_id: server_name_of(stored.sender) for stored in arrived}
-    applied = [
-        (event_id, position)
-        for event_id, position, only_of in sorted(pending, key=lambda row: row[1], reverse=True)
-        if only_of is None or only_of == senders[event_id]
-    ]
-    if applied:
-        await tx.execute(
-            "update events set redacted_by = given.position from unnest(%s::text[], %s::bigint[])"
-            " as given(event_id, position) where events.event_id = given.event_id and redacted_by is null",
-            # The first that came, should there be several: later entries of a dict replace earlier ones.
-            (list(dict(applied)), list(dict(applied).values())),
-        )
+    await redactions.apply_pending(tx, arrived)

@@ -70,9 +70,11 @@ async def write(
     lines: Sequence[tuple[int, NewLine]],
     standings: Mapping[int, Standing],
     numbers: dict[str, int],
-) -> None:
+) -> set[tuple[int, int]]:
     """Write entries of rooms, by number, and their branches: close what they replace, and count who joined, who was
-    invited."""
+    invited. Answers who came into a room: (room, number of the user).
+    """
+    entered: set[tuple[int, int]] = set()
     trunk, branches = _Writes(), _Writes()
     members: dict[tuple[int, int, int, int], Membership | None] = {}
     for room, entry in state:
@@ -84,6 +86,8 @@ async def write(
         before = {(row[0], row[1], row[2], 0): row[3] for row in closed}
         for key, membership in members.items():
             standing, was = standings[key[0]], before.get(key)
+            if membership is Membership.JOIN and was != Membership.JOIN:
+                entered.add((key[0], key[2]))
             standing.joined += (membership is Membership.JOIN) - (was == Membership.JOIN)
             standing.invited += (membership is Membership.INVITE) - (was == Membership.INVITE)
     if branches.rows:
@@ -101,3 +105,4 @@ async def write(
                 [line.version for _, line in lines],
             ),
         )
+    return entered

@@ -121,7 +121,7 @@ async def _load_threads(tx: Tx, loaded: Loaded, marks: dict[int, _Marks]) -> Non
         " left join lateral (select notify_total, highlight_total from events where events.room = given.room"
         "  and events.thread = threads.thread and events.position <= given.read_upto"
         "  order by events.position desc limit 1) as before on true",
-        (list(marks), [max(mark.unthreaded, _joined_at(mark)) for mark in marks.values()]),
+        (list(marks), [mark.unthreaded for mark in marks.values()]),
     )
     for room, thread, notify, highlight, notify_before, highlight_before in rows:
         position, notify_read, highlight_read = marks[room].of(thread)
@@ -129,11 +129,6 @@ async def _load_threads(tx: Tx, loaded: Loaded, marks: dict[int, _Marks]) -> Non
         if position > marks[room].unthreaded:
             base = (max(notify_read, notify_before), max(highlight_read, highlight_before))
         loaded.threads.setdefault(room, {})[thread] = ThreadCounts(notify, highlight, *base)
-
-
-def _joined_at(marks: _Marks) -> int:
-    """Threads that were quiet since before the user's first mark, their join, hold nothing unread for them."""
-    return min((position for position, _, _ in marks.by_thread.values()), default=0)
 
 
 async def _load_own(tx: Tx, user_id: UserID, loaded: Loaded, marks: dict[int, _Marks]) -> None:

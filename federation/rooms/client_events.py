@@ -5,16 +5,19 @@ their transaction ID) is put behind it, so that delivering an event to many read
 """
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import orjson
 
 from federation.protocol.redaction import redact
 from federation.protocol.types import JsonObject, StateKey
 from storage import events, room_state, rooms, strings
+from storage.append_events import RoomEvents
 from storage.database import Tx
 from storage.events import StoredEvent
+from storage.log import Change
 from storage.rooms import Room
+from storage.tail import Tail
 
 _MEMBERSHIPS = {name: f',"membership":"{name}"'.encode() for name in ("join", "invite", "knock", "leave", "ban")}
 
@@ -69,10 +72,36 @@ def is_presentable(event: StoredEvent) -> bool:
     return bool(event.client)
 
 
-def stripped(event: StoredEvent) -> JsonObject:
+def stripped(event: StoredEvent, room: Room) -> JsonObject:
     """Stripped state, as in invites ("Stripped state")."""
-    json = event.json
+    json = redact(event.json, room.rules) if event.redacted_by is not None else event.json
     return {key: json[key] for key in ("content", "sender", "state_key", "type") if key in json}
+
+
+def as_sent(event: StoredEvent, room: Room) -> JsonObject:
+    """The event as servers exchange it, for clients that ask for that ("Filtering", `event_format`)."""
+    return redact(event.json, room.rules) if event.redacted_by is not None else event.json
+
+
+def forget_redacted(tail: Tail) -> Callable[[int, Change], None]:
+    """A view of the tail: what the window holds of an event changes with its redaction."""
+
+    def apply(_position: int, change: Change) -> None:
+        if not isinstance(change, RoomEvents) or not change.redacted:
+            return
+        targets = dict(change.redacted)
+        later: set[tuple[str, str | None]] = set()
+        for _, earlier in tail.in_room(change.room.number, tail.floor):
+            for event in earlier.stored if isinstance(earlier, RoomEvents) else ():
+                key = (event.type, event.state_key)
+                if event.event_id in targets:
+                    event.redacted_by = targets[event.event_id]
+                    event.client = None
+                    later.add(key)
+                elif event.state_key is not None and key in later:
+                    event.client = None  # it may quote what it replaced
+
+    return apply
 
 
 def _encode(event: StoredEvent, room: Room, replaced: StoredEvent | None, redaction: StoredEvent | None) -> None:

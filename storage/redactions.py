@@ -1,0 +1,82 @@
+"""Which events are redacted, by what (column `events.redacted_by`, table `pending_redactions`)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from federation.protocol.identifiers import server_name_of
+from federation.protocol.types import EventID, ServerName
+from storage.database import Tx
+from storage.events import StoredEvent
+
+
+@dataclass(frozen=True, slots=True)
+class Redaction:
+    """A redaction that is being appended, and what it takes away."""
+
+    event: StoredEvent
+    target: EventID
+    only_of: ServerName | None
+    """It redacts what this server's users sent, and nothing else; None: anything."""
+
+
+async def apply(tx: Tx, redactions: Sequence[Redaction]) -> dict[EventID, int]:
+    """Redact what is here, and keep the rest until it comes; by what each of the events here is redacted now."""
+    rows = await tx.fetch(
+        "with given as (select * from unnest(%s::int[], %s::text[], %s::bigint[], %s::text[])"
+        "  as given(room, event_id, position, only_of)),"
+        " done as (update events set redacted_by = coalesce(redacted_by, given.position) from given, strings"
+        "  where events.event_id = given.event_id and events.room = given.room and strings.id = events.sender"
+        "  and (only_of is null or only_of = substr(strings.value, strpos(strings.value, ':') + 1))"
+        "  returning events.event_id, events.redacted_by),"
+        " kept as (insert into pending_redactions (room, event_id, position, only_of)"
+        "  select room, event_id, position, only_of from given"
+        "  where not exists (select from events where events.event_id = given.event_id) on conflict do nothing)"
+        " select event_id, redacted_by from done",
+        (
+            [redaction.event.room for redaction in redactions],
+            [redaction.target for redaction in redactions],
+            [redaction.event.position for redaction in redactions],
+            [redaction.only_of for redaction in redactions],
+        ),
+    )
+    return {EventID(event_id): position for event_id, position in rows}
+
+
+async def apply_pending(tx: Tx, arrived: Sequence[StoredEvent]) -> None:
+    """Redact events that come after their redactions; the first that came, should there be several."""
+    pending = await tx.fetch(
+        "delete from pending_redactions where (room, event_id) in (select * from unnest(%s::int[], %s::text[]))"
+        " returning event_id, position, only_of",
+        ([stored.room for stored in arrived], [stored.event_id for stored in arrived]),
+    )
+    by_id = {stored.event_id: stored for stored in arrived}
+    applied: list[StoredEvent] = []
+    for event_id, position, only_of in sorted(pending, key=lambda row: row[1]):
+        stored = by_id[event_id]
+        if stored.redacted_by is None and (only_of is None or only_of == server_name_of(stored.sender)):
+            stored.redacted_by = position
+            applied.append(stored)
+    if applied:
+        await tx.execute(
+            "update events set redacted_by = given.position from unnest(%s::text[], %s::bigint[])"
+            " as given(event_id, position) where events.event_id = given.event_id and redacted_by is null",
+            ([stored.event_id for stored in applied], [stored.redacted_by for stored in applied]),
+        )
+
+
+async def targets_of(tx: Tx, stored: Sequence[StoredEvent]) -> dict[EventID, int]:
+    """By what the events are redacted that the redactions among these name, as far as they are."""
+    named = {target for event in stored if event.type == "m.room.redaction" for target in _named(event)}
+    if not named:
+        return {}
+    rows = await tx.fetch(
+        "select event_id, redacted_by from events where event_id = any(%s::text[]) and redacted_by is not null",
+        (list(named),),
+    )
+    return {EventID(event_id): position for event_id, position in rows}
+
+
+def _named(redaction: StoredEvent) -> list[str]:
+    """What a redaction names, in either place: which of them counts was decided when it was applied."""
+    found = (redaction.json.get("redacts"), redaction.content.get("redacts"))
+    return [target for target in found if isinstance(target, str) and "\0" not in target]
