@@ -337,6 +337,20 @@ async def rooms_changed(tx: Tx, rooms: Collection[int], after: int) -> set[int]:
     return {room for (room,) in rows}
 
 
+async def related_among(
+    tx: Tx, stored: Collection[StoredEvent], by_senders: Collection[str] | None, by_types: Collection[str] | None
+) -> set[EventID]:
+    """Those of these events that one of these users relates to, in one of these ways; None: anybody, any way."""
+    conditions = ["room = any(%s::int[])", "parent = any(%s::text[])"]
+    params: list[list[Any]] = [list({event.room for event in stored}), [event.event_id for event in stored]]
+    for column, names in (("sender", by_senders), ("type", by_types)):
+        if names is not None:
+            conditions.append(f"{column} in (select id from strings where value = any(%s::text[]))")
+            params.append(list(names))
+    rows = await tx.fetch(f"select distinct parent from relations where {' and '.join(conditions)}", tuple(params))
+    return {EventID(event_id) for (event_id,) in rows}
+
+
 async def after_in_rooms(tx: Tx, rooms: Collection[int], *, after: int, upto: int, limit: int) -> list[StoredEvent]:
     """The first visible events of all these rooms together in (after, upto], oldest first."""
     rows = await tx.fetch(

@@ -128,9 +128,10 @@ async def first_members(
     numbers = await strings.find(tx, [besides])
     rows = await tx.fetch(
         "select number, strings.value from unnest(%s::int[]) as wanted(number), lateral ("
-        "  select state_key from room_state where room = number and type = %s and line = 0"
-        "  and until_version is null and membership = any(%s::smallint[]) and state_key <> %s limit %s) as found"
-        " join strings on strings.id = found.state_key order by strings.value",
+        "  select state_key, since_version from room_state where room = number and type = %s and line = 0"
+        "  and until_version is null and membership = any(%s::smallint[]) and state_key <> %s"
+        "  order by since_version limit %s) as found"
+        " join strings on strings.id = found.state_key order by found.since_version",
         (
             list(rooms),
             strings.MEMBER,

@@ -5,7 +5,7 @@ of rooms that the reader is joined to throughout are taken without asking the vi
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from federation.protocol.types import StateKey, UserID
@@ -17,11 +17,13 @@ from storage.database import Database, Tx
 from storage.events import StoredEvent, TrunkChange
 from storage.memberships import Membership
 from storage.room_state import TRUNK
+from storage.room_state import Span as StateSpan
 from storage.rooms import Room
 from storage.tail import Tail
 
 BEGINNING = -(1 << 62)
 """Before every position, those of fetched history included."""
+_NEVER = 1 << 31
 
 
 class Wanted(Protocol):
@@ -31,8 +33,23 @@ class Wanted(Protocol):
     def is_trivial(self) -> bool:
         """Whether every event passes."""
 
+    @property
+    def related_by_senders(self) -> Collection[str] | None:
+        """Only events that one of these users relates to."""
+
+    @property
+    def related_by_rel_types(self) -> Collection[str] | None:
+        """Only events that others relate to in one of these ways."""
+
+    @property
+    def needs_relations(self) -> bool:
+        """Whether only what relates to an event tells if it passes."""
+
+    def allows_room(self, room_id: str) -> bool:
+        """Whether events of this room may pass."""
+
     def allows_event(self, event_type: str, sender: str | None, content: object) -> bool:
-        """Whether an event passes."""
+        """Whether an event passes, as far as it tells by itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +59,29 @@ class Span:
     since: int
     upto: int
     limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Who reads, and what of a timeline they want."""
+
+    user_id: UserID
+    wanted: Wanted
+    ignored: Collection[UserID] = ()
+    """Whose messages they do not want to see; state is shown whoever set it."""
+    lazy_members: bool = False
+    """The state holds the member events of the timeline's senders, of the reader, and of `heroes` alone."""
+    heroes: Mapping[int, Collection[UserID]] = field(default_factory=dict)
+    """By room: who gives it its name."""
+
+    @property
+    def drops_some(self) -> bool:
+        """Whether events that the reader may see are left out."""
+        return bool(self.ignored) or not self.wanted.is_trivial or self.wanted.needs_relations
+
+    def fetch_limit(self, limit: int) -> int:
+        """How many events to look at: one more than are shown, and more where some are dropped."""
+        return 10 * limit + 50 if self.drops_some else limit + 1
 
 
 @dataclass(slots=True, kw_only=True)
@@ -57,8 +97,12 @@ class RoomNews:
     """State that changed between `since` and the timeline, and what changed later without standing in the timeline."""
     state_after: list[StoredEvent] = field(default_factory=list)
     """State that changed between `since` and the timeline's end."""
-    members: list[tuple[UserID, Membership]] = field(default_factory=list)
+    members: dict[UserID, Membership] = field(default_factory=dict)
     """Whose membership changed, to what."""
+    parted_from: set[UserID] = field(default_factory=set)
+    """Of a room that the reader left: with whom they were in it."""
+    is_shared: bool = False
+    """The events are those of the tail's window, which other readers are shown, too."""
 
 
 @dataclass(slots=True)
@@ -80,18 +124,14 @@ class Timelines:
 
     # --- rooms that the reader was and is joined to
 
-    async def continuing(
-        self, wanted_rooms: Collection[int], span: Span, wanted: Wanted, ignored: Collection[UserID]
-    ) -> dict[int, RoomNews]:
+    async def continuing(self, reading: Reading, wanted_rooms: Collection[int], span: Span) -> dict[int, RoomNews]:
         """News of rooms that the reader was joined to from `span.since` on without a break."""
-        if span.since >= self._tail.floor:
-            return await self._from_window(wanted_rooms, span, wanted, ignored)
+        if span.since >= self._tail.floor and not reading.wanted.needs_relations:
+            return await self._from_window(reading, wanted_rooms, span)
         async with self._database.read() as tx:
-            return await self._from_database(tx, wanted_rooms, span, wanted, ignored)
+            return await self._from_database(tx, reading, wanted_rooms, span)
 
-    async def _from_window(
-        self, wanted_rooms: Collection[int], span: Span, wanted: Wanted, ignored: Collection[UserID]
-    ) -> dict[int, RoomNews]:
+    async def _from_window(self, reading: Reading, wanted_rooms: Collection[int], span: Span) -> dict[int, RoomNews]:
         found: dict[int, RoomNews] = {}
         deltas: dict[int, _Delta] = {}
         held: dict[int, StoredEvent] = {}
@@ -104,17 +144,18 @@ class Timelines:
             if not changes:
                 continue
             stored = [event for change in changes for event in change.visible if event.position > span.since]
-            news = _news(changes[0].room, stored, span, wanted, ignored)
+            news = _cut(reading, changes[0].room, [Seen(event, "join") for event in stored], span)
+            news.is_shared = True
             found[number] = news
             trunk = [entry for change in changes for entry in change.trunk]
             if trunk:
                 held.update({event.position: event for change in changes for event in change.stored})
                 deltas[number] = _window_delta(trunk, news)
-                news.members = [
-                    (UserID(entry.state_key), entry.membership)
+                news.members = {
+                    UserID(entry.state_key): entry.membership
                     for entry in trunk
                     if entry.membership is not None and entry.type == "m.room.member"
-                ]
+                }
         if deltas:
             await self._fill_state(found, deltas, held)
         return found
@@ -134,105 +175,160 @@ class Timelines:
         for number, delta in deltas.items():
             _set_state(found[number], delta, held)
 
+    async def _fetch(
+        self, tx: Tx, reading: Reading, numbers: Collection[int], span: Span
+    ) -> dict[int, list[StoredEvent]]:
+        """The newest events of each room, enough of them to fill its timeline as a rule."""
+        limit = reading.fetch_limit(span.limit)
+        return await events.newest_per_room(tx, numbers, after=span.since, upto=span.upto, limit=limit)
+
+    async def _cut_all(
+        self,
+        tx: Tx,
+        reading: Reading,
+        fetched: Mapping[Room, Sequence[StoredEvent]],
+        seen: Mapping[int, Sequence[Seen]],
+        span: Span,
+    ) -> dict[int, RoomNews]:
+        """The timelines, from the events that were looked at and those of them that the reader may see."""
+        related: Collection[str] | None = None
+        if reading.wanted.needs_relations:
+            stored = [each.event for of_room in seen.values() for each in of_room]
+            by_senders, by_types = reading.wanted.related_by_senders, reading.wanted.related_by_rel_types
+            related = await events.related_among(tx, stored, by_senders, by_types)
+        found: dict[int, RoomNews] = {}
+        for room, looked_at in fetched.items():
+            whole = _after_hidden_state(looked_at, seen[room.number])
+            passing = [each for each in whole if related is None or each.event.event_id in related]
+            news = found[room.number] = _cut(reading, room, passing, span)
+            if len(looked_at) >= reading.fetch_limit(span.limit) or len(whole) < len(seen[room.number]):
+                news.is_limited = True
+            if not news.timeline and (news.is_limited or span.since == BEGINNING):
+                news.before = span.upto
+        return found
+
     async def _from_database(
-        self, tx: Tx, wanted_rooms: Collection[int], span: Span, wanted: Wanted, ignored: Collection[UserID]
+        self, tx: Tx, reading: Reading, wanted_rooms: Collection[int], span: Span
     ) -> dict[int, RoomNews]:
         changed = await events.rooms_changed(tx, wanted_rooms, span.since)
         if not changed:
             return {}
         known = await rooms.get_many(tx, changed)
-        fetched = await events.newest_per_room(
-            tx, changed, after=span.since, upto=span.upto, limit=_fetch_limit(span.limit, wanted)
-        )
-        found = {number: _news(known[number], fetched[number], span, wanted, ignored) for number in changed}
-        for number, news in found.items():
-            news.is_limited = news.is_limited or len(fetched[number]) >= _fetch_limit(span.limit, wanted)
+        fetched = await self._fetch(tx, reading, changed, span)
+        seen = {number: [Seen(event, "join") for event in stored] for number, stored in fetched.items()}
+        found = await self._cut_all(tx, reading, {known[number]: fetched[number] for number in changed}, seen, span)
         then = await events.trunk_versions_at(tx, changed, span.since)
         now = await events.trunk_versions_at(tx, changed, span.upto)
-        moved = {number for number in changed if now[number] > then[number]}
-        if not moved:
-            return found
-        starts = {number: _version_at_start(found[number], now[number]) for number in moved}
-        before = await room_state.changed_between(tx, {room: (then[room], starts[room]) for room in moved})
-        whole = await room_state.changed_between(tx, {room: (then[room], now[room]) for room in moved})
+        moved = {number: now[number] for number in changed if now[number] > then[number]}
+        starts = {number: _version_at_start(found[number], version) for number, version in moved.items()}
+        if moved:
+            await self._set_changed_state(tx, found, then, starts, moved)
+        return found
+
+    async def _set_changed_state(
+        self,
+        tx: Tx,
+        found: Mapping[int, RoomNews],
+        then: Mapping[int, int],
+        starts: Mapping[int, int],
+        ends: Mapping[int, int],
+    ) -> None:
+        """What changed in rooms between a version and the starts, and the ends, of their timelines."""
+        before = await room_state.changed_between(tx, {room: (then[room], starts[room]) for room in ends})
+        whole = await room_state.changed_between(tx, {room: (then[room], ends[room]) for room in ends})
         deltas = {
             room: _Delta(
                 {key: event for key, event in before[room].items() if event is not None},
                 {key: event for key, event in whole[room].items() if event is not None},
             )
-            for room in moved
+            for room in ends
         }
         positions = {event for delta in deltas.values() for event in (*delta.before.values(), *delta.whole.values())}
         held = await events.by_positions(tx, positions)
         for number, delta in deltas.items():
             _set_state(found[number], delta, held)
-            found[number].members = [
-                (UserID(key[1]), membership)
+            found[number].members = {
+                UserID(key[1]): membership
                 for key, event in delta.whole.items()
-                if key[0] == "m.room.member" and (membership := Membership.of(held[event].content.get("membership")))
-            ]
-        return found
+                if key[0] == "m.room.member"
+                and event in held
+                and (membership := Membership.of(held[event].content.get("membership")))
+            }
 
     # --- rooms that are new to the reader, or that they left
 
-    async def fresh(
+    async def fresh(self, tx: Tx, reading: Reading, wanted_rooms: Collection[Room], span: Span) -> dict[int, RoomNews]:
+        """Rooms as for somebody who knows nothing of them: the newest events and the whole state."""
+        numbers = [room.number for room in wanted_rooms]
+        fetched = await self._fetch(tx, reading, numbers, span)
+        looked_at = {room: fetched[room.number] for room in wanted_rooms}
+        seen = await self._reader.visible_in(tx, reading.user_id, looked_at)
+        found = await self._cut_all(tx, reading, looked_at, seen, span)
+        now = await events.trunk_versions_at(tx, numbers, span.upto)
+        starts = {number: _version_at_start(news, now[number]) for number, news in found.items()}
+        await self._set_whole_state(tx, reading, found, starts, now)
+        return found
+
+    async def _set_whole_state(
         self,
         tx: Tx,
-        user_id: UserID,
-        wanted_rooms: Collection[Room],
-        span: Span,
-        wanted: Wanted,
-        *,
-        lazy_members: bool,
-    ) -> dict[int, RoomNews]:
-        """Rooms as for somebody who knows nothing of them: the newest events and the whole state.
-
-        With `lazy_members` the state holds the member events of the timeline's senders and of the reader alone.
-        """
-        numbers = [room.number for room in wanted_rooms]
-        fetched = await events.newest_per_room(
-            tx, numbers, after=span.since, upto=span.upto, limit=_fetch_limit(span.limit, wanted)
-        )
-        seen = await self._reader.visible_in(tx, user_id, {room: fetched[room.number] for room in wanted_rooms})
-        now = await events.trunk_versions_at(tx, numbers, span.upto)
-        found: dict[int, RoomNews] = {}
-        starts: dict[int, int] = {}
-        for room in wanted_rooms:
-            visible = seen[room.number]
-            news = _cut(room, visible, span, wanted)
-            news.is_limited = news.is_limited or len(fetched[room.number]) >= _fetch_limit(span.limit, wanted)
-            if not visible:
-                news.before = span.upto
-            found[room.number] = news
-            starts[room.number] = _version_at_start(news, now[room.number])
+        reading: Reading,
+        found: Mapping[int, RoomNews],
+        starts: Mapping[int, int],
+        ends: Mapping[int, int],
+    ) -> None:
+        """The state of rooms at the starts and at the ends of their timelines."""
         members = None
-        if lazy_members:
-            members = {user_id, *(each.event.sender for news in found.values() for each in news.timeline)}
+        if reading.lazy_members:
+            members = set().union(*(_shown_members(reading, news) or () for news in found.values()))
         before = await room_state.at_versions(tx, starts, members=members)
-        moved = {room: version for room, version in now.items() if version != starts[room]}
+        moved = {room: version for room, version in ends.items() if version != starts[room]}
         whole = {**before, **(await room_state.at_versions(tx, moved, members=members) if moved else {})}
         held = await events.by_positions(
             tx, {position for states in (before, whole) for state in states.values() for position in state.values()}
         )
         for number, news in found.items():
-            senders = {user_id, *(each.event.sender for each in news.timeline)} if lazy_members else None
-            news.state = _select(before[number], held, senders)
-            news.state_after = _select(whole[number], held, senders)
-        return found
+            news.state = _select(before[number], held, _shown_members(reading, news))
+            news.state_after = _select(whole[number], held, _shown_members(reading, news))
 
-    async def left(self, tx: Tx, user_id: UserID, room: Room, span: Span, wanted: Wanted) -> RoomNews:
-        """What somebody who left may still see of a room, up to their leave (`span.upto`)."""
-        fetched = (
-            await events.newest_per_room(
-                tx, [room.number], after=span.since, upto=span.upto, limit=_fetch_limit(span.limit, wanted)
-            )
-        )[room.number]
-        seen = await self._reader.visible(tx, room, user_id, fetched)
-        news = _cut(room, seen, span, wanted)
-        news.is_limited = news.is_limited or len(fetched) >= _fetch_limit(span.limit, wanted)
+    async def left(self, tx: Tx, reading: Reading, room: Room, span: Span) -> RoomNews:
+        """What somebody who left may still see of a room, up to their leave (`span.upto`).
+
+        Who never was in it, and declined an invite, say, is shown nothing but what was done to them.
+        """
+        number = room.number
+        fetched = (await self._fetch(tx, reading, [number], span))[number]
+        seen = {number: await self._reader.visible(tx, room, reading.user_id, fetched)}
+        news = (await self._cut_all(tx, reading, {room: fetched}, seen, span))[number]
+        key: StateKey = ("m.room.member", reading.user_id)
+        stay = _last_stay((await room_state.histories(tx, [number], key)).get(number, []))
+        then = (await events.trunk_versions_at(tx, [number], span.since))[number]
+        if stay is None or stay[1] <= then:
+            return news
+        came, went = stay
+        start = min(_version_at_start(news, went), went)
+        if came > then:
+            await self._set_whole_state(tx, reading, {number: news}, {number: start}, {number: went})
+        else:
+            await self._set_changed_state(tx, {number: news}, {number: then}, {number: start}, {number: went})
+            if reading.lazy_members:
+                _drop_members(news, _shown_members(reading, news))
+        for version in {max(then, came), went}:
+            members = await room_state.members_at(tx, number, version, (Membership.JOIN,))
+            news.parted_from.update(user_id for user_id, _, _ in members)
         return news
 
     # --- members
+
+    async def company_at(self, tx: Tx, user_id: UserID, numbers: Collection[int], position: int) -> set[UserID]:
+        """With whom the user was in these rooms at a place in the log."""
+        company: set[UserID] = set()
+        for number, version in (await events.trunk_versions_at(tx, numbers, position)).items():
+            members = await room_state.members_at(tx, number, version, (Membership.JOIN,))
+            there = {member for member, _, _ in members}
+            if user_id in there:
+                company |= there
+        return company
 
     async def members(self, tx: Tx, room: int, user_ids: Collection[UserID]) -> list[StoredEvent]:
         """The current member events of these users."""
@@ -249,10 +345,12 @@ class Timelines:
 
     async def heroes_of_many(self, tx: Tx, numbers: Sequence[int], user_id: UserID) -> dict[int, list[UserID]]:
         """Who names each room that has no name of its own: five members besides the reader, else five who left."""
-        named = await room_state.current_of_many(
+        names = await room_state.current_of_many(
             tx, numbers, keys=(("m.room.name", ""), ("m.room.canonical_alias", ""))
         )
-        nameless = [room for room in numbers if not named[room]]
+        held = await events.by_positions(tx, {event for of_room in names.values() for event in of_room.values()})
+        named = {event.room for event in held.values() if _is_name(event)}
+        nameless = [room for room in numbers if room not in named]
         if not nameless:
             return {}
         present = (Membership.JOIN, Membership.INVITE)
@@ -267,16 +365,8 @@ class Timelines:
 
     async def render(self, shown: Sequence[Seen], device: int | None) -> list[bytes]:
         """Events for one reader; asks the database only for what replaced or redacted something."""
-        hard = []
-        for seen in shown:
-            event = seen.event
-            if event.client is None:
-                room = rooms.known_numbers([event.room]).get(event.room) if client_events.is_plain(event) else None
-                if room is not None:
-                    client_events.encode_plain(event, room)
-                else:
-                    hard.append(event)
-        if hard:
+        # Again after waiting: a redaction may have come meanwhile, and taken the form of an event away.
+        while hard := [seen.event for seen in shown if not _is_encoded(seen.event)]:
             async with self._database.read() as tx:
                 await client_events.prepare(tx, hard)
         return [
@@ -285,11 +375,16 @@ class Timelines:
             if client_events.is_presentable(seen.event)
         ]
 
-    async def render_state(self, stored: Sequence[StoredEvent], device: int | None) -> list[bytes]:
-        """State for one reader."""
-        if any(event.client is None for event in stored):
+    async def render_state(
+        self, stored: Sequence[StoredEvent], device: int | None, *, is_shared: bool = False
+    ) -> list[bytes]:
+        """State for one reader. What is shared with other readers keeps the form that timelines need."""
+        if is_shared:
+            stored = [event if event.client else replace(event) for event in stored]
+        fresh = [event for event in stored if event.client is None]
+        if fresh:
             async with self._database.read() as tx:
-                await client_events.prepare(tx, stored, is_state=True)
+                await client_events.prepare(tx, fresh, is_state=True)
         return [
             client_events.finish(event, membership=None, device=device)
             for event in stored
@@ -297,24 +392,68 @@ class Timelines:
         ]
 
 
-def _fetch_limit(limit: int, wanted: Wanted) -> int:
-    """How many events to look at: one more than are shown, and more where a filter drops some."""
-    return limit + 1 if wanted.is_trivial else 10 * limit + 50
+def _is_encoded(event: StoredEvent) -> bool:
+    """Whether an event has its client form, once what needs no query is encoded."""
+    if event.client is None and client_events.is_plain(event):
+        room = rooms.known_numbers([event.room]).get(event.room)
+        if room is not None:
+            client_events.encode_plain(event, room)
+    return event.client is not None
 
 
-def _news(
-    room: Room, stored: Sequence[StoredEvent], span: Span, wanted: Wanted, ignored: Collection[UserID]
-) -> RoomNews:
-    """The timeline of a room that the reader was joined to all along."""
+def _is_name(event: StoredEvent) -> bool:
+    """Whether an event names a room: one that is empty, or redacted, does not."""
+    name = event.content.get("name" if event.type == "m.room.name" else "alias")
+    return event.redacted_by is None and isinstance(name, str) and bool(name)
+
+
+def _shown_members(reading: Reading, news: RoomNews) -> Collection[UserID] | None:
+    """Whose member events the state holds; None: everybody's."""
+    if not reading.lazy_members:
+        return None
+    heroes = reading.heroes.get(news.room.number, ())
+    return {reading.user_id, *heroes, *(each.event.sender for each in news.timeline)}
+
+
+def _drop_members(news: RoomNews, kept: Collection[UserID] | None) -> None:
+    if kept is not None:
+        shown = {*kept, *news.members}  # nobody's change in a gap is lost
+        news.state = [event for event in news.state if event.type != "m.room.member" or event.state_key in shown]
+        news.state_after = [
+            event for event in news.state_after if event.type != "m.room.member" or event.state_key in shown
+        ]
+
+
+def _last_stay(history: Sequence[StateSpan]) -> tuple[int, int] | None:
+    """The versions at which the user last came into the room, and left it; None for who never was in it."""
+    last = next((i for i in range(len(history) - 1, -1, -1) if history[i].membership is Membership.JOIN), None)
+    if last is None:
+        return None
+    first = last
+    while first > 0 and history[first - 1].membership is Membership.JOIN:
+        first -= 1
+    until = history[last].until
+    return history[first].since, _NEVER if until is None else until
+
+
+def _after_hidden_state(looked_at: Sequence[StoredEvent], seen: Sequence[Seen]) -> Sequence[Seen]:
+    """What follows the last change of state that the reader may not see: before it, the timeline would mislead."""
+    if len(seen) == len(looked_at):
+        return seen
+    shown = {each.event.position for each in seen}
+    hidden = [event.position for event in looked_at if event.position not in shown and event.state_key is not None]
+    return [each for each in seen if each.event.position > max(hidden)] if hidden else seen
+
+
+def _cut(reading: Reading, room: Room, seen: Sequence[Seen], span: Span) -> RoomNews:
+    """Leave out what the reader does not want, and keep the newest."""
+    wanted, ignored = reading.wanted, reading.ignored
     if ignored:
-        stored = [event for event in stored if event.state_key is not None or event.sender not in ignored]
-    return _cut(room, [Seen(event, "join") for event in stored], span, wanted)
-
-
-def _cut(room: Room, seen: Sequence[Seen], span: Span, wanted: Wanted) -> RoomNews:
-    """Filter, and keep the newest."""
+        seen = [each for each in seen if each.event.state_key is not None or each.event.sender not in ignored]
     if not wanted.is_trivial:
         seen = [each for each in seen if wanted.allows_event(each.event.type, each.event.sender, each.event.content)]
+    if not wanted.allows_room(room.room_id):
+        seen = []
     is_limited = len(seen) > span.limit
     timeline = list(seen[-span.limit :]) if span.limit else []
     before = timeline[0].event.position - 1 if timeline else (span.upto if is_limited else span.since)

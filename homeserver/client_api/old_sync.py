@@ -10,7 +10,7 @@ import orjson
 
 from federation.protocol.errors import InvalidInput
 from federation.rooms.pages import Page, PageRequest
-from federation.rooms.timelines import BEGINNING, Span, Timelines
+from federation.rooms.timelines import BEGINNING, Reading, Span, Timelines
 from federation.web import Answer, Call
 from homeserver.client_api.reading_events import DEFAULT_LIMIT, RoomReading, fragments
 from homeserver.client_api.routing import ClientRoute, requester
@@ -127,7 +127,8 @@ class OldSyncAPI:
         known = await rooms.get_many(tx, list(found))
         joined = [known[number] for number, (membership, _) in found.items() if membership is Membership.JOIN]
         invited = {number: at for number, (membership, at) in found.items() if membership is Membership.INVITE}
-        news = await self._timelines.fresh(tx, who.user_id, joined, span, EVERYTHING.timeline, lazy_members=False)
+        ignored = await self._account_data.ignored_users(tx, who.user_id)
+        news = await self._timelines.fresh(tx, Reading(who.user_id, EVERYTHING.timeline, ignored), joined, span)
         invites = await self._reader.invites_at(tx, invited.values())
         published = await room_directory.published_among(tx, list(found))
         own = await self._account_data.all_of(tx, who.user_id)

@@ -18,7 +18,8 @@ from homeserver.services.account_data import AccountDataService, client_event
 from homeserver.services.presence import content_of
 from homeserver.services.requester import Requester
 from homeserver.services.sync_filter import SyncFilter
-from homeserver.services.sync_rooms import RoomSections, RoomsRequest, SyncRooms, joined_and_left
+from homeserver.services.sync_rooms import Moment, RoomSections, SyncRooms
+from homeserver.services.sync_sorting import RoomsRequest
 from homeserver.services.user_views import UserView, UserViews
 from homeserver.tokens import StreamToken
 from storage import account_data, device_lists, memberships, send_to_device
@@ -28,7 +29,6 @@ from storage.device_lists import DeviceListChanged
 from storage.end_to_end_keys import KeyCountCache
 from storage.ephemeral import PresenceBoard, Typing, UserPresence
 from storage.invalidations import Invalidated, Kind
-from storage.memberships import Membership
 from storage.tail import Tail
 
 MAX_TIMEOUT_MS = 600_000
@@ -62,7 +62,8 @@ class _Part:
     changed: set[UserID]
     left: set[UserID]
     rooms: RoomSections
-    are_counts_changed: bool = False
+    is_due: bool = False
+    """The answer may not wait, although it holds no news: key counts changed, or may have."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,16 +142,18 @@ class SyncService:
 
     async def _collect(self, request: SyncRequest, view: UserView) -> _Part:
         """Everything after the request's token, up to now."""
-        part = self._nothing(request, view, self._now())
-        since = request.since
         ignored = await self._ignored(view.user_id)
+        # From one moment, without waiting between: how far the log is read, and the user's rooms there.
+        part, members = self._nothing(request, view, self._now()), dict(view.rooms)
+        since = request.since
         if since is None:
             await self._collect_first(part)
         else:
             await self._collect_account_data(part, since)
             await self._collect_presence(part, since)
         await self._collect_to_device(part, since)
-        part.rooms = await self._rooms.collect(_rooms_request(request), view, part.upto, ignored, part.account_data)
+        moment = Moment(view=view, upto=part.upto, members=members, ignored=ignored, changed_data=part.account_data)
+        part.rooms = await self._rooms.collect(_rooms_request(request), moment)
         if since is not None:
             await self._collect_device_lists(part, since)
         part.account_data = [
@@ -183,11 +186,12 @@ class SyncService:
                 if isinstance(change, AccountDataChanged):
                     latest[change.room, change.type] = change
                 elif isinstance(change, Invalidated) and change.kind_of is Kind.KEY_COUNTS:
-                    part.are_counts_changed |= change.detail == device_id
+                    part.is_due |= change.detail == device_id
             part.account_data = list(latest.values())
         else:
             async with self._database.read() as tx:
                 part.account_data = await account_data.changed_between(tx, user_id, since.position, part.upto.position)
+            part.is_due = True
 
     async def _collect_presence(self, part: _Part, since: StreamToken) -> None:
         listener = part.view.listener
@@ -239,23 +243,17 @@ class SyncService:
         if since.position >= self._tail.floor:
             seen: set[int] = set()
             for room in view.joined():
-                if self._tail.last_in_room(room) > since.position:
+                if room not in part.rooms.entered and self._tail.last_in_room(room) > since.position:
                     _note_changed(part, self._tail.in_room(room, since.position), seen)
             _note_changed(part, self._tail.for_user(view.user_id, since.position), seen)
         else:
             async with self._database.read() as tx:
                 part.changed = await device_lists.changed_between(tx, view.user_id, since.position, part.upto.position)
-        joined, left = joined_and_left(part.rooms, view.user_id)
-        part.changed |= joined
-        left_rooms = part.rooms.left_rooms
-        if not left and not left_rooms:
-            return
-        async with self._database.read() as tx:
-            if left_rooms:
-                found = await memberships.members_of(tx, left_rooms, (Membership.JOIN,))
-                left |= {user_id for _, user_id in found}
-            left -= {view.user_id}
-            part.left = left - await device_lists.still_sharing(tx, view.user_id, left)
+        part.changed |= part.rooms.met - {view.user_id}
+        left = part.rooms.parted_from - {view.user_id}
+        if left:
+            async with self._database.read() as tx:
+                part.left = left - await device_lists.still_sharing(tx, view.user_id, left)
             part.changed -= part.left
 
     # --- the answer
@@ -312,7 +310,7 @@ def _has_news(part: _Part) -> bool:
         or part.changed
         or part.left
         or not part.rooms.is_empty
-        or part.are_counts_changed
+        or part.is_due
     )
 
 

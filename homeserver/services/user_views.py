@@ -50,18 +50,21 @@ class UserView:
         """Changes that came while the view was being loaded."""
         self.delivered: dict[int, int | None] = {}
         """By device: up to where to-device messages were handed out; None once all that were are deleted."""
-        self._sent: OrderedDict[tuple[int, int], set[UserID]] = OrderedDict()
+        self._sent: OrderedDict[tuple[int, int], dict[UserID, int]] = OrderedDict()
 
     def joined(self) -> list[int]:
         """The rooms that the user is joined to."""
         return [room for room, member in self.rooms.items() if member.membership is Membership.JOIN]
 
-    def sent_members(self, device: int, room: int) -> set[UserID]:
-        """Whose member events this device was sent, where it loads members lazily. May be added to."""
+    def sent_members(self, device: int, room: int) -> dict[UserID, int]:
+        """Whose member events this device was sent, where it loads members lazily, and with which token.
+
+        May be added to.
+        """
         key = (device, room)
         found = self._sent.get(key)
         if found is None:
-            found = self._sent[key] = set()
+            found = self._sent[key] = {}
             if len(self._sent) > MAX_SENT:
                 self._sent.popitem(last=False)
         return found
