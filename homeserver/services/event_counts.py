@@ -17,7 +17,7 @@ from federation.protocol.types import ServerName, UserID
 from federation.rooms.append import NOT_COUNTED, Counted
 from homeserver.services.account_data import IGNORED_USERS, ignored_in
 from homeserver.services.push import PUSH_RULES, build_ruleset
-from homeserver.services.push_conditions import Situation
+from homeserver.services.push_conditions import MAX_EFFORT, Situation
 from homeserver.services.push_counting import Counts, default_outcome, mentioned_users
 from homeserver.services.push_rules import Ruleset
 from storage import account_data, memberships
@@ -33,6 +33,10 @@ logger = logging.getLogger(__name__)
 
 MAX_NAMED = 500
 """Users whom one event may name with an effect."""
+TOTAL_EFFORT = 2_000_000
+"""For all patterns of all members of a room on one event (`push_patterns.py`): it is counted in the event loop."""
+LEAST_EFFORT = 2_000
+"""Each member's rules may cost this much, which is enough for dozens of them on an ordinary message."""
 
 
 class EventCounter:
@@ -132,7 +136,8 @@ class EventCounter:
             if user_id != pdu.sender and _server_name_of(user_id) == self._server_name:
                 own[user_id] = Counts(True, True)
         if special:
-            situation = Situation({**event, "room_id": room.room_id}, member_count, may_notify)
+            effort = min(MAX_EFFORT, max(LEAST_EFFORT, TOTAL_EFFORT // len(special)))
+            situation = Situation({**event, "room_id": room.room_id}, member_count, may_notify, max_effort=effort)
             for user_id in special:
                 if user_id != pdu.sender:
                     own[user_id] = self._evaluate(user_id, pdu.sender, situation, own.get(user_id, everybody))

@@ -10,8 +10,10 @@ from typing import Any, Final
 
 from federation.protocol.types import JsonObject
 from homeserver.services.property_paths import MISSING, Path, get_value, parse_path
-from homeserver.services.push_patterns import Matcher, has_word, whole, words
+from homeserver.services.push_patterns import Effort, Matcher, has_word, whole, words
 
+MAX_EFFORT: Final = 250_000
+"""For all patterns of one member on one event: some tens of milliseconds."""
 BODY: Final[Path] = ("content", "body")
 _MAX_INTEGER = 2**53 - 1
 _COMPARISONS: Final[Mapping[str, Callable[[int, int], bool]]] = {
@@ -28,15 +30,29 @@ _MEMBER_COUNT = re.compile(r"(==|<=|>=|<|>)?([0-9]{1,15})")
 class Situation:
     """An event and what its room says about it: the same for all members, so looked up once."""
 
-    __slots__ = ("_lowered", "_may_notify", "event", "member_count")
+    __slots__ = ("_lowered", "_max_effort", "_may_notify", "effort", "event", "member_count")
 
-    def __init__(self, event: JsonObject, member_count: int, may_notify: Callable[[str], bool]) -> None:
+    def __init__(
+        self,
+        event: JsonObject,
+        member_count: int,
+        may_notify: Callable[[str], bool],
+        *,
+        max_effort: int = MAX_EFFORT,
+    ) -> None:
         self.event = event
         """The event as clients see it."""
         self.member_count = member_count
         """How many are joined to the room."""
         self._may_notify = may_notify
+        self._max_effort = max_effort
+        self.effort = Effort(max_effort)
+        """What matching patterns may still cost for the present member."""
         self._lowered: dict[Path, str | None] = {}
+
+    def turn_to_next_member(self) -> None:
+        """Each member's rules may cost as much."""
+        self.effort = Effort(self._max_effort)
 
     def may_notify(self, key: str) -> bool:
         """Whether the sender's power level suffices for notifications of this kind, such as `room`."""
@@ -86,7 +102,7 @@ def match_property(path: Path, matches: Matcher) -> Condition:
 
     def check(situation: Situation, _display_name: str | None) -> bool:
         text = situation.lowered(path)
-        return text is not None and matches(text)
+        return text is not None and matches(text, situation.effort)
 
     return check
 
@@ -149,7 +165,7 @@ def _contains_display_name(_condition: Mapping[str, Any]) -> Condition:
         body = situation.lowered(BODY)
         if body is None or not display_name or not display_name.strip():
             return False
-        return has_word(body, display_name.lower())
+        return has_word(body, display_name.lower(), situation.effort)
 
     return check
 

@@ -116,6 +116,7 @@ class Ruleset:
             return NOTHING
         if self._compiled is None:
             self._compiled = list(self._compile())
+        situation.turn_to_next_member()
         for rule in self._compiled:
             if rule.matches(situation, display_name):
                 return rule.outcome

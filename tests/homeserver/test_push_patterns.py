@@ -7,7 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from federation.protocol.types import UserID
+from homeserver.services.push_conditions import Situation
 from homeserver.services.push_patterns import has_word, whole, words
+from homeserver.services.push_rules import Ruleset
 
 
 @pytest.mark.parametrize(
@@ -88,3 +91,30 @@ def test_no_pattern_takes_long(pattern: str) -> None:
     whole(pattern)(text)
 
     assert time.process_time() - started < 1.0
+
+
+@pytest.mark.parametrize(("pattern", "text"), [("b?a*c", "abc" * 20_000), ("b", "ab" * 30_000), ("?*z", "xy" * 30_000)])
+@pytest.mark.parametrize("kind", ["content", "override"])
+def test_not_even_thousands_of_rules_take_long(kind: str, pattern: str, text: str) -> None:
+    conditions = [{"kind": "event_match", "key": "content.other", "pattern": pattern}]
+    rules = [
+        {"rule_id": f"{n}", "enabled": True, "actions": ["notify"], "pattern": pattern, "conditions": conditions}
+        for n in range(1500)
+    ]
+    ruleset = Ruleset(UserID("@a:x"), {kind: rules})
+    situation = Situation({"content": {"body": text, "other": text}}, 2, lambda _: False)
+    ruleset.evaluate(situation)
+    started = time.process_time()
+
+    assert not ruleset.evaluate(situation).notify
+    assert time.process_time() - started < 1.0
+
+
+def test_each_member_has_as_much_effort_and_short_texts_need_little() -> None:
+    rules = [{"rule_id": f"{n}", "enabled": True, "actions": [], "pattern": f"b?{n}*c"} for n in range(1000)]
+    last = {"rule_id": "last", "enabled": True, "actions": ["notify"], "pattern": "t?a"}
+    ruleset = Ruleset(UserID("@a:x"), {"content": [*rules, last]})
+    situation = Situation({"content": {"body": "a cup of tea, please: " * 10}}, 2, lambda _: False)
+
+    for _ in range(3):
+        assert ruleset.evaluate(situation).notify
