@@ -1,6 +1,6 @@
 """The log change that appends room events: admitted under the log's lock, inserted in bulk, read back by others.
 
-What an append expects is checked here (`DESIGN.md` section 3): the room's version when its events were authorised.
+What an append expects is checked here (`docs/how-it-works.md`): the room's version when its events were authorised.
 Everything else about an event was decided before by `federation/rooms`.
 """
 

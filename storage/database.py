@@ -1,7 +1,7 @@
 """The connection pool and transactions (psycopg 3, asynchronous).
 
 Every statement in `storage` is text sent by psycopg itself: a one-row statement costs about 25 us of CPU there
-and 84 us through SQLAlchemy Core (`DESIGN.md` section 7). SQLAlchemy owns the schema and its migrations.
+and 84 us through SQLAlchemy Core. SQLAlchemy owns the schema and its migrations.
 
 Storage functions take a `Tx`, never commit, and never wait for anything but the database.
 """

@@ -1,4 +1,4 @@
-"""The one log: appending entries in batches (`DESIGN.md` section 1).
+"""The one log: appending entries in batches (`docs/how-it-works.md`).
 
 An `Entry` is what one request changes: all of it is committed in one transaction, or none. One appender per process
 writes the entries of all requests in flight as one batch: it takes the row lock of `log_head`, which reserves the

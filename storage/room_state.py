@@ -1,4 +1,4 @@
-"""A room's state at any of its versions (`DESIGN.md` section 3): reading. `append_events.py` writes.
+"""A room's state at any of its versions (`docs/how-it-works.md`): reading. `append_events.py` writes.
 
 A `Point` is (line, version). The trunk is line 0; a branch stores what differs from a point of its parent line, and
 a line without a parent is a whole state. Answers map (type, state key) to the position of the event.

@@ -1,4 +1,4 @@
-"""Writing rooms' state (`DESIGN.md` section 3) for `append_events.py`: closing what is replaced, opening the new."""
+"""Writing rooms' state (`docs/how-it-works.md`) for `append_events.py`: closing what is replaced, opening the new."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

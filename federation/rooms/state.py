@@ -1,4 +1,4 @@
-"""The state of a room where its graph forks and merges (`DESIGN.md` section 3; Room Versions, "State resolution").
+"""The state of a room where its graph forks and merges (`docs/how-it-works.md`; Room Versions, "State resolution").
 
 A state is a `View`: a stored point and what differs from it. Nothing here loads a whole state, except where a point
 on a line without a parent meets another line: what may differ is then all of it. Everywhere else the cost follows the

@@ -1,4 +1,4 @@
-"""What a new event adds to unread counts, decided before it is appended (`DESIGN.md` section 6).
+"""What a new event adds to unread counts, decided before it is appended (`docs/how-it-works.md`).
 
 Everybody with the default rules whom an event does not name counts it alike, so the room's running count serves them
 all. Rows are made only for those whom it names, and for local members with rules of their own or who ignore somebody;

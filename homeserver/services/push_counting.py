@@ -1,4 +1,4 @@
-"""What the default push rules count, without evaluating them for every member (`DESIGN.md` section 6). Pure.
+"""What the default push rules count, without evaluating them for every member (`docs/how-it-works.md`). Pure.
 
 Of two members who keep the default rules, both are counted the same event unless it names one of them. So a room
 keeps one running count, and only those whom an event names, and those with rules of their own, need a row. A property

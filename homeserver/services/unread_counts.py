@@ -1,4 +1,4 @@
-"""Unread counts without counting (`DESIGN.md` section 6): what a user has not read in a room, by thread.
+"""Unread counts without counting (`docs/how-it-works.md`): what a user has not read in a room, by thread.
 
 The room keeps running totals of what notifies everybody; a user's number is the total now less the total where they
 have read to, and what differs for them alone has rows. Here a user's base is kept in memory while they sync, moved
