@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import signal
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -39,7 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             # The load's loop must end before the cluster does.
             cluster = stack.enter_context(Cluster())
             runner = stack.enter_context(asyncio.Runner(loop_factory=uvloop.new_event_loop))
-            results.append(runner.run(_run_all(make(cluster), names, _sizes(product, options), options)))
+            try:
+                results.append(runner.run(_run_all(make(cluster), names, _sizes(product, options), options)))
+            except asyncio.CancelledError:
+                return 143
     _conclude(results, options)
     return 1 if any(result.failures for result in results) else 0
 
@@ -75,6 +79,9 @@ def _sizes(product: str, options: argparse.Namespace) -> Sizes:
 async def _run_all(server: Server, names: Sequence[str], load: Sizes, options: argparse.Namespace) -> Results:
     results = Results(server.name)
     begin = time.monotonic()
+    whole = asyncio.current_task()
+    assert whole is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, whole.cancel)  # the servers are stopped then
     server.cluster.create_database(PREPARED)
     first = await server.start()
     await server.stop()

@@ -61,7 +61,8 @@ def render_comparison(results: Sequence[Results]) -> Iterator[str]:
         other = theirs.get(ours.name)
         if isinstance(ours, Load) and isinstance(other, Load):
             ratio = (other.server_ms + other.postgres_ms) / max(1e-9, ours.server_ms + ours.postgres_ms)
-            yield f"{ours.name:44} {_cost(ours):>20} {_cost(other):>22} {ratio:8.1f}"
+            note = f"   ({second.server}: {other.note})" if other.note != ours.note else ""
+            yield f"{ours.name:44} {_cost(ours):>20} {_cost(other):>22} {ratio:8.1f}{note}"
         elif other is not None and not isinstance(ours, Load) and not isinstance(other, Load):
             ratio = other.value / ours.value if ours.value else 0
             amounts = f"{_amount(ours.value, ours.unit):>20} {_amount(other.value, other.unit):>22}"
