@@ -428,6 +428,7 @@ class Application:
             await asyncio.sleep(SWEEP_SECONDS)
             try:
                 await self.interactive_auth.forget_expired()
+                self.views.drop_unused()
                 await self.key_upkeep.run_once()
                 self.views.drop_unused()
                 async with self.database.transaction() as tx:

@@ -46,6 +46,11 @@ class AccountDataChanged:
         return (self.user_id,)
 
     @property
+    def held_bytes(self) -> int:
+        """What it takes in memory."""
+        return len(self.content)
+
+    @property
     def is_deleted(self) -> bool:
         """Whether there is no such data any longer."""
         return not self.content

@@ -87,6 +87,11 @@ class RoomEvents:
         return self.concerned
 
     @property
+    def held_bytes(self) -> int:
+        """What the events take in memory: as they are, and as clients see them."""
+        return sum(2 * len(event.canonical) for event in self.stored)
+
+    @property
     def visible(self) -> list[StoredEvent]:
         """Those of the events that clients may be shown at all."""
         return [event for event in self.stored if not event.flags & HIDDEN]

@@ -44,6 +44,11 @@ class DeviceListChanged:
         return () if self.seen_by is not None else self.changed_in
 
     @property
+    def held_bytes(self) -> int:
+        """What it takes in memory, with its places in the indexes of all those rooms."""
+        return 100 * len(self.changed_in)
+
+    @property
     def users(self) -> Collection[UserID]:
         """The user's own other devices, or those of the only user who may know of it."""
         return (self.user_id if self.seen_by is None else self.seen_by,)

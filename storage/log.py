@@ -68,6 +68,14 @@ class Change(Protocol):
         """What other processes appended in positions (after, upto], in order."""
 
 
+class Large(Protocol):
+    """A change that may take much memory: the tail keeps fewer of them."""
+
+    @property
+    def held_bytes(self) -> int:
+        """About how much, for as long as it is kept."""
+
+
 class Conditional(Protocol):
     """A change that the database may refuse when its turn comes, because the world moved on."""
 

@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 WINDOW = 10_000
 """Changes kept in memory."""
+WINDOW_BYTES = 64 * 1024 * 1024
+"""What those may hold, as far as it is large (`held_bytes`): then fewer are kept."""
 POLL_SECONDS = 5.0
 """How often to look for entries whose notification was lost."""
 
@@ -85,6 +87,8 @@ class Tail:
         self._kinds = kinds
         self._views: list[View] = []
         self._window: deque[tuple[int, Change]] = deque()
+        self._sizes: deque[int] = deque()
+        self._held_bytes = 0
         self._by_room: dict[int, _Index] = {}
         self._by_user: dict[UserID, _Index] = {}
         self._listeners: dict[UserID, Listener] = {}
@@ -190,14 +194,18 @@ class Tail:
         self._moved.clear()
 
     def _remember(self, at: int, change: Change) -> None:
+        size: int = getattr(change, "held_bytes", 0)
         self._window.append((at, change))
+        self._sizes.append(size)
+        self._held_bytes += size
         last = at + change.width - 1
         for room in change.rooms:
             self._by_room.setdefault(room, _Index()).append(at, last, change)
         for user_id in change.users:
             self._by_user.setdefault(user_id, _Index()).append(at, last, change)
-        while len(self._window) > WINDOW:
+        while len(self._window) > WINDOW or self._held_bytes > WINDOW_BYTES:
             oldest, gone = self._window.popleft()
+            self._held_bytes -= self._sizes.popleft()
             self.floor = oldest + gone.width - 1
             for room in gone.rooms:
                 if self._by_room[room].drop_first():

@@ -12,6 +12,8 @@ from storage.database import Database
 MAX_FILTER_BYTES = 64 * 1024
 MAX_FILTERS = 1000
 _REMEMBERED = 2000
+_REMEMBERED_BYTES = 4096
+"""Larger ones are compiled for each sync: a user's thousand of them would fill the memory."""
 
 
 class FilterService:
@@ -31,12 +33,14 @@ class FilterService:
         known = self._stored.get((user_id, text))
         if known is None:
             try:
-                known = parse_filter(orjson.loads(await self.get(user_id, text)))
+                stored = await self.get(user_id, text)
+                known = parse_filter(orjson.loads(stored))
             except NotFound:
                 raise InvalidInput("There is no such filter") from None
             if len(self._stored) >= _REMEMBERED:
                 self._stored.clear()
-            self._stored[user_id, text] = known
+            if len(stored) < _REMEMBERED_BYTES:
+                self._stored[user_id, text] = known
         return known
 
     def _compile_inline(self, text: str) -> SyncFilter:
@@ -47,7 +51,7 @@ class FilterService:
             known = parse_filter(canonical_json.loads(text))
             if len(self._inline) >= _REMEMBERED:
                 self._inline.clear()
-            if len(text) < 4096:
+            if len(text) < _REMEMBERED_BYTES:
                 self._inline[text] = known
         return known
 

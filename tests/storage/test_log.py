@@ -29,6 +29,7 @@ class Note:
     user: UserID | None = None
     width: int = 1
     fails: str = ""
+    held_bytes: int = 0
     kind: ClassVar[int] = 1 << 20
 
     @property
@@ -398,6 +399,21 @@ async def test_the_window_holds_what_came_after_its_floor(
         assert [text_of(change) for _, change in tail.in_room(0, 10)] == []
         assert [text_of(change) for _, change in tail.for_user(ALICE, 8)] == ["5"]
         assert [text_of(change) for _, change in tail.for_user(UserID("@x:y"), 0)] == []
+
+
+async def test_the_window_holds_fewer_changes_that_are_large(
+    conninfo: str, notes: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tail_module, "WINDOW_BYTES", 1000)
+    async with a_follower(conninfo) as process:
+        for number, size in enumerate((100, 700, 200, 0, 300, 0)):
+            await process.log.append(Entry(changes=[Note(f"{number}", held_bytes=size)]))
+        tail = process.tail
+
+        assert [text_of(change) for _, change in tail.since(0)] == ["2", "3", "4", "5"]
+        assert tail.floor == 2
+        await process.log.append(Entry(changes=[Note("larger than all", held_bytes=2000)]))
+        assert [list(tail.since(0)), tail.floor, tail.last_in_room(1)] == [[], 7, 0]
 
 
 def text_of(change: Change) -> str:
