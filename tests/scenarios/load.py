@@ -249,6 +249,8 @@ class Syncer:
         found = [event["event_id"] for event in timeline["events"]]
         if not timeline.get("limited") or last_known is None:
             return found
+        if last_known in found and room_id not in self.lasting:  # back in a room, its last events are told anew
+            return found[found.index(last_known) + 1 :]
         token = timeline["prev_batch"]
         for _ in range(200):
             page = await until_answered(

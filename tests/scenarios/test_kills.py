@@ -8,15 +8,19 @@ from the events alone. `make kill-test` runs 30 rounds; HEARTH_KILL_ROUNDS and H
 import asyncio
 import os
 import random
+import shutil
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import pytest
+from psycopg.conninfo import conninfo_to_dict
 
-from tests.clients import Client
-from tests.scenarios.hearth_process import HearthProcess, a_visitor, serving, signal_all
+from homeserver import signing_keys
+from tests.clients import Answer, Client, quote
+from tests.scenarios.hearth_process import HearthProcess, a_directory, a_visitor, serving, signal_all
 from tests.scenarios.load import Counts, Journal, Stage, Syncer, User, repeat
 from tests.scenarios.stored_truth import StoredTruth
 
@@ -80,6 +84,10 @@ class Story:
         self.syncers: list[Syncer] = []
         self.stages: list[Stage] = []
 
+    def conninfo(self) -> str:
+        """Of the database."""
+        return self.server.conninfo()
+
     async def begin(self) -> None:
         """Users, each with a device that writes and syncs; the first has another that only syncs."""
         for number in range(USERS):
@@ -111,10 +119,10 @@ class Story:
             await syncer.catch_up()
             syncer.lasting = frozenset(room for each in self.stages for room in each.rooms)
 
-    async def play(self, kill: Kill) -> str:
+    async def play(self, kill: Kill, *, may_repeat: bool = True) -> str:
         """One round: load, a kill in the middle, recovery, rest, and the reckoning; what there is to tell of it."""
         self.journal.counts = Counts()
-        again = self.random.choice(KILLS) if self.random.random() < 0.3 else None
+        again = self.random.choice(KILLS) if may_repeat and self.random.random() < 0.3 else None
         stop = asyncio.Event()
         moment = self.random.uniform(0.2, 1.2)
         async with asyncio.TaskGroup() as tasks:
@@ -147,7 +155,7 @@ class Story:
         for syncer in self.syncers:
             await syncer.catch_up()
         room_ids = [room for stage in self.stages for room in (*stage.rooms, stage.turnstile)]
-        await self.truth.read(self.server.conninfo(), room_ids)
+        await self.truth.read(self.conninfo(), room_ids)
         stored = self.truth.numbers()
         assert {number: [event_id] for number, event_id in self.journal.events.items()} == stored
         for (room_id, user_id), membership in self.journal.memberships.items():
@@ -179,23 +187,91 @@ class Story:
             await syncer.replay(mark)
 
 
+@dataclass(slots=True)
+class Roaming(Client):
+    """A client behind a balancer: each request goes to any of the servers."""
+
+    addresses: tuple[str, ...] = ()
+
+    async def request(self, method: str, path: str, body: Any = None, **options: Any) -> Answer:
+        """As always, to one of them."""
+        self.base_url = random.choice(self.addresses)
+        return await Client.request(self, method, path, body, **options)
+
+    @classmethod
+    def of(cls, client: Client, addresses: tuple[str, ...]) -> "Roaming":
+        """The same login."""
+        known = {each.name: getattr(client, each.name) for each in fields(client)}
+        return cls(**known, addresses=addresses)
+
+
+class StoryOfTwo(Story):
+    """Two servers on one database, of which one is killed while the other goes on."""
+
+    def __init__(self, servers: list[HearthProcess], visitor: Client, conninfo: str) -> None:
+        super().__init__(servers[0], visitor)
+        self.servers = servers
+        self._conninfo = conninfo
+
+    def conninfo(self) -> str:
+        """Of the database, which belongs to neither."""
+        return self._conninfo
+
+    async def begin(self) -> None:
+        """As with one server, and then everybody goes to both."""
+        await super().begin()
+        addresses = tuple(server.base_url for server in self.servers)
+        for user in self.users:
+            user.client = Roaming.of(user.client, addresses)
+        for syncer in self.syncers:
+            syncer.client = Roaming.of(syncer.client, addresses)
+
+    async def play(self, kill: Kill, *, may_repeat: bool = False) -> str:
+        """One round, with one of them as the victim."""
+        self.server = self.random.choice(self.servers)
+        return await super().play(kill, may_repeat=may_repeat)
+
+
+async def tell(story: Story, kills: list[Kill], rounds: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """Play the rounds, and say how each went."""
+    began = time.monotonic()
+    await story.begin()
+    for number in range(rounds):
+        if number % ROUNDS_PER_STAGE == 0:
+            await story.set_stage()
+        kill = kills[number % len(kills)]
+        try:
+            told = await story.play(kill)
+        except BaseException:
+            with capsys.disabled():
+                print(f"\nround {number + 1} ({kill.__name__}) failed; the server said:\n{story.server.log[-6000:]}")  # noqa: T201  # what else would tell
+            raise
+        with capsys.disabled():
+            print(f"\nround {number + 1} of {rounds}: {told} ({time.monotonic() - began:.0f} s)", end="")  # noqa: T201  # progress
+
+
 @pytest.mark.timeout(120 + 60 * ROUNDS)
 async def test_nothing_that_was_answered_is_lost_or_doubled_by_kills(capsys: pytest.CaptureFixture[str]) -> None:
-    began = time.monotonic()
     async with serving() as server, a_visitor(server) as visitor:
-        story = Story(server, visitor)
-        await story.begin()
-        for number in range(ROUNDS):
-            if number % ROUNDS_PER_STAGE == 0:
-                await story.set_stage()
-            kill = KILLS[number % len(KILLS)]
-            try:
-                told = await story.play(kill)
-            except BaseException:
-                with capsys.disabled():
-                    print(f"\nround {number + 1} ({kill.__name__}) failed; the server said:\n{server.log[-6000:]}")  # noqa: T201  # what else would tell
-                raise
-            with capsys.disabled():
-                print(f"\nround {number + 1} of {ROUNDS}: {told} ({time.monotonic() - began:.0f} s)", end="")  # noqa: T201  # progress
+        await tell(Story(server, visitor), KILLS, ROUNDS, capsys)
         server.stop()
         assert "Traceback" not in server.log, server.log[-6000:]
+
+
+@pytest.mark.timeout(120 + 60 * ROUNDS)
+async def test_one_of_two_servers_is_killed_and_clients_go_on_with_the_other(
+    capsys: pytest.CaptureFixture[str], conninfo: str
+) -> None:
+    parts = conninfo_to_dict(conninfo)
+    url = f"postgresql://{parts['user']}@{quote(str(parts['host']))}:{parts['port']}/{parts['dbname']}"
+    shared = a_directory()
+    signing_keys.create(shared / "signing.key")
+    settings = f"database: {{url: '{url}'}}\nsigning_key_file: {shared}/signing.key\n"
+    try:
+        async with serving(settings) as one, serving(settings) as other, a_visitor(one) as visitor:
+            await tell(StoryOfTwo([one, other], visitor, conninfo), [kill_server], (ROUNDS + 1) // 2, capsys)
+            for server in (one, other):
+                server.stop()
+                assert "Traceback" not in server.log, server.log[-6000:]
+    finally:
+        shutil.rmtree(shared)
