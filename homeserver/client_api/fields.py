@@ -24,12 +24,25 @@ def get_text(body: JsonObject, name: str) -> str:
     return value
 
 
-def get_bool(body: JsonObject, name: str) -> bool:
-    """A boolean; false where it is absent or null."""
+def find_bool(body: JsonObject, name: str) -> bool | None:
+    """A boolean; None where it is absent or null."""
     value = body.get(name)
     if value is not None and not isinstance(value, bool):
         raise _wrong(name, "a boolean")
-    return bool(value)
+    return value
+
+
+def get_bool(body: JsonObject, name: str) -> bool:
+    """A boolean; false where it is absent or null."""
+    return bool(find_bool(body, name))
+
+
+def required_bool(body: JsonObject, name: str) -> bool:
+    """A boolean that must be there: M_MISSING_PARAM without it."""
+    value = find_bool(body, name)
+    if value is None:
+        raise InvalidInput(f"{name} is required", "M_MISSING_PARAM")
+    return value
 
 
 def find_int(body: JsonObject, name: str) -> int | None:

@@ -2,6 +2,7 @@
 
 from federation.protocol.errors import Forbidden, InvalidInput
 from federation.protocol.types import JsonObject
+from homeserver.client_api.fields import get_text
 
 
 def user_of_login(body: JsonObject) -> str:
@@ -11,20 +12,14 @@ def user_of_login(body: JsonObject) -> str:
         user = body.get("user")
         if user is None and "address" in body:
             raise Forbidden("No account has this third-party identifier")
-        return _text(user, "identifier")
+        if user is None:
+            raise InvalidInput("identifier is required", "M_MISSING_PARAM")
+        return get_text(body, "user")
     if not isinstance(identifier, dict):
         raise InvalidInput("identifier must be an object", "M_BAD_JSON")
     kind = identifier.get("type")
     if kind == "m.id.user":
-        return _text(identifier.get("user"), "identifier.user")
+        return get_text(identifier, "user")
     if kind in ("m.id.thirdparty", "m.id.phone"):
         raise Forbidden("No account has this third-party identifier")
     raise InvalidInput("Unknown type of identifier", "M_UNKNOWN")
-
-
-def _text(value: object, name: str) -> str:
-    if value is None:
-        raise InvalidInput(f"{name} is required", "M_MISSING_PARAM")
-    if not isinstance(value, str):
-        raise InvalidInput(f"{name} must be a string")
-    return value

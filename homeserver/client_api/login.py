@@ -4,6 +4,7 @@ from federation.protocol.errors import InvalidInput
 from federation.protocol.types import JsonObject
 from federation.web import Answer, Call
 from homeserver.client_api.authentication import TokenAuthenticator
+from homeserver.client_api.fields import get_bool, get_text
 from homeserver.client_api.identifiers import user_of_login
 from homeserver.client_api.interactive_auth import InteractiveAuth
 from homeserver.client_api.routing import requester
@@ -52,10 +53,10 @@ class LoginAPI:
         new = new_login(body)
         if kind == PASSWORD:
             user_id = await self._accounts.check_password(
-                user_of_login(body), _text(body, "password"), address=call.request.remote or ""
+                user_of_login(body), get_text(body, "password"), address=call.request.remote or ""
             )
         elif kind == TOKEN:
-            user_id = await self._accounts.use_login_token(_text(body, "token"), address=call.request.remote or "")
+            user_id = await self._accounts.use_login_token(get_text(body, "token"), address=call.request.remote or "")
         elif kind == APPLICATION_SERVICE:
             user_id = await self._accounts.find_for_service(self._authenticator.service(call), user_of_login(body))
         else:
@@ -74,12 +75,7 @@ class LoginAPI:
 
     async def refresh(self, call: Call) -> Answer:
         """POST /refresh."""
-        token = (await call.body()).get("refresh_token")
-        if token is None:
-            raise InvalidInput("refresh_token is required", "M_MISSING_PARAM")
-        if not isinstance(token, str):
-            raise InvalidInput("refresh_token must be a string")
-        tokens = await self._sessions.refresh(token)
+        tokens = await self._sessions.refresh(get_text(await call.body(), "refresh_token"))
         fields = token_fields(tokens)
         return {name: fields[name] for name in ("access_token", "refresh_token", "expires_in_ms") if name in fields}
 
@@ -96,24 +92,12 @@ class LoginAPI:
         return {}
 
 
-def _text(body: JsonObject, name: str) -> str:
-    value = body.get(name)
-    if value is None:
-        raise InvalidInput(f"{name} is required", "M_MISSING_PARAM")
-    if not isinstance(value, str):
-        raise InvalidInput(f"{name} must be a string")
-    return value
-
-
 def new_login(body: JsonObject) -> NewLogin:
     """The device that a login or registration asks for."""
-    wants_refresh_token = body.get("refresh_token", False)
-    if not isinstance(wants_refresh_token, bool):
-        raise InvalidInput("refresh_token must be true or false")
     return NewLogin(
         device_id=check_device_id(body.get("device_id")),
         display_name=check_display_name(body.get("initial_device_display_name")),
-        wants_refresh_token=wants_refresh_token,
+        wants_refresh_token=get_bool(body, "refresh_token"),
     )
 
 

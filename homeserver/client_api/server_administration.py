@@ -11,6 +11,7 @@ import time
 from federation.protocol.errors import Forbidden, InvalidInput, MatrixError, NotFound
 from federation.protocol.types import JsonObject, UserID
 from federation.web import Answer, Call
+from homeserver.client_api import fields
 from homeserver.client_api.login import token_fields
 from homeserver.client_api.routing import requester
 from homeserver.services.accounts import AccountService, NewAccount
@@ -51,7 +52,7 @@ class ServerAdministrationAPI:
     async def put_locked(self, call: Call) -> Answer:
         """PUT /admin/lock/{userId}."""
         target = await self._target(call, is_change=True)
-        is_locked = _flag(await call.body(), "locked")
+        is_locked = fields.required_bool(await call.body(), "locked")
         await self._accounts.set_locked(target.user_id, is_locked=is_locked)
         return {"locked": is_locked}
 
@@ -62,7 +63,7 @@ class ServerAdministrationAPI:
     async def put_suspended(self, call: Call) -> Answer:
         """PUT /admin/suspend/{userId}."""
         target = await self._target(call, is_change=True)
-        is_suspended = _flag(await call.body(), "suspended")
+        is_suspended = fields.required_bool(await call.body(), "suspended")
         await self._accounts.set_suspended(target.user_id, is_suspended=is_suspended)
         return {"suspended": is_suspended}
 
@@ -140,13 +141,13 @@ class SharedSecretRegistrationAPI:
         """POST /_synapse/admin/v1/register."""
         self._required_secret()
         body = await call.body(max_bytes=64 * 1024)
-        nonce, username = _text(body, "nonce"), _text(body, "username")
-        password, mac = self._passwords.check_new(body.get("password")), _text(body, "mac")
+        nonce, username = fields.get_text(body, "nonce"), fields.get_text(body, "username")
+        password, mac = self._passwords.check_new(body.get("password")), fields.get_text(body, "mac")
         is_admin, inhibit_login = body.get("admin", False) is True, body.get("inhibit_login", False) is True
         self._check_nonce(nonce)
         parts = [nonce, username, password, "admin" if is_admin else "notadmin"]
         if body.get("user_type") is not None:
-            parts.append(_text(body, "user_type"))
+            parts.append(fields.get_text(body, "user_type"))
         if not hmac.compare_digest(self._mac("\x00".join(parts)), mac.encode("utf-8", "surrogatepass")):
             raise Forbidden("HMAC incorrect")
         user_id = await self._accounts.register(
@@ -207,24 +208,6 @@ def _is_token(value: object) -> bool:
         and value.isascii()
         and all(letter.isalnum() or letter in "._~-" for letter in value)
     )
-
-
-def _flag(body: JsonObject, name: str) -> bool:
-    if name not in body:
-        raise InvalidInput(f"{name} is required", "M_MISSING_PARAM")
-    value = body[name]
-    if not isinstance(value, bool):
-        raise InvalidInput(f"{name} must be true or false")
-    return value
-
-
-def _text(body: JsonObject, name: str) -> str:
-    value = body.get(name)
-    if value is None:
-        raise InvalidInput(f"{name} is required", "M_MISSING_PARAM")
-    if not isinstance(value, str):
-        raise InvalidInput(f"{name} must be a string")
-    return value
 
 
 def _optional_int(body: JsonObject, name: str) -> int | None:

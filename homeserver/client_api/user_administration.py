@@ -5,6 +5,7 @@ from importlib.metadata import PackageNotFoundError, version
 from federation.protocol.errors import InvalidInput, NotFound
 from federation.protocol.types import DeviceID, JsonObject, UserID
 from federation.web import Answer, Call, json_response
+from homeserver.client_api import fields
 from homeserver.client_api.routing import requester
 from homeserver.services.accounts import AccountService, NewAccount
 from homeserver.services.passwords import Passwords
@@ -113,9 +114,7 @@ class UserAdministrationAPI:
     async def put_admin(self, call: Call) -> Answer:
         """PUT /v1/users/{userId}/admin."""
         body = await call.body()
-        is_admin = _flag(body, "admin")
-        if is_admin is None:
-            raise InvalidInput("admin is required", "M_MISSING_PARAM")
+        is_admin = fields.required_bool(body, "admin")
         account = await self._existing(call)
         if account.user_id == requester(call).user_id and not is_admin:
             raise InvalidInput("You cannot take your own administrator's rights away")
@@ -124,7 +123,7 @@ class UserAdministrationAPI:
 
     async def deactivate(self, call: Call) -> Answer:
         """POST /v1/deactivate/{userId}."""
-        erase = _flag(await call.body(optional=True), "erase") or False
+        erase = fields.get_bool(await call.body(optional=True), "erase")
         account = await self._existing(call)
         await self._accounts.deactivate(account.user_id, erase=erase)
         return {"id_server_unbind_result": "no-support"}
@@ -133,7 +132,7 @@ class UserAdministrationAPI:
         """POST /v1/reset_password/{userId}."""
         body = await call.body()
         password = self._passwords.check_new(body.get("new_password"))
-        ends_devices = _flag(body, "logout_devices")
+        ends_devices = fields.find_bool(body, "logout_devices")
         account = await self._existing(call)
         await self._accounts.change_password(account.user_id, password, keep=None, end_others=ends_devices is not False)
         return {}
@@ -210,12 +209,12 @@ class _Change:
 
     def __init__(self, body: JsonObject, passwords: Passwords) -> None:
         self.password = None if body.get("password") is None else passwords.check_new(body["password"])
-        self.ends_devices = _flag(body, "logout_devices") is not False
-        self.is_admin = _flag(body, "admin")
-        self.is_locked = _flag(body, "locked")
-        self.is_deactivated = _flag(body, "deactivated")
-        self.display_name = _text(body, "displayname")
-        self.avatar_url = _text(body, "avatar_url")
+        self.ends_devices = fields.find_bool(body, "logout_devices") is not False
+        self.is_admin = fields.find_bool(body, "admin")
+        self.is_locked = fields.find_bool(body, "locked")
+        self.is_deactivated = fields.find_bool(body, "deactivated")
+        self.display_name = fields.find_text(body, "displayname")
+        self.avatar_url = fields.find_text(body, "avatar_url")
 
 
 def _user_fields(account: Account, profile: JsonObject) -> JsonObject:
@@ -236,17 +235,3 @@ def _user_fields(account: Account, profile: JsonObject) -> JsonObject:
         "external_ids": [],
         "creation_ts": account.created_ts,
     }
-
-
-def _flag(body: JsonObject, name: str) -> bool | None:
-    value = body.get(name)
-    if value is not None and not isinstance(value, bool):
-        raise InvalidInput(f"{name} must be true or false")
-    return value
-
-
-def _text(body: JsonObject, name: str) -> str | None:
-    value = body.get(name)
-    if value is not None and not isinstance(value, str):
-        raise InvalidInput(f"{name} must be a string")
-    return value

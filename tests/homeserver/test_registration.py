@@ -138,7 +138,7 @@ async def test_a_name_outside_the_grammar_is_refused(server: Server, name: str) 
         ({"device_id": 5}, "M_INVALID_PARAM"),
         ({"device_id": "a\x00"}, "M_INVALID_PARAM"),
         ({"initial_device_display_name": []}, "M_INVALID_PARAM"),
-        ({"refresh_token": "yes"}, "M_INVALID_PARAM"),
+        ({"refresh_token": "yes"}, "M_BAD_JSON"),
         ({"inhibit_login": 1}, "M_INVALID_PARAM"),
         ({"auth": "m.login.dummy"}, "M_BAD_JSON"),
         ({"auth": {"type": "m.login.dummy", "session": 1}}, "M_INVALID_PARAM"),

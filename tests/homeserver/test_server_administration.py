@@ -124,7 +124,7 @@ async def test_who_may_lock_and_suspend_whom(secret_server: Server, admin: Clien
         assert (answer.status, answer.body["errcode"]) == (status, errcode), target
     path = f"/v1/admin/{what}/{quote(user.user_id)}"
     assert (await admin.put(path, {})).body["errcode"] == "M_MISSING_PARAM"
-    assert (await admin.put(path, {"locked": 1, "suspended": "x"})).body["errcode"] == "M_INVALID_PARAM"
+    assert (await admin.put(path, {"locked": 1, "suspended": "x"})).body["errcode"] == "M_BAD_JSON"
 
 
 async def test_administrators_are_told_that_they_may(admin: Client) -> None:
