@@ -14,7 +14,8 @@ from federation.rooms.reader import RoomReader, Seen
 from storage import events, room_state, rooms
 from storage.append_events import RoomEvents
 from storage.database import Database, Tx
-from storage.events import StoredEvent, TrunkChange
+from storage.events import StoredEvent as StoredEvent
+from storage.events import TrunkChange
 from storage.memberships import Membership
 from storage.room_state import TRUNK
 from storage.room_state import Span as StateSpan

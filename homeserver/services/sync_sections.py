@@ -10,13 +10,13 @@ import orjson
 
 from federation.protocol.types import JsonObject, UserID
 from federation.rooms.client_events import as_sent
-from federation.rooms.timelines import RoomNews, Timelines
+from federation.rooms.timelines import RoomNews, StoredEvent, Timelines
 from homeserver.services.account_data import client_event
+from homeserver.services.receipts import receipt_events
 from homeserver.services.sync_sorting import RoomsRequest
 from homeserver.services.unread_counts import Unread
 from homeserver.tokens import page_token
 from storage.account_data import AccountDataChanged
-from storage.events import StoredEvent
 from storage.receipts import ReceiptMoved
 
 
@@ -81,18 +81,9 @@ def _as_sent(request: RoomsRequest, news: RoomNews, events: Sequence[StoredEvent
 
 
 def _ephemeral(besides: Besides) -> list[JsonObject]:
-    """Typing, and receipts: an event for each thread, as a user may have read one event in several."""
-    events: list[JsonObject] = []
+    events = receipt_events(besides.receipts.values())
     if besides.typing is not None:
-        events.append({"type": "m.typing", "content": {"user_ids": list(besides.typing)}})
-    by_thread: dict[str, JsonObject] = {}
-    for receipt in besides.receipts.values():
-        data: JsonObject = {"ts": receipt.ts}
-        if receipt.thread:
-            data["thread_id"] = receipt.thread
-        content = by_thread.setdefault(receipt.thread, {})
-        content.setdefault(receipt.event_id, {}).setdefault(receipt.receipt_type, {})[receipt.user_id] = data
-    events.extend({"type": "m.receipt", "content": content} for content in by_thread.values())
+        events.insert(0, {"type": "m.typing", "content": {"user_ids": list(besides.typing)}})
     return events
 
 
