@@ -51,6 +51,23 @@ class Summary:
     allowed_room_ids: tuple[str, ...]
     """The rooms whose members may join, where the join rule is restricted."""
 
+    def as_json(self, joined_members: int) -> JsonObject:
+        """The room as every endpoint shows it that shows rooms to outsiders; what there is none of is left out."""
+        optional = {
+            "name": self.name,
+            "topic": self.topic,
+            "avatar_url": self.avatar_url,
+            "canonical_alias": self.canonical_alias,
+            "room_type": self.room_type,
+        }
+        return {
+            "room_id": self.room.room_id,
+            "num_joined_members": joined_members,
+            "world_readable": self.world_readable,
+            "guest_can_join": self.guest_can_join,
+            "join_rule": self.join_rule,
+        } | {name: value for name, value in optional.items() if value is not None}
+
 
 class RoomSummaries:
     """Reads summaries of many rooms at once and remembers them for as long as their state is the same."""

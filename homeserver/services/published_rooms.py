@@ -70,7 +70,7 @@ class PublishedRooms:
         if backwards:
             found.reverse()
         body: JsonObject = {
-            "chunk": [_entry(room, summary) for room, summary in found],
+            "chunk": [summary.as_json(room.joined_members) for room, summary in found],
             "total_room_count_estimate": total,
         }
         if found:
@@ -110,22 +110,3 @@ def _matches(summary: Summary, query: Query) -> bool:
     term = query.search_term.casefold()
     texts = (summary.name, summary.topic, summary.canonical_alias)
     return any(text is not None and term in text.casefold() for text in texts)
-
-
-def _entry(room: Published, summary: Summary) -> JsonObject:
-    entry: JsonObject = {
-        "room_id": room.room_id,
-        "num_joined_members": room.joined_members,
-        "world_readable": summary.world_readable,
-        "guest_can_join": summary.guest_can_join,
-        "join_rule": summary.join_rule,
-    }
-    optional = {
-        "name": summary.name,
-        "topic": summary.topic,
-        "avatar_url": summary.avatar_url,
-        "canonical_alias": summary.canonical_alias,
-        "room_type": summary.room_type,
-    }
-    entry.update({key: value for key, value in optional.items() if value is not None})
-    return entry

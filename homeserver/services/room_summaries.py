@@ -59,21 +59,9 @@ class RoomSummaryService:
 
 
 def _as_json(summary: Summary, joined_members: int) -> JsonObject:
-    answer: JsonObject = {
-        "room_id": summary.room.room_id,
-        "room_version": summary.room.rules.version,
-        "num_joined_members": joined_members,
-        "world_readable": summary.world_readable,
-        "guest_can_join": summary.guest_can_join,
-        "join_rule": summary.join_rule,
-    }
-    optional = {
-        "name": summary.name,
-        "topic": summary.topic,
-        "avatar_url": summary.avatar_url,
-        "canonical_alias": summary.canonical_alias,
-        "room_type": summary.room_type,
-        "encryption": summary.encryption,
-        "allowed_room_ids": list(summary.allowed_room_ids) if summary.join_rule in _BY_MEMBERSHIP else None,
-    }
-    return answer | {name: value for name, value in optional.items() if value is not None}
+    answer = summary.as_json(joined_members) | {"room_version": summary.room.rules.version}
+    if summary.encryption is not None:
+        answer["encryption"] = summary.encryption
+    if summary.join_rule in _BY_MEMBERSHIP:
+        answer["allowed_room_ids"] = list(summary.allowed_room_ids)
+    return answer
