@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 from tests.clients import Client, quote
+from tests.homeserver.rooms import say
 
 
 async def sync(client: Client, since: str | None = None, **params: Any) -> Any:
@@ -56,6 +57,11 @@ def counts(answer: Any, room_id: str) -> tuple[int, int]:
     """Unread notifications and highlights of a room."""
     unread = joined(answer, room_id)["unread_notifications"]
     return unread["notification_count"], unread["highlight_count"]
+
+
+async def say_with(client: Client, room_id: str, body: str, content: Any) -> str:
+    """Send a message with these properties, too; its ID."""
+    return await say(client, room_id, body, **content)
 
 
 async def set_state(client: Client, room_id: str, event_type: str, content: Any, state_key: str = "") -> str:
