@@ -52,12 +52,12 @@ class RegistrationTokenStage:
         """Nothing to know."""
         return None
 
-    async def check(self, auth: JsonObject, _requester: Requester | None, _address: str) -> None:
+    async def check(self, auth: JsonObject, _requester: Requester | None, address: str) -> None:
         """Raise M_UNAUTHORIZED unless the token could be used now; registering then uses it."""
         token = auth.get("token")
         if not isinstance(token, str):
             raise InvalidInput("A registration token is required", "M_MISSING_PARAM")
-        if not await self._accounts.is_registration_token_usable(token):
+        if not await self._accounts.is_registration_token_usable(token, address=address):
             raise Forbidden("The registration token is not valid", "M_UNAUTHORIZED")
 
 

@@ -6,6 +6,8 @@ from homeserver.client_api import fields
 from homeserver.client_api.routing import requester
 from homeserver.services.delayed_events import DelayedEventService
 
+MAX_BODY_BYTES = 4096
+
 
 class DelayedEventsAPI:
     """What waits, and what becomes of it. Who knows a delay's ID may decide that."""
@@ -25,11 +27,11 @@ class DelayedEventsAPI:
 
     async def update(self, call: Call) -> Answer:
         """POST /delayed_events/{delayId}, with the action in the body."""
-        return await self._act(call, fields.get_text(await call.body(), "action"))
+        return await self._act(call, fields.get_text(await call.body(max_bytes=MAX_BODY_BYTES), "action"))
 
     async def act(self, call: Call) -> Answer:
         """POST /delayed_events/{delayId}/{action}."""
-        await call.raw_body()
+        await call.raw_body(MAX_BODY_BYTES)
         return await self._act(call, call.path["action"])
 
     async def _act(self, call: Call, name: str) -> Answer:

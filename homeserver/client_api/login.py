@@ -14,6 +14,8 @@ from homeserver.services.sessions import NewLogin, SessionService, Tokens, check
 PASSWORD = "m.login.password"  # noqa: S105  # the name of a login type
 TOKEN = "m.login.token"  # noqa: S105  # the name of a login type
 APPLICATION_SERVICE = "m.login.application_service"
+MAX_LOGIN_BODY = 64 * 1024
+"""Of who has not said yet who they are."""
 
 
 class LoginAPI:
@@ -46,7 +48,7 @@ class LoginAPI:
 
     async def login(self, call: Call) -> Answer:
         """POST /login."""
-        body = await call.body()
+        body = await call.body(max_bytes=MAX_LOGIN_BODY)
         kind = body.get("type")
         if kind is None:
             raise InvalidInput("type is required", "M_MISSING_PARAM")
@@ -75,7 +77,7 @@ class LoginAPI:
 
     async def refresh(self, call: Call) -> Answer:
         """POST /refresh."""
-        tokens = await self._sessions.refresh(get_text(await call.body(), "refresh_token"))
+        tokens = await self._sessions.refresh(get_text(await call.body(max_bytes=MAX_LOGIN_BODY), "refresh_token"))
         fields = token_fields(tokens)
         return {name: fields[name] for name in ("access_token", "refresh_token", "expires_in_ms") if name in fields}
 

@@ -58,9 +58,12 @@ class OldSyncAPI:
     def routes(self) -> list[ClientRoute]:
         """The endpoints."""
         return [
+            ClientRoute(
+                method="GET", path="v3/events", endpoint=self.get_events, guests=True, limit="requests", waits=True
+            )
+        ] + [
             ClientRoute(method="GET", path=path, endpoint=endpoint, guests=True, limit="requests")
             for path, endpoint in (
-                ("v3/events", self.get_events),
                 ("v3/initialSync", self.get_overview),
                 ("v3/rooms/{room_id}/initialSync", self.get_room),
             )

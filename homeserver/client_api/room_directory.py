@@ -10,6 +10,9 @@ from homeserver.client_api.routing import requester
 from homeserver.services.published_rooms import DEFAULT_LIMIT, PublishedRooms, Query
 from homeserver.services.room_directory import RoomDirectory
 
+MAX_SEARCH_TERM = 1000
+MAX_ROOM_TYPES = 100
+
 
 class RoomDirectoryAPI:
     """Finding rooms."""
@@ -80,7 +83,7 @@ class RoomDirectoryAPI:
             Query(
                 limit=DEFAULT_LIMIT if limit is None else limit,
                 since=fields.find_text(body, "since"),
-                search_term=fields.find_text(filtered, "generic_search_term"),
+                search_term=_search_term(filtered),
                 room_types=_room_types(filtered),
                 networks=_networks(body),
             )
@@ -94,11 +97,20 @@ class RoomDirectoryAPI:
 
 def _room_types(filtered: JsonObject) -> Collection[str | None] | None:
     types = filtered.get("room_types")
+    if isinstance(types, list) and len(types) > MAX_ROOM_TYPES:
+        raise InvalidInput(f"At most {MAX_ROOM_TYPES} room types can be asked for")
     if types is None:
         return None
     if not isinstance(types, list) or not all(isinstance(each, str | None) for each in types):
         raise InvalidInput("room_types must be an array of strings and nulls", "M_BAD_JSON")
-    return types
+    return frozenset(types)
+
+
+def _search_term(filtered: JsonObject) -> str | None:
+    term = fields.find_text(filtered, "generic_search_term")
+    if term is not None and len(term) > MAX_SEARCH_TERM:
+        raise InvalidInput(f"The search term is longer than {MAX_SEARCH_TERM} characters")
+    return None if term is None else term.casefold()
 
 
 def _networks(body: JsonObject) -> Collection[str] | None:

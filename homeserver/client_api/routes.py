@@ -304,9 +304,9 @@ def membership_routes(api: RoomMembershipAPI) -> Sequence[ClientRoute]:
         ClientRoute(method="POST", path="v3/knock/{room_id}", endpoint=api.knock, limit="joins"),
         ClientRoute(method="POST", path=f"{room}/invite", endpoint=api.invite, limit="invites"),
         ClientRoute(method="POST", path=f"{room}/leave", endpoint=api.leave, guests=True),
-        ClientRoute(method="POST", path=f"{room}/kick", endpoint=api.kick),
-        ClientRoute(method="POST", path=f"{room}/ban", endpoint=api.ban),
-        ClientRoute(method="POST", path=f"{room}/unban", endpoint=api.unban),
+        ClientRoute(method="POST", path=f"{room}/kick", endpoint=api.kick, limit="messages"),
+        ClientRoute(method="POST", path=f"{room}/ban", endpoint=api.ban, limit="messages"),
+        ClientRoute(method="POST", path=f"{room}/unban", endpoint=api.unban, limit="messages"),
         ClientRoute(method="POST", path=f"{room}/forget", endpoint=api.forget, guests=True),
     ]
 
@@ -372,16 +372,18 @@ def directory_routes(api: RoomDirectoryAPI) -> Sequence[ClientRoute]:
     alias, listed = "v3/directory/room/{alias}", "v3/directory/list/room/{room_id}"
     return [
         ClientRoute(method="GET", path=alias, endpoint=api.get_alias, login=NONE, limit="requests"),
-        ClientRoute(method="PUT", path=alias, endpoint=api.put_alias),
-        ClientRoute(method="DELETE", path=alias, endpoint=api.delete_alias),
+        ClientRoute(method="PUT", path=alias, endpoint=api.put_alias, limit="requests"),
+        ClientRoute(method="DELETE", path=alias, endpoint=api.delete_alias, limit="requests"),
         ClientRoute(method="GET", path="v3/rooms/{room_id}/aliases", endpoint=api.list_aliases, guests=True),
         ClientRoute(method="GET", path=listed, endpoint=api.get_visibility, login=NONE, limit="requests"),
-        ClientRoute(method="PUT", path=listed, endpoint=api.put_visibility),
+        ClientRoute(method="PUT", path=listed, endpoint=api.put_visibility, limit="requests"),
         ClientRoute(
             method="PUT", path="v3/directory/list/appservice/{network_id}/{room_id}", endpoint=api.put_on_network
         ),
         ClientRoute(method="GET", path="v3/publicRooms", endpoint=api.list_public_rooms, login=NONE, limit="requests"),
-        ClientRoute(method="POST", path="v3/publicRooms", endpoint=api.search_public_rooms, guests=True),
+        ClientRoute(
+            method="POST", path="v3/publicRooms", endpoint=api.search_public_rooms, guests=True, limit="requests"
+        ),
     ]
 
 

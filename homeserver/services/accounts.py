@@ -196,8 +196,10 @@ class AccountService:
         """Make the user an administrator of this server, or no longer."""
         await self._sessions.change_standing(user_id, lambda tx: accounts.set_admin(tx, user_id, is_admin=is_admin))
 
-    async def is_registration_token_usable(self, token: str) -> bool:
-        """Whether an account can be registered with it now."""
+    async def is_registration_token_usable(self, token: str, *, address: str | None = None) -> bool:
+        """Whether an account can be registered with it now; raises LimitExceeded for an address that guesses."""
+        if address is not None:
+            self._rate_limits.spend("login", address)
         async with self._database.read() as tx:
             return await accounts.is_registration_token_usable(tx, token, _now_ms())
 

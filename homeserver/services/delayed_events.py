@@ -11,13 +11,13 @@ import time
 
 import orjson
 
-from federation.protocol.errors import InvalidInput, MatrixError, NotFound, Unavailable
+from federation.protocol.errors import Forbidden, InvalidInput, MatrixError, NotFound, Unavailable
 from federation.protocol.pdu import Draft
 from federation.protocol.types import EventID, JsonObject, UserID
 from federation.rooms.append import RoomWriter
 from homeserver.services.messages import Message, redaction_of
 from homeserver.services.requester import Requester
-from storage import delayed_events
+from storage import accounts, delayed_events
 from storage.append_events import RoomEvents
 from storage.database import Database, Tx
 from storage.delayed_events import DelayedEvent
@@ -183,7 +183,15 @@ class DelayedEventService:
                 await delayed_events.delete(tx, event.delay_id)
         return True
 
+    async def _check_may_send(self, user_id: UserID) -> None:
+        """Raise where the account may no longer send: it was asked when the event was taken in, long ago."""
+        async with self._database.read() as tx:
+            account = await accounts.find(tx, user_id)
+        if account is None or account.is_deactivated or account.is_locked or account.is_suspended:
+            raise Forbidden("The account may not send events")
+
     async def _send(self, event: DelayedEvent) -> None:
+        await self._check_may_send(event.user_id)
         content: JsonObject = orjson.loads(event.content)
         redacts: str | None = None
         if event.type == "m.room.redaction" and event.state_key is None:

@@ -5,7 +5,7 @@ Keys of other servers' users are asked for over federation; as long as a server 
 """
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -166,7 +166,7 @@ async def devices_changed(tx: Tx, user_id: UserID, device_ids: Sequence[DeviceID
     return [await device_lists.of_user(tx, user_id, device_ids)]
 
 
-async def answer_query(tx: Tx, wanted: Mapping[UserID, Sequence[str]], asker: UserID | None) -> JsonObject:
+async def answer_query(tx: Tx, wanted: Mapping[UserID, Collection[str]], asker: UserID | None) -> JsonObject:
     """What is known here of users' keys, without `failures`; `asker` is None for another server.
 
     Every user who is asked for is named, those without devices or unknown with an empty object.
@@ -226,17 +226,17 @@ async def _add_one_time_keys(tx: Tx, device: int, keys: Sequence[Key]) -> None:
         raise InvalidInput(f"A device may have at most {MAX_HELD_KEYS} one-time keys")
 
 
-def _wanted_devices(body: JsonObject) -> dict[UserID, list[str]]:
+def _wanted_devices(body: JsonObject) -> dict[UserID, frozenset[str]]:
     asked = key_checks.an_object(key_checks.required(body, "device_keys"), "device_keys")
     _check_timeout(body)
     if len(asked) > MAX_USERS:
         raise TooLarge(f"More than {MAX_USERS} users")
-    wanted: dict[UserID, list[str]] = {}
+    wanted: dict[UserID, frozenset[str]] = {}
     for user_id in key_checks.user_ids(asked):
         devices = asked[user_id]
         if not isinstance(devices, list) or not all(isinstance(device_id, str) for device_id in devices):
             raise key_checks.malformed("device_keys must map user IDs to lists of device IDs")
-        wanted[user_id] = devices
+        wanted[user_id] = frozenset(devices)
     return wanted
 
 

@@ -278,9 +278,11 @@ class MembershipService:
         """Raise Forbidden unless the user is in one of the rooms that the join rule names ("Restricted rooms")."""
         allow = join_rules.get("allow")
         wanted = {
-            condition.get("room_id")
+            condition["room_id"]
             for condition in (allow if isinstance(allow, list) else [])
-            if isinstance(condition, dict) and condition.get("type") == "m.room_membership"
+            if isinstance(condition, dict)
+            and condition.get("type") == "m.room_membership"
+            and isinstance(condition.get("room_id"), str)
         }
         async with self._database.read() as tx:
             joined = await rooms.get_many(tx, await memberships.joined_rooms(tx, user_id))

@@ -26,6 +26,7 @@ class Query:
     limit: int = DEFAULT_LIMIT
     since: str | None = None
     search_term: str | None = None
+    """Already case-folded."""
     room_types: Collection[str | None] | None = None
     networks: Collection[str] | None = ("",)
     """None: the directory and every network of application services."""
@@ -107,6 +108,6 @@ def _matches(summary: Summary, query: Query) -> bool:
         return False
     if not query.search_term:
         return True
-    term = query.search_term.casefold()
+    term = query.search_term
     texts = (summary.name, summary.topic, summary.canonical_alias)
     return any(text is not None and term in text.casefold() for text in texts)

@@ -16,6 +16,8 @@ from storage.database import Database
 from storage.rooms import Room
 
 CANONICAL_ALIAS: StateKey = ("m.room.canonical_alias", "")
+MAX_ALIASES = 1000
+"""Of one room."""
 
 
 class RoomDirectory:
@@ -58,17 +60,22 @@ class RoomDirectory:
         return room_id, [self._server_name]
 
     async def create(self, who: Requester, alias: str, room_id: str) -> None:
-        """Give a room an alias; 409 where it stands for a room already."""
+        """Give a room that the user is in an alias; 409 where it stands for a room already."""
         who.check_not_suspended()
         checked = self._own(alias)
         self._application_services.check_alias_not_exclusive(checked, who.application_service)
         room = await self._writer.get_room(room_id)
+        if who.application_service is None and not who.is_admin and not await self._is_joined(who, room):
+            raise Forbidden("You are not in this room")
         async with self._database.transaction() as tx:
+            if len(await room_directory.list_aliases(tx, room.room_id)) >= MAX_ALIASES:
+                raise InvalidInput(f"A room has at most {MAX_ALIASES} aliases")
             if not await room_directory.insert_alias(tx, checked, room.room_id, who.user_id, _now_ms()):
                 raise MatrixError("M_UNKNOWN", f"Room alias {alias} already exists", 409)
 
     async def delete(self, who: Requester, alias: str) -> None:
         """Take an alias away: whoever made it, an administrator, or who may set the room's canonical alias."""
+        who.check_not_suspended()
         checked = self._own(alias)
         self._application_services.check_alias_not_exclusive(checked, who.application_service)
         async with self._database.read() as tx:
@@ -102,12 +109,15 @@ class RoomDirectory:
             room = await self._writer.get_room(room_id)
         except NotFound:
             return False
-        own: StateKey = ("m.room.member", who.user_id)
-        member = (await self._writer.state_for(room, [own])).get(own)
-        if member is None or member.membership != "join":
+        if not await self._is_joined(who, room):
             return False
         levels = await self._writer.power_levels(room)
         return levels.of_user(who.user_id) >= levels.to_send(CANONICAL_ALIAS[0], is_state=True)
+
+    async def _is_joined(self, who: Requester, room: Room) -> bool:
+        own: StateKey = ("m.room.member", who.user_id)
+        member = (await self._writer.state_for(room, [own])).get(own)
+        return member is not None and member.membership == "join"
 
     async def _take_from_canonical(self, who: Requester, room_id: RoomID, alias: RoomAlias) -> None:
         """Remove a deleted alias from the room's canonical alias event, where the user may."""
@@ -146,6 +156,7 @@ class RoomDirectory:
 
     async def set_published(self, who: Requester, room_id: str, *, is_published: bool) -> None:
         """Put a room into the directory or take it off: an administrator, or who may set its canonical alias."""
+        who.check_not_suspended()
         room = await self._known(room_id)
         if not who.is_admin and not await self._may_direct(who, room_id):
             raise Forbidden("You may not change the room's visibility in the directory")

@@ -19,6 +19,8 @@ from storage.send_to_device import ToDeviceMessage, ToDeviceMessages
 MAX_MESSAGE_BYTES = 65_536
 MAX_MESSAGES = 5_000
 """Devices that one request may reach."""
+MAX_TOTAL_BYTES = 16 * 1024 * 1024
+"""Of all that one request puts into inboxes: a content for all devices of a user is copied into each of them."""
 ALL_DEVICES = "*"
 
 Contents = Mapping[UserID, Mapping[str, JsonObject]]
@@ -64,6 +66,8 @@ async def addressed(tx: Tx, sender: UserID, event_type: str, contents: Contents)
             messages.append(ToDeviceMessage(user_id, device_id, devices[device_id], json))
     if len(messages) > MAX_MESSAGES:
         raise TooLarge(f"More than {MAX_MESSAGES} devices")
+    if sum(len(message.json or b"") for message in messages) > MAX_TOTAL_BYTES:
+        raise TooLarge(f"The messages to all devices are together larger than {MAX_TOTAL_BYTES} bytes")
     return tuple(messages)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from federation.protocol.types import UserID
 from tests.clients import Client, Server, quote
 from tests.rooms import create_room, join, pdus_of, put_state, state_of
 
@@ -161,3 +162,19 @@ async def test_a_user_has_a_limit(alice: Client) -> None:
     )
 
     assert (answer.status, answer.body["org.matrix.msc4140.errcode"]) == (400, "M_MAX_DELAYED_EVENTS_EXCEEDED")
+
+
+@pytest.mark.parametrize("standing", ["is_suspended", "is_locked"])
+async def test_who_may_no_longer_send_does_not_do_so_later_either(
+    server: Server, alice: Client, bob: Client, standing: str
+) -> None:
+    room_id = await create_room(alice)
+    delay_id = await delayed_state(alice, room_id, 60_000)
+    accounts = server.application.accounts
+    if standing == "is_locked":
+        await accounts.set_locked(UserID(alice.user_id), is_locked=True)
+    else:
+        await accounts.set_suspended(UserID(alice.user_id), is_suspended=True)
+
+    assert (await bob.post(f"{BASE}/{delay_id}/send")).status == 403
+    assert await pdus_of(server, room_id, TYPE) == []

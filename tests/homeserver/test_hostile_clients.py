@@ -1,11 +1,15 @@
 """What a client can put on the wire that no client library would: it harms nobody but itself."""
 
 import asyncio
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 
-from tests.clients import Client, Server
+from homeserver.config import RateLimit, RateLimits, Registration, RegistrationMode
+from tests.clients import Client, Server, quote
+from tests.rooms import create_room
+from tests.servers import running
 
 
 async def raw_request(client: Client, head: bytes, body: bytes = b"") -> int:
@@ -41,3 +45,45 @@ async def test_a_user_agent_that_is_no_text_keeps_nobodys_last_use_from_being_wr
 @pytest.mark.parametrize("text", ["--5", "-", "+5", "٣", "1" * 30, "5-"])
 async def test_a_number_in_the_query_that_is_none_is_refused(alice: Client, text: str) -> None:
     assert (await alice.get("/v3/sync", timeout=text)).status == 400
+
+
+async def test_who_has_not_said_who_they_are_sends_no_large_body(alice: Client) -> None:
+    large = b'{"type":"m.login.password","refresh_token":"x","action":"send","a":"' + b"x" * 100_000 + b'"}'
+    delayed = "/unstable/org.matrix.msc4140/delayed_events/x"
+
+    for path in ("/v3/login", "/v3/refresh", "/v3/register", delayed, f"{delayed}/send"):
+        assert (await alice.anonymous().request("POST", path, large)).status == 413, path
+
+
+async def test_join_rules_of_odd_types_are_no_internal_error(alice: Client, bob: Client) -> None:
+    odd: list[Any] = [[], {}, None, 1]
+    allow = [{"type": "m.room_membership", "room_id": each} for each in odd]
+    rule = {"type": "m.room.join_rules", "content": {"join_rule": "restricted", "allow": allow}}
+    room_id = await create_room(alice, initial_state=[rule])
+
+    assert (await bob.post(f"/v3/join/{quote(room_id)}")).status == 403
+
+
+async def test_a_query_of_very_many_devices_is_answered_at_once(alice: Client) -> None:
+    names = [f"N{number}" for number in range(100_000)]
+
+    answer = await alice.post("/v3/keys/query", {"device_keys": {alice.user_id: names}})
+
+    assert (answer.status, answer.body["device_keys"]) == (200, {alice.user_id: {}})
+
+
+async def test_registration_tokens_cannot_be_guessed_for_long(worker_conninfo: str) -> None:
+    async with running(
+        worker_conninfo,
+        registration=Registration(mode=RegistrationMode.TOKEN),
+        rate_limits=RateLimits(login=RateLimit(0.0001, 3)),
+    ) as server:
+        auth = {"type": "m.login.registration_token", "token": "guess"}
+        anonymous = server.anonymous
+        session = (await anonymous.post("/v3/register", {})).body["session"]
+        statuses = [(await anonymous.post("/v3/register", {"auth": auth})).status for _ in range(2)]
+        form = f"session={session}&token=guess".encode()
+        page = "/v3/auth/m.login.registration_token/fallback/web"
+        statuses += [(await anonymous.request("POST", page, form)).status for _ in range(2)]
+
+    assert statuses == [401, 401, 403, 429]

@@ -144,3 +144,14 @@ async def test_a_new_room_joins_the_stream(alice: Client, bob: Client) -> None:
     await say(bob, room_id, "welcome")
 
     assert bodies((await alice.get("/v3/events", from_=token, timeout=0)).body["chunk"]) == ["welcome"]
+
+
+async def test_who_logged_out_meanwhile_is_told_nothing(alice: Client, bob: Client) -> None:
+    room_id = await a_room(alice, bob)
+    end = (await bob.get("/v3/initialSync")).body["end"]
+    waiting = asyncio.create_task(bob.get("/v3/events", from_=end, timeout=10_000))
+    await asyncio.sleep(0.2)
+    await bob.ok("POST", "/v3/logout")
+    await say(alice, room_id, "secret")
+
+    assert (await waiting).status == 401

@@ -4,6 +4,8 @@ from typing import Any
 
 import pytest
 
+from federation.protocol.types import UserID
+from homeserver.services import room_directory
 from tests.clients import Client, Server, quote, unique
 from tests.rooms import create_room, join, put_state, state_of
 
@@ -23,7 +25,7 @@ async def test_an_alias_is_made_listed_and_deleted(server: Server, alice: Client
     assert (await server.anonymous.ok("GET", path))["room_id"] == room_id
     assert (await alice.ok("GET", f"/v3/rooms/{room_id}/aliases"))["aliases"] == [alias]
     assert (await bob.get(f"/v3/rooms/{room_id}/aliases")).status == 403
-    status, body = await bob.put(path, {"room_id": room_id})
+    status, body = await alice.put(path, {"room_id": room_id})
     assert (status, body["errcode"]) == (409, "M_UNKNOWN")
     assert (await bob.delete(path)).status == 403
     await alice.ok("DELETE", path)
@@ -176,3 +178,34 @@ async def test_pages_of_the_directory_join_to_the_whole(server: Server, alice: C
 )
 async def test_a_malformed_search_is_refused(alice: Client, body: Any) -> None:
     assert (await alice.post("/v3/publicRooms", body)).status == 400
+
+
+async def test_only_who_is_in_a_room_gives_it_aliases(
+    server: Server, alice: Client, bob: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room_id = await create_room(alice, preset="public_chat")
+    paths = [f"/v3/directory/room/{quote(alias_on(server))}" for _ in range(3)]
+    assert (await bob.put(paths[0], {"room_id": room_id})).status == 403
+    await join(bob, room_id)
+    await bob.ok("PUT", paths[0], {"room_id": room_id})
+
+    monkeypatch.setattr(room_directory, "MAX_ALIASES", 2)
+    await bob.ok("PUT", paths[1], {"room_id": room_id})
+    assert (await bob.put(paths[2], {"room_id": room_id})).status == 400
+
+
+async def test_who_is_suspended_changes_no_directory(server: Server, alice: Client) -> None:
+    alias = unique("alias")
+    room_id = await create_room(alice, room_alias_name=alias)
+    await server.application.accounts.set_suspended(UserID(alice.user_id), is_suspended=True)
+
+    refused = [
+        await alice.delete(f"/v3/directory/room/{quote(alias_on(server, alias))}"),
+        await alice.put(f"/v3/directory/list/room/{quote(room_id)}", {"visibility": "public"}),
+    ]
+    assert [answer.body["errcode"] for answer in refused] == ["M_USER_SUSPENDED"] * 2
+
+
+@pytest.mark.parametrize("searched", [{"generic_search_term": "x" * 1001}, {"room_types": ["x"] * 101}])
+async def test_a_search_that_would_take_long_is_refused(alice: Client, searched: Any) -> None:
+    assert (await alice.post("/v3/publicRooms", {"filter": searched})).status == 400

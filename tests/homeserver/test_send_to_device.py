@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from yarl import URL
 
+from homeserver.services import send_to_device as send_to_device_service
 from storage import send_to_device
 from storage.database import Tx
 from tests.clients import Client, Server, unique
@@ -179,3 +180,15 @@ async def test_impossible_names_in_the_path_are_refused(alice: Client, path: str
     headers = {"Authorization": f"Bearer {alice.access_token}"}
     async with alice.session.put(url, headers=headers, json={"messages": {}}) as response:
         assert response.status == 400
+
+
+async def test_what_one_request_puts_into_all_inboxes_is_limited(
+    server: Server, alice: Client, bob: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(send_to_device_service, "MAX_TOTAL_BYTES", 2500)
+    content = {"a": "x" * 1000}
+    assert await send(alice, {bob.user_id: {"*": content}, alice.user_id: {"*": content}}) == 200
+    await bob.login()
+
+    assert await send(alice, {bob.user_id: {"*": content}, alice.user_id: {"*": content}}) == 413
+    assert [event["content"] for event in await inbox(server, bob)] == [content]
