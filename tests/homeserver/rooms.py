@@ -1,11 +1,12 @@
-"""Rooms for tests, made as clients make them."""
+"""More of what clients do in rooms, on top of `tests/rooms.py`: histories of rooms and who may read them."""
 
-import itertools
 from typing import Any
 
-from tests.clients import Client, quote
+from tests.clients import Client, quote, unique
+from tests.rooms import create_room, put_state, send_event
+from tests.rooms import join as join
 
-_transactions = itertools.count(1)
+set_state = put_state
 
 
 async def a_room(owner: Client, *joined: Client, visibility: str | None = None, **fields: Any) -> str:
@@ -14,15 +15,10 @@ async def a_room(owner: Client, *joined: Client, visibility: str | None = None, 
     if visibility is not None:
         state = {"type": "m.room.history_visibility", "content": {"history_visibility": visibility}}
         body["initial_state"] = [*body.get("initial_state", []), state]
-    room_id: str = (await owner.ok("POST", "/v3/createRoom", body))["room_id"]
+    room_id = await create_room(owner, **body)
     for client in joined:
         await join(client, room_id)
     return room_id
-
-
-async def join(client: Client, room_id: str) -> None:
-    """Join a room."""
-    await client.ok("POST", f"/v3/join/{quote(room_id)}", {})
 
 
 async def leave(client: Client, room_id: str) -> None:
@@ -37,16 +33,7 @@ async def act(owner: Client, action: str, room_id: str, target: Client) -> None:
 
 async def say(client: Client, room_id: str, body: str, *, type_: str = "m.room.message", **content: Any) -> str:
     """Send a message; its ID."""
-    path = f"/v3/rooms/{quote(room_id)}/send/{type_}/txn{next(_transactions)}"
-    event_id: str = (await client.ok("PUT", path, {"msgtype": "m.text", "body": body, **content}))["event_id"]
-    return event_id
-
-
-async def set_state(client: Client, room_id: str, type_: str, content: dict[str, Any], state_key: str = "") -> str:
-    """Set state; the event's ID."""
-    path = f"/v3/rooms/{quote(room_id)}/state/{type_}/{quote(state_key)}"
-    event_id: str = (await client.ok("PUT", path, content))["event_id"]
-    return event_id
+    return await send_event(client, room_id, type_, {"msgtype": "m.text", "body": body, **content})
 
 
 async def set_visibility(client: Client, room_id: str, visibility: str) -> str:
@@ -56,7 +43,7 @@ async def set_visibility(client: Client, room_id: str, visibility: str) -> str:
 
 async def redact(client: Client, room_id: str, event_id: str) -> str:
     """Redact an event; the redaction's ID."""
-    path = f"/v3/rooms/{quote(room_id)}/redact/{quote(event_id)}/txn{next(_transactions)}"
+    path = f"/v3/rooms/{quote(room_id)}/redact/{quote(event_id)}/{unique()}"
     redaction: str = (await client.ok("PUT", path, {"reason": "test"}))["event_id"]
     return redaction
 

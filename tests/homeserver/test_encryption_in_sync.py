@@ -7,6 +7,7 @@ from olm.session import InboundSession, OlmPreKeyMessage, OutboundSession
 
 from tests.clients import Client, Server, quote, unique
 from tests.devices import CrossSigning, a_device, claim, cross_signing, query
+from tests.homeserver.rooms import a_room
 
 UPLOAD = "/v3/keys/device_signing/upload"
 
@@ -41,14 +42,6 @@ class Syncing:
     async def to_device(self) -> list[Any]:
         """The contents of the next answer's to-device messages."""
         return [event["content"] for event in (await self.sync()).get("to_device", {}).get("events", [])]
-
-
-async def a_room(owner: Client, *members: Client) -> str:
-    """A room with these members."""
-    room_id: str = (await owner.ok("POST", "/v3/createRoom", {"preset": "public_chat"}))["room_id"]
-    for member in members:
-        await member.ok("POST", f"/v3/join/{quote(room_id)}")
-    return room_id
 
 
 async def send(sender: Client, receiver: Client, content: Any) -> None:

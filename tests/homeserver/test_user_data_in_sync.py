@@ -8,15 +8,8 @@ import pytest
 from federation.protocol.types import UserID
 from storage.ephemeral import OFFLINE_AFTER_MS, now_ms
 from tests.clients import Client, Server, quote, unique
+from tests.homeserver.rooms import a_room
 from tests.servers import running
-
-
-async def a_room(owner: Client, *others: Client) -> str:
-    """A public room that all of them are in."""
-    room_id: str = (await owner.ok("POST", "/v3/createRoom", {"preset": "public_chat"}))["room_id"]
-    for other in others:
-        await other.ok("POST", f"/v3/join/{quote(room_id)}", {})
-    return room_id
 
 
 async def say(client: Client, room_id: str, **content: Any) -> str:
