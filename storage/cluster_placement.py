@@ -137,9 +137,13 @@ class ClusterPlace:
     def write_readable(self, name: str, text: str) -> Path:
         """Write a file into the home, whole or not at all, for PostgreSQL to read."""
         handle, scratch = tempfile.mkstemp(dir=self.home)
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            os.fchmod(file.fileno(), 0o644)
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+                os.fchmod(file.fileno(), 0o644)
+        except OSError:  # a full disk need not fill with what we began
+            Path(scratch).unlink()
+            raise
         return Path(scratch).replace(self.home / name)
 
 

@@ -121,6 +121,11 @@ class HearthProcess:
             self._process.kill()
             self._process.wait()
 
+    def wait_for_end(self) -> int:
+        """The exit code, when the process ends by itself."""
+        assert self._process is not None
+        return self._process.wait(timeout=60)
+
     def postmaster(self) -> int | None:
         """The process ID of PostgreSQL's first process, if it runs."""
         try:

@@ -145,3 +145,19 @@ async def test_a_full_disk_of_the_write_ahead_log_is_told_and_survived() -> None
                 await fill_and_recover(server, disk)
             finally:
                 server.stop()
+
+
+async def test_a_start_on_a_full_disk_says_so_and_leaves_nothing_behind() -> None:
+    directory = a_directory()
+    with small_disk(directory, 160):
+        async with serving(directory=directory) as server:
+            server.stop()
+            before = sorted(server.cluster.parent.iterdir())
+            filler = fill(directory)
+            server.start()
+            assert await asyncio.to_thread(server.wait_for_end) == 2
+            assert "No space left on device" in server.log
+            assert sorted(server.cluster.parent.iterdir()) == before
+            filler.unlink()
+            server.start()
+            await server.wait_until_ready()
