@@ -7,6 +7,7 @@ import psycopg
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
+from storage import event_bytes
 from tests.scenarios.hearth_process import HearthProcess
 
 
@@ -22,7 +23,7 @@ def places_of(needles: Collection[str], server: HearthProcess) -> dict[str, set[
 
 
 def _tables(server: HearthProcess) -> dict[str, bytes]:
-    """Each table as PostgreSQL copies it, columns of bytes as they are."""
+    """Each table as PostgreSQL copies it, columns of bytes as they are; and what was compressed for them."""
     with psycopg.connect(server.conninfo()) as connection, connection.cursor() as cursor:
         names = cursor.execute("select tablename from pg_tables where schemaname = 'public'").fetchall()
         assert len(names) > 20
@@ -30,7 +31,23 @@ def _tables(server: HearthProcess) -> dict[str, bytes]:
         for (name,) in names:
             with cursor.copy(sql.SQL("copy {} to stdout (format binary)").format(sql.Identifier(name))) as copy:
                 tables[f"table {name}"] = b"".join(bytes(chunk) for chunk in copy)
+        columns = cursor.execute(
+            "select table_name, column_name from information_schema.columns"
+            " where table_schema = 'public' and data_type = 'bytea'"
+        ).fetchall()
+        for name, column in columns:
+            values = cursor.execute(
+                sql.SQL("select {} from {}").format(sql.Identifier(column), sql.Identifier(name))
+            ).fetchall()
+            tables[f"table {name}"] += b"\n".join(_unpacked(bytes(value)) for (value,) in values if value is not None)
     return tables
+
+
+def _unpacked(value: bytes) -> bytes:
+    try:
+        return event_bytes.unpack(value)
+    except ValueError:  # it is something else
+        return b""
 
 
 def _files(server: HearthProcess) -> dict[str, bytes]:
