@@ -20,7 +20,8 @@ class Listening:
     """The open ports of this process."""
 
     def __init__(self, routes: Mapping[API, Sequence[Route]]) -> None:
-        self._routes = routes
+        self.routes = routes
+        """Every endpoint, by the API that it belongs to."""
         self._runners: list[web.ServerRunner] = []
         self.ports: list[int] = []
         """Of the listeners in their order, as bound."""
@@ -36,7 +37,7 @@ class Listening:
             await runner.cleanup()
 
     async def _listen(self, listener: Listener) -> None:
-        router = Router(route for api in listener.apis for route in self._routes[api])
+        router = Router(route for api in listener.apis for route in self.routes[api])
 
         async def handle(request: web.BaseRequest) -> web.StreamResponse:
             if listener.behind_proxy:

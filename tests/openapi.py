@@ -81,7 +81,8 @@ class Specification:
 
     def check(self, method: str, path: str, status: int, body: Any) -> None:
         """Raise AssertionError unless this is an answer that the specification has for the request."""
-        operation = self._find(method, path)
+        path = _current(path)
+        operation = self.find(method, path)
         if operation is None or (path in _KNOWN_OTHERWISE and body == {}):
             return
         name = f"{method} {path}: {status}"
@@ -109,8 +110,9 @@ class Specification:
         code = body["errcode"]
         assert code in self._codes or not code.startswith("M_"), f"{name} with the unknown code {code}"
 
-    def _find(self, method: str, path: str) -> Operation | None:
-        path = re.sub("^/_matrix/client/r0/", "/_matrix/client/v3/", path)
+    def find(self, method: str, path: str) -> Operation | None:
+        """The operation that a request is for, if the specification has it."""
+        path = _current(path)
         for operation in self.operations:
             if operation.method == method and operation.path.fullmatch(path):
                 return operation
@@ -120,6 +122,11 @@ class Specification:
         if uri not in self._validators:
             self._validators[uri] = Draft202012Validator({"$ref": uri}, registry=self.registry)
         return self._validators[uri]
+
+
+def _current(path: str) -> str:
+    """The path, by its present name if it is an old one."""
+    return re.sub("^/_matrix/client/r0/", "/_matrix/client/v3/", path)
 
 
 def _is_of_several_kinds(error: ValidationError) -> bool:

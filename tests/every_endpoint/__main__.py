@@ -26,10 +26,10 @@ def _say(line: str) -> None:
     sys.stdout.flush()
 
 
-async def _run(conninfo: str, requests: int, seed: int) -> Campaign:
+async def _run(conninfo: str, options: argparse.Namespace) -> Campaign:
     async with running(conninfo) as server:
-        campaign = Watched(server, seed)
-        await campaign.run(requests)
+        campaign = Watched(server, options.seed, options.at_once)
+        await campaign.run(options.requests)
         return campaign
 
 
@@ -38,20 +38,24 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--requests", type=int, default=int(os.environ.get("REQUESTS", "1000")), help="per endpoint")
     parser.add_argument("--seed", type=int, default=int(os.environ.get("SEED", "1")))
+    parser.add_argument("--at-once", type=int, default=int(os.environ.get("AT_ONCE", "4")), help="1 repeats itself")
     options = parser.parse_args()
     cluster = RunCluster()
     try:
         create_database(cluster.conninfo("postgres"), "hearth_every_endpoint", TEMPLATE)
         started = time.monotonic()
-        campaign = asyncio.run(_run(cluster.conninfo("hearth_every_endpoint"), options.requests, options.seed))
+        campaign = asyncio.run(_run(cluster.conninfo("hearth_every_endpoint"), options))
     finally:
         cluster.close()
-    _say(f"\n{'endpoint':36} requests  slowest, CPU  statuses")
+    _say(f"\n{'endpoint':40} requests  slowest, CPU  statuses")
     for line in campaign.table():
         _say(line)
     _say("\nSlowest:")
     for line in campaign.slowest():
         _say(line)
+    _say("\nNot served, 404 M_UNRECOGNIZED:")
+    for name in campaign.unserved:
+        _say(f"  {name}")
     for text in campaign.wrong:
         _say(f"\nWRONG: {text}")
     count = sum(figures.statuses.total() for figures in campaign.figures.values())

@@ -19,8 +19,9 @@ import yarl
 
 from tests.clients import Client, Server
 from tests.every_endpoint import world as worlds
+from tests.every_endpoint.beyond import operations_beyond
 from tests.every_endpoint.damage import Prepared, damage
-from tests.every_endpoint.making import ENDING, HARMFUL_TO_OTHERS, Making
+from tests.every_endpoint.making import ENDING, Making, is_harmful
 from tests.every_endpoint.world import Pick, World
 from tests.openapi import Operation, Specification, specification
 
@@ -30,6 +31,8 @@ DAMAGED = 0.5
 PATIENCE_SECONDS = 0.5
 """How long a client waits for an answer that may wait; 60 s for any other."""
 WAITING = frozenset(("sync", "getEvents", "peekEvents"))
+PAGES = ("/fallback/web", "/static/client/login/")
+"""What answers people in browsers, also errors."""
 HARVESTED = {
     "filter_id": "filter_id",
     "next_batch": "sync_token",
@@ -74,9 +77,13 @@ class Campaign:
 
     server: Server
     seed: int
+    at_once: int = 1
+    """Requests under way. With more than one, what happens depends on time, and processor time is that of all."""
     figures: dict[str, Figures] = field(default_factory=dict)
     wrong: list[str] = field(default_factory=list)
     """What must not have been; empty at the end of a good run."""
+    unserved: list[str] = field(default_factory=list)
+    """Operations of the specification that the server does not know."""
     specification: Specification = field(default_factory=specification)
 
     async def run(self, requests: int) -> None:
@@ -90,11 +97,12 @@ class Campaign:
         try:
             for start in range(0, len(order), REQUESTS_PER_WORLD):
                 world = await worlds.create(self.server, chance)
-                for operation in order[start : start + REQUESTS_PER_WORLD]:
-                    await self._one(operation, Making(self.specification, world), errors)
+                rest = iter(order[start : start + REQUESTS_PER_WORLD])
+                async with asyncio.TaskGroup() as lanes:
+                    for _ in range(self.at_once):
+                        lanes.create_task(self._lane(rest, Making(self.specification, world), errors))
                 await self._check_that_nothing_is_harmed(world)
-                yield_to = start + REQUESTS_PER_WORLD
-                self.progress(min(yield_to, len(order)), len(order))
+                self.progress(min(start + REQUESTS_PER_WORLD, len(order)), len(order))
         finally:
             logging.getLogger().removeHandler(errors)
         self.wrong.extend(errors.lines)
@@ -103,14 +111,24 @@ class Campaign:
         """Told now and then; for those who watch."""
 
     async def served(self) -> list[Operation]:
-        """The operations that this server knows; any other must answer 404 M_UNRECOGNIZED."""
-        operations: dict[tuple[str, str], Operation] = {}
+        """The operations that this server knows, also those that the specification has not.
+
+        Any other answers 404 M_UNRECOGNIZED: whatever does not is taken for one that is served.
+        """
+        operations: list[Operation] = []
         for operation in self.specification.operations:
             path = Prepared(operation.method, operation.template, ("x",) * operation.parameters).whole_path
             status, body = await self.server.anonymous.request(operation.method, path)
             if (status, isinstance(body, dict) and body.get("errcode")) != (404, "M_UNRECOGNIZED"):
-                operations[operation.method, operation.name] = operation
-        return list(operations.values())
+                operations.append(operation)
+            else:
+                self.unserved.append(f"{operation.method} {operation.template}")
+        routes = [route for each in self.server.application.listening.routes.values() for route in each]
+        return [*operations, *operations_beyond(self.specification, routes)]
+
+    async def _lane(self, rest: Iterator[Operation], making: Making, errors: ErrorLines) -> None:
+        for operation in rest:
+            await self._one(operation, making, errors)
 
     async def _one(self, operation: Operation, making: Making, errors: ErrorLines) -> None:
         world = making.world
@@ -142,7 +160,7 @@ class Campaign:
             )
         if status == 200 and isinstance(body, dict):
             self._harvest(body, pick)
-            if operation.name in ENDING | HARMFUL_TO_OTHERS:
+            if operation.name in ENDING or is_harmful(operation):
                 await world.new_victim()
 
     async def _send(self, request: Prepared, patience: float) -> tuple[int, Any]:
@@ -171,6 +189,8 @@ class Campaign:
         if request.method in {"HEAD", "OPTIONS"}:
             return
         path = request.whole_path
+        if isinstance(body, bytes) and request.path.endswith(PAGES):
+            return
         if status >= 400:
             self.specification.check_error(f"{request.method} {path}: {status}", status, body)
         if status == 200 and any(name == "filter" for name, _ in request.query):
@@ -205,7 +225,8 @@ class Campaign:
         """What was answered, a line an operation."""
         for name, figures in sorted(self.figures.items()):
             statuses = "  ".join(f"{status or 'waited'}: {count}" for status, count in sorted(figures.statuses.items()))
-            yield f"{name:36} {figures.statuses.total():6}  {figures.slowest_cpu_ms:7.1f} ms  {statuses}"
+            shown = name.replace("/_matrix/client/", "")
+            yield f"{shown:40} {figures.statuses.total():6}  {figures.slowest_cpu_ms:7.1f} ms  {statuses}"
 
     def slowest(self, count: int = 5) -> Iterator[str]:
         """The requests that took most of the processor."""

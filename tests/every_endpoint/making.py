@@ -19,6 +19,11 @@ ENDING = _ENDING_DEVICES | {"logout", "logout_all", "refresh"}
 """Operations after which whoever asked may be logged out: victims ask."""
 HARMFUL_TO_OTHERS = frozenset(("setAdminLockUser", "setAdminSuspendUser"))
 """Operations that lock somebody out: victims are whom they are about."""
+RULES = (
+    *(("content", "mine"), ("content", ".m.rule.contains_user_name"), ("override", ".m.rule.master")),
+    *(("override", "mine"), ("underride", ".m.rule.message"), ("room", "mine"), ("sender", "mine")),
+)
+ADMINISTRATION = "/_synapse/admin/"
 BY_ADMINISTRATORS = HARMFUL_TO_OTHERS | {"getAdminLockUser", "getAdminSuspendUser", "getWhoIs"}
 AUTHENTICATED_AGAIN = _ENDING_DEVICES | {"uploadCrossSigningKeys", "generateLoginToken"}
 """Operations with user-interactive authentication of somebody who is logged in."""
@@ -48,7 +53,7 @@ class Making:
         actor = chance.choice(world.actors)
         if name in ENDING and world.victim is not None:
             actor = world.victim
-        elif name in BY_ADMINISTRATORS and world.admin is not None and chance.random() < 0.8:
+        elif _is_for_administrators(operation) and world.admin is not None and chance.random() < 0.8:
             actor = world.admin
         pick = Pick(world, actor, chance.choice(world.rooms))
         values = Values(chance, self._specification.registry, pick)
@@ -61,14 +66,24 @@ class Making:
             if parameter["in"] == "path":
                 parameters.append((parameter["name"], values.of(parameter["schema"], uri, parameter["name"])))
             elif parameter["in"] == "query" and (required or chance.random() < 0.45):
-                query.extend(_as_query(parameter["name"], values.of(parameter["schema"], uri, parameter["name"])))
-        path = self._path(operation, dict(parameters), event_type)
-        if name in HARMFUL_TO_OTHERS and world.victim is not None:
-            path = [quote(world.victim.user_id, safe="")]
+                meant = "since" if name == "getKeysChanges" else parameter["name"]
+                query.extend(_as_query(parameter["name"], values.of(parameter["schema"], uri, meant)))
+        if "userId" in dict(parameters) and _is_about_oneself(operation) and chance.random() < 0.85:
+            parameters.append(("userId", actor.user_id))
+        named = self._path(operation, dict(parameters), event_type)
+        if is_harmful(operation) and world.victim is not None:
+            victim = quote(world.victim.user_id, safe="")
+            named = [(each, victim if "user" in each else value) for each, value in named]
+        path = [value for _, value in named]
         body = self._body(operation, values, pick, event_type)
+        if operation.name == "setProfileField" and chance.random() < 0.8:
+            body = {dict(parameters)["keyName"]: "https://a.test" if chance.random() < 0.5 else "mxc://hearth.test/abc"}
         if body is not None:
             headers["Content-Type"] = "application/json"
-        prepared = Prepared(operation.method, operation.template, tuple(path), tuple(query), headers, body)
+        template = operation.template
+        if chance.random() < 0.05:
+            template = template.replace("/_matrix/client/v3/", "/_matrix/client/r0/")  # its name for older clients
+        prepared = Prepared(operation.method, template, tuple(path), tuple(query), headers, body)
         return prepared, pick
 
     def _parameters(self, operation: Operation) -> list[tuple[str, dict[str, Any]]]:
@@ -87,15 +102,27 @@ class Making:
         found = self._chance.choice(_EVENT_TYPES[name == "setRoomStateWithKey"])
         return found if found not in RARE or self._chance.random() < 0.2 else None
 
-    def _path(self, operation: Operation, parameters: dict[str, Any], event_type: str | None) -> list[str]:
+    def _path(self, operation: Operation, parameters: dict[str, Any], event_type: str | None) -> list[tuple[str, str]]:
         if event_type is not None:
             parameters["eventType" if "eventType" in parameters else "type"] = event_type.partition("$")[0]
             if event_type == "m.room.member":
                 parameters["stateKey"] = self._chance.choice(self.world.values["user_id"])
             elif self._chance.random() < 0.8:
                 parameters["stateKey"] = ""
+        if self._chance.random() < 0.8:
+            self._pair(operation, parameters)
         names = re.findall(r"\{([^}]+)\}", operation.template)
-        return [quote(str(parameters[name]), safe="") for name in names]
+        return [(name, quote(str(parameters[name]), safe="")) for name in names]
+
+    def _pair(self, operation: Operation, parameters: dict[str, Any]) -> None:
+        """Let parameters go together."""
+        if "kind" in parameters and "ruleId" in parameters:
+            parameters["kind"], parameters["ruleId"] = self._chance.choice(RULES)
+            if operation.name == "setPushRule":
+                parameters["ruleId"] = "mine"
+        if operation.name == "getRoomStateWithKey":
+            state = ("m.room.create", "m.room.power_levels", "m.room.join_rules", "m.room.topic")
+            parameters["eventType"], parameters["stateKey"] = self._chance.choice(state), ""
 
     def _body(self, operation: Operation, values: Values, pick: Pick, event_type: str | None) -> Any:
         content = operation.definition.get("requestBody", {}).get("content", {})
@@ -113,6 +140,22 @@ class Making:
         if operation.name in AUTHENTICATED_AGAIN and self._chance.random() < 0.7:
             body["auth"] = pick.actor.password_auth()
         return body
+
+
+def _is_about_oneself(operation: Operation) -> bool:
+    """Whether only the user whom its path names may call it."""
+    own = ("/user/{userId}/", "/typing/{userId}")
+    return operation.method in {"PUT", "DELETE"} or any(part in operation.template for part in own)
+
+
+def is_harmful(operation: Operation) -> bool:
+    """Whether it may lock out or log out somebody else: victims are whom it is about."""
+    is_admin = operation.template.startswith(ADMINISTRATION) and operation.method != "GET"
+    return is_admin or operation.name in HARMFUL_TO_OTHERS
+
+
+def _is_for_administrators(operation: Operation) -> bool:
+    return operation.name in BY_ADMINISTRATORS or operation.template.startswith(ADMINISTRATION)
 
 
 def _as_query(name: str, value: Any) -> Sequence[tuple[str, str]]:
@@ -151,7 +194,7 @@ def _keys(_values: Values, pick: Pick) -> Any:
 
 def _cross_signing_keys(_values: Values, pick: Pick) -> Any:
     keys = CrossSigning(pick.actor).body()
-    kept = pick.world.chance.sample(sorted(keys), pick.world.chance.randint(1, 3))
+    kept = pick.world.chance.sample(sorted(keys), pick.world.chance.choice((1, 2, 3, 3, 3)))
     return {name: keys[name] for name in kept}
 
 
@@ -196,6 +239,26 @@ def _new_room(values: Values, pick: Pick) -> Any:
     return {name: make() for name, make in members.items() if chance.random() < 0.35}
 
 
+def _push_rule(_values: Values, pick: Pick) -> Any:
+    chance = pick.world.chance
+    conditions = (
+        {"kind": "event_match", "key": "content.body", "pattern": "a*b?"},
+        {"kind": "contains_display_name"},
+        {"kind": "room_member_count", "is": ">=2"},
+        {"kind": "sender_notification_permission", "key": "room"},
+        {"kind": "event_property_is", "key": "content.m\\.x", "value": 1},
+        {"kind": "event_property_contains", "key": "content.a", "value": "b"},
+        {"kind": "org.example.unknown"},
+    )
+    actions = ("notify", {"set_tweak": "highlight"}, {"set_tweak": "sound", "value": "default"})
+    body: dict[str, Any] = {"actions": list(chance.sample(actions, chance.randint(0, 3)))}
+    if chance.random() < 0.6:
+        body["conditions"] = list(chance.sample(conditions, chance.randint(0, 3)))
+    if chance.random() < 0.6:
+        body["pattern"] = chance.choice(("a", "a*", "*", "?", "[a-c]", "x" * 200))
+    return body
+
+
 def _devices(_values: Values, pick: Pick) -> Any:
     return {"devices": [pick.pick("device_id")]}
 
@@ -216,6 +279,7 @@ RECIPES: dict[str, Callable[[Values, Pick], Any]] = {
     "unban": _to_whom,
     "createRoom": _new_room,
     "deleteDevices": _devices,
+    "setPushRule": _push_rule,
     "deactivateAccount": lambda _values, _pick: {},
     "generateLoginToken": lambda _values, _pick: {},
 }

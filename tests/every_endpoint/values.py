@@ -21,6 +21,13 @@ FORMATS = {
 
 NAMES = {
     "alias": "alias",
+    "authtype": "stage",
+    "delayid": "delay_id",
+    "mfullyread": "event_id",
+    "mread": "event_id",
+    "mreadprivate": "event_id",
+    "reportid": "report_id",
+    "room": "room_id_or_alias",
     "batch": "sync_token",
     "before": "sync_token",
     "after": "sync_token",

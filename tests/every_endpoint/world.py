@@ -37,6 +37,9 @@ FIXED: dict[str, tuple[Any, ...]] = {
     "password": (PASSWORD, PASSWORD, PASSWORD, "another long password"),
     "word": ("word", "a", "org.example.key", "m.text", "unknown"),
     "session": ("unknown",),
+    "stage": ("m.login.dummy", "m.login.terms", "m.login.registration_token", "m.login.password"),
+    "report_id": ("1", "2", "3"),
+    "delay_id": ("unknown",),
     "session_id": ("session1", "session2", "session/3"),
     "base64": ("d29yZA", "A" * 43, "B" * 86),
 }
@@ -99,6 +102,8 @@ class Pick:
         chance, world = self.world.chance, self.world
         mostly = chance.random() < 0.75
         match kind:
+            case "backup_version" if mostly and world.values[kind]:
+                return world.values[kind][-1]  # the newest is the one that keys go to
             case "user_id" if chance.random() < 0.5:
                 return self.actor.user_id
             case "room_id":
@@ -128,7 +133,7 @@ async def create(server: Server, chance: random.Random) -> World:
     admin = world.admin = await server.register("admin")
     await server.application.accounts.set_admin(UserID(admin.user_id), is_admin=True)
     guest = server.anonymous.logged_in(await server.anonymous.ok("POST", "/v3/register?kind=guest", {}))
-    world.actors = [alice, alice, alice, bob, bob, carol, dave, erin, guest]
+    world.actors = [*[alice] * 9, *[bob] * 3, carol, dave, erin, guest]
     for user in (alice, bob, carol, dave, erin, admin, guest):
         world.add("user_id", user.user_id)
         world.add("device_id", user.device_id)
@@ -148,6 +153,11 @@ async def _make_keys(world: World, alice: Client, bob: Client) -> None:
     backup = {"algorithm": "m.megolm_backup.v1.curve25519-aes-sha2", "auth_data": {"public_key": "A" * 43}}
     for user in (alice, bob):
         world.add("backup_version", (await user.ok("POST", "/v3/room_keys/version", backup))["version"])
+    dehydrated = Device(Client("", alice.session, user_id=alice.user_id, device_id="DEHYDRATED"))
+    data = {"algorithm": "m.dehydration.v1.olm", "account": "c2VjcmV0"}
+    body = {"device_id": "DEHYDRATED", "device_data": data, "device_keys": dehydrated.identity()}
+    await alice.ok("PUT", "/unstable/org.matrix.msc3814.v1/dehydrated_device", body)
+    world.add("device_id", "DEHYDRATED")
 
 
 async def _make_rooms(world: World, *users: Client) -> None:
@@ -162,6 +172,13 @@ async def _make_rooms(world: World, *users: Client) -> None:
     await alice.ok("POST", f"/v3/rooms/{quote(main)}/ban", {"user_id": dave.user_id, "reason": "test"})
     await alice.ok("POST", f"/v3/rooms/{quote(main)}/invite", {"user_id": erin.user_id})
     world.rooms.extend([main, main, main])
+    session = {"first_message_index": 0, "forwarded_count": 0, "is_verified": True, "session_data": {"ciphertext": "a"}}
+    keys = {"rooms": {main: {"sessions": {str(name): session for name in FIXED["session_id"]}}}}
+    await alice.ok("PUT", f"/v3/room_keys/keys?version={world.values['backup_version'][0]}", keys)
+    path = f"/v3/rooms/{quote(main)}/send/m.room.message/delayed?org.matrix.msc4140.delay=3600000"
+    world.add("delay_id", (await alice.ok("PUT", path, {"msgtype": "m.text", "body": "later"}))["delay_id"])
+    for number in range(3):
+        await alice.ok("POST", f"/v3/rooms/{quote(main)}/report", {"reason": f"{number}"})
     encrypted = await create_room(alice, initial_state=[ENCRYPTION], invite=[bob.user_id, erin.user_id])
     await join(bob, encrypted)
     readable = {"type": "m.room.history_visibility", "content": {"history_visibility": "world_readable"}}
