@@ -134,7 +134,7 @@ def find_rule(ruleset: Ruleset, kind: str, rule_id: str) -> JsonObject:
 def _parse_conditions(body: JsonObject) -> list[JsonObject]:
     conditions = body.get("conditions", [])
     if not isinstance(conditions, list) or not all(_is_condition(condition) for condition in conditions):
-        raise InvalidInput("conditions must be an array of objects with a kind", "M_BAD_JSON")
+        raise InvalidInput("conditions must be an array of objects with a kind, each member of its type", "M_BAD_JSON")
     if len(conditions) > MAX_CONDITIONS:
         raise InvalidInput("The rule has too many conditions")
     for condition in conditions:
@@ -145,7 +145,11 @@ def _parse_conditions(body: JsonObject) -> list[JsonObject]:
 
 
 def _is_condition(condition: object) -> bool:
-    return isinstance(condition, dict) and isinstance(condition.get("kind"), str)
+    if not isinstance(condition, dict) or not isinstance(condition.get("kind"), str):
+        return False
+    texts = (condition[name] for name in ("key", "pattern", "is") if name in condition)
+    value = condition.get("value")
+    return all(isinstance(text, str) for text in texts) and (value is None or isinstance(value, str | int | bool))
 
 
 def _is_action(action: object) -> bool:
