@@ -14,7 +14,7 @@ from federation.protocol.types import EventID, StateKey, UserID
 from federation.rooms import client_events
 from storage import events, room_state, rooms
 from storage.database import Database, Tx
-from storage.events import StoredEvent
+from storage.events import StoredEvent as StoredEvent
 from storage.memberships import Membership, is_forgotten
 from storage.room_state import TRUNK, Span
 from storage.room_state import Point as Point

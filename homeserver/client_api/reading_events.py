@@ -5,6 +5,7 @@ Every read goes through `federation/rooms/reader.py`; who may read nothing of a 
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import orjson
@@ -13,7 +14,7 @@ from federation.protocol import canonical_json
 from federation.protocol.errors import Forbidden, InvalidInput, NotFound
 from federation.protocol.types import UserID
 from federation.rooms.pages import PageRequest, Pages
-from federation.rooms.reader import Access, Point, RoomReader, Seen
+from federation.rooms.reader import Access, Point, RoomReader, Seen, StoredEvent
 from federation.web import Answer, Call
 from homeserver.client_api.routing import requester
 from homeserver.services.account_data import AccountDataService
@@ -116,39 +117,12 @@ class ReadingEventsAPI:
             target = await self._reader.event(tx, access, call.path["event_id"])
             position = target.event.position
             ignored = await self._account_data.ignored_users(tx, who.user_id)
-            is_wanted = wanted.allows_room(access.room.room_id)
-            before = await self._pages.read(
-                tx,
-                access,
-                PageRequest(
-                    backwards=True,
-                    start=position - 1,
-                    limit=limit // 2 if is_wanted else None,
-                    wanted=wanted,
-                    ignored=ignored,
-                ),
-            )
-            after = await self._pages.read(
-                tx,
-                access,
-                PageRequest(
-                    backwards=False,
-                    start=position,
-                    limit=limit - limit // 2 if is_wanted else None,
-                    wanted=wanted,
-                    ignored=ignored,
-                ),
-            )
+            sizes = (limit // 2, limit - limit // 2) if wanted.allows_room(access.room.room_id) else (None, None)
+            request = partial(PageRequest, wanted=wanted, ignored=ignored)
+            before = await self._pages.read(tx, access, request(backwards=True, start=position - 1, limit=sizes[0]))
+            after = await self._pages.read(tx, access, request(backwards=False, start=position, limit=sizes[1]))
             shown = [*reversed(before.seen), target, *after.seen]
-            last = _last_point(shown)
-            if last is None:
-                state = []
-            elif wanted.lazy_load_members:
-                state = await self._reader.lazy_state_at(tx, access.room, last, _senders(shown))
-            else:
-                state = await self._reader.state_at(tx, access.room, last)
-            if not wanted.is_trivial:
-                state = [event for event in state if wanted.allows_event(event.type, event.sender, event.content)]
+            state = await self._state_for(tx, access, shown, wanted)
             answer = {
                 "start": page_token(shown[0].event.position - 1),
                 "end": page_token(shown[-1].event.position),
@@ -158,6 +132,21 @@ class ReadingEventsAPI:
                 "state": fragments(await self._reader.render_state(tx, state)),
             }
         return orjson.dumps(answer)
+
+    async def _state_for(
+        self, tx: Tx, access: Access, shown: Sequence[Seen], wanted: RoomEventFilter
+    ) -> Sequence[StoredEvent]:
+        """The state at the last of these events, as far as it is the reader's and they want it."""
+        last = _last_point(shown)
+        if last is None:
+            return []
+        if wanted.lazy_load_members:
+            state = await self._reader.lazy_state_at(tx, access.room, last, _senders(shown))
+        else:
+            state = await self._reader.state_at(tx, access.room, last)
+        if wanted.is_trivial:
+            return state
+        return [event for event in state if wanted.allows_event(event.type, event.sender, event.content)]
 
     async def get_by_timestamp(self, call: Call) -> Answer:
         """GET /rooms/{roomId}/timestamp_to_event."""
