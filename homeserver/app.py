@@ -290,7 +290,7 @@ class Application:
                 *routes.well_known_routes(discovery),
                 *routes.page_routes(pages),
             ],
-            API.FEDERATION: [*OpenIDAPI(self.database).routes()],
+            API.FEDERATION: [*OpenIDAPI(self.database).routes()] if config.federation.enabled else [],
             API.ADMIN: [
                 *routes.admin_api_routes(administration, shared_secret_registration, authenticator),
                 *routes.user_admin_routes(user_administration, authenticator),

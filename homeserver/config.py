@@ -189,9 +189,10 @@ _PRIVATE_RANGES = (
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Federation:
-    """Other servers."""
+    """Other servers. The egress client, the key ring and the media API are to take what nothing reads so far."""
 
     enabled: bool = True
+    """Whether the federation API is served."""
     well_known_server: str | None = None
     """What `/.well-known/matrix/server` answers: where other servers reach us."""
     denied_ranges: tuple[IPNetwork, ...] = tuple(ipaddress.ip_network(text) for text in _PRIVATE_RANGES.split())

@@ -5,7 +5,7 @@ import hashlib
 import hmac
 import time
 
-from homeserver.config import Secret, Turn
+from homeserver.config import Federation, Secret, Turn
 from tests.clients import Client, Server, quote
 from tests.servers import running
 
@@ -34,6 +34,12 @@ async def test_only_an_openid_token_is_one(server: Server, alice: Client) -> Non
     assert (status, error["errcode"]) == (401, "M_UNKNOWN_TOKEN")
     status, error = await server.anonymous.get(USER_INFO)
     assert (status, error["errcode"]) == (401, "M_MISSING_TOKEN")
+
+
+async def test_without_federation_nobody_else_is_told(conninfo: str) -> None:
+    async with running(conninfo, federation=Federation(enabled=False)) as server:
+        status, error = await server.anonymous.get(USER_INFO, access_token="x")
+        assert (status, error["errcode"]) == (404, "M_UNRECOGNIZED")
 
 
 async def test_an_openid_token_ends_with_the_account(server: Server, alice: Client) -> None:
