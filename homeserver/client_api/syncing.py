@@ -27,7 +27,9 @@ class SyncAPI:
 
     def routes(self) -> list[ClientRoute]:
         """The endpoints."""
-        return [ClientRoute(method="GET", path="v3/sync", endpoint=self.sync, guests=True, waits=True)]
+        return [
+            ClientRoute(method="GET", path="v3/sync", endpoint=self.sync, guests=True, waits=True, limit="requests")
+        ]
 
     async def sync(self, call: Call) -> Answer:
         """What happened since a token, at once or as soon as something does."""

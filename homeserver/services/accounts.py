@@ -109,7 +109,7 @@ class AccountService:
     async def check_password(self, user: str, password: str, *, address: str) -> UserID:
         """The user whose password this is; raises M_FORBIDDEN, the same for no such user, or LimitExceeded."""
         user_id = self._names.find(user)
-        key = user_id or "?"
+        key = (user_id or "?").lower()  # other capitals are the same account, as a rule: they share its budget
         self._rate_limits.spend("login", address)
         self._rate_limits.spend("login", key)
         self._rate_limits.check("failed_login", key)

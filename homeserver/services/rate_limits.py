@@ -7,6 +7,8 @@ Each budget is a token bucket, kept as one number per key: the time at which the
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from ipaddress import IPv6Address, IPv6Network
 
 from federation.protocol.errors import LimitExceeded
 
@@ -38,6 +40,7 @@ class RateLimits:
         if not self._enabled:
             return
         limit = self._limits[name]
+        key = budget_key(key)
         now = self._clock()
         full_at = max(self._full_at.get((name, key), now), now) + cost / limit.per_second
         _check(full_at, now, limit)
@@ -51,12 +54,13 @@ class RateLimits:
         """Raise LimitExceeded when one could not be spent; spends nothing."""
         if self._enabled:
             limit = self._limits[name]
+            key = budget_key(key)
             now = self._clock()
             _check(max(self._full_at.get((name, key), now), now) + 1 / limit.per_second, now, limit)
 
     def clear(self, name: str, key: str) -> None:
         """Give a full budget again."""
-        self._full_at.pop((name, key), None)
+        self._full_at.pop((name, budget_key(key)), None)
 
     @property
     def remembered(self) -> int:
@@ -77,6 +81,22 @@ class RateLimits:
         self._full_at = {key: full_at for key, full_at in self._full_at.items() if full_at > now}
         for key in list(self._full_at)[: max(0, len(self._full_at) - MAX_KEYS // 2)]:
             del self._full_at[key]
+
+
+def budget_key(key: str) -> str:
+    """Whose budget it is: a user's, an address's, or that of a whole IPv6 network, which is what one customer has."""
+    return _network(key) if ":" in key and not key.startswith("@") else key
+
+
+@lru_cache(maxsize=4096)
+def _network(text: str) -> str:
+    try:
+        address = IPv6Address(text.partition("%")[0])
+    except ValueError:
+        return text
+    if address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    return str(IPv6Network((address, 64), strict=False))
 
 
 def _check(full_at: float, now: float, limit: Limit) -> None:

@@ -141,7 +141,14 @@ class SyncService:
     # --- collecting
 
     async def _collect(self, request: SyncRequest, view: UserView) -> _Part:
-        """Everything after the request's token, up to now."""
+        """Everything after the request's token, up to now; what is much, for a few requests of a user at a time."""
+        since = request.since
+        if since is not None and not request.full_state and since.position >= self._tail.floor:
+            return await self._collect_now(request, view)
+        async with view.large_syncs:
+            return await self._collect_now(request, view)
+
+    async def _collect_now(self, request: SyncRequest, view: UserView) -> _Part:
         ignored = await self._ignored(view.user_id)
         # From one moment, without waiting between: how far the log is read, and the user's rooms there.
         part, members = self._nothing(request, view, self._now()), dict(view.rooms)

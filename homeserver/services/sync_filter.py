@@ -14,6 +14,11 @@ from homeserver.services.property_paths import Path, parse_path
 
 MAX_ITEMS: Final = 1000
 """Entries in one of a filter's lists."""
+MAX_PATTERNS: Final = 100
+"""Of those, patterns, each of which is tried."""
+MAX_PATTERN_LENGTH: Final = 255
+"""No event type is longer."""
+_REMEMBERED: Final = 1000
 MAX_LIMIT: Final = 1000
 """More events than this nobody gets at once, whatever the filter says."""
 
@@ -21,11 +26,17 @@ MAX_LIMIT: Final = 1000
 class _Types:
     """Event types by name, or by pattern with `*`."""
 
-    __slots__ = ("_exact", "_patterns")
+    __slots__ = ("_exact", "_patterns", "_verdicts")
 
     def __init__(self, types: Collection[str]) -> None:
         self._exact = frozenset(name for name in types if "*" not in name)
         self._patterns = tuple(_plain(name) for name in sorted(types) if "*" in name)
+        self._verdicts: dict[str, bool] = {}
+        """What the patterns said of types: thousands of events are of a few."""
+        if len(self._patterns) > MAX_PATTERNS or any(len(each) > MAX_PATTERN_LENGTH for each in self._patterns):
+            raise InvalidInput(
+                f"A filter's list may have {MAX_PATTERNS} patterns of {MAX_PATTERN_LENGTH} characters", "M_BAD_JSON"
+            )
 
     @property
     def plain(self) -> Collection[str] | None:
@@ -33,7 +44,17 @@ class _Types:
         return None if self._patterns else self._exact
 
     def __contains__(self, name: str) -> bool:
-        return name in self._exact or any(glob_match(pattern, _plain(name)) for pattern in self._patterns)
+        return name in self._exact or (bool(self._patterns) and self._matches(name))
+
+    def _matches(self, name: str) -> bool:
+        verdict = self._verdicts.get(name)
+        if verdict is None:
+            text = _plain(name)
+            verdict = any(glob_match(pattern, text) for pattern in self._patterns)
+            if len(self._verdicts) >= _REMEMBERED:
+                self._verdicts.clear()
+            self._verdicts[name] = verdict
+        return verdict
 
 
 def _plain(text: str) -> str:

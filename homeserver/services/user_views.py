@@ -26,6 +26,8 @@ KEPT_SECONDS = 1800
 MAX_SENT = 2_000
 """Rooms of which is remembered whose member events a user's devices were sent (lazy loading)."""
 
+LARGE_AT_ONCE = 2
+
 
 @dataclass(frozen=True, slots=True)
 class Member:
@@ -50,6 +52,8 @@ class UserView:
         """Changes that came while the view was being loaded."""
         self.delivered: dict[int, int | None] = {}
         """By device: up to where to-device messages were handed out; None once all that were are deleted."""
+        self.large_syncs = asyncio.Semaphore(LARGE_AT_ONCE)
+        """Taken by syncs that are answered from the database: nobody keeps the server busy with many of them."""
         self._sent: OrderedDict[tuple[int, int], dict[UserID, int]] = OrderedDict()
 
     def joined(self) -> list[int]:

@@ -7,6 +7,8 @@ from urllib.parse import urlsplit
 import pytest
 
 from homeserver.config import RateLimit, RateLimits, Registration, RegistrationMode
+from homeserver.services.sync import SyncService
+from homeserver.services.user_views import LARGE_AT_ONCE
 from tests.clients import Client, Server, quote
 from tests.rooms import create_room
 from tests.servers import running
@@ -87,3 +89,27 @@ async def test_registration_tokens_cannot_be_guessed_for_long(worker_conninfo: s
         statuses += [(await anonymous.request("POST", page, form)).status for _ in range(2)]
 
     assert statuses == [401, 401, 403, 429]
+
+
+async def test_many_first_syncs_of_one_user_are_answered_a_few_at_a_time(
+    server: Server, alice: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await create_room(alice)
+    syncs = server.application.syncs
+    under_way, most = 0, 0
+    collect = SyncService._collect_now
+
+    async def counted(self: SyncService, *arguments: Any) -> Any:
+        nonlocal under_way, most
+        under_way += 1
+        most = max(most, under_way)
+        try:
+            return await collect(self, *arguments)
+        finally:
+            under_way -= 1
+
+    monkeypatch.setattr(type(syncs), "_collect_now", counted)
+    answers = await asyncio.gather(*(alice.get("/v3/sync") for _ in range(10)))
+
+    assert [answer.status for answer in answers] == [200] * 10
+    assert most == LARGE_AT_ONCE

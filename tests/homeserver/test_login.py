@@ -275,7 +275,9 @@ async def test_guessing_a_password_is_throttled(conninfo: str) -> None:
     async with running(conninfo, rate_limits=limits) as server:
         alice, bob = await server.register("alice"), await server.register("bob")
         guess = {"type": "m.login.password", "user": alice.user_id, "password": "guess"}
-        answers = [await server.anonymous.post("/v3/login", guess) for _ in range(3)]
+        localpart = alice.user_id[1:].partition(":")[0]
+        spellings = (alice.user_id, localpart.upper(), localpart.title())  # all of them log the same account in
+        answers = [await server.anonymous.post("/v3/login", {**guess, "user": user}) for user in spellings]
         right = await server.anonymous.post("/v3/login", {**guess, "password": alice.password})
 
         assert [answer.status for answer in answers] == [403, 403, 429]

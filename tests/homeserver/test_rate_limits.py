@@ -55,6 +55,25 @@ def test_keys_have_budgets_of_their_own() -> None:
     assert (spends(limits, "alice"), spends(limits, "bob"), spends(limits, "alice")) == (True, True, False)
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "is_shared"),
+    [
+        ("2001:db8:1:2::1", "2001:db8:1:2:ffff::2", True),
+        ("2001:db8:1:2::1", "2001:db8:1:3::1", False),
+        ("::ffff:192.0.2.1", "192.0.2.1", True),
+        ("::ffff:192.0.2.1", "::ffff:192.0.2.2", False),
+        ("fe80::1%eth0", "fe80::2", True),
+        ("no:address", "no:other", False),
+        ("@alice:a:80", "@alice:a:81", False),
+    ],
+)
+def test_the_addresses_of_one_ipv6_network_share_a_budget(one: str, other: str, is_shared: bool) -> None:
+    limits = RateLimits({"messages": Limit(per_second=0.001, burst=1)}, clock=Clock())
+
+    assert spends(limits, one)
+    assert spends(limits, other) is not is_shared
+
+
 def test_checking_spends_nothing() -> None:
     limits = RateLimits({"messages": Limit(per_second=0.001, burst=1)}, clock=Clock())
 

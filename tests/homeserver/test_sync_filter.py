@@ -1,5 +1,6 @@
 """Filters: what passes, what is refused."""
 
+import time
 from contextlib import suppress
 from typing import Any
 
@@ -152,3 +153,17 @@ json_values = st.recursive(
 def test_any_json_is_a_filter_or_refused(body: object) -> None:
     with suppress(InvalidInput):
         assert parse_filter(body).timeline.allows_event("m.x", BOB, {}) in {True, False}
+
+
+def test_thousands_of_events_are_asked_of_many_patterns_at_once() -> None:
+    wanted = parse_room_event_filter({"types": ["a*" * 100 + f"{n}" for n in range(100)], "not_types": ["b*"]})
+    started = time.process_time()
+
+    assert not any(wanted.allows_event("a" * 250, "@a:b", {}) for _ in range(100_000))
+    assert time.process_time() - started < 2
+
+
+@pytest.mark.parametrize("types", [[f"{n}*" for n in range(101)], ["a" * 255 + "*"]])
+def test_a_filter_with_too_many_patterns_or_too_long_ones_is_refused(types: list[str]) -> None:
+    with pytest.raises(InvalidInput):
+        parse_room_event_filter({"types": types})
