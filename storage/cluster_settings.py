@@ -114,7 +114,7 @@ def _has_shared_memory() -> bool:
         status = os.statvfs("/dev/shm")  # noqa: S108  # asked for its size
     except OSError:
         return False
-    return os.access("/dev/shm", os.W_OK) and status.f_blocks * status.f_frsize >= _LARGE_SHARED_MEMORY  # noqa: S108
+    return os.access("/dev/shm", os.W_OK) and status.f_blocks * status.f_frsize >= _LARGE_SHARED_MEMORY  # noqa: S108  # asked
 
 
 def _between(value: int, low_megabytes: int, high_megabytes: int) -> int:

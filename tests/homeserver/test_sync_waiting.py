@@ -15,11 +15,6 @@ from tests.servers import running
 Happening = Callable[[Client, Client, str, str], Awaitable[Any]]
 
 
-async def _upload(alice: Client) -> None:
-    keys = {f"signed_curve25519:{unique()}": {"key": "A" * 43, "signatures": {}}}
-    await alice.ok("POST", "/v3/keys/upload", {"one_time_keys": keys})
-
-
 HAPPENINGS: dict[str, Happening] = {
     "message": lambda alice, bob, room_id, event_id: say(bob, room_id, "hello"),
     "typing": lambda alice, bob, room_id, event_id: bob.ok(
