@@ -140,7 +140,8 @@ class EventCounter:
             situation = Situation({**event, "room_id": room.room_id}, member_count, may_notify, max_effort=effort)
             for user_id in special:
                 if user_id != pdu.sender:
-                    own[user_id] = self._evaluate(user_id, pdu.sender, situation, own.get(user_id, everybody))
+                    default = own.get(user_id, everybody)
+                    own[user_id] = self._evaluate(user_id, pdu.sender, room, situation, default)
         return Counted(
             everybody.notify,
             everybody.highlight,
@@ -155,11 +156,13 @@ class EventCounter:
             ],
         )
 
-    def _evaluate(self, user_id: UserID, sender: UserID, situation: Situation, default: Counts) -> Counts:
+    def _evaluate(self, user_id: UserID, sender: UserID, room: Room, situation: Situation, default: Counts) -> Counts:
         if sender in self._ignored.get(user_id, ()):
             return Counts(False, False)
         ruleset = self._rulesets.get(user_id)
-        return default if ruleset is None else Counts(*ruleset.evaluate(situation).counts)
+        if ruleset is None or not ruleset.differs_in(room.room_id):
+            return default
+        return Counts(*ruleset.evaluate(situation).counts)
 
 
 def _server_name_of(user_id: UserID) -> ServerName | None:

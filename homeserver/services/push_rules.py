@@ -75,12 +75,20 @@ class _Compiled:
 class Ruleset:
     """The rules of one user."""
 
-    __slots__ = ("_compiled", "_stored", "user_id")
+    __slots__ = ("_compiled", "_scope", "_stored", "user_id")
 
     def __init__(self, user_id: UserID, stored: JsonObject | None = None) -> None:
         self.user_id = user_id
         self._stored: JsonObject = stored or {}
         self._compiled: list[_Compiled] | None = None
+        self._scope = _scope(self)
+
+    def differs_in(self, room_id: str) -> bool:
+        """Whether events of this room may count differently for the user than under the defaults.
+
+        Clients mute rooms with a rule for that room: such users are ordinary members of every other room.
+        """
+        return self._scope is None or room_id.lower() in self._scope
 
     def own_rules(self, kind: str) -> list[JsonObject]:
         """The user's own rules of a kind, most important first, in the form of the API."""
@@ -145,21 +153,6 @@ class Ruleset:
             # Clients see a glob, but the user's own ID is no pattern, and other capitals are another user.
             return (*conditions[:2], is_property(("state_key",), self.user_id))
         return conditions
-
-
-def has_own_rules(ruleset: Ruleset) -> bool:
-    """Whether any event may count differently for the user than under the defaults."""
-    scope = _scope(ruleset)
-    return scope is None or bool(scope)
-
-
-def differs_in(ruleset: Ruleset, room_id: str) -> bool:
-    """Whether events of this room may count differently for the user than under the defaults.
-
-    Clients mute rooms with a rule for that room: such users are ordinary members of every other room.
-    """
-    scope = _scope(ruleset)
-    return scope is None or room_id.lower() in scope
 
 
 def _scope(ruleset: Ruleset) -> frozenset[str] | None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from federation.protocol.types import JsonObject, UserID
 from homeserver.services.push_conditions import Situation
 from homeserver.services.push_counting import invited_user, mentioned_users, outcome_for
-from homeserver.services.push_rules import Outcome, Ruleset, differs_in, has_own_rules, outcome_of
+from homeserver.services.push_rules import Outcome, Ruleset, outcome_of
 
 ALICE, BOB, CAROL = UserID("@alice:example.org"), UserID("@bob:example.org"), UserID("@Carol:example.org")
 ROOM = "!Room:example.org"
@@ -240,27 +240,26 @@ mute = a_rule({"kind": "event_match", "key": "room_id", "pattern": ROOM})
 
 
 @pytest.mark.parametrize(
-    ("stored", "anywhere", "here", "elsewhere"),
+    ("stored", "here", "elsewhere"),
     [
-        ({}, False, False, False),
-        ({"room": [room_rule]}, True, True, False),
-        (mute, True, True, False),
-        ({"room": [{**room_rule, "enabled": False}]}, False, False, False),
-        (a_rule({"kind": "event_match", "key": "room_id", "pattern": "*"}), True, True, True),
-        (a_rule(), True, True, True),
-        ({"content": [{"rule_id": "c", "enabled": True, "pattern": "tea", "actions": []}]}, True, True, True),
-        ({"defaults": {".m.rule.master": {"enabled": True}}}, True, True, True),
-        ({"defaults": {".m.rule.message": {"enabled": True}}}, False, False, False),
-        ({"defaults": {".m.rule.message": {"actions": ["notify", LOUD]}}}, False, False, False),
-        ({"defaults": {".m.rule.message": {"actions": []}}}, True, True, True),
+        ({}, False, False),
+        ({"room": [room_rule]}, True, False),
+        (mute, True, False),
+        ({"room": [{**room_rule, "enabled": False}]}, False, False),
+        (a_rule({"kind": "event_match", "key": "room_id", "pattern": "*"}), True, True),
+        (a_rule(), True, True),
+        ({"content": [{"rule_id": "c", "enabled": True, "pattern": "tea", "actions": []}]}, True, True),
+        ({"defaults": {".m.rule.master": {"enabled": True}}}, True, True),
+        ({"defaults": {".m.rule.message": {"enabled": True}}}, False, False),
+        ({"defaults": {".m.rule.message": {"actions": ["notify", LOUD]}}}, False, False),
+        ({"defaults": {".m.rule.message": {"actions": []}}}, True, True),
     ],
 )  # fmt: skip
-def test_who_is_counted_apart(stored: JsonObject, anywhere: bool, here: bool, elsewhere: bool) -> None:
+def test_who_is_counted_apart(stored: JsonObject, here: bool, elsewhere: bool) -> None:
     ruleset = Ruleset(ALICE, stored)
 
-    assert has_own_rules(ruleset) is anywhere
-    assert differs_in(ruleset, ROOM) is here
-    assert differs_in(ruleset, "!other:example.org") is elsewhere
+    assert ruleset.differs_in(ROOM) is here
+    assert ruleset.differs_in("!other:example.org") is elsewhere
 
 
 room_patterns = st.sampled_from([ROOM, ROOM.lower(), "!other:example.org", "!*", "!R??m:example.org", 7])
@@ -299,5 +298,5 @@ def test_who_is_not_counted_apart_counts_as_everybody(
     ruleset = Ruleset(ALICE, stored)
     full = ruleset.evaluate(Situation(event, members, lambda _: may_notify))
 
-    if not differs_in(ruleset, ROOM):
+    if not ruleset.differs_in(ROOM):
         assert full.counts == outcome_for(event, ALICE, may_notify_room=may_notify)
