@@ -111,9 +111,11 @@ class SyncService:
                     return await self._answer(part)
                 looked_at = part.upto
             remaining = deadline - loop.time()
+            is_quiet = not self._concerns(view, looked_at)
             if remaining <= 0 or self._tail.is_closing:
-                return await self._answer(self._nothing(request, view, looked_at))
-            if not self._concerns(view, looked_at):
+                # The token of who is not concerned moves along, so that it does not fall out of the window.
+                return await self._answer(self._nothing(request, view, self._now() if is_quiet else looked_at))
+            if is_quiet:
                 await view.listener.wait(remaining)
 
     def _concerns(self, view: UserView, seen: StreamToken) -> bool:

@@ -81,7 +81,7 @@ def _as_sent(request: RoomsRequest, news: RoomNews, events: Sequence[StoredEvent
 
 
 def _ephemeral(besides: Besides) -> list[JsonObject]:
-    events = receipt_events(besides.receipts.values())
+    events = receipt_events(sorted(besides.receipts.values(), key=lambda receipt: receipt.thread))
     if besides.typing is not None:
         events.insert(0, {"type": "m.typing", "content": {"user_ids": list(besides.typing)}})
     return events

@@ -79,6 +79,17 @@ async def test_nothing_new_is_an_answer_with_a_token(alice: Client) -> None:
     }
 
 
+async def test_the_token_of_who_is_not_concerned_moves_along(alice: Client, bob: Client) -> None:
+    room_id = await a_room(alice)
+    since = await token(bob)
+    await say(alice, room_id, "not for bob")
+
+    later = (await sync(bob, since))["next_batch"]
+
+    assert later != since
+    assert "rooms" not in await sync(bob, later)
+
+
 @pytest.mark.parametrize("limit", [1, 3])
 async def test_a_gap_is_filled_by_messages_without_a_hole_or_a_repetition(
     alice: Client, bob: Client, limit: int
