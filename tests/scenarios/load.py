@@ -55,6 +55,7 @@ class Journal:
     """By the number in its content, which no other event has."""
     transactions: list[tuple["User", str, dict[str, Any], str]] = field(default_factory=list)
     """Who sent it, where, what, and its event ID."""
+    to_device_transactions: list[tuple["User", str, dict[str, Any]]] = field(default_factory=list)
     memberships: dict[tuple[str, str], str] = field(default_factory=dict)
     """By room and user, where only the user changes it."""
     sent_to_device: dict[tuple[str, str], set[int]] = field(default_factory=dict)
@@ -157,9 +158,11 @@ class User:
         """A to-device message with a transaction ID."""
         number = next(self.journal.numbers)
         to = (other.client.user_id, other.client.device_id)
+        path = f"/v3/sendToDevice/test.message/t{number}"
         body = {"messages": {to[0]: {to[1]: {"n": number}}}}
-        await self.ask("PUT", f"/v3/sendToDevice/test.message/t{number}", body)
+        await self.ask("PUT", path, body)
         self.journal.sent_to_device.setdefault(to, set()).add(number)
+        self.journal.to_device_transactions.append((self, path, body))
 
     async def set_account_data(self) -> None:
         """The next number under a type of the user's own."""
@@ -187,6 +190,18 @@ class User:
             user, path, content, event_id = self.random.choice(self.journal.transactions[-2000:])
             again = (await user.ask("PUT", path, content))["event_id"]
             assert again == event_id, f"{path} made {event_id}, and when repeated {again}"
+        if self.journal.to_device_transactions:
+            user, path, content = self.random.choice(self.journal.to_device_transactions[-2000:])
+            await user.ask("PUT", path, content)  # and nobody receives it again
+
+    async def send_many(self, others: list["User"]) -> None:
+        """Much at once, so that a kill finds requests at every stage."""
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(8):
+                tasks.create_task(self.send_message())
+            for other in others:
+                tasks.create_task(self.send_to_device(other))
+            tasks.create_task(self.set_state())
 
 
 @dataclass(frozen=True)

@@ -132,6 +132,9 @@ class Story:
             for syncer in self.syncers:
                 tasks.create_task(syncer.run(stop))
             await asyncio.sleep(moment)
+            for user in self.users:
+                tasks.create_task(user.send_many(self.users))
+            await asyncio.sleep(self.random.uniform(0, 0.06))
             kill(self.server, self.random)
             if not self.server.is_running:
                 self.server.start()
