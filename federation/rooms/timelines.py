@@ -24,7 +24,6 @@ from storage.tail import Tail
 
 BEGINNING = -(1 << 62)
 """Before every position, those of fetched history included."""
-_NEVER = 1 << 31
 
 
 class Wanted(Protocol):
@@ -302,7 +301,8 @@ class Timelines:
         seen = {number: await self._reader.visible(tx, room, reading.user_id, fetched)}
         news = (await self._cut_all(tx, reading, {room: fetched}, seen, span))[number]
         key: StateKey = ("m.room.member", reading.user_id)
-        stay = _last_stay((await room_state.histories(tx, [number], key)).get(number, []))
+        left_at = (await events.trunk_versions_at(tx, [number], span.upto))[number]
+        stay = _last_stay((await room_state.histories(tx, [number], key)).get(number, []), left_at)
         then = (await events.trunk_versions_at(tx, [number], span.since))[number]
         if stay is None or stay[1] <= then:
             return news
@@ -425,8 +425,12 @@ def _drop_members(news: RoomNews, kept: Collection[UserID] | None) -> None:
         ]
 
 
-def _last_stay(history: Sequence[StateSpan]) -> tuple[int, int] | None:
-    """The versions at which the user last came into the room, and left it; None for who never was in it."""
+def _last_stay(history: Sequence[StateSpan], left_at: int) -> tuple[int, int] | None:
+    """The versions at which the user last came into the room, and left it; None for who never was in it.
+
+    They may have come back since: what they are told is how it was when they left.
+    """
+    history = [each for each in history if each.since <= left_at]
     last = next((i for i in range(len(history) - 1, -1, -1) if history[i].membership is Membership.JOIN), None)
     if last is None:
         return None
@@ -434,7 +438,7 @@ def _last_stay(history: Sequence[StateSpan]) -> tuple[int, int] | None:
     while first > 0 and history[first - 1].membership is Membership.JOIN:
         first -= 1
     until = history[last].until
-    return history[first].since, _NEVER if until is None else until
+    return history[first].since, left_at if until is None else min(until, left_at)
 
 
 def _after_hidden_state(looked_at: Sequence[StoredEvent], seen: Sequence[Seen]) -> Sequence[Seen]:
