@@ -8,6 +8,8 @@ from collections import OrderedDict
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from federation.protocol.errors import InvalidInput
+from federation.protocol.identifiers import fits, is_room_alias, is_room_id, parse_mxc
 from federation.protocol.redaction import redact
 from federation.protocol.types import JsonObject, StateKey
 from storage import events, room_state, rooms
@@ -30,6 +32,10 @@ KEYS: tuple[StateKey, ...] = tuple(
     )
 )
 REMEMBERED = 10_000
+MAX_NAME = 1000
+MAX_TOPIC = 4000
+MAX_ALLOWED = 100
+"""Of what members can put there, so much is shown to outsiders, and remembered of each room."""
 REMEMBERED_SECONDS = 60.0
 """A redaction changes what an event says without replacing it: summaries follow it this late."""
 
@@ -117,26 +123,49 @@ def _summary(room: Room, contents: dict[StateKey, JsonObject]) -> Summary:
     allow = join_rules.get("allow")
     return Summary(
         room=room,
-        name=_text(content("m.room.name"), "name"),
-        topic=_text(content("m.room.topic"), "topic"),
-        avatar_url=_text(content("m.room.avatar"), "url"),
-        canonical_alias=_text(content("m.room.canonical_alias"), "alias"),
-        join_rule=_text(join_rules, "join_rule") or "invite",
+        name=_text(content("m.room.name"), "name", MAX_NAME),
+        topic=_text(content("m.room.topic"), "topic", MAX_TOPIC),
+        avatar_url=_avatar_url(content("m.room.avatar")),
+        canonical_alias=_alias(content("m.room.canonical_alias")),
+        join_rule=_word(join_rules, "join_rule") or "invite",
         world_readable=content("m.room.history_visibility").get("history_visibility") == "world_readable",
         guest_can_join=content("m.room.guest_access").get("guest_access") == "can_join",
-        room_type=_text(content("m.room.create"), "type"),
-        encryption=_text(content("m.room.encryption"), "algorithm"),
+        room_type=_word(content("m.room.create"), "type"),
+        encryption=_word(content("m.room.encryption"), "algorithm"),
         allowed_room_ids=tuple(
             condition["room_id"]
-            for condition in (allow if isinstance(allow, list) else [])
+            for condition in (allow[:MAX_ALLOWED] if isinstance(allow, list) else [])
             if isinstance(condition, dict)
             and condition.get("type") == "m.room_membership"
-            and isinstance(condition.get("room_id"), str)
+            and is_room_id(condition.get("room_id"))
         ),
     )
 
 
-def _text(content: JsonObject, key: str) -> str | None:
-    """A text that is not empty."""
+def _text(content: JsonObject, key: str, longest: int) -> str | None:
+    """The beginning of a text that is not empty."""
     value = content.get(key)
-    return value if isinstance(value, str) and value else None
+    return value[:longest] if isinstance(value, str) and value else None
+
+
+def _word(content: JsonObject, key: str) -> str | None:
+    """A text that is short, as all names are that mean something to programs."""
+    value = content.get(key)
+    return value if isinstance(value, str) and value and fits(value) else None
+
+
+def _alias(content: JsonObject) -> str | None:
+    value = content.get("alias")
+    return value if is_room_alias(value) else None
+
+
+def _avatar_url(content: JsonObject) -> str | None:
+    """Only what points to a server's media: a room's members do not choose what everybody's clients fetch."""
+    value = content.get("url")
+    if not isinstance(value, str) or len(value) > MAX_NAME:
+        return None
+    try:
+        parse_mxc(value)
+    except InvalidInput:
+        return None
+    return value

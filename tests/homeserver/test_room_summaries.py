@@ -1,9 +1,12 @@
 """Room summaries and mutual rooms over HTTP."""
 
+from typing import Any
+
 import pytest
 
 from tests.clients import Client, Server, quote
 from tests.homeserver.rooms import a_room, act, join, leave, set_state
+from tests.rooms import create_room
 
 PUBLIC, INVITE, KNOCK = {"join_rule": "public"}, {"join_rule": "invite"}, {"join_rule": "knock"}
 
@@ -129,3 +132,23 @@ async def test_mutual_rooms_come_in_pages(alice: Client, bob: Client, monkeypatc
 async def test_mutual_rooms_refuse_what_means_nothing(alice: Client) -> None:
     for query in ({}, {"user_id": alice.user_id}, {"user_id": "bob"}, {"user_id": "@b:c.test", "from_": "x"}):
         assert (await alice.get("/v1/mutual_rooms", **query)).status == 400
+
+
+async def test_outsiders_are_shown_little_of_what_members_may_write(alice: Client, bob: Client) -> None:
+    content: dict[str, dict[str, Any]] = {
+        "m.room.avatar": {"url": "https://tracker.example/who-looks"},
+        "m.room.topic": {"topic": "x" * 60_000},
+        "m.room.name": {"name": "y" * 60_000},
+        "m.room.canonical_alias": {"alias": ""},
+    }
+    state = [{"type": event_type, "content": each} for event_type, each in content.items()]
+    room_id = await create_room(alice, preset="public_chat", visibility="public", initial_state=state)
+
+    summary = await bob.ok("GET", f"/v1/room_summary/{quote(room_id)}")
+    listed = await bob.ok("POST", "/v3/publicRooms", {"limit": 500})
+
+    for shown in (summary, next(room for room in listed["chunk"] if room["room_id"] == room_id)):
+        assert (len(shown["topic"]), len(shown["name"])) == (4000, 1000)
+        assert not {"avatar_url", "canonical_alias"} & shown.keys()
+    member = await alice.ok("GET", f"/v3/rooms/{quote(room_id)}/state/m.room.avatar")
+    assert member == content["m.room.avatar"]
