@@ -107,6 +107,24 @@ async def joined_throughout(tx: Tx, user_id: UserID, rooms: Sequence[int], since
     return {room for room, was_joined in rows if was_joined}
 
 
+async def stayed(tx: Tx, members: Collection[tuple[int, UserID]], since: int) -> set[tuple[int, UserID]]:
+    """Those of these (room, user) who were joined at a place in the log and have not left since."""
+    if not members:
+        return set()
+    rows = await tx.fetch(
+        "select room, value,"
+        " bool_and(membership = 1) filter (where event > %s or until_event is null or until_event > %s)"
+        " from (select room, strings.value, event, membership,"
+        "  lead(event) over (partition by room, state_key order by since_version) as until_event"
+        "  from unnest(%s::int[], %s::text[]) as given(number, user_id)"
+        "  join strings on strings.value = given.user_id"
+        "  join room_state on room = given.number and line = 0 and type = %s and state_key = strings.id) as spans"
+        " group by room, value having min(event) <= %s",
+        (since, since, [room for room, _ in members], [user_id for _, user_id in members], strings.MEMBER, since),
+    )
+    return {(room, UserID(user_id)) for room, user_id, was_joined in rows if was_joined}
+
+
 async def forgotten(tx: Tx, user_id: UserID) -> set[int]:
     """The rooms that the user left and asked to forget, and in which nothing became of them since."""
     numbers = await strings.find(tx, [user_id])

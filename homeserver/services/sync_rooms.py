@@ -111,7 +111,7 @@ class SyncRooms:
         for room, summary in summaries.items():
             if news[room].room.room_id in sections.join:
                 sections.join[news[room].room.room_id]["summary"] = summary
-        await self._note_met(moment.view.user_id, request, sections, found)
+        await self._note_met(moment.view.user_id, request, sections, found.entered, news)
         await self._strip(moment, sections, found)
         await self._leave(request, reading, sections, span, found.left)
         return sections
@@ -239,21 +239,36 @@ class SyncRooms:
             add_counts(made, unread.get(room), by_thread=request.filter.unread_thread_notifications)
             sections.join[each.room.room_id] = made
             for member, membership in each.members.items():
-                if membership is Membership.JOIN:
-                    sections.met.add(member)
-                elif membership in (Membership.LEAVE, Membership.BAN):
+                if membership in (Membership.LEAVE, Membership.BAN):
                     sections.parted_from.add(member)
 
     async def _note_met(
-        self, user_id: UserID, request: RoomsRequest, sections: RoomSections, found: SortedRooms
+        self,
+        user_id: UserID,
+        request: RoomsRequest,
+        sections: RoomSections,
+        entered: Sequence[int],
+        news: Mapping[int, RoomNews],
     ) -> None:
-        """With whom the user is in rooms that they came into, and was when they had been there before."""
-        if found.entered and request.since is not None:
-            async with self._database.read() as tx:
-                members = await memberships.members_of(tx, found.entered, (Membership.JOIN,))
-                before = await self._timelines.company_at(tx, user_id, found.entered, request.since.position)
-            sections.met.update(user_id for _, user_id in members)
-            sections.parted_from |= before
+        """With whom the user came to be in a room, and with whom they were in rooms that they left and came back to."""
+        if request.since is None:
+            return
+        since = request.since.position
+        joined = {
+            (room, member)
+            for room, each in news.items()
+            for member, membership in each.members.items()
+            if membership is Membership.JOIN
+        }
+        if not joined and not entered:
+            return
+        async with self._database.read() as tx:
+            # Who has a new name was there before.
+            sections.met.update(member for _, member in joined - await memberships.stayed(tx, joined, since))
+            if entered:
+                members = await memberships.members_of(tx, entered, (Membership.JOIN,))
+                sections.met.update(member for _, member in members)
+                sections.parted_from |= await self._timelines.company_at(tx, user_id, entered, since)
 
     # --- members
 

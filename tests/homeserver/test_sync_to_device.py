@@ -127,3 +127,22 @@ async def test_who_joins_meets_everybody_there(server: Server, alice: Client, bo
 
     assert (await lists(carol, since))[0] >= {alice.user_id, bob.user_id}
     assert await lists(alice, of_alice) == ({carol.user_id}, set())
+
+
+async def test_a_new_name_is_no_new_device(alice: Client, bob: Client) -> None:
+    await a_room(alice, bob)
+    since = await token(alice)
+
+    await bob.ok("PUT", f"/v3/profile/{quote(bob.user_id)}/displayname", {"displayname": "Bob"})
+
+    assert await lists(alice, since) == (set(), set())
+
+
+async def test_who_left_and_came_back_is_met_again(alice: Client, bob: Client) -> None:
+    room_id = await a_room(alice, bob)
+    since = await token(alice)
+    await leave(bob, room_id)
+    await rename(bob)
+    await join(bob, room_id)
+
+    assert await lists(alice, since) == ({bob.user_id}, set())
