@@ -10,6 +10,8 @@ from storage import key_backups
 from storage.database import Database, Tx
 from storage.key_backups import BackedUpKey, Backup
 
+ALGORITHMS = ("m.megolm_backup.v1.curve25519-aes-sha2", "org.matrix.msc3270.v1.aes-hmac-sha2")
+"""What clients can be asked to read: the specification's, and MSC3270's, which matrix-js-sdk knows."""
 MAX_AUTH_DATA_BYTES = 65_536
 MAX_SESSION_DATA_BYTES = 65_536
 
@@ -23,6 +25,8 @@ class KeyBackupService:
     async def create(self, user_id: UserID, body: JsonObject) -> JsonObject:
         """Begin a new version, which alone can be written to from now on."""
         algorithm = key_checks.a_text(key_checks.required(body, "algorithm"), "algorithm")
+        if algorithm not in ALGORITHMS:
+            raise InvalidInput("Unknown backup algorithm")
         auth_data = _auth_data(body)
         async with self._database.transaction() as tx:
             version = await key_backups.create(tx, user_id, algorithm, auth_data)

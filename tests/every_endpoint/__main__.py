@@ -14,10 +14,15 @@ from tests.servers import running
 
 @dataclass(slots=True)
 class Watched(Campaign):
-    """A campaign that says how far it is."""
+    """A campaign that says how far it is, and what went wrong since it last did."""
+
+    shown: int = 0
 
     def progress(self, done: int, of: int) -> None:
-        """One line."""
+        """One line, and the wrong answers."""
+        for text in self.wrong[self.shown :]:
+            _say(f"\nWRONG: {text}")
+        self.shown = len(self.wrong)
         _say(f"{time.strftime('%H:%M:%S')}  {done:,} of {of:,} requests, {len(self.wrong)} wrong answers")
 
 
@@ -26,7 +31,7 @@ def _say(line: str) -> None:
     sys.stdout.flush()
 
 
-async def _run(conninfo: str, options: argparse.Namespace) -> Campaign:
+async def _run(conninfo: str, options: argparse.Namespace) -> Watched:
     async with running(conninfo) as server:
         campaign = Watched(server, options.seed, options.at_once)
         await campaign.run(options.requests)
@@ -56,7 +61,7 @@ def main() -> int:
     _say("\nNot served, 404 M_UNRECOGNIZED:")
     for name in campaign.unserved:
         _say(f"  {name}")
-    for text in campaign.wrong:
+    for text in campaign.wrong[campaign.shown :]:
         _say(f"\nWRONG: {text}")
     count = sum(figures.statuses.total() for figures in campaign.figures.values())
     took = time.monotonic() - started

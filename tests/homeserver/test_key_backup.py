@@ -252,7 +252,14 @@ async def test_impossible_names_in_the_path_are_refused(alice: Client, part: str
 
 
 @pytest.mark.parametrize(
-    "body", [{}, {"algorithm": ALGORITHM}, {"algorithm": 1, "auth_data": {}}, {"algorithm": ALGORITHM, "auth_data": []}]
+    "body",
+    [
+        {},
+        {"algorithm": ALGORITHM},
+        {"algorithm": 1, "auth_data": {}},
+        {"algorithm": "m.unknown", "auth_data": {}},
+        {"algorithm": ALGORITHM, "auth_data": []},
+    ],
 )
 async def test_malformed_versions_are_refused(alice: Client, body: Any) -> None:
     assert (await alice.post(VERSION, body)).status == 400
