@@ -24,6 +24,9 @@ logger = logging.getLogger(__name__)
 MAX_BODY_BYTES = 10 * 1024 * 1024
 """A JSON body may not be larger; media has its own limit and is streamed."""
 
+BODY_SECONDS = 120
+"""In so long a JSON body must have arrived: nobody has many half of them kept in memory."""
+
 MAX_QUERY_FIELDS = 1000
 
 CORS_HEADERS = {
@@ -92,18 +95,21 @@ class Call:
         return text == "true"
 
     async def raw_body(self, max_bytes: int = MAX_BODY_BYTES) -> bytes:
-        """The body's bytes; raises M_TOO_LARGE, and M_NOT_JSON where they cannot be unpacked."""
+        """The body's bytes; raises M_TOO_LARGE, M_NOT_JSON where they cannot be unpacked, 408 where they come slowly."""
         length = self.request.content_length
         if length is not None and length > max_bytes:
             raise TooLarge(f"The body is larger than {max_bytes} bytes")
         chunks: list[bytes] = []
         size = 0
         try:
-            async for chunk in self.request.content.iter_any():
-                size += len(chunk)
-                if size > max_bytes:
-                    raise TooLarge(f"The body is larger than {max_bytes} bytes")
-                chunks.append(chunk)
+            async with asyncio.timeout(BODY_SECONDS):
+                async for chunk in self.request.content.iter_any():
+                    size += len(chunk)
+                    if size > max_bytes:
+                        raise TooLarge(f"The body is larger than {max_bytes} bytes")
+                    chunks.append(chunk)
+        except TimeoutError as error:
+            raise MatrixError("M_UNKNOWN", f"The body did not arrive within {BODY_SECONDS} seconds", 408) from error
         except web.RequestPayloadError as error:
             raise InvalidInput("The body is not what its headers say", "M_NOT_JSON") from error
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)

@@ -6,6 +6,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from federation import web
 from homeserver.config import RateLimit, RateLimits, Registration, RegistrationMode
 from homeserver.services.sync import SyncService
 from homeserver.services.user_views import LARGE_AT_ONCE
@@ -42,6 +43,19 @@ async def test_a_user_agent_that_is_no_text_keeps_nobodys_last_use_from_being_wr
     for client in (alice, bob):
         devices = (await client.ok("GET", "/v3/devices"))["devices"]
         assert devices[0]["last_seen_ts"]
+
+
+async def test_a_body_that_comes_slowly_is_not_waited_for(alice: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(web, "BODY_SECONDS", 0.1)
+    address = urlsplit(alice.base_url)
+    reader, writer = await asyncio.open_connection(address.hostname, address.port)
+    writer.write(b"POST /_matrix/client/v3/login HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{")
+
+    status_line = await asyncio.wait_for(reader.readline(), 10)
+
+    writer.close()
+    await writer.wait_closed()
+    assert status_line.split(b" ")[1] == b"408"
 
 
 @pytest.mark.parametrize("text", ["--5", "-", "+5", "٣", "1" * 30, "5-"])

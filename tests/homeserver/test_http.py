@@ -52,7 +52,7 @@ async def test_browsers_may_ask_beforehand(server: Server, path: str) -> None:
         (b'{"a": NaN}', 400, "M_NOT_JSON"),
         (b'{"a": Infinity}', 400, "M_NOT_JSON"),
         (b'{"a": "\\ud800"}', 400, "M_NOT_JSON"),
-        (b"[" * 100_000, 400, "M_NOT_JSON"),
+        (b"[" * 50_000, 400, "M_NOT_JSON"),
         (b'{"a":' * 5000 + b"1" + b"}" * 5000, 400, None),
         (b'{"type": "m.login.password", "type": "m.login.password"}', 400, "M_BAD_JSON"),
         (b"[]", 400, "M_BAD_JSON"),
