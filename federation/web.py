@@ -95,7 +95,7 @@ class Call:
         return text == "true"
 
     async def raw_body(self, max_bytes: int = MAX_BODY_BYTES) -> bytes:
-        """The body's bytes; raises M_TOO_LARGE, M_NOT_JSON where they cannot be unpacked, 408 where they come slowly."""
+        """The body's bytes; raises M_TOO_LARGE, M_NOT_JSON where they cannot be unpacked, 408 where they are slow."""
         length = self.request.content_length
         if length is not None and length > max_bytes:
             raise TooLarge(f"The body is larger than {max_bytes} bytes")
