@@ -212,7 +212,7 @@ async def _fill(world: World, room_id: str, *users: Client) -> None:
     events.append(await send_event(users[-1], room_id, "m.reaction", reaction))
     events.append(await put_state(users[0], room_id, "m.room.topic", {"topic": "A topic"}))
     gone = await send(users[0], room_id, "not for long")
-    redacted = await users[0].ok("PUT", f"/v3/rooms/{quote(room_id)}/redact/{quote(gone)}/t{gone[1:9]}", {})
+    redacted = await users[0].ok("PUT", f"/v3/rooms/{quote(room_id)}/redact/{quote(gone)}/{unique('t')}", {})
     for event_id in (*events, gone, redacted["event_id"]):
         world.add_event(room_id, event_id)
     for user in users:
