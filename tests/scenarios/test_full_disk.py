@@ -38,6 +38,7 @@ def small_disk(directory: Path, megabytes: int) -> Iterator[None]:
         yield
     finally:
         subprocess.run(["umount", "--lazy", directory], check=True)  # noqa: S607  # as mount
+        shutil.rmtree(directory)
 
 
 def move(directory: Path, place: Path) -> None:
