@@ -118,6 +118,8 @@ class UserViews:
                     view.rooms[room] = member
             for room in view.joined():
                 self._tail.enter(listener, room)
+            # What came while the rooms were not known told nobody: only from here on silence means that nothing came.
+            listener.known_from = listener.concerned_at = self._tail.position
             return view
         finally:
             view.ready.set_result(None)

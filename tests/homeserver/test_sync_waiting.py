@@ -178,3 +178,19 @@ async def _with_gap(client: Client, room_id: str, section: Any, last: str) -> li
                 return [*reversed(missed), *section["events"]]
             missed.append(event)
         params["from"] = page["end"]
+
+
+async def test_what_comes_while_a_users_rooms_are_looked_up_is_not_missed(
+    server: Server, alice: Client, bob: Client
+) -> None:
+    room_id = await a_room(alice, bob)
+    await say(alice, room_id, "before")
+    since = (await sync(alice))["next_batch"]  # a token of nobody in particular; this process knows nothing of Bob
+    async with await server.application.database.connect() as connection, connection.transaction():
+        await connection.execute("lock table room_state in access exclusive mode")
+        waiting = asyncio.create_task(sync(bob, since, timeout=3000))
+        await asyncio.sleep(0.3)
+        event_id = await say(alice, room_id, "meanwhile")
+    answer = await waiting
+
+    assert event_id in [event["event_id"] for event in timeline(answer, room_id)]
