@@ -99,10 +99,6 @@ class StoredEvent:
         content: JsonObject = self.json["content"]
         return content
 
-    def forget_json(self) -> None:
-        """Let go of the parsed form; `canonical` has it all."""
-        self._json = None
-
     @property
     def point_after(self) -> tuple[int, int]:
         """The state after the event."""
@@ -117,9 +113,9 @@ def _readable(event: StoredEvent) -> JsonObject:
     """The row's JSON if its readers can rely on its shape, whoever put it into the database."""
     try:
         json = orjson.loads(event.canonical)
-        texts = [json["type"], json["sender"], *([json["state_key"]] if "state_key" in json else ())]
         is_event = type(json["content"]) is dict and type(json["origin_server_ts"]) is int
-        is_event = is_event and all(type(text) is str and "\0" not in text for text in texts)
+        for text in (json["type"], json["sender"], json.get("state_key", "")):
+            is_event = is_event and type(text) is str and "\0" not in text
     except (ValueError, LookupError, TypeError):
         is_event, json = False, UNREADABLE
     if not is_event:

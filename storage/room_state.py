@@ -41,21 +41,17 @@ async def current(tx: Tx, room: int, keys: Iterable[StateKey]) -> dict[StateKey,
 
 
 async def current_events(tx: Tx, room: int, keys: Iterable[StateKey]) -> dict[StateKey, StoredEvent]:
-    """The current state events under these keys; called outside the log's transaction only."""
+    """The current state events under these keys: one statement, whether their strings are known here or not."""
     wanted = list(keys)
-    numbers = await _numbers_of(tx, wanted)
-    strings.remember_committed(numbers)
-    asked = {(numbers[key[0]], numbers[key[1]]): key for key in wanted if key[0] in numbers and key[1] in numbers}
-    if not asked:
-        return {}
     rows = await tx.fetch(
-        f"select {COLUMNS}, room_state.type, room_state.state_key from room_state"
-        " join events on events.room = room_state.room and events.position = room_state.event"
-        " where room_state.room = %s and room_state.line = 0 and until_version is null"
-        " and (room_state.type, room_state.state_key) in (select * from unnest(%s::int[], %s::int[]))",
-        (room, [pair[0] for pair in asked], [pair[1] for pair in asked]),
+        f"select {COLUMNS}, given.type, given.state_key from unnest(%s::text[], %s::text[]) as given(type, state_key)"
+        " join strings types on types.value = given.type join strings state_keys on state_keys.value = given.state_key"
+        " join room_state on room_state.room = %s and room_state.type = types.id"
+        " and room_state.state_key = state_keys.id and room_state.line = 0 and room_state.until_version is null"
+        " join events on events.room = room_state.room and events.position = room_state.event",
+        ([key[0] for key in wanted], [key[1] for key in wanted], room),
     )
-    return {asked[row[-2], row[-1]]: from_row(row) for row in rows}
+    return {(row[-2], row[-1]): from_row(row) for row in rows}
 
 
 async def current_whole(tx: Tx, room: int) -> dict[StateKey, int]:

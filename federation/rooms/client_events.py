@@ -109,7 +109,6 @@ def _encode(event: StoredEvent, room: Room, replaced: StoredEvent | None, redact
         event.client = _encoded(event, room, replaced, redaction) if event.is_readable else b""
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         event.client = b""  # malformed, or nested so deeply that it cannot be written
-    event.forget_json()
 
 
 def _encoded(event: StoredEvent, room: Room, replaced: StoredEvent | None, redaction: StoredEvent | None) -> bytes:

@@ -197,6 +197,7 @@ async def until_waiting(connection: psycopg.Connection, count: int) -> None:
         connection.execute("select pg_stat_clear_snapshot()")
         found = connection.execute(
             "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()"
+            " and query like '%log_head%'"
         ).fetchone()
         waiting = 0 if found is None else found[0]
 
