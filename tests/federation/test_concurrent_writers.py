@@ -183,9 +183,12 @@ async def test_two_processes_and_another_server_write_to_one_room(conninfo: str,
 
 @contextmanager
 def held_up(connection: psycopg.Connection) -> Iterator[None]:
-    """Nobody's entries are written until the end of the block; then they are, in the order in which they came."""
+    """Nobody's entries are written until the end of the block; then they are, in the order in which they came.
+
+    The row is locked and not written: those who wait for a row that was written race for its new version.
+    """
     with connection.transaction():
-        connection.execute("update log_head set position = position")
+        connection.execute("select from log_head for update")
         yield
 
 
