@@ -18,7 +18,7 @@ from benchmarks.server import SERVER_NAME, Server
 from federation.protocol.types import DeviceID, UserID
 from storage import accounts, devices, sessions
 from storage.accounts import Account
-from storage.database import Tx
+from storage.database import Memory, Tx
 from storage.sessions import NewSession
 
 
@@ -70,7 +70,7 @@ class Hearth(Server):
             await psycopg.AsyncConnection.connect(conninfo, autocommit=True, prepare_threshold=2) as connection,
             connection.transaction(),
         ):
-            tx = Tx(connection)
+            tx = Tx(connection, Memory())
             for name in names:
                 user_id, token = UserID(f"@{name}:{SERVER_NAME}"), f"hearth_at_{secrets.token_urlsafe(32)}"
                 await accounts.insert(tx, Account(user_id=user_id, created_ts=now))

@@ -13,7 +13,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import psycopg
 from psycopg import errors as pg
@@ -89,13 +89,33 @@ def _cut(connection: Connection) -> None:
         same.shutdown(socket.SHUT_RDWR)
 
 
+Part = TypeVar("Part")
+
+
+class Memory:
+    """What a process remembers of one database because it never changes there; each module keeps a part of its own."""
+
+    __slots__ = ("_parts",)
+
+    def __init__(self) -> None:
+        self._parts: dict[type, Any] = {}
+
+    def part(self, kind: type[Part]) -> Part:
+        """The part of this class, which is made without arguments."""
+        part = self._parts.get(kind)
+        if part is None:
+            part = self._parts[kind] = kind()
+        return cast("Part", part)
+
+
 class Tx:
     """One transaction in progress: the only thing that storage functions speak to."""
 
-    __slots__ = ("connection",)
+    __slots__ = ("connection", "memory")
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, memory: Memory) -> None:
         self.connection = connection
+        self.memory = memory
 
     async def fetch(self, sql: str, params: Sequence[Any] = ()) -> list[Row]:
         """All rows of the answer."""
@@ -158,6 +178,7 @@ class Database:
 
     def __init__(self, conninfo: str, *, max_connections: int = 10) -> None:
         self.conninfo = make_conninfo(conninfo, **{**_NETWORK, **conninfo_to_dict(conninfo)})
+        self.memory = Memory()
         self._patience_seconds = _PATIENCE_SECONDS
         self._pool = AsyncConnectionPool(
             self.conninfo,
@@ -185,7 +206,7 @@ class Database:
                 timer = watch(connection)
                 try:
                     async with connection.transaction():
-                        yield Tx(connection)
+                        yield Tx(connection, self.memory)
                 finally:
                     timer.cancel()
         except UNSTORABLE as error:
@@ -200,7 +221,7 @@ class Database:
             async with self._pool.connection(self._patience_seconds) as connection:
                 timer = watch(connection)
                 try:
-                    yield Tx(connection)
+                    yield Tx(connection, self.memory)
                 finally:
                     timer.cancel()
         except UNSTORABLE as error:

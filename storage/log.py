@@ -276,7 +276,7 @@ class Log:
 
     async def _commit(self, batch: list[_Pending]) -> None:
         connection = await self._connected()
-        tx = Tx(connection)
+        tx = Tx(connection, self._database.memory)
         total = sum(pending.entry.reserved for pending in batch)
         async with contextlib.AsyncExitStack() as held:
             held.callback(watch(connection).cancel)
@@ -357,7 +357,9 @@ class Log:
             timer = watch(connection)
             try:
                 # Locked, this waits for the transaction whose end we do not know.
-                (head,) = await Tx(connection).run("begin; select position from log_head for update")
+                (head,) = await Tx(connection, self._database.memory).run(
+                    "begin; select position from log_head for update"
+                )
                 if head:
                     await self._tell_of_others(connection, head[0][0])
             finally:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from federation.protocol.room_versions import RoomVersionRules, get_rules
 from federation.protocol.types import EventID, RoomID
-from storage.database import Row, Tx
+from storage.database import Memory, Row, Tx
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,54 +31,57 @@ class RoomRow:
 
 
 _REMEMBERED = 50_000
-_by_id: dict[str, Room] = {}
-_by_number: dict[int, Room] = {}
 
 
-def _remember(room: Room) -> Room:
-    if len(_by_id) > _REMEMBERED:
-        _by_id.clear()
-        _by_number.clear()
-    _by_id[room.room_id] = room
-    _by_number[room.number] = room
-    return room
+class _Rooms:
+    """What is remembered of a database's rooms."""
 
+    __slots__ = ("by_id", "by_number")
 
-def forget_all() -> None:
-    """Drop what this process remembers, when it turns to another database."""
-    _by_id.clear()
-    _by_number.clear()
+    def __init__(self) -> None:
+        self.by_id: dict[str, Room] = {}
+        self.by_number: dict[int, Room] = {}
+
+    def keep(self, room: Room) -> Room:
+        if len(self.by_id) > _REMEMBERED:
+            self.by_id.clear()
+            self.by_number.clear()
+        self.by_id[room.room_id] = room
+        self.by_number[room.number] = room
+        return room
 
 
 async def find(tx: Tx, room_id: str) -> Room | None:
     """The room with this ID, if we know it."""
-    room = _by_id.get(room_id)
+    memory = tx.memory.part(_Rooms)
+    room = memory.by_id.get(room_id)
     if room is None:
         row = await tx.fetch_one("select room, room_version from rooms where room_id = %s", (room_id,))
         if row is None:
             return None
-        room = _remember(Room(row[0], RoomID(room_id), get_rules(row[1])))
+        room = memory.keep(Room(row[0], RoomID(room_id), get_rules(row[1])))
     return room
 
 
-def known(room_id: str) -> Room | None:
+def known(memory: Memory, room_id: str) -> Room | None:
     """The room, if this process remembers it: saves a transaction on hot paths."""
-    return _by_id.get(room_id)
+    return memory.part(_Rooms).by_id.get(room_id)
 
 
-def known_numbers(numbers: Collection[int]) -> dict[int, Room]:
+def known_numbers(memory: Memory, numbers: Collection[int]) -> dict[int, Room]:
     """Those of these rooms that this process remembers."""
-    return {number: _by_number[number] for number in numbers if number in _by_number}
+    remembered = memory.part(_Rooms).by_number
+    return {number: remembered[number] for number in numbers if number in remembered}
 
 
 async def get_many(tx: Tx, numbers: Collection[int]) -> dict[int, Room]:
     """Rooms by number."""
-    found = known_numbers(numbers)
+    found = known_numbers(tx.memory, numbers)
     missing = [number for number in numbers if number not in found]
     if missing:
         rows = await tx.fetch("select room, room_id, room_version from rooms where room = any(%s::int[])", (missing,))
         for number, room_id, version in rows:
-            found[number] = _remember(Room(number, RoomID(room_id), get_rules(version)))
+            found[number] = tx.memory.part(_Rooms).keep(Room(number, RoomID(room_id), get_rules(version)))
     return found
 
 

@@ -5,7 +5,7 @@ A string's number never changes, so this process may remember as many as it like
 
 from collections.abc import Collection, Iterable
 
-from storage.database import Tx
+from storage.database import Memory, Tx
 
 WELL_KNOWN: dict[str, int] = {
     "": 1,
@@ -34,29 +34,33 @@ WELL_KNOWN: dict[str, int] = {
 MEMBER = WELL_KNOWN["m.room.member"]
 
 _REMEMBERED = 200_000
-_numbers: dict[str, int] = dict(WELL_KNOWN)
-_values: dict[int, str] = {number: value for value, number in WELL_KNOWN.items()}
 
 
-def _remember(value: str, number: int) -> None:
-    if len(_numbers) > _REMEMBERED:
-        forget_all()
-    _numbers[value] = number
-    _values[number] = value
+class _Strings:
+    """What is remembered of a database's table."""
 
+    __slots__ = ("numbers", "values")
 
-def forget_all() -> None:
-    """Drop what this process remembers, when it turns to another database."""
-    _numbers.clear()
-    _values.clear()
-    _numbers.update(WELL_KNOWN)
-    _values.update({number: value for value, number in WELL_KNOWN.items()})
+    def __init__(self) -> None:
+        self.numbers: dict[str, int]
+        self.values: dict[int, str]
+        self.forget()
+
+    def forget(self) -> None:
+        self.numbers = dict(WELL_KNOWN)
+        self.values = {number: value for value, number in WELL_KNOWN.items()}
+
+    def keep(self, value: str, number: int) -> None:
+        if len(self.numbers) > _REMEMBERED:
+            self.forget()
+        self.numbers[value] = number
+        self.values[number] = value
 
 
 async def intern(tx: Tx, values: Iterable[str]) -> dict[str, int]:
     """The number of each string; new ones get theirs."""
-    wanted = set(values)
-    found = {value: _numbers[value] for value in wanted if value in _numbers}
+    wanted, remembered = set(values), tx.memory.part(_Strings).numbers
+    found = {value: remembered[value] for value in wanted if value in remembered}
     missing = sorted(wanted - found.keys())
     if missing:
         rows = await tx.fetch(
@@ -78,7 +82,8 @@ async def find(tx: Tx, values: Collection[str]) -> dict[str, int]:
     What this finds is remembered only when it is committed, which `Tx` cannot know; a number that was rolled back
     is never given again, so remembering it would be wrong. Hence only reads outside the appender fill the memory.
     """
-    found = {value: _numbers[value] for value in values if value in _numbers}
+    remembered = tx.memory.part(_Strings).numbers
+    found = {value: remembered[value] for value in values if value in remembered}
     missing = [value for value in values if value not in found]
     if missing:
         rows = await tx.fetch("select value, id from strings where value = any(%s)", (missing,))
@@ -88,23 +93,24 @@ async def find(tx: Tx, values: Collection[str]) -> dict[str, int]:
 
 async def values_of(tx: Tx, numbers: Iterable[int]) -> dict[int, str]:
     """The strings behind numbers that stand in committed rows."""
-    wanted = set(numbers)
-    found = {number: _values[number] for number in wanted if number in _values}
+    wanted, memory = set(numbers), tx.memory.part(_Strings)
+    found = {number: memory.values[number] for number in wanted if number in memory.values}
     missing = [number for number in wanted if number not in found]
     if missing:
         for number, value in await tx.fetch("select id, value from strings where id = any(%s)", (missing,)):
-            _remember(value, number)
+            memory.keep(value, number)
             found[number] = value
     return found
 
 
-def remember_committed(pairs: dict[str, int]) -> None:
+def remember_committed(memory: Memory, pairs: dict[str, int]) -> None:
     """Keep numbers whose transaction is known to be committed."""
+    remembered = memory.part(_Strings)
     for value, number in pairs.items():
-        if value not in _numbers:
-            _remember(value, number)
+        if value not in remembered.numbers:
+            remembered.keep(value, number)
 
 
-def known(value: str) -> int | None:
+def known(memory: Memory, value: str) -> int | None:
     """A string's number, if this process remembers it."""
-    return _numbers.get(value)
+    return memory.part(_Strings).numbers.get(value)

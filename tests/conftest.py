@@ -11,7 +11,6 @@ import pytest
 from hypothesis import settings as hypothesis_settings
 from psycopg.conninfo import make_conninfo
 
-from storage import rooms, strings
 from tests.clusters import TEMPLATE, RunCluster, create_database, drop_database
 
 CLUSTER = "HEARTH_TEST_CLUSTER"
@@ -77,8 +76,6 @@ def worker_conninfo(maintenance_conninfo: str, worker_id: str) -> Iterator[str]:
 def conninfo(maintenance_conninfo: str, worker_id: str) -> Iterator[str]:
     """A migrated, empty database of the test's own, as libpq's connection string (about 40 ms)."""
     name = f"hearth_{worker_id}_one_test"
-    rooms.forget_all()
-    strings.forget_all()
     create_database(maintenance_conninfo, name, TEMPLATE)
     yield make_conninfo(maintenance_conninfo, dbname=name)
     drop_database(maintenance_conninfo, name)

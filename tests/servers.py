@@ -10,7 +10,6 @@ import aiohttp
 from federation.protocol.signatures import SigningKey
 from homeserver.app import Application
 from homeserver.config import Config, Listener, RateLimits, Registration, RegistrationMode
-from storage import rooms, strings
 from tests.clients import Client, Server
 
 TEST_CONFIG = Config(
@@ -26,7 +25,6 @@ SIGNING_KEY = SigningKey.from_seed("test", bytes(range(32)))
 @asynccontextmanager
 async def running(conninfo: str, **changes: Any) -> AsyncIterator[Server]:
     """A server on this database, with `TEST_CONFIG` changed; stopped at the end of the block."""
-    _forget_other_databases()
     application = Application(dataclasses.replace(TEST_CONFIG, **changes), conninfo, SIGNING_KEY)
     await application.start()
     try:
@@ -34,10 +32,3 @@ async def running(conninfo: str, **changes: Any) -> AsyncIterator[Server]:
             yield Server(application, Client(f"http://127.0.0.1:{application.ports[0]}", session))
     finally:
         await application.stop()
-        _forget_other_databases()
-
-
-def _forget_other_databases() -> None:
-    """What a process remembers of strings and rooms is of one database: a server runs on one."""
-    rooms.forget_all()
-    strings.forget_all()

@@ -81,7 +81,7 @@ class RoomWriter:
 
     async def get_room(self, room_id: str) -> Room:
         """The room with this ID; raises NotFound."""
-        room = rooms.known(room_id)
+        room = rooms.known(self._database.memory, room_id)
         if room is None:
             async with self._database.read() as tx:
                 room = await rooms.find(tx, room_id)

@@ -83,7 +83,7 @@ class RoomHeads:
         """Keep up with the log: entries of others move a head on, or make it worthless."""
         if not isinstance(change, RoomEvents):
             return
-        remember_committed(change.numbers)
+        remember_committed(self._database.memory, change.numbers)
         change.new = []  # committed: `stored` has the events as bytes
         head = self._heads.get(change.room.number)
         if head is None:

@@ -27,7 +27,7 @@ class SentEvents:
 
     async def scope_without_device(self, user_id: UserID) -> int | None:
         """What stands for the device of a user who has none: application services act so. None before any event."""
-        number = strings.known(user_id)
+        number = strings.known(self._database.memory, user_id)
         if number is None:
             async with self._database.read() as tx:
                 number = (await strings.find(tx, [user_id])).get(user_id)

@@ -364,10 +364,18 @@ class Timelines:
 
     # --- the client's form
 
+    def _is_encoded(self, event: StoredEvent) -> bool:
+        """Whether an event has its client form, once what needs no query is encoded."""
+        if event.client is None and client_events.is_plain(event):
+            room = rooms.known_numbers(self._database.memory, [event.room]).get(event.room)
+            if room is not None:
+                client_events.encode_plain(event, room)
+        return event.client is not None
+
     async def render(self, shown: Sequence[Seen], device: int | None) -> list[bytes]:
         """Events for one reader; asks the database only for what replaced or redacted something."""
         # Again after waiting: a redaction may have come meanwhile, and taken the form of an event away.
-        while hard := [seen.event for seen in shown if not _is_encoded(seen.event)]:
+        while hard := [seen.event for seen in shown if not self._is_encoded(seen.event)]:
             async with self._database.read() as tx:
                 await client_events.prepare(tx, hard)
         return [
@@ -391,15 +399,6 @@ class Timelines:
             for event in stored
             if client_events.is_presentable(event)
         ]
-
-
-def _is_encoded(event: StoredEvent) -> bool:
-    """Whether an event has its client form, once what needs no query is encoded."""
-    if event.client is None and client_events.is_plain(event):
-        room = rooms.known_numbers([event.room]).get(event.room)
-        if room is not None:
-            client_events.encode_plain(event, room)
-    return event.client is not None
 
 
 def _is_name(event: StoredEvent) -> bool:

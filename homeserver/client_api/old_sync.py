@@ -202,7 +202,7 @@ class OldSyncAPI:
             if listener.concerned_at <= upto:
                 await listener.wait(seconds)
             return
-        room = rooms.known(room_id)
+        room = rooms.known(self._database.memory, room_id)
         deadline = asyncio.get_running_loop().time() + seconds
         while room is not None and seconds > 0 and self._tail.last_in_room(room.number) <= upto:
             await self._tail.wait_beyond(self._tail.position, seconds)

@@ -179,7 +179,7 @@ class UserViews:
 
     async def rooms_by_number(self, numbers: Sequence[int]) -> dict[int, Room]:
         """Rooms by number, from memory where possible."""
-        known = rooms.known_numbers(numbers)
+        known = rooms.known_numbers(self._database.memory, numbers)
         if len(known) == len(numbers):
             return known
         async with self._database.read() as tx:

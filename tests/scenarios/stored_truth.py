@@ -60,7 +60,6 @@ class StoredTruth:
 
     async def read(self, conninfo: str, room_ids: list[str]) -> None:
         """Read these rooms and check them."""
-        rooms.forget_all()
         database = Database(conninfo, max_connections=2)
         await database.open()
         try:
@@ -72,7 +71,6 @@ class StoredTruth:
                     await self._check_room(tx, room)
         finally:
             await database.close()
-            rooms.forget_all()
 
     async def _check_room(self, tx: Tx, room: Room) -> None:
         model = self._models.setdefault(room.room_id, GrowingModel(room))

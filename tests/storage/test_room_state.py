@@ -16,7 +16,7 @@ class CountingTx(Tx):
     """Adds up the rows that every plan touches."""
 
     def __init__(self, tx: Tx) -> None:
-        super().__init__(tx.connection)
+        super().__init__(tx.connection, tx.memory)
         self.statements = 0
         self.rows = 0
 
