@@ -16,6 +16,7 @@ from storage.event_writes import Standing
 from storage.events import (
     COLUMNS,
     HIDDEN,
+    Flag,
     NewEvent,
     NewLine,
     StateWrite,
@@ -218,7 +219,8 @@ class RoomEvents:
     async def read_range(cls, tx: Tx, after: int, upto: int) -> list[tuple[int, Self]]:
         """Events that other processes appended, one change an event, with what they changed in current states."""
         found = await tx.fetch(
-            f"select {COLUMNS} from events where position > %s and position <= %s order by position", (after, upto)
+            f"select {COLUMNS} from events where position > %s and position <= %s and flags & %s = 0 order by position",
+            (after, upto, int(Flag.OUTLIER)),
         )
         if not found:
             return []

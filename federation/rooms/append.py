@@ -186,6 +186,16 @@ class RoomWriter:
         """
         return await self._remote.append(pdu, state_before)
 
+    async def append_signed(
+        self, pdu: VerifiedPDU, *, state_before: Mapping[StateKey, EventID] | None = None, restarts: bool = False
+    ) -> Received:
+        """As `append_remote`, for an event of our own user that another server had to see or sign first.
+
+        `restarts` is for who joins a room that nobody of ours was in: `state_before` is what counts, and what the
+        room had here before is an older part of its graph, with a gap up to this event.
+        """
+        return await self._remote.append(pdu, state_before, is_local=True, restarts=restarts)
+
     async def state_for(self, room: Room, keys: Sequence[StateKey]) -> dict[StateKey, VerifiedPDU]:
         """The entries of the room's state that the next event would be built on. For decisions about writing only:
         readers go through `reader.py`."""

@@ -70,6 +70,9 @@ class _Placing:
     graph: Graph
     prev: dict[EventID, StoredEvent]
     missing: list[EventID]
+    is_local: bool
+    restarts: bool
+    """Whether nothing that the room had here before counts any longer: we join it anew, with the state given."""
     flags: Flag = Flag.NONE
     reason: str = ""
     lines: list[NewLine] = field(default_factory=list)
@@ -110,14 +113,22 @@ class RemoteAppender:
         self._log = log
         self._counter = counter
 
-    async def append(self, pdu: VerifiedPDU, state_before: Mapping[StateKey, EventID] | None = None) -> Received:
-        """See `RoomWriter.append_remote`."""
+    async def append(
+        self,
+        pdu: VerifiedPDU,
+        state_before: Mapping[StateKey, EventID] | None = None,
+        *,
+        is_local: bool = False,
+        restarts: bool = False,
+    ) -> Received:
+        """See `RoomWriter.append_remote` and `RoomWriter.append_signed`."""
         contention = Contention()
         while True:
             async with self._database.read() as tx:
                 placing = await self._look(tx, pdu)
                 if placing is None:
                     return Received(pdu.event_id, Outcome.DUPLICATE, 0)
+                placing.is_local, placing.restarts = is_local, restarts
                 change = await self._place(tx, placing, state_before)
             try:
                 appended = await self._log.append(Entry(changes=[change]))
@@ -154,14 +165,16 @@ class RemoteAppender:
             and not stored.flags & Flag.OUTLIER
         }
         missing = [event_id for event_id in pdu.prev_event_ids if event_id not in prev]
-        return _Placing(room=room, row=row, pdu=pdu, graph=graph, prev=prev, missing=missing)
+        return _Placing(
+            room=room, row=row, pdu=pdu, graph=graph, prev=prev, missing=missing, is_local=False, restarts=False
+        )
 
     async def _place(self, tx: Tx, placing: _Placing, state_before: Mapping[StateKey, EventID] | None) -> RoomEvents:
         """The change that appends the event."""
         before = await self._state_before(tx, placing, state_before)
         state = await placing.graph.state(before, _keys_for(placing.pdu))
         current = state
-        if before != placing.head:
+        if before != placing.head and not placing.restarts:
             current = await placing.graph.state(placing.head, _keys_for(placing.pdu))
         _judge(placing, state, current)
         await _follow_up(tx, placing)
@@ -197,6 +210,7 @@ class RemoteAppender:
                 missing_for=placing.follower if placing.flags else None,
                 covers=placing.followed,
                 is_extremity=placing.is_extremity,
+                is_local=placing.is_local,
             )
         )
         _note_redaction(placing, change.new[0], state)
@@ -313,6 +327,8 @@ async def _follow_up(tx: Tx, placing: _Placing) -> None:
         return
     seen = placing.followed
     seen.update(placing.prev)
+    if placing.restarts:
+        seen.update(placing.row.extremities)
     hidden = [stored for stored in placing.prev.values() if stored.flags & HIDDEN]
     while hidden and len(seen) < MAX_HIDDEN_WALK:
         wanted = {each for stored in hidden for each in _prev_of(placing, stored) if each not in seen}
