@@ -7,6 +7,8 @@ turns it into a response.
 from collections.abc import Mapping
 from typing import Any
 
+from federation.protocol.types import ServerName
+
 
 class MatrixError(Exception):
     """A failure with the code and status that the specification gives it."""
@@ -98,3 +100,33 @@ class RemoteServerError(MatrixError):
     def __init__(self, message: str, *, is_transient: bool, errcode: str = "M_UNKNOWN", http_status: int = 502) -> None:
         super().__init__(errcode, message, http_status)
         self.is_transient = is_transient
+
+
+class PeerFailed(MatrixError):
+    """Another server did not do what we asked of it: 502 for the client that waits."""
+
+    def __init__(self, destination: ServerName, message: str, errcode: str = "M_UNKNOWN") -> None:
+        super().__init__(errcode, message, 502)
+        self.destination = destination
+
+
+class PeerUnreachable(PeerFailed):
+    """It gave no answer that can be used: no address, no connection, too slow, malformed, or it is in back-off."""
+
+    def __init__(self, destination: ServerName, reason: str) -> None:
+        super().__init__(destination, f"The server {destination} cannot be reached")
+        self.reason = reason
+        """For the log: it may tell of addresses, which are nothing that a client learns."""
+
+    def __str__(self) -> str:
+        return f"{self.message}: {self.reason}"
+
+
+class PeerRefused(PeerFailed):
+    """It answered, with an error."""
+
+    def __init__(self, destination: ServerName, status: int, errcode: str, error: str) -> None:
+        super().__init__(destination, f"The server {destination} refused: {error}", errcode)
+        self.status = status
+        self.error = error
+        """What it said, as it said it."""

@@ -4,6 +4,7 @@ import pytest
 
 from federation.protocol import errors
 from federation.protocol.room_versions import ROOM_VERSIONS, get_rules
+from federation.protocol.types import ServerName
 from tests.protocol.builders import ALICE, a_signed_event
 
 
@@ -47,6 +48,8 @@ def test_rules_are_found_by_version() -> None:
         (errors.TooLarge("x"), "M_TOO_LARGE", 413, {}),
         (errors.Unavailable("x"), "M_UNKNOWN", 503, {"retry_after_ms": 1000}),
         (errors.RemoteServerError("x", is_transient=True), "M_UNKNOWN", 502, {}),
+        (errors.PeerUnreachable(ServerName("far.test"), "10.0.0.1 is denied"), "M_UNKNOWN", 502, {}),
+        (errors.PeerRefused(ServerName("far.test"), 403, "M_FORBIDDEN", "no"), "M_FORBIDDEN", 502, {}),
     ],
 )
 def test_errors_have_a_code_and_a_status(

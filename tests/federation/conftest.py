@@ -1,0 +1,22 @@
+"""Two servers that all tests of a worker share."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+
+from tests.federation.authority import Authority
+from tests.federation.servers import Pair, two_servers
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    """An authority that signs certificates for tests."""
+    return Authority(tmp_path_factory.mktemp("authority"))
+
+
+@pytest_asyncio.fixture(scope="session")
+async def pair(maintenance_conninfo: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Pair]:
+    """Two servers that reach each other. Tests use users and rooms of their own."""
+    async with two_servers(maintenance_conninfo, tmp_path_factory.mktemp("pair")) as servers:
+        yield servers
