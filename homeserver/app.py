@@ -106,6 +106,7 @@ from storage.end_to_end_keys import KeyCountCache
 from storage.ephemeral import Exchange, PresenceBoard, Typing
 from storage.invalidations import Invalidated
 from storage.log import Change, Log
+from storage.outside_memberships import OutsideMembership
 from storage.receipts import ReceiptMoved
 from storage.send_to_device import ToDeviceMessages
 from storage.tail import Tail
@@ -118,6 +119,7 @@ KINDS: Sequence[type[Change]] = (
     ToDeviceMessages,
     AccountDataChanged,
     ReceiptMoved,
+    OutsideMembership,
     RoomEvents,
 )
 """Every kind of change that the log may hold."""

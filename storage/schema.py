@@ -232,6 +232,23 @@ forgotten_rooms = Table(
     comment="Rooms that a user left and asked to forget, with the position of the leave.",
 )
 
+outside_memberships = Table(
+    "outside_memberships",
+    metadata,
+    Column("position", BigInteger, nullable=False),
+    Column("membership", SmallInteger, nullable=False),
+    Column("user_id", Text, nullable=False),
+    Column("room_id", Text, nullable=False),
+    Column("room_version", Text, nullable=False),
+    Column("event_id", Text, nullable=False),
+    Column("json", LargeBinary, nullable=False),
+    Column("stripped_state", LargeBinary, nullable=False),
+    Column("via", ARRAY(Text), nullable=False),
+    PrimaryKeyConstraint("user_id", "room_id"),
+    Index("outside_memberships_position_idx", "position"),
+    comment="Invites to, and knocks at, rooms that this server is not in.",
+)
+
 relations = Table(
     "relations",
     metadata,

@@ -153,7 +153,7 @@ class SyncService:
     async def _collect_now(self, request: SyncRequest, view: UserView) -> _Part:
         ignored = await self._ignored(view.user_id)
         # From one moment, without waiting between: how far the log is read, and the user's rooms there.
-        part, members = self._nothing(request, view, self._now()), dict(view.rooms)
+        part, members, outside = self._nothing(request, view, self._now()), dict(view.rooms), dict(view.outside)
         since = request.since
         if since is None:
             await self._collect_first(part)
@@ -161,7 +161,14 @@ class SyncService:
             await self._collect_account_data(part, since)
             await self._collect_presence(part, since)
         await self._collect_to_device(part, since)
-        moment = Moment(view=view, upto=part.upto, members=members, ignored=ignored, changed_data=part.account_data)
+        moment = Moment(
+            view=view,
+            upto=part.upto,
+            members=members,
+            outside=outside,
+            ignored=ignored,
+            changed_data=part.account_data,
+        )
         part.rooms = await self._rooms.collect(_rooms_request(request), moment)
         if since is not None:
             await self._collect_device_lists(part, since)

@@ -4,9 +4,10 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from federation.protocol.types import JsonObject, StateKey, UserID
+from federation.protocol.types import JsonObject, RoomID, StateKey, UserID
 from federation.rooms.client_events import stripped
 from federation.rooms.timelines import BEGINNING, Reading, RoomNews, Span, Timelines
+from homeserver.services.sync_outside import OutsideRooms
 from homeserver.services.sync_sections import NOTHING, Besides, add_counts, is_news, section
 from homeserver.services.sync_sorting import RoomSorter, RoomsRequest, SortedRooms
 from homeserver.services.user_views import Member, UserView, UserViews
@@ -51,10 +52,19 @@ class RoomSections:
         """Whether there is nothing to tell."""
         return not (self.join or self.invite or self.knock or self.leave)
 
+    def put(self, part: str, room_id: str, told: JsonObject) -> None:
+        """Tell of a room in one part, and in no other."""
+        for name, rooms_told in self._parts().items():
+            rooms_told.pop(room_id, None)
+            if name == part:
+                rooms_told[room_id] = told
+
     def answer(self) -> JsonObject:
         """The `rooms` object, without empty parts."""
-        parts = {"join": self.join, "invite": self.invite, "knock": self.knock, "leave": self.leave}
-        return {name: part for name, part in parts.items() if part}
+        return {name: part for name, part in self._parts().items() if part}
+
+    def _parts(self) -> dict[str, dict[str, JsonObject]]:
+        return {"join": self.join, "invite": self.invite, "knock": self.knock, "leave": self.leave}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +74,7 @@ class Moment:
     view: UserView
     upto: StreamToken
     members: Mapping[int, Member]
+    outside: Mapping[RoomID, Member]
     ignored: Collection[UserID]
     changed_data: Sequence[AccountDataChanged]
     """Of rooms, and of none."""
@@ -81,6 +92,7 @@ class SyncRooms:
         self._timelines = timelines
         self._typing = typing
         self._sorter = RoomSorter(database, views)
+        self._outside = OutsideRooms(database)
 
     async def collect(self, request: RoomsRequest, moment: Moment) -> RoomSections:
         """The sections of all rooms in which anything happened after the token."""
@@ -114,6 +126,10 @@ class SyncRooms:
         await self._note_met(moment.view.user_id, request, sections, found.entered, news)
         await self._strip(moment, sections, found)
         await self._leave(request, reading, sections, span, found.left)
+        for part, room_id, told in await self._outside.collect(
+            request, moment.view.user_id, moment.outside, moment.ignored
+        ):
+            sections.put(part, room_id, told)
         return sections
 
     # --- what besides events

@@ -9,14 +9,15 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from federation.protocol.types import UserID
+from federation.protocol.types import RoomID, UserID
 from homeserver.services import unread_counts
 from homeserver.services.unread_counts import Unread
-from storage import memberships, rooms
+from storage import memberships, outside_memberships, rooms
 from storage.append_events import RoomEvents
 from storage.database import Database
 from storage.log import Change
 from storage.memberships import Membership
+from storage.outside_memberships import OutsideMembership
 from storage.receipts import ReceiptMoved
 from storage.rooms import Room
 from storage.tail import Listener, Tail
@@ -46,6 +47,8 @@ class UserView:
         self.listener = listener
         self.rooms: dict[int, Member] = {}
         """Rooms that the user is in, invited to, or knocks at; and those left while this view exists."""
+        self.outside: dict[RoomID, Member] = {}
+        """Invites to, and knocks at, rooms without our server, and what became of them; newer state hides them."""
         self.unread: dict[int, Unread] = {}
         self.ready: asyncio.Future[None] | None = None
         self.touched: dict[int, Member] | None = {}
@@ -106,6 +109,7 @@ class UserViews:
         try:
             async with self._database.read() as tx:
                 found = await memberships.rooms_of(tx, user_id, (Membership.JOIN, Membership.INVITE, Membership.KNOCK))
+                outside = await outside_memberships.of_user(tx, user_id)
         except BaseException:
             self._drop(view)
             raise
@@ -116,6 +120,8 @@ class UserViews:
                 known = view.rooms.get(room)
                 if known is None or known.position < member.position:
                     view.rooms[room] = member
+            for room_id, (membership, position) in outside.items():
+                view.outside.setdefault(room_id, Member(membership, position))
             for room in view.joined():
                 self._tail.enter(listener, room)
             # What came while the rooms were not known told nobody: only from here on silence means that nothing came.
@@ -130,6 +136,10 @@ class UserViews:
         if isinstance(change, RoomEvents):
             self._apply_members(change)
             self._apply_counts(position, change)
+        elif isinstance(change, OutsideMembership):
+            view = self._views.get(change.user_id)
+            if view is not None:
+                view.outside[change.room_id] = Member(change.membership, position)
         elif isinstance(change, ReceiptMoved):
             view = self._views.get(change.user_id)
             if view is not None:
@@ -144,6 +154,7 @@ class UserViews:
                 continue
             member = Member(entry.membership or Membership.LEAVE, entry.event or 0)
             room = change.room.number
+            view.outside.pop(change.room.room_id, None)
             if view.touched is not None:
                 view.touched[room] = member
             else:

@@ -209,6 +209,23 @@ CREATE INDEX notifications_user_id_position_idx ON notifications (user_id, posit
 
 COMMENT ON TABLE notifications IS 'Where one user''s count differs from what the room counts for everybody: mentions and own rules.';
 
+CREATE TABLE outside_memberships (
+	position BIGINT NOT NULL,
+	membership SMALLINT NOT NULL,
+	user_id TEXT NOT NULL,
+	room_id TEXT NOT NULL,
+	room_version TEXT NOT NULL,
+	event_id TEXT NOT NULL,
+	json BYTEA NOT NULL,
+	stripped_state BYTEA NOT NULL,
+	via TEXT[] NOT NULL,
+	CONSTRAINT outside_memberships_pkey PRIMARY KEY (user_id, room_id)
+);
+
+CREATE INDEX outside_memberships_position_idx ON outside_memberships (position);
+
+COMMENT ON TABLE outside_memberships IS 'Invites to, and knocks at, rooms that this server is not in.';
+
 CREATE TABLE pending_redactions (
 	room INTEGER NOT NULL,
 	event_id TEXT NOT NULL,

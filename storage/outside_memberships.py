@@ -1,0 +1,150 @@
+"""Memberships in rooms that this server is not in: invites from outside, knocks, and their end (`outside_memberships`).
+
+Of a room of another server we have nothing but these rows until one of our users joins it: no row of `rooms`, no
+state. A row is its user's newest membership that came without the room's state. It counts until the state that we
+hold of the room says something newer of the user: whoever joins writes that state, and may leave the row as it is.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+from federation.protocol.types import EventID, RoomID, ServerName, UserID
+from storage import strings
+from storage.database import Row, Tx
+from storage.memberships import Membership
+
+_COLUMNS = "user_id, room_id, membership, room_version, event_id, json, stripped_state, via, position"
+_COUNTS = (
+    # Nothing newer is known of the user from the room's own state.
+    "not exists (select from rooms join room_state on room_state.room = rooms.room"
+    f" and room_state.type = {strings.MEMBER} and room_state.line = 0 and room_state.until_version is null"
+    " join strings on strings.id = room_state.state_key"
+    " where rooms.room_id = outside_memberships.room_id and strings.value = outside_memberships.user_id"
+    " and room_state.event > outside_memberships.position)"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutsideMembership:
+    """A user of ours was invited to a room that we are not in, knocks at it, or no longer does: a change in the log."""
+
+    user_id: UserID
+    room_id: RoomID
+    membership: Membership
+    """INVITE, KNOCK, LEAVE or BAN."""
+    room_version: str
+    event_id: EventID
+    json: bytes
+    """The canonical JSON of the member event, signatures included."""
+    stripped_state: bytes = b"[]"
+    """What the user is told of the room: a JSON array as clients see it, the member event itself included."""
+    via: tuple[ServerName, ...] = ()
+    """Servers that should be in the room."""
+    position: int = 0
+    """Where it stands in the log; set when it is read."""
+
+    kind: ClassVar[int] = 64
+
+    @property
+    def width(self) -> int:
+        """One position."""
+        return 1
+
+    @property
+    def rooms(self) -> Collection[int]:
+        """None that we have."""
+        return ()
+
+    @property
+    def users(self) -> Collection[UserID]:
+        """The user whose membership it is."""
+        return (self.user_id,)
+
+    @property
+    def held_bytes(self) -> int:
+        """What it takes in memory."""
+        return len(self.json) + len(self.stripped_state)
+
+    @classmethod
+    async def insert_many(cls, tx: Tx, rows: Sequence[tuple[int, Self]]) -> None:
+        """One statement for all; of several for one user and room the last one stays."""
+        last = {(change.user_id, change.room_id): (position, change) for position, change in rows}
+        changes = [change for _, change in last.values()]
+        await tx.execute(
+            "insert into outside_memberships"
+            " (user_id, room_id, membership, room_version, event_id, json, stripped_state, via, position)"
+            " select user_id, room_id, membership, room_version, event_id, json, stripped_state,"
+            " string_to_array(via, ' '), position"
+            " from unnest(%s::text[], %s::text[], %s::smallint[], %s::text[], %s::text[], %s::bytea[], %s::bytea[],"
+            " %s::text[], %s::bigint[])"
+            " as given(user_id, room_id, membership, room_version, event_id, json, stripped_state, via, position)"
+            " on conflict (user_id, room_id) do update set membership = excluded.membership,"
+            " room_version = excluded.room_version, event_id = excluded.event_id, json = excluded.json,"
+            " stripped_state = excluded.stripped_state, via = excluded.via, position = excluded.position",
+            (
+                [change.user_id for change in changes],
+                [change.room_id for change in changes],
+                [int(change.membership) for change in changes],
+                [change.room_version for change in changes],
+                [change.event_id for change in changes],
+                [change.json for change in changes],
+                [change.stripped_state for change in changes],
+                [" ".join(change.via) for change in changes],
+                [position for position, _ in last.values()],
+            ),
+        )
+
+    @classmethod
+    async def read_range(cls, tx: Tx, after: int, upto: int) -> list[tuple[int, Self]]:
+        """Those in (after, upto] that nothing has replaced yet."""
+        rows = await tx.fetch(
+            f"select {_COLUMNS} from outside_memberships where position > %s and position <= %s order by position",
+            (after, upto),
+        )
+        return [(row[8], cls._from_row(row)) for row in rows]
+
+    @classmethod
+    def _from_row(cls, row: Row) -> Self:
+        return cls(
+            user_id=UserID(row[0]),
+            room_id=RoomID(row[1]),
+            membership=Membership(row[2]),
+            room_version=row[3],
+            event_id=EventID(row[4]),
+            json=row[5],
+            stripped_state=row[6],
+            via=tuple(ServerName(name) for name in row[7]),
+            position=row[8],
+        )
+
+
+async def of_user(tx: Tx, user_id: UserID) -> dict[RoomID, tuple[Membership, int]]:
+    """The rooms in which a user has a membership from outside that counts: membership and position."""
+    rows = await tx.fetch(
+        f"select room_id, membership, position from outside_memberships where user_id = %s and {_COUNTS}", (user_id,)
+    )
+    return {RoomID(room_id): (Membership(membership), position) for room_id, membership, position in rows}
+
+
+async def get_many(tx: Tx, user_id: UserID, room_ids: Collection[RoomID]) -> list[OutsideMembership]:
+    """A user's memberships from outside in these rooms, as far as they count."""
+    rows = await tx.fetch(
+        f"select {_COLUMNS} from outside_memberships where user_id = %s and room_id = any(%s::text[]) and {_COUNTS}"
+        " order by position",
+        (user_id, list(room_ids)),
+    )
+    return [OutsideMembership._from_row(row) for row in rows]
+
+
+async def find(tx: Tx, user_id: UserID, room_id: str) -> OutsideMembership | None:
+    """The user's membership from outside in a room, if there is one that counts."""
+    found = await get_many(tx, user_id, [RoomID(room_id)])
+    return found[0] if found else None
+
+
+async def delete(tx: Tx, user_id: UserID, room_id: RoomID) -> bool:
+    """Forget a membership from outside; whether there was one."""
+    return (
+        await tx.execute("delete from outside_memberships where user_id = %s and room_id = %s", (user_id, room_id)) > 0
+    )

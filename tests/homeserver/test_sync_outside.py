@@ -1,0 +1,93 @@
+"""What a sync tells of rooms that this server is not in."""
+
+from typing import Any
+
+import orjson
+
+from federation.protocol.types import EventID, RoomID, UserID
+from storage.log import Entry
+from storage.memberships import Membership
+from storage.outside_memberships import OutsideMembership
+from tests.clients import Client, Server, unique
+from tests.homeserver.syncs import sync
+
+EVE = "@eve:elsewhere.test"
+
+
+async def note(server: Server, user: Client, room_id: str, membership: Membership, sender: str = EVE) -> None:
+    """Have a membership from outside in the log."""
+    event = {
+        "type": "m.room.member",
+        "sender": sender,
+        "state_key": user.user_id,
+        "content": {"membership": membership.text},
+        "origin_server_ts": 1,
+        "room_id": room_id,
+        "depth": 7,
+    }
+    change = OutsideMembership(
+        user_id=UserID(user.user_id),
+        room_id=RoomID(room_id),
+        membership=membership,
+        room_version="11",
+        event_id=EventID("$" + "e" * 43),
+        json=orjson.dumps(event),
+        stripped_state=orjson.dumps([{name: event[name] for name in ("type", "sender", "state_key", "content")}]),
+    )
+    await server.application.log.append(Entry(changes=[change]))
+
+
+def a_room() -> str:
+    return f"!{unique('room')}:elsewhere.test"
+
+
+def stripped(user: Client, membership: str) -> list[Any]:
+    return [{"type": "m.room.member", "sender": EVE, "state_key": user.user_id, "content": {"membership": membership}}]
+
+
+async def test_an_invite_from_outside_is_told_once(server: Server, alice: Client) -> None:
+    room_id, before = a_room(), await sync(alice)
+    await note(server, alice, room_id, Membership.INVITE)
+
+    told = await sync(alice, since=before["next_batch"])
+    assert told["rooms"]["invite"] == {room_id: {"invite_state": {"events": stripped(alice, "invite")}}}
+    assert "rooms" not in await sync(alice, since=told["next_batch"])
+    assert list((await sync(alice))["rooms"]["invite"]) == [room_id]
+
+
+async def test_a_knock_outside_is_told(server: Server, alice: Client) -> None:
+    room_id = a_room()
+    await note(server, alice, room_id, Membership.KNOCK)
+
+    assert (await sync(alice))["rooms"] == {"knock": {room_id: {"knock_state": {"events": stripped(alice, "knock")}}}}
+
+
+async def test_an_invite_that_ended_is_a_room_that_was_left(server: Server, alice: Client) -> None:
+    room_id = a_room()
+    await note(server, alice, room_id, Membership.INVITE)
+    before = await sync(alice)
+    await note(server, alice, room_id, Membership.LEAVE)
+
+    told = (await sync(alice, since=before["next_batch"]))["rooms"]
+    assert list(told) == ["leave"]
+    (event,) = told["leave"][room_id]["timeline"]["events"]
+    assert event["content"] == {"membership": "leave"}
+    assert event["event_id"] == "$" + "e" * 43
+    assert "depth" not in event
+    assert "rooms" not in await sync(alice)
+
+
+async def test_an_invite_by_who_is_ignored_is_not_told(server: Server, alice: Client) -> None:
+    path = f"/v3/user/{alice.user_id}/account_data/m.ignored_user_list"
+    await alice.ok("PUT", path, {"ignored_users": {EVE: {}}})
+    await note(server, alice, a_room(), Membership.INVITE)
+
+    assert "rooms" not in await sync(alice)
+
+
+async def test_nobody_else_is_told(server: Server, alice: Client, bob: Client) -> None:
+    before = await sync(bob)
+    await note(server, alice, a_room(), Membership.INVITE)
+
+    assert "rooms" not in await sync(bob, since=before["next_batch"])
+    assert "rooms" not in await sync(bob)
