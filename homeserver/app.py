@@ -13,7 +13,6 @@ from typing import Any
 
 import uvloop
 
-from federation.inbound.openid import OpenIDAPI
 from federation.protocol.errors import NotFound, Unavailable
 from federation.protocol.signatures import SigningKey
 from federation.protocol.types import JsonObject, ServerName, UserID
@@ -62,6 +61,7 @@ from homeserver.client_api.server_administration import ServerAdministrationAPI,
 from homeserver.client_api.syncing import SyncAPI
 from homeserver.client_api.user_administration import UserAdministrationAPI
 from homeserver.config import API, Config, RegistrationMode
+from homeserver.federation_parts import Inbound, Outbound
 from homeserver.listening import Listening
 from homeserver.services import device_keys
 from homeserver.services.account_data import AccountDataService
@@ -161,6 +161,9 @@ class Application:
             signing_key=signing_key,
         )
         self.reader = RoomReader(self.database)
+        self.outbound = Outbound(
+            config=config, database=self.database, server_name=server_name, signing_key=signing_key
+        )
 
         # services
         self.rate_limits = configured.rate_limits(config.rate_limits)
@@ -286,13 +289,14 @@ class Application:
         ]
 
         # what each listener serves
+        inbound = Inbound(self.outbound, database=self.database, rate_limits=self.rate_limits)
         served: dict[API, list[Route]] = {
             API.CLIENT: [
                 *build_routes(client_routes, authenticator, self.rate_limits.by_name()),
                 *routes.well_known_routes(discovery),
                 *routes.page_routes(pages),
             ],
-            API.FEDERATION: [*OpenIDAPI(self.database).routes()] if config.federation.enabled else [],
+            API.FEDERATION: inbound.routes if config.federation.enabled else [],
             API.ADMIN: [
                 *routes.admin_api_routes(administration, shared_secret_registration, authenticator),
                 *routes.user_admin_routes(user_administration, authenticator),
@@ -402,6 +406,7 @@ class Application:
         """Stop listening, finish what is under way, write what is pending, close."""
         self.tail.close()
         await self.listening.stop()
+        await self.outbound.stop()
         for task in self._tasks[1:]:
             task.cancel()
         await asyncio.gather(*self._tasks[1:], return_exceptions=True)

@@ -597,3 +597,27 @@ key_backup_keys = Table(
     PrimaryKeyConstraint("version", "room_id", "session_id"),
     comment="Room keys that only the user's devices can read.",
 )
+
+# --- other servers -------------------------------------------------------------------------------------------
+
+server_keys = Table(
+    "server_keys",
+    metadata,
+    Column("server_name", Text, primary_key=True),
+    Column("key_id", Text, primary_key=True),
+    Column("public_key", LargeBinary, nullable=False),
+    Column("valid_until_ts", BigInteger, nullable=False),
+    Column("expired_ts", BigInteger),
+    comment="Signing keys of other servers, kept for good: they prove old events.",
+)
+
+server_key_answers = Table(
+    "server_key_answers",
+    metadata,
+    Column("server_name", Text, primary_key=True),
+    Column("json", LargeBinary, nullable=False),
+    Column("fetched_ts", BigInteger, nullable=False),
+    Column("valid_until_ts", BigInteger, nullable=False),
+    Index("server_key_answers_valid_until_ts_idx", "valid_until_ts"),
+    comment="The newest list of keys that each server signed, as we pass it on to those who ask us as a notary.",
+)

@@ -1,10 +1,9 @@
 """Accounts as administrators manage them, under the paths that existing dashboards and bots use."""
 
-from importlib.metadata import PackageNotFoundError, version
-
 from federation.protocol.errors import InvalidInput, NotFound
 from federation.protocol.types import DeviceID, JsonObject, UserID
 from federation.web import Answer, Call, json_response
+from homeserver import release
 from homeserver.client_api import fields
 from homeserver.client_api.routing import requester
 from homeserver.services.accounts import AccountService, NewAccount
@@ -40,11 +39,7 @@ class UserAdministrationAPI:
 
     async def get_server_version(self, _call: Call) -> Answer:
         """GET /v1/server_version."""
-        try:
-            number = version("hearth")
-        except PackageNotFoundError:
-            number = "not installed"
-        return {"server_version": f"Hearth {number}"}
+        return {"server_version": f"Hearth {release.number()}"}
 
     # --- accounts
 

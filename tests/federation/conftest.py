@@ -1,4 +1,4 @@
-"""Two servers that all tests of a worker share."""
+"""One server that the tests of a worker share, with peers of their own (`peers.py`), and two that reach each other."""
 
 from collections.abc import AsyncIterator
 
@@ -7,6 +7,9 @@ import pytest_asyncio
 
 from tests.federation.authority import Authority
 from tests.federation.servers import Pair, two_servers
+from tests.homeserver.conftest import alice, bob, server
+
+__all__ = ["alice", "authority", "bob", "pair", "server"]
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,188 @@
+"""Other servers' keys, and all that is verified with them ("Retrieving server keys", "Validating hashes and
+signatures on received events").
+
+Keys are looked for in memory, then in the database, then where they come from (`key_fetching.py`). A key that is still
+published is good until its list's `valid_until_ts`, at most 7 days from when we read it; one that was retired, for
+what was signed before.
+"""
+
+import asyncio
+import time
+from collections.abc import Iterable, Mapping, Sequence
+
+from federation.outbound.key_fetching import KeyFetcher, KeySource
+from federation.protocol import request_signing, signatures
+from federation.protocol.errors import MatrixError, Unauthorized
+from federation.protocol.identifiers import is_server_key_id
+from federation.protocol.pdu import PDU, VerifiedPDU
+from federation.protocol.request_signing import Authorization, SignedRequest
+from federation.protocol.server_keys import MAX_VALIDITY_MS, ServerKeys
+from federation.protocol.signatures import VerifyKey
+from federation.protocol.types import JsonObject, KeyID, ServerName
+from storage import server_keys
+from storage.database import Database
+
+EVENT_PAUSE_SECONDS = 60.0
+"""A server that was asked for its keys is not asked again so soon because of events, which come from anywhere."""
+
+REQUEST_PAUSE_SECONDS = 10.0
+"""Nor so soon because of a request that claims to be from it."""
+
+CHANGED_PAUSE_SECONDS = 3600.0
+"""Nor so soon because a signature does not hold, which may mean that it made a new key of the same name."""
+
+MAX_SIGNATURES = 20
+"""Of so many signatures that an event has by one server the keys are looked for; nobody has more than two or three."""
+
+IN_THREAD = 16
+"""So many events are verified in a thread: each takes some 150 microseconds."""
+
+_MAX_CACHED = 20_000
+
+Name = tuple[ServerName, KeyID]
+
+
+class Keyring:
+    """The keys of all servers, our own included."""
+
+    def __init__(
+        self,
+        database: Database,
+        source: KeySource,
+        *,
+        server_name: ServerName,
+        own_keys: Mapping[KeyID, VerifyKey],
+        notaries: Sequence[ServerName] = (),
+    ) -> None:
+        self._database = database
+        self._server_name = server_name
+        self._own_keys = dict(own_keys)
+        self._fetcher = KeyFetcher(source, [name for name in notaries if name != server_name], self._learn)
+        self._cache: dict[Name, VerifyKey] = {}
+
+    async def close(self) -> None:
+        """Stop asking for keys."""
+        await self._fetcher.close()
+
+    async def verify_events(self, pdus: Sequence[PDU]) -> list[VerifiedPDU | MatrixError]:
+        """Each event verified, redacted if its content hash does not match, or why it is dropped; in the same order.
+
+        The keys of all are looked for together. Events fail one by one, unless the database is away.
+        """
+        wanted: dict[Name, int] = {}
+        errors: dict[int, MatrixError] = {}
+        for index, pdu in enumerate(pdus):
+            try:
+                names = _keys_of(pdu)
+            except MatrixError as error:
+                errors[index] = error
+                continue
+            # Until room version 5 any key that was ever published for now will do.
+            ts = pdu.origin_server_ts if pdu.rules.enforces_key_validity else 0
+            for name in names:
+                wanted[name] = max(ts, wanted.get(name, 0))
+        keys = await self._get(wanted, pause=EVENT_PAUSE_SECONDS)
+        if len(pdus) < IN_THREAD:
+            return _verify_all(pdus, errors, keys)
+        return await asyncio.to_thread(_verify_all, pdus, errors, keys)
+
+    async def verify_request(self, authorization: Authorization, request: SignedRequest) -> None:
+        """Raise Unauthorized unless the origin signed the request with a key that it uses now."""
+        name = (authorization.origin, authorization.key_id)
+        now = _now_ms()
+        key = (await self._get({name: now}, pause=REQUEST_PAUSE_SECONDS)).get(name)
+        if key is None or key.expired_ts is not None or not key.is_valid_at(now):
+            raise Unauthorized("The key that the request is signed with is not known or not valid", "M_UNAUTHORIZED")
+        request_signing.verify(authorization, request, key.public_key)
+
+    async def verify_json(self, server_name: ServerName, json: JsonObject) -> None:
+        """Raise Unauthorized unless the object is signed by the server with a key that it uses now."""
+        all_signatures = json.get("signatures")
+        by_server = all_signatures.get(server_name) if isinstance(all_signatures, dict) else None
+        names = _first_names(server_name, by_server if isinstance(by_server, dict) else ())
+        now = _now_ms()
+        keys = await self._get(dict.fromkeys(names, now), pause=REQUEST_PAUSE_SECONDS)
+        for name in names:
+            key = keys.get(name)
+            if key is None or key.expired_ts is not None or not key.is_valid_at(now):
+                continue
+            if signatures.verify_json(json, server_name, name[1], key.public_key):
+                return
+        raise Unauthorized(f"The object is not signed by {server_name} with a key that is known", "M_UNAUTHORIZED")
+
+    async def _get(self, wanted: Mapping[Name, int], *, pause: float) -> dict[Name, VerifyKey]:
+        """Those of these keys that there are, fetched anew where one has to be valid for longer than it is."""
+        found, missing = self._in_memory(wanted)
+        if not missing:
+            return found
+        async with self._database.read() as tx:
+            self._remember(await server_keys.find(tx, missing.keys()))
+        found, missing = self._in_memory(wanted)
+        ask: dict[ServerName, dict[KeyID, int]] = {}
+        latest = _now_ms() + MAX_VALIDITY_MS
+        for (server_name, key_id), ts in missing.items():
+            if ts <= latest or (server_name, key_id) not in found:
+                ask.setdefault(server_name, {})[key_id] = ts
+        if ask:
+            await self._fetcher.fetch(ask, pause=pause)
+            found, _ = self._in_memory(wanted)
+        return found
+
+    def _in_memory(self, wanted: Mapping[Name, int]) -> tuple[dict[Name, VerifyKey], dict[Name, int]]:
+        """The keys that are known, and those that have to be looked for as they are not, or not for long enough."""
+        found: dict[Name, VerifyKey] = {}
+        missing: dict[Name, int] = {}
+        for name, ts in wanted.items():
+            own = name[0] == self._server_name
+            key = self._own_keys.get(name[1]) if own else self._cache.get(name)
+            if key is not None:
+                found[name] = key
+            if not own and (key is None or (key.expired_ts is None and not key.is_valid_at(ts))):
+                missing[name] = ts
+        return found, missing
+
+    def _remember(self, keys: Mapping[Name, VerifyKey]) -> None:
+        for name, key in keys.items():
+            known = self._cache.pop(name, None)
+            newer = known is None or _version(known) <= _version(key)
+            self._cache[name] = key if newer or known is None else known
+        while len(self._cache) > _MAX_CACHED:
+            del self._cache[next(iter(self._cache))]
+
+    async def _learn(self, lists: Sequence[ServerKeys]) -> None:
+        async with self._database.transaction() as tx:
+            await server_keys.save(tx, lists, _now_ms())
+        self._remember({(each.server_name, key_id): key for each in lists for key_id, key in each.keys.items()})
+
+
+def _keys_of(pdu: PDU) -> list[Name]:
+    by_server: dict[ServerName, list[KeyID]] = {}
+    for server_name, key_id in signatures.required_keys(pdu):
+        by_server.setdefault(server_name, []).append(key_id)
+    return [name for server_name, ids in by_server.items() for name in _first_names(server_name, sorted(ids))]
+
+
+def _first_names(server_name: ServerName, key_ids: Iterable[str]) -> list[Name]:
+    names = [(server_name, key_id) for key_id in key_ids if key_id.startswith("ed25519:") and is_server_key_id(key_id)]
+    return names[:MAX_SIGNATURES]
+
+
+def _verify_all(
+    pdus: Sequence[PDU], errors: Mapping[int, MatrixError], keys: Mapping[Name, VerifyKey]
+) -> list[VerifiedPDU | MatrixError]:
+    return [errors[index] if index in errors else _verify(pdu, keys) for index, pdu in enumerate(pdus)]
+
+
+def _verify(pdu: PDU, keys: Mapping[Name, VerifyKey]) -> VerifiedPDU | MatrixError:
+    try:
+        return signatures.verify(pdu, keys)
+    except MatrixError as error:
+        return error
+
+
+def _version(key: VerifyKey) -> int:
+    return key.valid_until_ts or 0
+
+
+def _now_ms() -> int:
+    return int(time.time() * 1000)

@@ -1,0 +1,75 @@
+"""All of federation built in one place from arguments, in dependency order, as `app.py` does with the rest."""
+
+from federation.inbound import routes
+from federation.inbound.authentication import Authenticator, build_federation_routes
+from federation.inbound.openid import OpenIDAPI
+from federation.inbound.version import VersionAPI
+from federation.outbound.keyring import Keyring
+from federation.protocol.errors import RemoteServerError
+from federation.protocol.signatures import SigningKey, VerifyKey
+from federation.protocol.types import JsonObject, ServerName
+from federation.web import Route
+from homeserver import release
+from homeserver.config import Config
+from homeserver.services.rate_limits import RateLimits
+from storage.database import Database
+
+
+class Outbound:
+    """What asks other servers; built before the services that use it."""
+
+    def __init__(self, *, config: Config, database: Database, server_name: ServerName, signing_key: SigningKey) -> None:
+        self.server_name = server_name
+        self.keyring = Keyring(
+            database,
+            _NoSource(),
+            server_name=server_name,
+            own_keys={signing_key.key_id: VerifyKey(public_key=signing_key.public_key)},
+            notaries=[ServerName(name) for name in config.federation.notary_servers],
+        )
+
+    async def stop(self) -> None:
+        """End what runs by itself."""
+        await self.keyring.close()
+
+
+class Inbound:
+    """What answers other servers; built after the services that it asks."""
+
+    def __init__(self, outbound: Outbound, *, database: Database, rate_limits: RateLimits) -> None:
+        authenticator = Authenticator(
+            outbound.server_name,
+            outbound.keyring.verify_request,
+            FederationBudget(rate_limits),
+            note_alive=lambda _origin: None,
+        )
+        self.routes: list[Route] = build_federation_routes(
+            [
+                *routes.version_routes(VersionAPI("Hearth", release.number())),
+                *routes.openid_routes(OpenIDAPI(database)),
+            ],
+            authenticator,
+        )
+
+
+class FederationBudget:
+    """`rate_limits.federation`."""
+
+    def __init__(self, rate_limits: RateLimits) -> None:
+        self._rate_limits = rate_limits
+
+    def check(self, key: str) -> None:
+        """Raise LimitExceeded when `key`, a server or an address, has none left."""
+        self._rate_limits.check("federation", key)
+
+    def spend(self, key: str) -> None:
+        """Take one; raises LimitExceeded when `key`, a server or an address, has none left."""
+        self._rate_limits.spend("federation", key)
+
+
+class _NoSource:
+    async def get_keys(self, server_name: ServerName) -> JsonObject:
+        raise RemoteServerError(f"{server_name} cannot be reached", is_transient=True)
+
+    async def query_notary(self, notary: ServerName, _body: JsonObject) -> JsonObject:
+        raise RemoteServerError(f"{notary} cannot be reached", is_transient=True)

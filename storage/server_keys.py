@@ -1,0 +1,72 @@
+"""Other servers' signing keys, and the lists of keys that they signed (tables `server_keys`, `server_key_answers`).
+
+A newer list wins over an older one, whichever way it came: what is written twice, or late, changes nothing.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+
+from federation.protocol import canonical_json
+from federation.protocol.server_keys import ServerKeys
+from federation.protocol.signatures import VerifyKey
+from federation.protocol.types import KeyID, ServerName
+from storage.database import Tx
+
+
+async def find(tx: Tx, wanted: Collection[tuple[ServerName, KeyID]]) -> dict[tuple[ServerName, KeyID], VerifyKey]:
+    """Those of these keys that are known."""
+    rows = await tx.fetch(
+        "select server_name, key_id, public_key, valid_until_ts, expired_ts from server_keys"
+        " join unnest(%s::text[], %s::text[]) as wanted (server_name, key_id) using (server_name, key_id)",
+        ([name for name, _ in wanted], [key_id for _, key_id in wanted]),
+    )
+    return {
+        (name, key_id): VerifyKey(public_key=public_key, valid_until_ts=valid_until_ts, expired_ts=expired_ts)
+        for name, key_id, public_key, valid_until_ts, expired_ts in rows
+    }
+
+
+async def save(tx: Tx, lists: Sequence[ServerKeys], now_ts: int) -> None:
+    """Keep these lists, at most one of a server."""
+    lists = sorted(lists, key=lambda keys: keys.server_name)  # in one order, so that two who save do not deadlock
+    keys = [(each.server_name, key_id, key) for each in lists for key_id, key in sorted(each.keys.items())]
+    await tx.execute(
+        "insert into server_keys (server_name, key_id, public_key, valid_until_ts, expired_ts)"
+        " select * from unnest(%s::text[], %s::text[], %s::bytea[], %s::bigint[], %s::bigint[])"
+        " on conflict (server_name, key_id) do update set public_key = excluded.public_key,"
+        "  valid_until_ts = excluded.valid_until_ts, expired_ts = excluded.expired_ts"
+        " where server_keys.valid_until_ts <= excluded.valid_until_ts",
+        (
+            [name for name, _, _ in keys],
+            [key_id for _, key_id, _ in keys],
+            [key.public_key for _, _, key in keys],
+            [key.valid_until_ts for _, _, key in keys],
+            [key.expired_ts for _, _, key in keys],
+        ),
+    )
+    await tx.execute(
+        "insert into server_key_answers (server_name, json, fetched_ts, valid_until_ts)"
+        " select name, json, %s, valid_until_ts"
+        " from unnest(%s::text[], %s::bytea[], %s::bigint[]) as answer (name, json, valid_until_ts)"
+        " on conflict (server_name) do update set json = excluded.json, fetched_ts = excluded.fetched_ts,"
+        "  valid_until_ts = excluded.valid_until_ts"
+        " where server_key_answers.valid_until_ts <= excluded.valid_until_ts",
+        (
+            now_ts,
+            [each.server_name for each in lists],
+            [canonical_json.encode(each.json) for each in lists],
+            [each.valid_until_ts for each in lists],
+        ),
+    )
+
+
+async def find_answers(tx: Tx, names: Collection[ServerName]) -> Mapping[ServerName, tuple[bytes, int]]:
+    """The newest list that each of these servers signed, in canonical JSON, and when it was fetched."""
+    rows = await tx.fetch(
+        "select server_name, json, fetched_ts from server_key_answers where server_name = any(%s)", (list(names),)
+    )
+    return {name: (json, fetched_ts) for name, json, fetched_ts in rows}
+
+
+async def delete_answers(tx: Tx, before_ts: int) -> int:
+    """Forget lists that were good until then only; the keys stay. How many there were."""
+    return await tx.execute("delete from server_key_answers where valid_until_ts < %s", (before_ts,))

@@ -1,0 +1,303 @@
+"""`inbound/authentication.py`: who sends a request, over HTTP (Server-Server API, "Request Authentication")."""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field, replace
+
+import pytest
+import pytest_asyncio
+import yarl
+
+from federation.inbound.authentication import Authenticator, FederationCall, FederationRoute, build_federation_routes
+from federation.protocol.errors import LimitExceeded
+from federation.protocol.request_signing import SignedRequest
+from federation.protocol.signatures import SigningKey
+from federation.protocol.types import JsonObject, ServerName
+from federation.web import Answer as WebAnswer
+from federation.web import Call, Route
+from homeserver.config import API, Listener
+from homeserver.listening import Listening
+from tests.clients import Client, Server
+from tests.federation.peers import Peer, a_peer
+
+ECHO = "/_matrix/federation/v1/echo/a%2Fb"
+
+
+@dataclass
+class Budget:
+    """What is left of it for each key; `limit` at first."""
+
+    spent: dict[str, int] = field(default_factory=dict)
+    limit: int = 1000
+
+    def check(self, key: str) -> None:
+        if self.spent.get(key, 0) >= self.limit:
+            raise LimitExceeded(1000)
+
+    def spend(self, key: str) -> None:
+        self.check(key)
+        self.spent[key] = self.spent.get(key, 0) + 1
+
+
+@dataclass
+class Echo:
+    """A server that tells what it understood, and what it noted."""
+
+    peer: Peer
+    budget: Budget
+    alive: list[ServerName]
+
+
+@pytest_asyncio.fixture
+async def echo(server: Server) -> AsyncIterator[Echo]:
+    """The shared server's name and keys behind endpoints that echo."""
+
+    async def tell(call: FederationCall) -> WebAnswer:
+        return {"origin": call.origin, "json": call.json, "path": dict(call.path), "q": call.query_text("q")}
+
+    async def greet(_call: Call) -> WebAnswer:
+        return {"hello": "world"}
+
+    echo = Echo(await a_peer(server), Budget(), [])
+    authenticator = Authenticator(
+        ServerName(server.name), server.application.outbound.keyring.verify_request, echo.budget, echo.alive.append
+    )
+    path = "/_matrix/federation/v1/echo/{name}"
+    routes: list[FederationRoute | Route] = [
+        *(FederationRoute(method, path, tell, max_bytes=10_000, max_depth=50) for method in ("GET", "PUT", "POST")),
+        Route("GET", "/_matrix/federation/v1/hello", greet),
+    ]
+    listening = Listening({API.FEDERATION: build_federation_routes(routes, authenticator)})
+    await listening.start([Listener(port=0, apis=(API.FEDERATION,))])
+    echo.peer.server = Server(
+        server.application, Client(f"http://127.0.0.1:{listening.ports[0]}", server.anonymous.session)
+    )
+    yield echo
+    await listening.stop()
+
+
+def url_of(echo: Echo, uri: str) -> yarl.URL:
+    """With its escapes as they are."""
+    return yarl.URL(echo.peer.server.base_url + uri, encoded=True)
+
+
+async def test_the_version_is_for_everybody(server: Server) -> None:
+    answer = await server.anonymous.get("/_matrix/federation/v1/version")
+
+    assert answer.status == 200
+    assert answer.body["server"]["name"] == "Hearth"
+    assert isinstance(answer.body["server"]["version"], str)
+
+
+@pytest.mark.parametrize("method", ["PUT", "POST"])
+async def test_a_signed_body_arrives_with_its_origin(echo: Echo, method: str) -> None:
+    body = {"b": [1, {"é": None}], "a": "\u0000"}
+
+    answer = await echo.peer.request(method, ECHO, body, params={"q": "x y&z"})
+
+    assert answer.status == 200
+    assert answer.body == {"origin": echo.peer.name, "json": body, "path": {"name": "a/b"}, "q": "x y&z"}
+    assert echo.alive == [echo.peer.name]
+    assert echo.budget.spent == {echo.peer.name: 1}
+
+
+async def test_a_request_without_a_body(echo: Echo) -> None:
+    answer = await echo.peer.get(ECHO)
+
+    assert (answer.status, answer.body["json"]) == (200, {})
+
+
+async def test_a_put_needs_a_body(echo: Echo) -> None:
+    answer = await echo.peer.request("PUT", ECHO)
+
+    assert (answer.status, answer.body["errcode"]) == (400, "M_NOT_JSON")
+
+
+async def test_a_body_that_is_not_canonical_is_verified_in_its_canonical_form(echo: Echo) -> None:
+    header = echo.peer.header("PUT", ECHO, b'{"a":1,"b":[2]}')
+
+    answer = await echo.peer.send("PUT", ECHO, b' { "b" : [ 2 ], "a" : 1 }\n', header)
+
+    assert (answer.status, answer.body["json"]) == (200, {"a": 1, "b": [2]})
+
+
+async def test_a_number_that_cannot_be_written_again_is_verified_as_it_came(echo: Echo) -> None:
+    content = b'{"a":100000000000000000000000000000000}'
+
+    answer = await echo.peer.send("PUT", ECHO, content, echo.peer.header("PUT", ECHO, content))
+
+    assert answer.status == 200
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        None,
+        "",
+        "X-Matrix",
+        "X-Matrix ",
+        "Bearer abc",
+        'X-Matrix origin="a.example"',
+        'X-Matrix origin="a.example",key="ed25519:1"',
+        'X-Matrix origin="not a name",key="ed25519:1",sig="abc"',
+        'X-Matrix origin="a.example",key="nonsense",sig="abc"',
+        'X-Matrix origin="a.example",origin="a.example",key="ed25519:1",sig="abc"',
+        'X-Matrix origin="a.example,key="ed25519:1",sig="abc"',
+    ],
+)
+async def test_a_header_that_claims_nothing(echo: Echo, header: str | None) -> None:
+    answer = await echo.peer.send("GET", ECHO, None, header)
+
+    assert (answer.status, answer.body["errcode"]) == (401, "M_UNAUTHORIZED")
+    assert not echo.alive
+
+
+CONTENT = b'{"a":1}'
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"method": "POST"},
+        {"uri": "/_matrix/federation/v1/echo/a/b"},
+        {"uri": "/_matrix/federation/v1/echo/other"},
+        {"uri": ECHO + "?q=1"},
+        {"uri": ECHO + "?"},
+        {"content": b'{"a":2}'},
+        {"content": None},
+        {"destination": ServerName("elsewhere.example")},
+        {"origin": ServerName("elsewhere.example")},
+    ],
+)
+async def test_a_signature_of_something_else(echo: Echo, changes: JsonObject) -> None:
+    """As when a request is replayed with another path, query, method or body, or one to another server is."""
+    peer = echo.peer
+    request = SignedRequest(
+        method="PUT", uri=ECHO, origin=peer.name, destination=ServerName(peer.server.name), content=CONTENT
+    )
+    signature = peer.key.sign(replace(request, **changes).signed_bytes())
+    header = f'X-Matrix origin="{peer.name}",destination="{peer.server.name}",key="{peer.key.key_id}",sig="{signature}"'
+
+    answer = await peer.send("PUT", ECHO, CONTENT, header)
+
+    assert (answer.status, answer.body["errcode"]) == (401, "M_UNAUTHORIZED")
+    assert not echo.alive
+
+
+async def test_a_replayed_request_with_another_query(echo: Echo) -> None:
+    header = echo.peer.header("GET", ECHO + "?q=1", None)
+
+    right = await echo.peer.send("GET", ECHO + "?q=1", None, header)
+    wrong = await echo.peer.send("GET", ECHO + "?q=2", None, header)
+
+    assert (right.status, wrong.status) == (200, 401)
+
+
+async def test_a_request_that_is_meant_for_another_server(echo: Echo) -> None:
+    header = echo.peer.header("GET", ECHO, None).replace(echo.peer.server.name, "elsewhere.example")
+
+    answer = await echo.peer.send("GET", ECHO, None, header)
+
+    assert (answer.status, answer.body["errcode"]) == (401, "M_UNAUTHORIZED")
+
+
+async def test_older_servers_leave_the_destination_out_of_the_header(echo: Echo) -> None:
+    destination = f'destination="{echo.peer.server.name}",'
+    header = echo.peer.header("GET", ECHO, None)
+    assert destination in header
+
+    answer = await echo.peer.send("GET", ECHO, None, header.replace(destination, ""))
+
+    assert answer.status == 200
+
+
+async def test_a_key_that_nobody_knows(echo: Echo) -> None:
+    stranger = replace(echo.peer, key=SigningKey.from_seed("other", b"x" * 32))
+
+    answer = await stranger.get(ECHO)
+
+    assert (answer.status, answer.body["errcode"]) == (401, "M_UNAUTHORIZED")
+
+
+async def test_a_server_does_not_speak_for_another(echo: Echo, server: Server) -> None:
+    victim = await a_peer(server)
+    liar = replace(echo.peer, name=victim.name)
+
+    assert (await liar.get(ECHO)).status == 401
+
+
+async def test_nobody_speaks_for_us(echo: Echo, server: Server) -> None:
+    liar = replace(echo.peer, name=ServerName(server.name))
+
+    assert (await liar.get(ECHO)).status == 401
+
+
+@pytest.mark.parametrize(
+    ("content", "status", "errcode"),
+    [
+        (b"{", 400, "M_NOT_JSON"),
+        (b"[]", 400, "M_BAD_JSON"),
+        (b'{"a":NaN}', 400, "M_NOT_JSON"),
+        (b'{"a":Infinity}', 400, "M_NOT_JSON"),
+        (b'{"a":"\xff"}', 400, "M_NOT_JSON"),
+        (b'{"a":"\\ud800"}', 400, "M_NOT_JSON"),
+        (b'{"a":1,"a":1}', 400, "M_BAD_JSON"),
+        (b'{"a":' + b"[" * 51 + b"]" * 51 + b"}", 400, "M_BAD_JSON"),
+        (b'{"a":"' + b"x" * 10_000 + b'"}', 413, "M_TOO_LARGE"),
+    ],
+)
+async def test_a_body_that_is_refused_although_it_is_signed(
+    echo: Echo, content: bytes, status: int, errcode: str
+) -> None:
+    answer = await echo.peer.send("PUT", ECHO, content, echo.peer.header("PUT", ECHO, content))
+
+    assert (answer.status, answer.body["errcode"]) == (status, errcode)
+
+
+async def test_a_header_for_each_key_of_which_one_holds(echo: Echo) -> None:
+    unknown = SigningKey.from_seed("newer", b"n" * 32)
+    uri, session = ECHO, echo.peer.server.anonymous.session
+    headers = [
+        ("Authorization", replace(echo.peer, key=unknown).header("GET", uri, None)),
+        ("Authorization", echo.peer.header("GET", uri, None)),
+    ]
+
+    async with session.get(echo.peer.server.base_url + "/_matrix/federation/v1/echo/x", headers=headers) as response:
+        assert response.status == 401  # neither is of this path
+    async with session.get(url_of(echo, uri), headers=headers) as response:
+        assert response.status == 200
+
+
+async def test_headers_of_two_servers(echo: Echo, server: Server) -> None:
+    other = replace(await a_peer(server), server=echo.peer.server)
+    headers = [("Authorization", peer.header("GET", ECHO, None)) for peer in (echo.peer, other)]
+
+    async with echo.peer.server.anonymous.session.get(url_of(echo, ECHO), headers=headers) as response:
+        assert response.status == 401
+
+
+async def test_a_server_that_asks_too_much_is_told_to_wait(echo: Echo) -> None:
+    echo.budget.limit = 2
+
+    answers = [await echo.peer.get(ECHO) for _ in range(3)]
+
+    assert [answer.status for answer in answers] == [200, 200, 429]
+    assert answers[-1].body["errcode"] == "M_LIMIT_EXCEEDED"
+    assert echo.budget.spent == {echo.peer.name: 2}
+
+
+async def test_an_address_that_guesses_signatures_is_not_listened_to(echo: Echo) -> None:
+    echo.budget.limit = 2
+
+    answers = [await echo.peer.send("GET", ECHO, None, "X-Matrix nonsense") for _ in range(3)]
+
+    assert [answer.status for answer in answers] == [401, 401, 429]
+    assert echo.budget.spent == {"127.0.0.1": 2}
+
+
+async def test_what_needs_no_signature_spends_from_the_budget_of_the_address(echo: Echo) -> None:
+    echo.budget.limit = 1
+    hello = "/_matrix/federation/v1/hello"
+
+    answers = [await echo.peer.send("GET", hello, None, None) for _ in range(2)]
+
+    assert [answer.status for answer in answers] == [200, 429]
