@@ -1,4 +1,4 @@
-"""One server that the tests of a worker share, with peers of their own (`peers.py`), and two that reach each other."""
+"""One server that the tests of a worker share, with peers of their own (`peer.py`), and two that reach each other."""
 
 from collections.abc import AsyncIterator
 

@@ -1,6 +1,6 @@
 """Another server, as tests need one: it holds a key, signs requests and events, and may lie in any of them.
 
-    peer = Peer(server, "peer.test")
+    peer = await Peer(server, "peer.test").trust()
     template = await peer.ok("GET", path_of("/v1/make_join/{}/{}", room_id, eve), ver="11")
     join = peer.finish(template["event"], get_rules("11"))
     await peer.ok("PUT", path_of("/v2/send_join/{}/{}", room_id, peer.id_of(join, rules)), join)
@@ -16,7 +16,7 @@ from urllib.parse import quote, urlencode
 
 from yarl import URL
 
-from federation.protocol import canonical_json, event_builder, event_hashes, signatures
+from federation.protocol import canonical_json, event_builder, event_hashes, server_keys, signatures
 from federation.protocol.event_builder import Placement
 from federation.protocol.pdu import Draft, VerifiedPDU
 from federation.protocol.redaction import redact
@@ -24,6 +24,7 @@ from federation.protocol.request_signing import SignedRequest, make_header
 from federation.protocol.room_versions import RoomVersionRules
 from federation.protocol.signatures import SigningKey
 from federation.protocol.types import EventID, JsonObject, ServerName, UserID
+from storage import server_keys as stored_keys
 from tests.clients import Answer, Server
 
 _numbers = itertools.count(1)
@@ -51,6 +52,24 @@ class Peer:
         """One of the peer's users."""
         return UserID(f"@{localpart}:{self.name}")
 
+    async def trust(self) -> "Peer":
+        """Let the server know the peer's key; the peer itself."""
+        keys = server_keys.parse(self.key_answer(), self.name, now_ms())
+        async with self._server.application.database.transaction() as tx:
+            await stored_keys.save(tx, [keys], now_ms())
+        return self
+
+    def key_answer(self, **changes: Any) -> JsonObject:
+        """What the peer says of its key, signed; with these members changed before it is."""
+        answer = {
+            "server_name": self.name,
+            "verify_keys": {self.key.key_id: {"key": event_hashes.encode_base64(self.key.public_key)}},
+            "old_verify_keys": {},
+            "valid_until_ts": now_ms() + 24 * 3600 * 1000,
+            **changes,
+        }
+        return signatures.sign_json(answer, self.name, self.key)
+
     # --- requests
 
     async def request(self, method: str, path: str, body: Any = None, **query: Any) -> Answer:
@@ -63,16 +82,24 @@ class Peer:
         if query:
             uri += "?" + urlencode(query, doseq=True)
         content = body if body is None or isinstance(body, bytes) else canonical_json.encode(body)
+        return await self.send(method, uri, content, self.header(method, uri, content, origin=origin))
+
+    def header(self, method: str, uri: str, content: bytes | None = None, *, origin: str | None = None) -> str:
+        """The Authorization header of a request; `uri` is whole."""
         signed = SignedRequest(
             method=method,
             uri=uri,
-            origin=ServerName(origin),
+            origin=ServerName(origin or self.name),
             destination=ServerName(self._server.application.config.server_name),
             content=content,
         )
-        headers = {"Authorization": make_header(signed, self.key)}
+        return make_header(signed, self.key)
+
+    async def send(self, method: str, uri: str, content: bytes | None, *authorizations: str) -> Answer:
+        """Send these bytes as they are, with these Authorization headers."""
+        headers = [("Authorization", authorization) for authorization in authorizations]
         if content is not None:
-            headers["Content-Type"] = "application/json"
+            headers.append(("Content-Type", "application/json"))
         url = URL(self._server.base_url + uri, encoded=True)
         session = self._server.anonymous.session
         async with session.request(method, url, data=content, headers=headers) as response:

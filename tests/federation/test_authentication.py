@@ -5,7 +5,6 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 import pytest_asyncio
-import yarl
 
 from federation.inbound.authentication import Authenticator, FederationCall, FederationRoute, build_federation_routes
 from federation.protocol.errors import LimitExceeded
@@ -17,7 +16,8 @@ from federation.web import Call, Route
 from homeserver.config import API, Listener
 from homeserver.listening import Listening
 from tests.clients import Client, Server
-from tests.federation.peers import Peer, a_peer
+from tests.federation.peer import Peer
+from tests.servers import SIGNING_KEY
 
 ECHO = "/_matrix/federation/v1/echo/a%2Fb"
 
@@ -42,6 +42,7 @@ class Budget:
 class Echo:
     """A server that tells what it understood, and what it noted."""
 
+    server: Server
     peer: Peer
     budget: Budget
     alive: list[ServerName]
@@ -57,9 +58,9 @@ async def echo(server: Server) -> AsyncIterator[Echo]:
     async def greet(_call: Call) -> WebAnswer:
         return {"hello": "world"}
 
-    echo = Echo(await a_peer(server), Budget(), [])
+    budget, alive = Budget(), list[ServerName]()
     authenticator = Authenticator(
-        ServerName(server.name), server.application.outbound.keyring.verify_request, echo.budget, echo.alive.append
+        ServerName(server.name), server.application.outbound.keyring.verify_request, budget, alive.append
     )
     path = "/_matrix/federation/v1/echo/{name}"
     routes: list[FederationRoute | Route] = [
@@ -68,16 +69,9 @@ async def echo(server: Server) -> AsyncIterator[Echo]:
     ]
     listening = Listening({API.FEDERATION: build_federation_routes(routes, authenticator)})
     await listening.start([Listener(port=0, apis=(API.FEDERATION,))])
-    echo.peer.server = Server(
-        server.application, Client(f"http://127.0.0.1:{listening.ports[0]}", server.anonymous.session)
-    )
-    yield echo
+    listener = Server(server.application, Client(f"http://127.0.0.1:{listening.ports[0]}", server.anonymous.session))
+    yield Echo(listener, await Peer(listener).trust(), budget, alive)
     await listening.stop()
-
-
-def url_of(echo: Echo, uri: str) -> yarl.URL:
-    """With its escapes as they are."""
-    return yarl.URL(echo.peer.server.base_url + uri, encoded=True)
 
 
 async def test_the_version_is_for_everybody(server: Server) -> None:
@@ -92,7 +86,7 @@ async def test_the_version_is_for_everybody(server: Server) -> None:
 async def test_a_signed_body_arrives_with_its_origin(echo: Echo, method: str) -> None:
     body = {"b": [1, {"é": None}], "a": "\u0000"}
 
-    answer = await echo.peer.request(method, ECHO, body, params={"q": "x y&z"})
+    answer = await echo.peer.request(method, ECHO, body, q="x y&z")
 
     assert answer.status == 200
     assert answer.body == {"origin": echo.peer.name, "json": body, "path": {"name": "a/b"}, "q": "x y&z"}
@@ -101,7 +95,7 @@ async def test_a_signed_body_arrives_with_its_origin(echo: Echo, method: str) ->
 
 
 async def test_a_request_without_a_body(echo: Echo) -> None:
-    answer = await echo.peer.get(ECHO)
+    answer = await echo.peer.request("GET", ECHO)
 
     assert (answer.status, answer.body["json"]) == (200, {})
 
@@ -145,7 +139,7 @@ async def test_a_number_that_cannot_be_written_again_is_verified_as_it_came(echo
     ],
 )
 async def test_a_header_that_claims_nothing(echo: Echo, header: str | None) -> None:
-    answer = await echo.peer.send("GET", ECHO, None, header)
+    answer = await echo.peer.send("GET", ECHO, None, *([] if header is None else [header]))
 
     assert (answer.status, answer.body["errcode"]) == (401, "M_UNAUTHORIZED")
     assert not echo.alive
@@ -172,10 +166,10 @@ async def test_a_signature_of_something_else(echo: Echo, changes: JsonObject) ->
     """As when a request is replayed with another path, query, method or body, or one to another server is."""
     peer = echo.peer
     request = SignedRequest(
-        method="PUT", uri=ECHO, origin=peer.name, destination=ServerName(peer.server.name), content=CONTENT
+        method="PUT", uri=ECHO, origin=peer.name, destination=ServerName(echo.server.name), content=CONTENT
     )
     signature = peer.key.sign(replace(request, **changes).signed_bytes())
-    header = f'X-Matrix origin="{peer.name}",destination="{peer.server.name}",key="{peer.key.key_id}",sig="{signature}"'
+    header = f'X-Matrix origin="{peer.name}",destination="{echo.server.name}",key="{peer.key.key_id}",sig="{signature}"'
 
     answer = await peer.send("PUT", ECHO, CONTENT, header)
 
@@ -193,7 +187,7 @@ async def test_a_replayed_request_with_another_query(echo: Echo) -> None:
 
 
 async def test_a_request_that_is_meant_for_another_server(echo: Echo) -> None:
-    header = echo.peer.header("GET", ECHO, None).replace(echo.peer.server.name, "elsewhere.example")
+    header = echo.peer.header("GET", ECHO, None).replace(echo.server.name, "elsewhere.example")
 
     answer = await echo.peer.send("GET", ECHO, None, header)
 
@@ -201,7 +195,7 @@ async def test_a_request_that_is_meant_for_another_server(echo: Echo) -> None:
 
 
 async def test_older_servers_leave_the_destination_out_of_the_header(echo: Echo) -> None:
-    destination = f'destination="{echo.peer.server.name}",'
+    destination = f'destination="{echo.server.name}",'
     header = echo.peer.header("GET", ECHO, None)
     assert destination in header
 
@@ -211,24 +205,27 @@ async def test_older_servers_leave_the_destination_out_of_the_header(echo: Echo)
 
 
 async def test_a_key_that_nobody_knows(echo: Echo) -> None:
-    stranger = replace(echo.peer, key=SigningKey.from_seed("other", b"x" * 32))
+    echo.peer.key = SigningKey.from_seed("other", b"x" * 32)
 
-    answer = await stranger.get(ECHO)
+    answer = await echo.peer.request("GET", ECHO)
 
     assert (answer.status, answer.body["errcode"]) == (401, "M_UNAUTHORIZED")
 
 
-async def test_a_server_does_not_speak_for_another(echo: Echo, server: Server) -> None:
-    victim = await a_peer(server)
-    liar = replace(echo.peer, name=victim.name)
+async def test_a_server_does_not_speak_for_another(echo: Echo) -> None:
+    victim = await Peer(echo.server).trust()
 
-    assert (await liar.get(ECHO)).status == 401
+    assert (await echo.peer.request_as(victim.name, "GET", ECHO)).status == 401
 
 
-async def test_nobody_speaks_for_us(echo: Echo, server: Server) -> None:
-    liar = replace(echo.peer, name=ServerName(server.name))
+async def test_nobody_speaks_for_us(echo: Echo) -> None:
+    assert (await echo.peer.request_as(echo.server.name, "GET", ECHO)).status == 401
 
-    assert (await liar.get(ECHO)).status == 401
+
+async def test_our_own_signature_is_not_another_servers(echo: Echo) -> None:
+    echo.peer.key = SIGNING_KEY
+
+    assert (await echo.peer.request_as(echo.server.name, "GET", ECHO)).status == 401
 
 
 @pytest.mark.parametrize(
@@ -254,31 +251,28 @@ async def test_a_body_that_is_refused_although_it_is_signed(
 
 
 async def test_a_header_for_each_key_of_which_one_holds(echo: Echo) -> None:
-    unknown = SigningKey.from_seed("newer", b"n" * 32)
-    uri, session = ECHO, echo.peer.server.anonymous.session
-    headers = [
-        ("Authorization", replace(echo.peer, key=unknown).header("GET", uri, None)),
-        ("Authorization", echo.peer.header("GET", uri, None)),
-    ]
+    holds = echo.peer.header("GET", ECHO)
+    echo.peer.key = SigningKey.from_seed("newer", b"n" * 32)
+    unknown = echo.peer.header("GET", ECHO)
 
-    async with session.get(echo.peer.server.base_url + "/_matrix/federation/v1/echo/x", headers=headers) as response:
-        assert response.status == 401  # neither is of this path
-    async with session.get(url_of(echo, uri), headers=headers) as response:
-        assert response.status == 200
+    assert (await echo.peer.send("GET", ECHO, None, unknown, holds)).status == 200
+    assert (await echo.peer.send("GET", ECHO, None, holds, unknown)).status == 200
+    assert (await echo.peer.send("GET", ECHO, None, unknown, unknown)).status == 401
+    assert (await echo.peer.send("GET", ECHO, None, *[holds] * 11)).status == 401
 
 
-async def test_headers_of_two_servers(echo: Echo, server: Server) -> None:
-    other = replace(await a_peer(server), server=echo.peer.server)
-    headers = [("Authorization", peer.header("GET", ECHO, None)) for peer in (echo.peer, other)]
+async def test_headers_of_two_servers(echo: Echo) -> None:
+    other = await Peer(echo.server).trust()
 
-    async with echo.peer.server.anonymous.session.get(url_of(echo, ECHO), headers=headers) as response:
-        assert response.status == 401
+    answer = await echo.peer.send("GET", ECHO, None, echo.peer.header("GET", ECHO), other.header("GET", ECHO))
+
+    assert answer.status == 401
 
 
 async def test_a_server_that_asks_too_much_is_told_to_wait(echo: Echo) -> None:
     echo.budget.limit = 2
 
-    answers = [await echo.peer.get(ECHO) for _ in range(3)]
+    answers = [await echo.peer.request("GET", ECHO) for _ in range(3)]
 
     assert [answer.status for answer in answers] == [200, 200, 429]
     assert answers[-1].body["errcode"] == "M_LIMIT_EXCEEDED"
@@ -298,6 +292,6 @@ async def test_what_needs_no_signature_spends_from_the_budget_of_the_address(ech
     echo.budget.limit = 1
     hello = "/_matrix/federation/v1/hello"
 
-    answers = [await echo.peer.send("GET", hello, None, None) for _ in range(2)]
+    answers = [await echo.peer.send("GET", hello, None) for _ in range(2)]
 
     assert [answer.status for answer in answers] == [200, 429]
