@@ -3,7 +3,7 @@
 from collections.abc import Collection, Sequence
 from enum import IntEnum
 
-from federation.protocol.types import ServerName, UserID
+from federation.protocol.types import RoomID, ServerName, UserID
 from storage import strings
 from storage.database import Tx
 
@@ -209,3 +209,35 @@ async def mutual_rooms(tx: Tx, user_id: UserID, other: UserID) -> list[tuple[int
         (user_id, other),
     )
     return [(room, room_id) for room, room_id in rows]
+
+
+async def joined_among(
+    tx: Tx, user_id: UserID, room_ids: Collection[RoomID], server_name: ServerName
+) -> dict[RoomID, bool]:
+    """Those of these rooms that users of a server are joined to, and whether this user is."""
+    numbers = await strings.find(tx, [user_id])
+    joined = (
+        "select from room_state join strings on strings.id = state_key where room_state.room = rooms.room"
+        f" and type = {strings.MEMBER} and line = 0 and until_version is null and membership = {int(Membership.JOIN)}"
+    )
+    rows = await tx.fetch(
+        f"select room_id, exists ({joined} and state_key = %s) from rooms where room_id = any(%s::text[])"
+        f" and exists ({joined} and strings.value like %s)",
+        (numbers.get(user_id), list(room_ids), f"%:{server_name}"),
+    )
+    return {RoomID(room_id): is_joined for room_id, is_joined in rows}
+
+
+async def servers_of(tx: Tx, room: int, *, version: int | None = None) -> list[ServerName]:
+    """The servers with users who are joined to the room, now or at a version of the trunk."""
+    when = "until_version is null"
+    params: tuple[int, ...] = ()
+    if version is not None:
+        when, params = "since_version <= %s and (until_version is null or until_version > %s)", (version, version)
+    rows = await tx.fetch(
+        "select distinct substring(strings.value from position(':' in strings.value) + 1) from room_state"
+        " join strings on strings.id = room_state.state_key"
+        f" where room = %s and type = {strings.MEMBER} and line = 0 and membership = {int(Membership.JOIN)} and {when}",
+        (room, *params),
+    )
+    return [ServerName(name) for (name,) in rows]

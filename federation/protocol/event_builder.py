@@ -8,7 +8,7 @@ from federation.protocol import canonical_json, event_format, event_hashes
 from federation.protocol.canonical_json import encode, encode_checked
 from federation.protocol.errors import TooLarge
 from federation.protocol.identifiers import fits
-from federation.protocol.pdu import Draft, VerifiedPDU
+from federation.protocol.pdu import PDU, Draft, VerifiedPDU
 from federation.protocol.redaction import redact
 from federation.protocol.room_versions import RoomVersionRules
 from federation.protocol.signatures import SigningKey
@@ -76,6 +76,29 @@ def build(
         rules=rules,
         json=json,
         canonical=canonical,
+    )
+
+
+def template(draft: Draft, rules: RoomVersionRules, placement: Placement) -> PDU:
+    """The draft as an event that another server is to complete: without hash, signatures, and an ID of its own.
+
+    The caller promises what `build` wants.
+    """
+    json = _unsigned_event(draft, rules, placement)
+    return PDU(
+        event_id=EventID(""),
+        room_id=draft.room_id,
+        type=draft.type,
+        sender=draft.sender,
+        state_key=draft.state_key,
+        content=draft.content,
+        prev_event_ids=tuple(placement.prev_events),
+        auth_event_ids=tuple(placement.auth_events),
+        depth=json["depth"],
+        origin_server_ts=json["origin_server_ts"],
+        redacts=draft.redacts,
+        rules=rules,
+        json=json,
     )
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from federation.protocol import auth_rules, event_builder
 from federation.protocol.auth_events import CREATE, POWER_LEVELS, auth_keys_for
 from federation.protocol.errors import Forbidden, MatrixError, NotFound
-from federation.protocol.identifiers import server_name_of
+from federation.protocol.identifiers import is_user_id, server_name_of
 from federation.protocol.pdu import Draft, VerifiedPDU
 from federation.protocol.power_levels import PowerLevels
 from federation.protocol.room_versions import RoomVersionRules
@@ -202,6 +202,21 @@ class RoomWriter:
         head = await self._head_with(room, keys)
         return {key: pdu for key in keys if (pdu := head.state.get(key)) is not None}
 
+    async def template(self, draft: Draft) -> JsonObject:
+        """What a user of another server would send next, for their server to complete: neither hashed nor signed.
+
+        Raises AuthRuleViolated when the room's state does not allow it. The signature of the server that lets the user
+        in, where one does, is taken as given: it can only follow.
+        """
+        room = await self.get_room(draft.room_id)
+        head = await self._head_with(room, self._keys_of(room, [draft]))
+        state, placement = _placement(head, draft)
+        pdu = event_builder.template(draft, room.rules, placement)
+        authoriser = draft.content.get("join_authorised_via_users_server")
+        signatures = {server_name_of(authoriser): {"": ""}} if is_user_id(authoriser) else {}
+        auth_rules.check(replace(pdu, json={**pdu.json, "signatures": signatures}), state)
+        return pdu.json
+
     async def newest_event_id(self, room: Room) -> EventID:
         """The event that the room's next one will refer to first."""
         head = await self._head_with(room, (CREATE,))
@@ -247,31 +262,15 @@ class RoomWriter:
         rules = head.room.rules
         if server_name_of(draft.sender) != self._server_name:
             raise Forbidden("Only our own users' events are made here")
-        keys = auth_keys_for(draft.type, draft.sender, draft.state_key, draft.content, rules)
-        state = {key: pdu for key in keys if (pdu := head.state.get(key)) is not None}
-        create = head.state.get(CREATE)
-        if create is None:
-            raise NotFound("There is no such room")
-        prev_events = _newest(head.extremities)
-        hashes: dict[EventID, str] = {}
-        if rules.references_carry_hashes:
-            hashes = {event_id: head.extremities[event_id][1] for event_id in prev_events}
-            hashes |= {pdu.event_id: described(pdu)[1] for pdu in state.values()}
+        state, placement = _placement(head, draft)
         pdu = event_builder.build(
             draft,
             rules,
-            event_builder.Placement(
-                prev_events=prev_events,
-                auth_events=[pdu.event_id for pdu in state.values()],
-                depth=1 + max((depth for depth, _ in head.extremities.values()), default=0),
-                origin_server_ts=_now_ms(),
-                hashes=hashes,
-            ),
+            placement,
             server_name=self._server_name,
             signing_key=self._signing_key,
             event_id_localpart=secrets.token_urlsafe(12) if rules.event_id_format == "server" else "",
         )
-        state[CREATE] = create
         auth_rules.check(pdu, state)
         return pdu
 
@@ -335,6 +334,30 @@ class RoomWriter:
             levels = await self.power_levels(room)
             if levels.of_user(sender) < levels.redact:
                 raise Forbidden("You may not redact this event")
+
+
+def _placement(head: RoomHead, draft: Draft) -> tuple[dict[StateKey, VerifiedPDU], event_builder.Placement]:
+    """Where a draft would stand at the room's end, and the state that decides on it."""
+    rules = head.room.rules
+    keys = auth_keys_for(draft.type, draft.sender, draft.state_key, draft.content, rules)
+    state = {key: pdu for key in keys if (pdu := head.state.get(key)) is not None}
+    create = head.state.get(CREATE)
+    if create is None:
+        raise NotFound("There is no such room")
+    prev_events = _newest(head.extremities)
+    hashes: dict[EventID, str] = {}
+    if rules.references_carry_hashes:
+        hashes = {event_id: head.extremities[event_id][1] for event_id in prev_events}
+        hashes |= {pdu.event_id: described(pdu)[1] for pdu in state.values()}
+    placement = event_builder.Placement(
+        prev_events=prev_events,
+        auth_events=[pdu.event_id for pdu in state.values()],
+        depth=1 + max((depth for depth, _ in head.extremities.values()), default=0),
+        origin_server_ts=_now_ms(),
+        hashes=hashes,
+    )
+    state[CREATE] = create
+    return state, placement
 
 
 def _newest(extremities: dict[EventID, tuple[int, str]]) -> list[EventID]:
