@@ -289,7 +289,13 @@ class Application:
         ]
 
         # what each listener serves
-        inbound = Inbound(self.outbound, database=self.database, rate_limits=self.rate_limits)
+        inbound = Inbound(
+            self.outbound,
+            database=self.database,
+            rate_limits=self.rate_limits,
+            writer=self.writer,
+            signing_key=signing_key,
+        )
         served: dict[API, list[Route]] = {
             API.CLIENT: [
                 *build_routes(client_routes, authenticator, self.rate_limits.by_name()),

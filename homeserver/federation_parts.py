@@ -2,12 +2,15 @@
 
 from federation.inbound import routes
 from federation.inbound.authentication import Authenticator, build_federation_routes
+from federation.inbound.membership import MembershipAPI
 from federation.inbound.openid import OpenIDAPI
 from federation.inbound.version import VersionAPI
 from federation.outbound.keyring import Keyring
 from federation.protocol.errors import RemoteServerError
 from federation.protocol.signatures import SigningKey, VerifyKey
 from federation.protocol.types import JsonObject, ServerName
+from federation.rooms.append import RoomWriter
+from federation.rooms.resident import Resident
 from federation.web import Route
 from homeserver import release
 from homeserver.config import Config
@@ -36,7 +39,22 @@ class Outbound:
 class Inbound:
     """What answers other servers; built after the services that it asks."""
 
-    def __init__(self, outbound: Outbound, *, database: Database, rate_limits: RateLimits) -> None:
+    def __init__(
+        self,
+        outbound: Outbound,
+        *,
+        database: Database,
+        rate_limits: RateLimits,
+        writer: RoomWriter,
+        signing_key: SigningKey,
+    ) -> None:
+        self.resident = Resident(
+            database=database,
+            writer=writer,
+            verify_events=outbound.keyring.verify_events,
+            server_name=outbound.server_name,
+            signing_key=signing_key,
+        )
         authenticator = Authenticator(
             outbound.server_name,
             outbound.keyring.verify_request,
@@ -47,6 +65,7 @@ class Inbound:
             [
                 *routes.version_routes(VersionAPI("Hearth", release.number())),
                 *routes.openid_routes(OpenIDAPI(database)),
+                *routes.membership_routes(MembershipAPI(database, self.resident, outbound.server_name)),
             ],
             authenticator,
         )

@@ -5,6 +5,8 @@ A `FederationRoute` is asked with a signature, a plain `Route` without.
 
 from collections.abc import Sequence
 
+from federation.inbound.authentication import FederationRoute
+from federation.inbound.membership import MembershipAPI
 from federation.inbound.openid import OpenIDAPI
 from federation.inbound.version import VersionAPI
 from federation.web import Route
@@ -18,3 +20,18 @@ def version_routes(api: VersionAPI) -> Sequence[Route]:
 def openid_routes(api: OpenIDAPI) -> Sequence[Route]:
     """Whose token it is: asked by services that have no key."""
     return api.routes()
+
+
+def membership_routes(api: MembershipAPI) -> Sequence[FederationRoute]:
+    """How users of other servers join, leave and knock."""
+    v1, v2 = "/_matrix/federation/v1", "/_matrix/federation/v2"
+    return [
+        FederationRoute("GET", v1 + "/make_join/{room_id}/{user_id}", api.make_join),
+        FederationRoute("PUT", v1 + "/send_join/{room_id}/{event_id}", api.send_join_v1),
+        FederationRoute("PUT", v2 + "/send_join/{room_id}/{event_id}", api.send_join),
+        FederationRoute("GET", v1 + "/make_leave/{room_id}/{user_id}", api.make_leave),
+        FederationRoute("PUT", v1 + "/send_leave/{room_id}/{event_id}", api.send_leave_v1),
+        FederationRoute("PUT", v2 + "/send_leave/{room_id}/{event_id}", api.send_leave),
+        FederationRoute("GET", v1 + "/make_knock/{room_id}/{user_id}", api.make_knock),
+        FederationRoute("PUT", v1 + "/send_knock/{room_id}/{event_id}", api.send_knock),
+    ]
