@@ -44,7 +44,7 @@ class OutsideMembership:
     position: int = 0
     """Where it stands in the log; set when it is read."""
 
-    kind: ClassVar[int] = 64
+    kind: ClassVar[int] = 128
 
     @property
     def width(self) -> int:
