@@ -2,6 +2,7 @@
 
 from federation.inbound import routes
 from federation.inbound.authentication import Authenticator, build_federation_routes
+from federation.inbound.events import EventsAPI
 from federation.inbound.membership import MembershipAPI
 from federation.inbound.openid import OpenIDAPI
 from federation.inbound.version import VersionAPI
@@ -11,6 +12,8 @@ from federation.protocol.signatures import SigningKey, VerifyKey
 from federation.protocol.types import JsonObject, ServerName
 from federation.rooms.append import RoomWriter
 from federation.rooms.resident import Resident
+from federation.rooms.server_access import ServerAccess
+from federation.rooms.server_reader import ServerReader
 from federation.web import Route
 from homeserver import release
 from homeserver.config import Config
@@ -61,11 +64,14 @@ class Inbound:
             FederationBudget(rate_limits),
             note_alive=lambda _origin: None,
         )
+        self.access = ServerAccess()
+        events = EventsAPI(ServerReader(database, self.access), outbound.server_name)
         self.routes: list[Route] = build_federation_routes(
             [
                 *routes.version_routes(VersionAPI("Hearth", release.number())),
                 *routes.openid_routes(OpenIDAPI(database)),
                 *routes.membership_routes(MembershipAPI(database, self.resident, outbound.server_name)),
+                *routes.event_routes(events),
             ],
             authenticator,
         )

@@ -1,5 +1,7 @@
 """What ends with an account, in the tables of several modules."""
 
+from collections.abc import Collection
+
 from federation.protocol.types import UserID
 from storage import cross_signing, profiles
 from storage.database import Tx
@@ -18,3 +20,9 @@ async def erase(tx: Tx, user_id: UserID) -> None:
     await tx.execute("delete from account_data where user_id = %s", (user_id,))
     await tx.execute("delete from filters where user_id = %s", (user_id,))
     await tx.execute("delete from presence where user_id = %s", (user_id,))
+
+
+async def erased_among(tx: Tx, user_ids: Collection[UserID]) -> set[UserID]:
+    """Those of these users whose accounts here were erased."""
+    rows = await tx.fetch("select user_id from users where user_id = any(%s::text[]) and is_erased", (list(user_ids),))
+    return {UserID(user_id) for (user_id,) in rows}

@@ -95,3 +95,12 @@ def _matching(room: int, wanted: Scan) -> tuple[list[str], list[Any]]:
                 values.append(list(numbers))
         conditions.append(f"exists (select from relations where {relation})")
     return conditions, values
+
+
+async def preceding(tx: Tx, room: int, place: int, limit: int) -> list[StoredEvent]:
+    """The events that stand at this place and before it, the nearest first, hidden ones included."""
+    rows = await tx.fetch(
+        f"select {COLUMNS} from events where room = %s and position <= %s order by position desc limit %s",
+        (room, place, limit),
+    )
+    return [from_row(row) for row in rows]

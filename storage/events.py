@@ -73,6 +73,11 @@ class StoredEvent:
         return self._json
 
     @property
+    def place(self) -> int:
+        """Where it stands among the room's events, for who reads them in order."""
+        return self.position
+
+    @property
     def is_readable(self) -> bool:
         """Whether the row holds an event at all: nobody is shown one that does not."""
         return self.json is not UNREADABLE
@@ -405,3 +410,12 @@ async def positions_of(tx: Tx, room: int, event_ids: Collection[str]) -> dict[Ev
         (list(event_ids), room, int(Flag.REJECTED)),
     )
     return {EventID(event_id): position for event_id, position in rows}
+
+
+async def ids_of(tx: Tx, room: int, positions: Collection[int]) -> dict[int, EventID]:
+    """The IDs of events of one room, by position."""
+    rows = await tx.fetch(
+        "select position, event_id from events where room = %s and position = any(%s::bigint[])",
+        (room, list(positions)),
+    )
+    return {position: EventID(event_id) for position, event_id in rows}

@@ -7,7 +7,7 @@ a line without a parent is a whole state. Answers map (type, state key) to the p
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from federation.protocol.types import StateKey, UserID
+from federation.protocol.types import ServerName, StateKey, UserID
 from storage import strings
 from storage.database import Row, Tx
 from storage.events import COLUMNS, StoredEvent, from_row
@@ -200,6 +200,30 @@ async def histories(tx: Tx, rooms: Collection[int], key: StateKey) -> dict[int, 
             member = None if membership is None else Membership(membership)
             found.setdefault(room, []).append(Span(since, until, event, member))
     return found
+
+
+_OF_SERVER = "substr(strings.value, strpos(strings.value, ':') + 1) = %s"
+
+
+async def spans_of_server(tx: Tx, room: int, server_name: ServerName) -> list[Span]:
+    """When users of a server were joined or invited: trunk entries of all of them together, oldest first."""
+    rows = await tx.fetch(
+        "select since_version, until_version, event, membership from room_state"
+        " join strings on strings.id = room_state.state_key where room = %s and type = %s and line = 0"
+        f" and membership = any(%s::smallint[]) and {_OF_SERVER} order by since_version",
+        (room, strings.MEMBER, [int(Membership.JOIN), int(Membership.INVITE)], server_name),
+    )
+    return [Span(since, until, event, Membership(membership)) for since, until, event, membership in rows]
+
+
+async def users_of_server(tx: Tx, room: int, server_name: ServerName) -> list[UserID]:
+    """The users of a server who ever stood in the room's state, on whatever line."""
+    rows = await tx.fetch(
+        "select distinct strings.value from room_state join strings on strings.id = room_state.state_key"
+        f" where room = %s and type = %s and {_OF_SERVER}",
+        (room, strings.MEMBER, server_name),
+    )
+    return [UserID(user_id) for (user_id,) in rows]
 
 
 async def at_versions(

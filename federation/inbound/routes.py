@@ -6,6 +6,7 @@ A `FederationRoute` is asked with a signature, a plain `Route` without.
 from collections.abc import Sequence
 
 from federation.inbound.authentication import FederationRoute
+from federation.inbound.events import EventsAPI
 from federation.inbound.membership import MembershipAPI
 from federation.inbound.openid import OpenIDAPI
 from federation.inbound.version import VersionAPI
@@ -34,4 +35,18 @@ def membership_routes(api: MembershipAPI) -> Sequence[FederationRoute]:
         FederationRoute("PUT", v2 + "/send_leave/{room_id}/{event_id}", api.send_leave),
         FederationRoute("GET", v1 + "/make_knock/{room_id}/{user_id}", api.make_knock),
         FederationRoute("PUT", v1 + "/send_knock/{room_id}/{event_id}", api.send_knock),
+    ]
+
+
+def event_routes(api: EventsAPI) -> Sequence[FederationRoute]:
+    """Rooms' events, states and history."""
+    v1 = "/_matrix/federation/v1"
+    return [
+        FederationRoute("GET", f"{v1}/event/{{event_id}}", api.get_event),
+        FederationRoute("GET", f"{v1}/state/{{room_id}}", api.get_state),
+        FederationRoute("GET", f"{v1}/state_ids/{{room_id}}", api.get_state_ids),
+        FederationRoute("GET", f"{v1}/event_auth/{{room_id}}/{{event_id}}", api.get_event_auth),
+        FederationRoute("GET", f"{v1}/backfill/{{room_id}}", api.backfill),
+        FederationRoute("POST", f"{v1}/get_missing_events/{{room_id}}", api.get_missing_events),
+        FederationRoute("GET", f"{v1}/timestamp_to_event/{{room_id}}", api.get_by_timestamp),
     ]

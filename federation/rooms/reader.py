@@ -52,13 +52,14 @@ class Seen:
 
 
 @dataclass(frozen=True, slots=True)
-class _Spans:
+class Spans:
     """One entry of the trunk through time: from each version on, a value."""
 
     versions: Sequence[int]
     values: Sequence[str | None]
 
     def at(self, version: int) -> str | None:
+        """The value at a version."""
         index = bisect_right(self.versions, version) - 1
         return self.values[index] if index >= 0 else None
 
@@ -128,9 +129,9 @@ class RoomReader:
         joined_until = max((span.until or END for span in history if span.membership is Membership.JOIN), default=-1)
         stored = [event for event in stored if event.is_readable]
         memberships = {event.position: own.at(event.version) for event in stored if event.line == TRUNK}
-        visibilities: _Spans | None = None
+        visibilities: Spans | None = None
         if any(memberships.get(event.position) != "join" for event in stored):
-            visibilities = await self._visibilities(tx, room)
+            visibilities = (await visibility_spans(tx, room))[1]
         forked = [event for event in stored if event.line != TRUNK]
         branch_visibilities = await self._on_branches(tx, room, key, forked, memberships) if forked else {}
         seen: list[Seen] = []
@@ -157,19 +158,6 @@ class RoomReader:
             elif is_own:  # a rejected invite, say: its sender has to learn of it
                 seen.append(Seen(event, after or "leave", shows_state=False))
         return seen
-
-    async def _visibilities(self, tx: Tx, room: Room) -> _Spans:
-        return (await self._visibility_spans(tx, room))[1]
-
-    async def _visibility_spans(self, tx: Tx, room: Room) -> tuple[Sequence[Span], _Spans]:
-        history = (await room_state.history(tx, room.number, [VISIBILITY]))[VISIBILITY]
-        wanted = [span.event for span in history if span.event is not None]
-        stored = await events.by_position(tx, room.number, wanted) if wanted else {}
-        values = [
-            get_visibility(stored[span.event].content if span.event is not None and span.event in stored else None)
-            for span in history
-        ]
-        return history, _spans(history, values)
 
     async def _on_branches(
         self, tx: Tx, room: Room, key: StateKey, forked: Sequence[StoredEvent], memberships: dict[int, str | None]
@@ -269,7 +257,7 @@ class RoomReader:
         history = (await room_state.histories(tx, [access.room.number], key)).get(access.room.number, [])
         own = _spans(history, [_word(span.membership) for span in history])
         joins = [span.since for span in history if span.membership is Membership.JOIN and span.since > version]
-        visibility = (await self._visibilities(tx, access.room)).at(version)
+        visibility = (await visibility_spans(tx, access.room))[1].at(version)
         if may_see(get_visibility({"history_visibility": visibility}), own.at(version), joins_later=bool(joins)):
             return version
         return joins[0] if joins else version
@@ -282,7 +270,7 @@ class RoomReader:
         """
         key: StateKey = ("m.room.member", access.user_id)
         history = (await room_state.histories(tx, [access.room.number], key)).get(access.room.number, [])
-        visibilities = await self._visibility_spans(tx, access.room)
+        visibilities = await visibility_spans(tx, access.room)
         own = _spans(history, [_word(span.membership) for span in history])
         joined_last = max((span.since for span in history if span.membership is Membership.JOIN), default=-1)
         positions = {
@@ -341,6 +329,18 @@ class RoomReader:
         ]
 
 
+async def visibility_spans(tx: Tx, room: Room) -> tuple[Sequence[Span], Spans]:
+    """The history of the room's `m.room.history_visibility`: as stored, and what it says."""
+    history = (await room_state.history(tx, room.number, [VISIBILITY]))[VISIBILITY]
+    wanted = [span.event for span in history if span.event is not None]
+    stored = await events.by_position(tx, room.number, wanted) if wanted else {}
+    values = [
+        get_visibility(stored[span.event].content if span.event is not None and span.event in stored else None)
+        for span in history
+    ]
+    return history, _spans(history, values)
+
+
 def _may_see(
     event: StoredEvent,
     visibility: HistoryVisibility,
@@ -356,7 +356,7 @@ def _may_see(
     )
 
 
-def _spans(history: Sequence[Span], values: Sequence[str | None]) -> _Spans:
+def _spans(history: Sequence[Span], values: Sequence[str | None]) -> Spans:
     """The values through time, with None where nothing followed an entry that was taken away."""
     versions: list[int] = []
     known: list[str | None] = []
@@ -367,7 +367,7 @@ def _spans(history: Sequence[Span], values: Sequence[str | None]) -> _Spans:
         if span.until is not None and not follows:
             versions.append(span.until)
             known.append(None)
-    return _Spans(versions, known)
+    return Spans(versions, known)
 
 
 def _last_leave(history: Sequence[Span]) -> Span | None:
