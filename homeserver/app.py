@@ -14,7 +14,6 @@ from typing import Any
 import uvloop
 
 from federation.protocol.errors import NotFound, Unavailable
-from federation.protocol.signatures import SigningKey
 from federation.protocol.types import JsonObject, ServerName, UserID
 from federation.rooms import client_events
 from federation.rooms.append import RoomWriter
@@ -96,6 +95,7 @@ from homeserver.services.sync_rooms import SyncRooms
 from homeserver.services.typing import TypingService
 from homeserver.services.user_names import UserNames
 from homeserver.services.user_views import UserViews
+from homeserver.signing_keys import OwnKeys
 from homeserver.startup import Prepared, prepare
 from storage import send_to_device, short_lived_tokens
 from storage.account_data import AccountDataChanged
@@ -130,14 +130,14 @@ SWEEP_SECONDS = 600
 class Application:
     """One process's server. `start` returns when it answers; `stop` loses no answered write."""
 
-    def __init__(self, config: Config, conninfo: str, signing_key: SigningKey) -> None:
+    def __init__(self, config: Config, conninfo: str, keys: OwnKeys) -> None:
         self.config = config
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Gets the exception of a background task that ended."""
         self._tasks: list[asyncio.Task[None]] = []
-        self._build(conninfo, signing_key)
+        self._build(conninfo, keys)
 
-    def _build(self, conninfo: str, signing_key: SigningKey) -> None:
+    def _build(self, conninfo: str, keys: OwnKeys) -> None:
         """Every object, in dependency order."""
         config, server_name = self.config, ServerName(self.config.server_name)
 
@@ -158,12 +158,10 @@ class Application:
             heads=heads,
             counter=self.event_counter,
             server_name=server_name,
-            signing_key=signing_key,
+            signing_key=keys.signing_key,
         )
         self.reader = RoomReader(self.database)
-        self.outbound = Outbound(
-            config=config, database=self.database, server_name=server_name, signing_key=signing_key
-        )
+        self.outbound = Outbound(config=config, database=self.database, server_name=server_name, keys=keys)
 
         # services
         self.rate_limits = configured.rate_limits(config.rate_limits)
@@ -471,7 +469,7 @@ async def _serve(config: Config, prepared: Prepared, announce: Callable[[str], N
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, asked_to_stop.set)
-    application = Application(config, prepared.conninfo, prepared.signing_key)
+    application = Application(config, prepared.conninfo, prepared.keys)
     await application.start()
     try:
         announce(_greeting(config))

@@ -15,10 +15,11 @@ from pathlib import Path
 
 from federation.protocol.errors import MatrixError
 from federation.protocol.identifiers import check_localpart, check_server_name
-from homeserver import config_loading, logs, startup
+from homeserver import config_loading, logs, signing_keys, startup
 from homeserver.config import Config
 from homeserver.config_loading import ConfigurationError
 from homeserver.services.passwords import Passwords
+from homeserver.signing_keys import SigningKeyError
 from homeserver.startup import StartupError
 from storage import accounts, migrate
 from storage.accounts import Account
@@ -73,6 +74,9 @@ def _parser() -> argparse.ArgumentParser:
     upgrade = commands.add_parser("migrate", parents=[file], help="bring the database's schema up to date")
     upgrade.set_defaults(command=_migrate)
 
+    rotate = commands.add_parser("rotate-key", parents=[file], help="replace the signing key by a new one")
+    rotate.set_defaults(command=_rotate_key)
+
     user = commands.add_parser("user", help="accounts").add_subparsers(required=True, metavar="COMMAND")
     create = user.add_parser("create", parents=[file], help="make an account")
     create.add_argument("name", help="the part of the user ID before the colon, without @")
@@ -116,6 +120,18 @@ def _check(config: Config, _options: argparse.Namespace) -> int:
 def _migrate(config: Config, _options: argparse.Namespace) -> int:
     with startup.prepare(config):
         print(f"The database has the newest schema, {migrate.newest_revision()}.")
+    return 0
+
+
+def _rotate_key(config: Config, _options: argparse.Namespace) -> int:
+    try:
+        old, new = signing_keys.rotate(config.signing_key_path)
+    except SigningKeyError as error:
+        raise CommandError(str(error)) from None
+    except OSError as error:
+        raise CommandError(f"The new key cannot be written: {error}.") from None
+    print(f"The new signing key is {new.key_id}. A server that runs goes on with {old.key_id}: restart it.")
+    print(f"From that start on {old.key_id} is published as an old key, which proves what was signed before.")
     return 0
 
 

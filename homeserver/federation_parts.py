@@ -5,10 +5,10 @@ from federation.inbound.authentication import Authenticator, build_federation_ro
 from federation.inbound.events import EventsAPI
 from federation.inbound.membership import MembershipAPI
 from federation.inbound.openid import OpenIDAPI
+from federation.inbound.server_keys import ServerKeysAPI
 from federation.inbound.version import VersionAPI
 from federation.outbound.keyring import Keyring
 from federation.protocol.errors import RemoteServerError
-from federation.protocol.signatures import SigningKey, VerifyKey
 from federation.protocol.types import JsonObject, ServerName
 from federation.rooms.append import RoomWriter
 from federation.rooms.resident import Resident
@@ -18,19 +18,21 @@ from federation.web import Route
 from homeserver import release
 from homeserver.config import Config
 from homeserver.services.rate_limits import RateLimits
+from homeserver.signing_keys import OwnKeys
 from storage.database import Database
 
 
 class Outbound:
     """What asks other servers; built before the services that use it."""
 
-    def __init__(self, *, config: Config, database: Database, server_name: ServerName, signing_key: SigningKey) -> None:
+    def __init__(self, *, config: Config, database: Database, server_name: ServerName, keys: OwnKeys) -> None:
         self.server_name = server_name
+        self.keys = keys
         self.keyring = Keyring(
             database,
             _NoSource(),
             server_name=server_name,
-            own_keys={signing_key.key_id: VerifyKey(public_key=signing_key.public_key)},
+            own_keys=keys.verify_keys(),
             notaries=[ServerName(name) for name in config.federation.notary_servers],
         )
 
@@ -69,6 +71,9 @@ class Inbound:
         self.routes: list[Route] = build_federation_routes(
             [
                 *routes.version_routes(VersionAPI("Hearth", release.number())),
+                *routes.server_key_routes(
+                    ServerKeysAPI(outbound.server_name, outbound.keys.signing_key, outbound.keys.old, outbound.keyring)
+                ),
                 *routes.openid_routes(OpenIDAPI(database)),
                 *routes.membership_routes(MembershipAPI(database, self.resident, outbound.server_name)),
                 *routes.event_routes(events),

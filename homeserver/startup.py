@@ -1,14 +1,14 @@
 """What must be there before a server runs: its database, with the newest schema, and its signing key."""
 
 import contextlib
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from federation.protocol.signatures import SigningKey
 from homeserver import signing_keys
 from homeserver.config import Config
-from homeserver.signing_keys import SigningKeyError
+from homeserver.signing_keys import OwnKeys, SigningKeyError
 from storage import migrate, requirements
 from storage.embedded import EmbeddedPostgres, EmbeddedPostgresError, find_running, has_cluster
 from storage.migrate import DatabaseTooNewError
@@ -27,7 +27,7 @@ class Prepared:
     """What a server needs besides its settings."""
 
     conninfo: str
-    signing_key: SigningKey
+    keys: OwnKeys
     is_first_run: bool
 
 
@@ -42,9 +42,9 @@ def prepare(config: Config) -> Iterator[Prepared]:
     with _own_database(config) as conninfo:
         with _complaining():
             revision = migrate.find_revision(conninfo)
-            signing_key = _load_or_create_key(config.signing_key_path, may_create=revision is None)
+            keys = _load_or_create_keys(config.signing_key_path, may_create=revision is None)
             migrate.upgrade(conninfo)
-        yield Prepared(conninfo, signing_key, is_first_run=revision is None)
+        yield Prepared(conninfo, keys, is_first_run=revision is None)
 
 
 @contextlib.contextmanager
@@ -75,7 +75,7 @@ def list_complaints(config: Config) -> list[str]:
         complaints += error.complaints
     if revision is not None or config.signing_key_path.exists():
         try:
-            signing_keys.load(config.signing_key_path)
+            signing_keys.check(config.signing_key_path)
         except SigningKeyError as error:
             complaints.append(str(error))
     return complaints
@@ -114,11 +114,11 @@ def _own_database(config: Config) -> Iterator[str]:
         yield conninfo
 
 
-def _load_or_create_key(path: Path, *, may_create: bool) -> SigningKey:
+def _load_or_create_keys(path: Path, *, may_create: bool) -> OwnKeys:
     if may_create and not path.exists():
         with contextlib.suppress(FileExistsError):  # another process was faster
-            return signing_keys.create(path)
-    return signing_keys.load(path)
+            return OwnKeys(signing_keys.create(path))
+    return signing_keys.load_all(path, int(time.time() * 1000))
 
 
 def _make_data_directory(path: Path) -> None:

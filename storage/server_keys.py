@@ -3,13 +3,31 @@
 A newer list wins over an older one, whichever way it came: what is written twice, or late, changes nothing.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+
+import orjson
 
 from federation.protocol import canonical_json
 from federation.protocol.server_keys import ServerKeys
 from federation.protocol.signatures import VerifyKey
-from federation.protocol.types import KeyID, ServerName
+from federation.protocol.types import JsonObject, KeyID, ServerName
 from storage.database import Tx
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredAnswer:
+    """A list of keys as its server signed it."""
+
+    json: JsonObject
+    fetched_ts: int
+    valid_until_ts: int
+
+    def is_fresh(self, now_ts: int, key_ids: Iterable[KeyID], least_ts: int) -> bool:
+        """Whether it has these keys, is valid until then, and less than half of its time is over."""
+        keys = {**self.json["verify_keys"], **self.json.get("old_verify_keys", {})}
+        half = self.fetched_ts + (self.valid_until_ts - self.fetched_ts) // 2
+        return now_ts < half and least_ts <= self.valid_until_ts and all(key_id in keys for key_id in key_ids)
 
 
 async def find(tx: Tx, wanted: Collection[tuple[ServerName, KeyID]]) -> dict[tuple[ServerName, KeyID], VerifyKey]:
@@ -59,12 +77,16 @@ async def save(tx: Tx, lists: Sequence[ServerKeys], now_ts: int) -> None:
     )
 
 
-async def find_answers(tx: Tx, names: Collection[ServerName]) -> Mapping[ServerName, tuple[bytes, int]]:
-    """The newest list that each of these servers signed, in canonical JSON, and when it was fetched."""
+async def find_answers(tx: Tx, names: Collection[ServerName]) -> dict[ServerName, StoredAnswer]:
+    """The newest list that each of these servers signed."""
     rows = await tx.fetch(
-        "select server_name, json, fetched_ts from server_key_answers where server_name = any(%s)", (list(names),)
+        "select server_name, json, fetched_ts, valid_until_ts from server_key_answers where server_name = any(%s)",
+        (list(names),),
     )
-    return {name: (json, fetched_ts) for name, json, fetched_ts in rows}
+    return {
+        name: StoredAnswer(json=orjson.loads(json), fetched_ts=fetched_ts, valid_until_ts=valid_until_ts)
+        for name, json, fetched_ts, valid_until_ts in rows
+    }
 
 
 async def delete_answers(tx: Tx, before_ts: int) -> int:

@@ -10,6 +10,7 @@ import aiohttp
 from federation.protocol.signatures import SigningKey
 from homeserver.app import Application
 from homeserver.config import Config, Listener, RateLimits, Registration, RegistrationMode
+from homeserver.signing_keys import OwnKeys
 from tests.clients import Client, Server
 
 TEST_CONFIG = Config(
@@ -23,9 +24,9 @@ SIGNING_KEY = SigningKey.from_seed("test", bytes(range(32)))
 
 
 @asynccontextmanager
-async def running(conninfo: str, **changes: Any) -> AsyncIterator[Server]:
+async def running(conninfo: str, *, keys: OwnKeys | None = None, **changes: Any) -> AsyncIterator[Server]:
     """A server on this database, with `TEST_CONFIG` changed; stopped at the end of the block."""
-    application = Application(dataclasses.replace(TEST_CONFIG, **changes), conninfo, SIGNING_KEY)
+    application = Application(dataclasses.replace(TEST_CONFIG, **changes), conninfo, keys or OwnKeys(SIGNING_KEY))
     await application.start()
     try:
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=60)) as session:

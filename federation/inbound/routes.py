@@ -9,6 +9,7 @@ from federation.inbound.authentication import FederationRoute
 from federation.inbound.events import EventsAPI
 from federation.inbound.membership import MembershipAPI
 from federation.inbound.openid import OpenIDAPI
+from federation.inbound.server_keys import ServerKeysAPI
 from federation.inbound.version import VersionAPI
 from federation.web import Route
 
@@ -49,4 +50,15 @@ def event_routes(api: EventsAPI) -> Sequence[FederationRoute]:
         FederationRoute("GET", f"{v1}/backfill/{{room_id}}", api.backfill),
         FederationRoute("POST", f"{v1}/get_missing_events/{{room_id}}", api.get_missing_events),
         FederationRoute("GET", f"{v1}/timestamp_to_event/{{room_id}}", api.get_by_timestamp),
+    ]
+
+
+def server_key_routes(api: ServerKeysAPI) -> Sequence[Route]:
+    """Our keys and those of others: whoever asks needs them before a signature means anything."""
+    return [
+        Route("GET", "/_matrix/key/v2/server", api.get_own),
+        Route("GET", "/_matrix/key/v2/server/{key_id}", api.get_own),
+        Route("GET", "/_matrix/key/v2/query/{server_name}", api.query_one),
+        Route("GET", "/_matrix/key/v2/query/{server_name}/{key_id}", api.query_one),
+        Route("POST", "/_matrix/key/v2/query", api.query_many),
     ]

@@ -58,13 +58,14 @@ class KeyFetcher:
         notaries: Sequence[ServerName],
         learn: Learn,
         *,
+        at_once: int = DIRECT_AT_ONCE,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._source = source
         self._notaries = tuple(notaries)
         self._learn = learn
         self._clock = clock
-        self._direct = asyncio.Semaphore(DIRECT_AT_ONCE)
+        self._direct = asyncio.Semaphore(at_once)
         self._under_way: dict[ServerName, asyncio.Task[None]] = {}
         self._asked_at: dict[ServerName, float] = {}
 

@@ -7,6 +7,7 @@ what was signed before.
 """
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -37,6 +38,11 @@ MAX_SIGNATURES = 20
 IN_THREAD = 16
 """So many events are verified in a thread: each takes some 150 microseconds."""
 
+MAX_ASKED_FOR_OTHERS = 50
+"""Who asks us as a notary makes us ask so many servers at most."""
+
+PATIENCE_FOR_OTHERS_SECONDS = 20.0
+
 _MAX_CACHED = 20_000
 
 Name = tuple[ServerName, KeyID]
@@ -58,11 +64,13 @@ class Keyring:
         self._server_name = server_name
         self._own_keys = dict(own_keys)
         self._fetcher = KeyFetcher(source, [name for name in notaries if name != server_name], self._learn)
+        self._fetcher_for_others = KeyFetcher(source, (), self._learn, at_once=10)
         self._cache: dict[Name, VerifyKey] = {}
 
     async def close(self) -> None:
         """Stop asking for keys."""
         await self._fetcher.close()
+        await self._fetcher_for_others.close()
 
     async def verify_events(self, pdus: Sequence[PDU]) -> list[VerifiedPDU | MatrixError]:
         """Each event verified, redacted if its content hash does not match, or why it is dropped; in the same order.
@@ -109,6 +117,29 @@ class Keyring:
             if signatures.verify_json(json, server_name, name[1], key.public_key):
                 return
         raise Unauthorized(f"The object is not signed by {server_name} with a key that is known", "M_UNAUTHORIZED")
+
+    async def find_lists(self, wanted: Mapping[ServerName, tuple[Mapping[KeyID, int], int]]) -> list[JsonObject]:
+        """The newest list of keys that each of these servers signed, as a notary gives it out.
+
+        A server is asked again, within limits, for a key that is not in its list, when the list is not valid until the
+        given time, or half of the time is over for which it was valid; if it does not answer, the old list stands.
+        """
+        async with self._database.read() as tx:
+            known = await server_keys.find_answers(tx, wanted.keys())
+        now = _now_ms()
+        ask = {
+            name: dict.fromkeys(keys, least_ts)
+            for name, (keys, least_ts) in wanted.items()
+            if name not in known or not known[name].is_fresh(now, keys, least_ts)
+        }
+        if ask:
+            first = dict(list(ask.items())[:MAX_ASKED_FOR_OTHERS])
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(PATIENCE_FOR_OTHERS_SECONDS):
+                    await self._fetcher_for_others.fetch(first, pause=EVENT_PAUSE_SECONDS)
+            async with self._database.read() as tx:
+                known = {**known, **await server_keys.find_answers(tx, first.keys())}
+        return [known[name].json for name in wanted if name in known]
 
     async def _get(self, wanted: Mapping[Name, int], *, pause: float) -> dict[Name, VerifyKey]:
         """Those of these keys that there are, fetched anew where one has to be valid for longer than it is."""

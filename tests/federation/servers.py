@@ -26,6 +26,7 @@ from psycopg.conninfo import make_conninfo
 from federation.protocol.signatures import SigningKey
 from homeserver.app import Application
 from homeserver.config import ExistingFile, Federation, Listener
+from homeserver.signing_keys import OwnKeys
 from tests.clients import Client, Server
 from tests.clusters import TEMPLATE, create_database, drop_database
 from tests.federation.authority import Authority
@@ -102,7 +103,7 @@ async def _running(conninfo: str, authority: Authority, host: str, changes: dict
     }
     config = dataclasses.replace(TEST_CONFIG, **settings)
     seed = hashlib.sha256(config.server_name.encode()).digest()
-    application = Application(config, conninfo, SigningKey.from_seed("test", seed))
+    application = Application(config, conninfo, OwnKeys(SigningKey.from_seed("test", seed)))
     await application.start()
     try:
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=60)) as session:

@@ -163,6 +163,27 @@ def test_a_lost_key_is_not_replaced(hearth: Hearth, data: Path, command: str) ->
     assert not (data / "signing.key").exists()
 
 
+def test_a_key_is_rotated(hearth: Hearth, data: Path) -> None:
+    old = signing_keys.load(data / "signing.key")
+
+    answer = hearth("rotate-key")
+
+    new = signing_keys.load(data / "signing.key")
+    assert answer.returncode == 0, answer.stderr
+    assert new.key_id != old.key_id
+    assert f"The new signing key is {new.key_id}." in answer.stdout
+    assert "restart it" in answer.stdout
+    assert hearth("check").returncode == 0
+
+
+def test_a_key_that_is_not_there_is_not_rotated(hearth: Hearth, directory: Path) -> None:
+    answer = hearth("rotate-key")
+
+    assert answer.returncode == 1
+    assert "is missing" in answer.stderr
+    assert not (directory / "data" / "signing.key").exists()
+
+
 def test_a_database_that_cannot_be_reached_is_named(hearth: Hearth, directory: Path) -> None:
     (directory / "config.yaml").write_text(
         "server_name: a.example\ndatabase: postgresql://u:hush@127.0.0.1:1/x\n", encoding="ascii"
@@ -199,7 +220,7 @@ def test_a_configuration_that_is_asked_for_must_be_there(hearth: Hearth) -> None
 def test_help_names_every_command(hearth: Hearth) -> None:
     answer = hearth("--help")
     assert answer.returncode == 0
-    assert all(command in answer.stdout for command in ("serve", "check", "migrate", "user"))
+    assert all(command in answer.stdout for command in ("serve", "check", "migrate", "rotate-key", "user"))
 
 
 @contextlib.contextmanager
