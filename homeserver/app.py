@@ -292,7 +292,6 @@ class Application:
             database=self.database,
             rate_limits=self.rate_limits,
             writer=self.writer,
-            signing_key=signing_key,
         )
         served: dict[API, list[Route]] = {
             API.CLIENT: [

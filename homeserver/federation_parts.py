@@ -51,14 +51,13 @@ class Inbound:
         database: Database,
         rate_limits: RateLimits,
         writer: RoomWriter,
-        signing_key: SigningKey,
     ) -> None:
         self.resident = Resident(
             database=database,
             writer=writer,
             verify_events=outbound.keyring.verify_events,
             server_name=outbound.server_name,
-            signing_key=signing_key,
+            signing_key=outbound.keys.signing_key,
         )
         authenticator = Authenticator(
             outbound.server_name,
