@@ -7,9 +7,15 @@ from federation.inbound.membership import MembershipAPI
 from federation.inbound.openid import OpenIDAPI
 from federation.inbound.server_keys import ServerKeysAPI
 from federation.inbound.version import VersionAPI
+from federation.outbound.addresses import AddressPolicy
+from federation.outbound.availability import Availability
+from federation.outbound.client import FederationClient
+from federation.outbound.egress import Egress
+from federation.outbound.key_requests import KeyRequests
 from federation.outbound.keyring import Keyring
-from federation.protocol.errors import RemoteServerError
-from federation.protocol.types import JsonObject, ServerName
+from federation.outbound.name_lookup import SystemNameLookup
+from federation.outbound.server_discovery import ServerDiscovery
+from federation.protocol.types import ServerName
 from federation.rooms.append import RoomWriter
 from federation.rooms.resident import Resident
 from federation.rooms.server_access import ServerAccess
@@ -28,17 +34,29 @@ class Outbound:
     def __init__(self, *, config: Config, database: Database, server_name: ServerName, keys: OwnKeys) -> None:
         self.server_name = server_name
         self.keys = keys
+        settings = config.federation
+        self.egress = Egress(
+            AddressPolicy(settings.denied_ranges, settings.allowed_ranges),
+            SystemNameLookup(),
+            settings.certificate_authorities,
+            user_agent=f"Hearth/{release.number()}",
+        )
+        self.discovery = ServerDiscovery(self.egress)
+        self.availability = Availability()
+        self.client = FederationClient(server_name, keys.signing_key, self.egress, self.discovery, self.availability)
         self.keyring = Keyring(
             database,
-            _NoSource(),
+            KeyRequests(self.client),
             server_name=server_name,
             own_keys=keys.verify_keys(),
-            notaries=[ServerName(name) for name in config.federation.notary_servers],
+            notaries=[ServerName(name) for name in settings.notary_servers],
         )
 
     async def stop(self) -> None:
         """End what runs by itself."""
         await self.keyring.close()
+        await self.discovery.close()
+        await self.egress.close()
 
 
 class Inbound:
@@ -63,7 +81,7 @@ class Inbound:
             outbound.server_name,
             outbound.keyring.verify_request,
             FederationBudget(rate_limits),
-            note_alive=lambda _origin: None,
+            note_alive=outbound.availability.alive,
         )
         self.access = ServerAccess()
         events = EventsAPI(ServerReader(database, self.access), outbound.server_name)
@@ -94,11 +112,3 @@ class FederationBudget:
     def spend(self, key: str) -> None:
         """Take one; raises LimitExceeded when `key`, a server or an address, has none left."""
         self._rate_limits.spend("federation", key)
-
-
-class _NoSource:
-    async def get_keys(self, server_name: ServerName) -> JsonObject:
-        raise RemoteServerError(f"{server_name} cannot be reached", is_transient=True)
-
-    async def query_notary(self, notary: ServerName, _body: JsonObject) -> JsonObject:
-        raise RemoteServerError(f"{notary} cannot be reached", is_transient=True)

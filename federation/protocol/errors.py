@@ -125,8 +125,12 @@ class PeerUnreachable(PeerFailed):
 class PeerRefused(PeerFailed):
     """It answered, with an error."""
 
-    def __init__(self, destination: ServerName, status: int, errcode: str, error: str) -> None:
+    def __init__(
+        self, destination: ServerName, status: int, errcode: str, error: str, answer: Mapping[str, Any] | None = None
+    ) -> None:
         super().__init__(destination, f"The server {destination} refused: {error}", errcode)
         self.status = status
+        self.answer = dict(answer or {})
+        """The whole of its error object; nothing in it is checked."""
         self.error = error
         """What it said, as it said it."""

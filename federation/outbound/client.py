@@ -1,0 +1,243 @@
+"""Signed requests to other servers: names to places, X-Matrix, strict answers, and failures as `PeerFailed`."""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, TypedDict, Unpack
+from urllib.parse import quote, urlencode
+
+from federation.outbound.availability import Availability
+from federation.outbound.egress import (
+    AnswerTooLarge,
+    Egress,
+    EgressError,
+    EgressRequest,
+    EgressStream,
+    NotConnected,
+    WrongContentType,
+)
+from federation.outbound.server_discovery import ServerDiscovery
+from federation.protocol import canonical_json
+from federation.protocol.errors import InvalidInput, PeerRefused, PeerUnreachable
+from federation.protocol.request_signing import SignedRequest, make_header
+from federation.protocol.signatures import SigningKey
+from federation.protocol.types import JsonObject, ServerName
+
+MAX_BYTES = 50 * 1024 * 1024
+"""Of an answer, unless the caller says otherwise."""
+
+MAX_ERROR_BYTES = 64 * 1024
+SECONDS = 30.0
+
+_ERRCODE = re.compile(r"[A-Z0-9_.a-z]{1,100}")
+_AWAY = frozenset((502, 503, 504))
+"""What a proxy answers when the server behind it does not."""
+
+Query = Iterable[tuple[str, str]]
+
+
+class Options(TypedDict, total=False):
+    """What a request may say of itself, by keyword."""
+
+    timeout: float
+    """In seconds, for the whole; 30 unless given."""
+    max_bytes: int
+    patient: bool
+    """Ask even a server that is in back-off, because somebody waits for the answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Signed:
+    """A request that is ready to be sent to any of the destination's places."""
+
+    method: str
+    destination: ServerName
+    uri: str
+    body: bytes | None
+    authorization: str
+    content_types: tuple[str, ...]
+
+
+class FederationClient:
+    """Requests of this server to others. Raises PeerUnreachable or PeerRefused where there is no answer to use."""
+
+    def __init__(
+        self,
+        server_name: ServerName,
+        signing_key: SigningKey,
+        egress: Egress,
+        discovery: ServerDiscovery,
+        availability: Availability,
+    ) -> None:
+        self._server_name = server_name
+        self._signing_key = signing_key
+        self._egress = egress
+        self._discovery = discovery
+        self._availability = availability
+
+    async def get(
+        self, destination: ServerName, path: str, query: Query = (), **options: Unpack[Options]
+    ) -> JsonObject:
+        """GET; the answer's JSON object, in which nothing is checked but that it is one, without repeated keys."""
+        return await self._call(self._sign("GET", destination, _uri(path, query), None), options)
+
+    async def put(
+        self, destination: ServerName, path: str, body: JsonObject, query: Query = (), **options: Unpack[Options]
+    ) -> JsonObject:
+        """PUT; otherwise as `get`."""
+        return await self._call(self._sign("PUT", destination, _uri(path, query), body), options)
+
+    async def post(
+        self, destination: ServerName, path: str, body: JsonObject, query: Query = (), **options: Unpack[Options]
+    ) -> JsonObject:
+        """POST; otherwise as `get`."""
+        return await self._call(self._sign("POST", destination, _uri(path, query), body), options)
+
+    @asynccontextmanager
+    async def stream(
+        self,
+        method: str,
+        destination: ServerName,
+        path: str,
+        body: JsonObject | None = None,
+        query: Query = (),
+        *,
+        content_types: tuple[str, ...] = ("application/json",),
+        **options: Unpack[Options],
+    ) -> AsyncIterator[EgressStream]:
+        """The answer, with status 200, once its headers are there; its `chunks` raise as this does.
+
+        `timeout` and `max_bytes` hold for the whole body. Nothing else is checked: it may be no JSON.
+        """
+        signed = self._sign(method, destination, _uri(path, query), body, content_types)
+        async with self._open(signed, options) as stream:
+            yield stream
+
+    async def _call(self, signed: _Signed, options: Options) -> JsonObject:
+        async with self._open(signed, options) as stream:
+            content = await stream.read()
+        try:
+            return _parse(content)
+        except InvalidInput as error:
+            raise PeerUnreachable(signed.destination, f"malformed answer: {error.message}") from None
+
+    def _sign(
+        self,
+        method: str,
+        destination: ServerName,
+        uri: str,
+        body: JsonObject | None,
+        content_types: tuple[str, ...] = ("application/json",),
+    ) -> _Signed:
+        content = None if body is None else canonical_json.encode(body)
+        request = SignedRequest(
+            method=method, uri=uri, origin=self._server_name, destination=destination, content=content
+        )
+        return _Signed(method, destination, uri, content, make_header(request, self._signing_key), content_types)
+
+    @asynccontextmanager
+    async def _open(self, signed: _Signed, options: Options) -> AsyncIterator[EgressStream]:
+        """The answer, if it is none of failure; what the server's availability is, is noted."""
+        destination = signed.destination
+        if destination == self._server_name:
+            raise PeerUnreachable(destination, "it is this server")
+        if not options.get("patient", False):
+            self._availability.check(destination)
+        try:
+            async with self._connect(signed, options) as stream:
+                if stream.status in _AWAY:
+                    self._availability.failed(destination)
+                else:
+                    self._availability.alive(destination)
+                if stream.status != 200:
+                    raise await _refusal(destination, stream)
+                yield stream
+        except (AnswerTooLarge, WrongContentType) as error:
+            raise PeerUnreachable(destination, str(error)) from None
+        except EgressError as error:
+            self._availability.failed(destination)
+            raise PeerUnreachable(destination, str(error)) from None
+
+    @asynccontextmanager
+    async def _connect(self, signed: _Signed, options: Options) -> AsyncIterator[EgressStream]:
+        """The answer of the first of the destination's places that takes a connection."""
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + options.get("timeout", SECONDS)
+        try:
+            async with asyncio.timeout_at(deadline):
+                *others, last = await self._discovery.find(signed.destination)
+        except TimeoutError:
+            raise NotConnected(f"{signed.destination} takes too long to find") from None
+        for target in (*others, last):
+            request = EgressRequest(
+                method=signed.method,
+                url=f"https://{target.authority}{signed.uri}",
+                headers=_headers(signed),
+                body=signed.body,
+                max_bytes=options.get("max_bytes", MAX_BYTES),
+                timeout=max(deadline - clock(), 0.01),
+                content_types=signed.content_types,
+                host_header=target.host_header,
+                tls_name=target.tls_name,
+                allows_compression=True,
+            )
+            was_connected = False
+            try:
+                async with self._egress.stream(request) as stream:
+                    was_connected = True
+                    yield stream
+                    return
+            except NotConnected:
+                if was_connected:
+                    raise
+                if target is last:
+                    self._discovery.forget(signed.destination)
+                    raise
+
+
+def path_of(template: str, *segments: str) -> str:
+    """The path with each `{}` replaced by a segment, percent-encoded: `path_of("/event/{}", event_id)`."""
+    return template.format(*(quote(segment, safe="") for segment in segments))
+
+
+def _uri(path: str, query: Query) -> str:
+    encoded = urlencode(list(query), quote_via=quote, safe="")
+    return f"{path}?{encoded}" if encoded else path
+
+
+def _headers(signed: _Signed) -> dict[str, str]:
+    headers = {"Authorization": signed.authorization}
+    if signed.body is not None:
+        headers["Content-Type"] = "application/json"
+    return headers
+
+
+def _parse(content: bytes) -> JsonObject:
+    value = canonical_json.loads(content, max_depth=None)
+    if isinstance(value, list) and len(value) == 2 and value[0] == 200:
+        value = value[1]  # version 1 of send_join, send_leave and invite answers [200, {...}]
+    if not isinstance(value, dict):
+        raise InvalidInput("no JSON object", "M_BAD_JSON")
+    return value
+
+
+async def _refusal(destination: ServerName, stream: EgressStream) -> PeerRefused:
+    """The error that the server answered with, in whatever form."""
+    content = bytearray()
+    try:
+        async for chunk in stream.chunks():
+            content += chunk
+            if len(content) > MAX_ERROR_BYTES:
+                break
+        body: JsonObject = canonical_json.loads_object(bytes(content))
+    except (AnswerTooLarge, InvalidInput):
+        body = {}
+    errcode: Any = body.get("errcode")
+    error: Any = body.get("error")
+    if not isinstance(errcode, str) or _ERRCODE.fullmatch(errcode) is None:
+        errcode = "M_UNKNOWN"
+    if not isinstance(error, str):
+        error = f"status {stream.status}"
+    return PeerRefused(destination, stream.status, errcode, error[:500], body)

@@ -1,0 +1,317 @@
+"""The one HTTP client for all that this server asks of others: federation, keys, media, push, previews.
+
+Whoever names the target may be hostile, and so may be who answers. Every connection, also after a redirect, goes to an
+address that was just checked; bytes, time, headers and content types are bounded; proxies that the environment names
+are ignored, since they would resolve names anew; TLS is 1.2 or later and checks names always.
+"""
+
+import asyncio
+import logging
+import socket
+import ssl
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
+from yarl import URL
+
+from federation.outbound.addresses import AddressPolicy
+from federation.outbound.name_lookup import NameLookup
+
+logger = logging.getLogger(__name__)
+
+CONNECT_SECONDS = 10.0
+"""For a connection, its TLS included, to one address."""
+
+IDLE_SECONDS = 30.0
+"""Between two pieces of an answer."""
+
+KEEP_ALIVE_SECONDS = 60.0
+MAX_CONNECTIONS = 512
+MAX_CONNECTIONS_PER_HOST = 16
+ADDRESS_SECONDS = 60
+"""For so long a host's addresses are remembered, for the next connection to it."""
+
+_REDIRECTS = frozenset((301, 302, 303, 307, 308))
+
+
+class EgressError(Exception):
+    """There is no answer that may be used. The text is for the log: it tells of addresses."""
+
+
+class NotConnected(EgressError):
+    """There is no connection: nothing was sent, and another address may be tried."""
+
+
+class AddressDenied(NotConnected):
+    """All addresses of the target lie in ranges that no request may go to."""
+
+
+class AnswerTooLarge(EgressError):
+    """The body has more bytes than were asked for."""
+
+
+class WrongContentType(EgressError):
+    """The body is of another type than was asked for."""
+
+
+class _Denied(OSError):
+    """The same within aiohttp, which passes on only an OSError."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EgressRequest:
+    """One request, and what its answer may be at most."""
+
+    method: str = "GET"
+    url: str
+    """With https; exactly as it is to be sent, percent-encoding included."""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes | None = None
+    max_bytes: int
+    """Of the body, after it is unpacked."""
+    timeout: float = 30.0
+    """For the whole, in seconds: looking up, connecting, redirects, and all of the body."""
+    redirects: int = 0
+    """How many are followed, of a GET."""
+    content_types: Sequence[str] = ()
+    """What a body with status 2xx may be, such as `application/json` or `image/*`; anything if empty."""
+    host_header: str | None = None
+    """Instead of the URL's host and port; not after a redirect."""
+    tls_name: str | None = None
+    """What the certificate must be for, instead of the URL's host; not after a redirect."""
+    allows_http: bool = False
+    allows_compression: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class EgressResponse:
+    """An answer, whatever its status."""
+
+    status: int
+    headers: Mapping[str, str]
+    """Names in any case."""
+    url: str
+    """After redirects."""
+    body: bytes
+
+
+class EgressStream:
+    """An answer whose body is still to come."""
+
+    def __init__(self, response: aiohttp.ClientResponse, max_bytes: int) -> None:
+        self._response = response
+        self._max_bytes = max_bytes
+        self.status = response.status
+        self.headers: Mapping[str, str] = response.headers
+        self.url = str(response.url)
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """The body in pieces as they arrive; raises AnswerTooLarge before there are more bytes than asked for."""
+        length = self._response.content_length
+        if length is not None and length > self._max_bytes:
+            raise AnswerTooLarge(f"{length} bytes from {self.url}, of at most {self._max_bytes}")
+        size = 0
+        async for chunk in self._response.content.iter_any():
+            size += len(chunk)
+            if size > self._max_bytes:
+                raise AnswerTooLarge(f"more than {self._max_bytes} bytes from {self.url}")
+            yield chunk
+
+    async def read(self) -> bytes:
+        """All of it."""
+        pieces = [chunk async for chunk in self.chunks()]
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+class Egress:
+    """Connections to others, kept open for the next request. `close` ends them."""
+
+    def __init__(
+        self,
+        policy: AddressPolicy,
+        lookup: NameLookup,
+        authorities: Sequence[Path] = (),
+        *,
+        user_agent: str = "Hearth",
+    ) -> None:
+        """`authorities` are files in PEM format, trusted besides the system's."""
+        self.lookup = lookup
+        self._policy = policy
+        self._authorities = authorities
+        self._user_agent = user_agent
+        self._session: aiohttp.ClientSession | None = None
+
+    async def fetch(self, request: EgressRequest) -> EgressResponse:
+        """The whole answer; raises EgressError."""
+        async with self.stream(request) as stream:
+            return EgressResponse(stream.status, stream.headers, stream.url, await stream.read())
+
+    @asynccontextmanager
+    async def stream(self, request: EgressRequest) -> AsyncIterator[EgressStream]:
+        """The answer once its headers are there; raises EgressError, also out of `chunks` and `read`."""
+        try:
+            async with asyncio.timeout(request.timeout), self._follow(request) as response:
+                _check_content_type(response, request.content_types)
+                yield EgressStream(response, request.max_bytes)
+        except aiohttp.ConnectionTimeoutError:
+            raise NotConnected(f"{request.url} takes too long to connect to") from None
+        except TimeoutError:
+            raise EgressError(f"{request.url} takes too long") from None
+        except aiohttp.ClientConnectorError as error:
+            if isinstance(error.os_error, _Denied):
+                raise AddressDenied(f"{request.url}: {error.os_error}") from None
+            raise NotConnected(f"{request.url}: {error.os_error}") from None
+        except aiohttp.ClientSSLError as error:
+            raise NotConnected(f"{request.url}: {error}") from None
+        except aiohttp.ClientError as error:
+            raise EgressError(f"{request.url}: {type(error).__name__}: {error}") from None
+
+    async def close(self) -> None:
+        """Close all connections."""
+        self.lookup.close()
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    @asynccontextmanager
+    async def _follow(self, request: EgressRequest) -> AsyncIterator[aiohttp.ClientResponse]:
+        """The first answer that is no redirect to be followed."""
+        url = _parse(request.url, allows_http=request.allows_http)
+        for _ in range(request.redirects + 1):
+            async with self._send(request, url) as response:
+                location = response.headers.get("Location")
+                if not (request.redirects and response.status in _REDIRECTS and location):
+                    yield response
+                    return
+                target = _parse(location, allows_http=request.allows_http, base=url)
+            request = replace(
+                request, headers=_passed_on(request.headers, url, target), host_header=None, tls_name=None
+            )
+            url = target
+        raise EgressError(f"{request.url} redirects more than {request.redirects} times")
+
+    @asynccontextmanager
+    async def _send(self, request: EgressRequest, url: URL) -> AsyncIterator[aiohttp.ClientResponse]:
+        headers = dict(request.headers)
+        headers["Accept-Encoding"] = "gzip, deflate" if request.allows_compression else "identity"
+        if request.host_header is not None:
+            headers["Host"] = request.host_header
+        session = self._session or self._open()
+        try:
+            response = await session.request(
+                request.method,
+                url,
+                headers=headers,
+                data=request.body,
+                allow_redirects=False,
+                server_hostname=request.tls_name,
+            )
+        except (ValueError, RuntimeError) as error:  # a header that cannot be sent; uvloop's own errors
+            raise EgressError(f"{url}: {error}") from error
+        try:
+            yield response
+        except BaseException:
+            response.close()
+            raise
+        finally:
+            response.release()  # closes the connection, too, if the body was not read to its end
+
+    def _open(self) -> aiohttp.ClientSession:
+        connector = aiohttp.TCPConnector(
+            limit=MAX_CONNECTIONS,
+            limit_per_host=MAX_CONNECTIONS_PER_HOST,
+            keepalive_timeout=KEEP_ALIVE_SECONDS,
+            resolver=_Resolver(self.lookup, self._policy),
+            ttl_dns_cache=ADDRESS_SECONDS,
+            ssl=_tls_context(self._authorities),
+            socket_factory=self._make_socket,
+        )
+        self._session = aiohttp.ClientSession(
+            connector=connector,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers={"User-Agent": self._user_agent},
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=IDLE_SECONDS),
+            max_headers=100,
+            trust_env=False,
+        )
+        return self._session
+
+    def _make_socket(self, target: aiohttp.AddrInfoType) -> socket.socket:
+        """The socket of every connection, to an address that was given or looked up: the last gate."""
+        family, kind, protocol, _, address = target
+        if not self._policy.permits(str(address[0])):
+            raise _Denied(f"no request may go to {address[0]}")
+        return socket.socket(family, kind, protocol)
+
+
+class _Resolver(AbstractResolver):
+    """Looks up names for aiohttp; passes on only addresses that requests may go to."""
+
+    def __init__(self, lookup: NameLookup, policy: AddressPolicy) -> None:
+        self._lookup = lookup
+        self._policy = policy
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        """Raises OSError: LookupFailed, or where no address is permitted."""
+        found = await self._lookup.addresses(host)
+        permitted = [address for address in found if self._policy.permits(address)]
+        if not permitted:
+            raise _Denied(f"no request may go to {', '.join(found)}")
+        return [
+            ResolveResult(
+                hostname=host,
+                host=address,
+                port=port,
+                family=socket.AF_INET6 if ":" in address else socket.AF_INET,
+                proto=0,
+                flags=socket.AI_NUMERICHOST,
+            )
+            for address in permitted
+        ]
+
+    async def close(self) -> None:
+        """The lookup belongs to the egress client."""
+
+
+def _parse(text: str, *, allows_http: bool, base: URL | None = None) -> URL:
+    try:
+        url = URL(text, encoded=True)
+        if base is not None:
+            url = base.join(url)
+        if url.user is not None or not url.raw_host or url.port is None:
+            raise EgressError(f"{url} is no address that a request may go to")
+    except ValueError as error:
+        raise EgressError(f"{text!r} is no URL: {error}") from None
+    if url.scheme != "https" and not (allows_http and url.scheme == "http"):
+        raise EgressError(f"{url} is not https")
+    return url.with_fragment(None)
+
+
+def _passed_on(headers: Mapping[str, str], origin: URL, target: URL) -> Mapping[str, str]:
+    """What another place may not learn is left out."""
+    if origin.origin() == target.origin():
+        return headers
+    return {name: value for name, value in headers.items() if name.lower() not in ("authorization", "cookie")}
+
+
+def _check_content_type(response: aiohttp.ClientResponse, permitted: Sequence[str]) -> None:
+    if not permitted or not 200 <= response.status < 300:
+        return
+    given = response.content_type.lower()
+    if given not in permitted and f"{given.partition('/')[0]}/*" not in permitted:
+        raise WrongContentType(f"{response.url} answers with {given}")
+
+
+def _tls_context(authorities: Sequence[Path]) -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["http/1.1"])
+    for file in authorities:
+        context.load_verify_locations(file)
+    return context

@@ -1,0 +1,113 @@
+"""DNS for the egress client: a host's addresses as the system sees them, and SRV records.
+
+Addresses come from the system's resolver, because /etc/hosts and the like are how operators place their machines.
+SRV records it cannot give; dnspython asks the system's name servers for them.
+"""
+
+import asyncio
+import random
+import socket
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol
+
+import dns.asyncresolver
+import dns.exception
+import dns.name
+import dns.resolver
+from dns.rdtypes.IN.SRV import SRV
+
+MAX_ADDRESSES = 8
+"""Of a host that are tried; and of a service's hosts."""
+
+_THREADS = 16
+"""Lookups under way at once: one name server that is silent holds up few others."""
+
+_SECONDS = 10.0
+
+
+class LookupFailed(OSError):
+    """DNS gave no answer, or this one: there is no such name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """The place that an SRV record gives."""
+
+    host: str
+    port: int
+
+
+class NameLookup(Protocol):
+    """What is asked of DNS."""
+
+    async def addresses(self, host: str) -> Sequence[str]:
+        """At least one address of the host; raises LookupFailed."""
+
+    async def services(self, name: str) -> Sequence[Service]:
+        """What its SRV records say, in the order to be tried; none if there are none; raises LookupFailed."""
+
+    def close(self) -> None:
+        """Ask nothing more."""
+
+
+class SystemNameLookup:
+    """By the system's own settings."""
+
+    def __init__(self, nameservers: Sequence[str] | None = None, port: int = 53) -> None:
+        """`nameservers`, instead of those of the system, are asked for SRV records."""
+        self._threads = ThreadPoolExecutor(_THREADS, "name lookup")
+        self._nameservers = nameservers
+        self._port = port
+        self._resolver: dns.asyncresolver.Resolver | None = None
+
+    async def addresses(self, host: str) -> Sequence[str]:
+        """As NameLookup says."""
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(_SECONDS):
+                found = await loop.run_in_executor(self._threads, _get_addresses, host)
+        except TimeoutError:
+            raise LookupFailed(f"looking up {host} takes too long") from None
+        except (OSError, UnicodeError) as error:  # UnicodeError: of a label that is empty or too long
+            raise LookupFailed(f"{host} has no address: {error}") from None
+        return found[:MAX_ADDRESSES]
+
+    async def services(self, name: str) -> Sequence[Service]:
+        """As NameLookup says; raises LookupFailed, too, where the name offers the service nowhere."""
+        try:
+            absolute = dns.name.from_text(name)
+            answer = await self._dns().resolve(absolute, "SRV", lifetime=_SECONDS)
+        except (dns.resolver.NXDOMAIN, dns.resolver.NoAnswer):
+            return []
+        except (dns.exception.DNSException, OSError, UnicodeError) as error:
+            raise LookupFailed(f"looking up {name} failed: {type(error).__name__}") from None
+        records = [record for record in answer if isinstance(record, SRV)]
+        if len(records) == 1 and records[0].target == dns.name.root:
+            raise LookupFailed(f"{name} says that there is no such service")
+        return [Service(str(each.target).rstrip("."), each.port) for each in _in_order(records)][:MAX_ADDRESSES]
+
+    def close(self) -> None:
+        """As NameLookup says."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _dns(self) -> dns.asyncresolver.Resolver:
+        if self._resolver is None:
+            self._resolver = dns.asyncresolver.Resolver(configure=self._nameservers is None)
+            self._resolver.cache = dns.resolver.LRUCache(1000)
+            if self._nameservers is not None:
+                self._resolver.nameservers = list(self._nameservers)
+                self._resolver.port = self._port
+        return self._resolver
+
+
+def _get_addresses(host: str) -> list[str]:
+    found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(address[0]) for _, _, _, _, address in found))
+
+
+def _in_order(records: Sequence[SRV]) -> list[SRV]:
+    """By priority; of the same priority at random, by weight (RFC 2782)."""
+    # Exponential variates with the weights as rates: the smallest comes first with the probability of its weight.
+    return sorted(records, key=lambda record: (record.priority, random.expovariate(1) / (record.weight + 0.01)))

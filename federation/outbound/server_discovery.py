@@ -1,0 +1,218 @@
+"""Where a server is reached (Server-Server API v1.18, "Resolving server names"), and what of that is remembered."""
+
+import asyncio
+import ipaddress
+import logging
+import re
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+from federation.outbound.egress import Egress, EgressError, EgressRequest
+from federation.outbound.name_lookup import LookupFailed
+from federation.protocol import canonical_json
+from federation.protocol.errors import MatrixError
+from federation.protocol.identifiers import is_server_name, split_server_name
+from federation.protocol.types import ServerName
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_PORT = 8448
+
+MAX_WELL_KNOWN_BYTES = 50_000
+WELL_KNOWN_SECONDS = 15.0
+MAX_REDIRECTS = 5
+
+DEFAULT_LIFETIME = 24 * 3600.0
+MAX_LIFETIME = 48 * 3600.0
+MIN_LIFETIME = 300.0
+"""Of a delegation whose headers ask for less, `no-store` included: no server is asked more often than that."""
+
+FIRST_ERROR_LIFETIME = 60.0
+MAX_ERROR_LIFETIME = 3600.0
+GRACE = 48 * 3600.0
+"""For so long after its end a delegation is still used where the server gives no other: it may be away for a while."""
+
+SERVICE_LIFETIME = 300.0
+MAX_REMEMBERED = 10_000
+
+_MAX_AGE = re.compile(r"(?:^|,)\s*+max-age\s*+=\s*+\"?([0-9]{1,10})", re.IGNORECASE)
+_NOT_STORED = re.compile(r"(?:^|,)\s*+no-(?:store|cache)\s*+(?:,|=|$)", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One place to connect to for a server."""
+
+    host: str
+    """A name or an address, which is without brackets."""
+    port: int
+    host_header: str
+    tls_name: str
+    """What the certificate must be for: a name, or an address without brackets."""
+
+    @property
+    def authority(self) -> str:
+        """Host and port as in a URL."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(slots=True)
+class _Remembered:
+    delegated: ServerName | None
+    until: float
+    errors: int = 0
+    usable_until: float = 0.0  # of the last delegation that was valid
+
+
+@dataclass(slots=True)
+class _Services:
+    targets: list[Target]
+    until: float
+
+
+class ServerDiscovery:
+    """Finds servers by their names; the same name is looked up once at a time."""
+
+    def __init__(self, egress: Egress, *, now: Callable[[], float] = time.monotonic) -> None:
+        self._egress = egress
+        self._now = now
+        self._well_known: OrderedDict[str, _Remembered] = OrderedDict()
+        self._services: OrderedDict[str, _Services] = OrderedDict()
+        self._asking: dict[str, asyncio.Task[ServerName | None]] = {}
+
+    async def find(self, server_name: ServerName) -> list[Target]:
+        """At least one target, in the order to be tried; none has been tried."""
+        host, port = split_server_name(server_name)
+        if _is_address(host) or port is not None:  # steps 1 and 2
+            return [_direct(server_name)]
+        delegated = await self._delegation_of(host)  # step 3
+        if delegated is None:
+            return await self._by_services(host)  # steps 4 to 6
+        delegated_host, delegated_port = split_server_name(delegated)
+        if _is_address(delegated_host) or delegated_port is not None:  # steps 3.1 and 3.2
+            return [_direct(delegated)]
+        return await self._by_services(delegated_host)  # steps 3.3 to 3.5
+
+    async def close(self) -> None:
+        """Stop asking."""
+        tasks = list(self._asking.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def forget(self, server_name: ServerName) -> None:
+        """Look it up anew at the next request: its targets do not answer."""
+        host, _ = split_server_name(server_name)
+        self._services.pop(host, None)
+        remembered = self._well_known.get(host)
+        if remembered is not None and remembered.delegated is not None:
+            self._services.pop(split_server_name(remembered.delegated)[0], None)
+            remembered.until = min(remembered.until, self._now() + MIN_LIFETIME)
+
+    async def _by_services(self, host: str) -> list[Target]:
+        known = self._services.get(host)
+        if known is not None and known.until > self._now():
+            return known.targets
+        targets, lifetime = await self._look_up_services(host)
+        _keep(self._services, host, _Services(targets, self._now() + lifetime))
+        return targets
+
+    async def _look_up_services(self, host: str) -> tuple[list[Target], float]:
+        lifetime = SERVICE_LIFETIME
+        for service in ("_matrix-fed", "_matrix"):
+            try:
+                found = await self._egress.lookup.services(f"{service}._tcp.{host}")
+            except LookupFailed as error:
+                logger.debug("no services of %s: %s", host, error)
+                lifetime = FIRST_ERROR_LIFETIME
+                continue
+            if found:
+                return [Target(each.host, each.port, host, host) for each in found], lifetime
+        return [Target(host, DEFAULT_PORT, host, host)], lifetime
+
+    async def _delegation_of(self, host: str) -> ServerName | None:
+        known = self._well_known.get(host)
+        if known is not None and known.until > self._now():
+            return known.delegated
+        task = self._asking.get(host)
+        if task is None:
+            # A task, so that whoever else waits for the same answer is not cancelled with who asked first.
+            task = asyncio.create_task(self._ask(host, known), name=f"well-known of {host}")
+            self._asking[host] = task
+            task.add_done_callback(lambda _: self._asking.pop(host, None))
+        return await asyncio.shield(task)
+
+    async def _ask(self, host: str, known: _Remembered | None) -> ServerName | None:
+        request = EgressRequest(
+            url=f"https://{host}/.well-known/matrix/server",
+            max_bytes=MAX_WELL_KNOWN_BYTES,
+            timeout=WELL_KNOWN_SECONDS,
+            redirects=MAX_REDIRECTS,
+        )
+        try:
+            response = await self._egress.fetch(request)
+            delegated = _parse_well_known(response.status, response.body)
+        except (EgressError, MatrixError) as error:
+            logger.debug("no delegation by %s: %s", host, error)
+            return self._note_error(host, known)
+        lifetime = _lifetime(response.headers)
+        until = self._now() + lifetime
+        _keep(self._well_known, host, _Remembered(delegated, until, usable_until=until + GRACE))
+        return delegated
+
+    def _note_error(self, host: str, known: _Remembered | None) -> ServerName | None:
+        errors = 1 if known is None else known.errors + 1
+        until = self._now() + min(FIRST_ERROR_LIFETIME * 2.0 ** min(errors - 1, 10), MAX_ERROR_LIFETIME)
+        delegated, usable_until = None, 0.0
+        if known is not None and known.usable_until > self._now():
+            delegated, usable_until = known.delegated, known.usable_until
+        _keep(self._well_known, host, _Remembered(delegated, until, errors, usable_until))
+        return delegated
+
+
+def _direct(server_name: ServerName) -> Target:
+    host, port = split_server_name(server_name)
+    return Target(host, DEFAULT_PORT if port is None else port, server_name, host)
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _parse_well_known(status: int, body: bytes) -> ServerName:
+    if status != 200:
+        raise EgressError(f"status {status}")
+    delegated = canonical_json.loads_object(body).get("m.server")
+    if not is_server_name(delegated):
+        raise EgressError("m.server is no server name")
+    return delegated
+
+
+def _lifetime(headers: Mapping[str, str]) -> float:
+    """How long the answer may be used, in seconds (RFC 9111: max-age less Age)."""
+    directives = headers.get("Cache-Control", "")
+    if _NOT_STORED.search(directives):
+        return MIN_LIFETIME
+    match = _MAX_AGE.search(directives)
+    if match is None:
+        return DEFAULT_LIFETIME
+    age = headers.get("Age", "0")
+    lifetime = float(match[1]) - (float(age) if age.isascii() and age.isdigit() and len(age) < 11 else 0.0)
+    return min(max(lifetime, MIN_LIFETIME), MAX_LIFETIME)
+
+
+_Entry = TypeVar("_Entry")
+
+
+def _keep(memory: OrderedDict[str, _Entry], key: str, entry: _Entry) -> None:
+    memory[key] = entry
+    memory.move_to_end(key)
+    if len(memory) > MAX_REMEMBERED:
+        memory.popitem(last=False)
