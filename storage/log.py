@@ -37,6 +37,12 @@ MAX_BATCH = 256
 """Entries in one transaction, so that no append is ever long."""
 _LIMITS = "set lock_timeout = '20s'; set idle_in_transaction_session_timeout = '60s'"
 """A process that hangs with the log's lock loses it, and those who wait for it tell their clients."""
+_BY_KEY = (
+    "set enable_hashjoin = off; set enable_mergejoin = off; set enable_seqscan = off;"
+    " set plan_cache_mode = force_generic_plan"
+)
+"""An append finds a few rows by their keys, whatever the tables hold. Left alone, the planner thinks about each anew,
+and reads all of a table that was small when last analysed: state changes took longer with each in a new database."""
 
 Work = Callable[[Tx], Awaitable[Any]]
 
@@ -373,7 +379,7 @@ class Log:
     async def _connected(self) -> Connection:
         if self._connection is None or self._connection.closed:
             connection = await self._database.connect()
-            await connection.execute(_LIMITS)
+            await connection.execute(f"{_LIMITS}; {_BY_KEY}")
             self._connection = connection
         return self._connection
 

@@ -19,6 +19,12 @@ async def find(tx: Tx, user_id: UserID) -> JsonObject | None:
     return None if row is None else _fields(row[0])
 
 
+async def find_fields(tx: Tx, user_id: UserID) -> JsonObject:
+    """A local user's profile, whatever became of the account; empty for who has none."""
+    row = await tx.fetch_one("select fields from profiles where user_id = %s", (user_id,))
+    return {} if row is None else _fields(row[0])
+
+
 async def find_many(tx: Tx, user_ids: Collection[UserID]) -> dict[UserID, JsonObject]:
     """The profiles of those local users who have one."""
     rows = await tx.fetch("select user_id, fields from profiles where user_id = any(%s)", (list(user_ids),))

@@ -43,13 +43,21 @@ async def current(tx: Tx, room: int, keys: Iterable[StateKey]) -> dict[StateKey,
 async def current_events(tx: Tx, room: int, keys: Iterable[StateKey]) -> dict[StateKey, StoredEvent]:
     """The current state events under these keys: one statement, whether their strings are known here or not."""
     wanted = list(keys)
+    if not wanted:
+        return {}
+    types, state_keys = zip(*wanted, strict=True)
+    # One key is no array, whose plan would be made anew each time.
+    given, params = "(values (%s::text, %s::text))", [types[0], state_keys[0]]
+    if len(wanted) > 1:
+        given, params = "unnest(%s::text[], %s::text[])", [list(types), list(state_keys)]
+    # Subqueries, because the planner would rather join all of the room's state with all strings.
     rows = await tx.fetch(
-        f"select {COLUMNS}, given.type, given.state_key from unnest(%s::text[], %s::text[]) as given(type, state_key)"
-        " join strings types on types.value = given.type join strings state_keys on state_keys.value = given.state_key"
-        " join room_state on room_state.room = %s and room_state.type = types.id"
-        " and room_state.state_key = state_keys.id and room_state.line = 0 and room_state.until_version is null"
-        " join events on events.room = room_state.room and events.position = room_state.event",
-        ([key[0] for key in wanted], [key[1] for key in wanted], room),
+        f"select {COLUMNS}, given.type, given.state_key from {given} as given(type, state_key)"
+        " join events on events.room = %s and events.position = ("
+        "  select event from room_state where room = %s and line = 0 and until_version is null"
+        "  and type = (select id from strings where value = given.type)"
+        "  and state_key = (select id from strings where value = given.state_key))",
+        (*params, room, room),
     )
     return {(row[-2], row[-1]): from_row(row) for row in rows}
 

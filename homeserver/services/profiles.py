@@ -45,7 +45,7 @@ class MemberFields:
             return known
         changes = self._changes
         async with self._database.read() as tx:
-            fields = (await profiles.find_many(tx, [user_id])).get(user_id, {})
+            fields = await profiles.find_fields(tx, user_id)
         found = {key: fields[key] for key in PROPAGATED if key in fields}
         if changes == self._changes:  # else what was read may be older than the change
             if len(self._known) >= MAX_REMEMBERED:
