@@ -291,7 +291,9 @@ class Application:
             self.outbound,
             database=self.database,
             rate_limits=self.rate_limits,
+            log=self.log,
             writer=self.writer,
+            may_be_invited=self.memberships.check_may_be_invited,
         )
         served: dict[API, list[Route]] = {
             API.CLIENT: [

@@ -3,6 +3,7 @@
 from federation.inbound import routes
 from federation.inbound.authentication import Authenticator, build_federation_routes
 from federation.inbound.events import EventsAPI
+from federation.inbound.invitations import InvitationAPI
 from federation.inbound.membership import MembershipAPI
 from federation.inbound.openid import OpenIDAPI
 from federation.inbound.server_keys import ServerKeysAPI
@@ -17,6 +18,7 @@ from federation.outbound.name_lookup import SystemNameLookup
 from federation.outbound.server_discovery import ServerDiscovery
 from federation.protocol.types import ServerName
 from federation.rooms.append import RoomWriter
+from federation.rooms.invited import Invitations, MayBeInvited
 from federation.rooms.resident import Resident
 from federation.rooms.server_access import ServerAccess
 from federation.rooms.server_reader import ServerReader
@@ -26,6 +28,7 @@ from homeserver.config import Config
 from homeserver.services.rate_limits import RateLimits
 from homeserver.signing_keys import OwnKeys
 from storage.database import Database
+from storage.log import Log
 
 
 class Outbound:
@@ -68,7 +71,9 @@ class Inbound:
         *,
         database: Database,
         rate_limits: RateLimits,
+        log: Log,
         writer: RoomWriter,
+        may_be_invited: MayBeInvited,
     ) -> None:
         self.resident = Resident(
             database=database,
@@ -76,6 +81,14 @@ class Inbound:
             verify_events=outbound.keyring.verify_events,
             server_name=outbound.server_name,
             signing_key=outbound.keys.signing_key,
+        )
+        self.invitations = Invitations(
+            database=database,
+            log=log,
+            resident=self.resident,
+            verify_events=outbound.keyring.verify_events,
+            may_be_invited=may_be_invited,
+            signer=(outbound.server_name, outbound.keys.signing_key),
         )
         authenticator = Authenticator(
             outbound.server_name,
@@ -92,6 +105,7 @@ class Inbound:
                     ServerKeysAPI(outbound.server_name, outbound.keys.signing_key, outbound.keys.old, outbound.keyring)
                 ),
                 *routes.openid_routes(OpenIDAPI(database)),
+                *routes.invitation_routes(InvitationAPI(self.invitations)),
                 *routes.membership_routes(MembershipAPI(database, self.resident, outbound.server_name)),
                 *routes.event_routes(events),
             ],

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from federation.inbound.authentication import FederationRoute
 from federation.inbound.events import EventsAPI
+from federation.inbound.invitations import InvitationAPI
 from federation.inbound.membership import MembershipAPI
 from federation.inbound.openid import OpenIDAPI
 from federation.inbound.server_keys import ServerKeysAPI
@@ -61,4 +62,13 @@ def server_key_routes(api: ServerKeysAPI) -> Sequence[Route]:
         Route("GET", "/_matrix/key/v2/query/{server_name}", api.query_one),
         Route("GET", "/_matrix/key/v2/query/{server_name}/{key_id}", api.query_one),
         Route("POST", "/_matrix/key/v2/query", api.query_many),
+    ]
+
+
+def invitation_routes(api: InvitationAPI) -> Sequence[FederationRoute]:
+    """How users of ours are invited."""
+    path = "/invite/{room_id}/{event_id}"
+    return [
+        FederationRoute("PUT", "/_matrix/federation/v1" + path, api.invite_v1),
+        FederationRoute("PUT", "/_matrix/federation/v2" + path, api.invite),
     ]

@@ -19,6 +19,7 @@ from federation.protocol.redaction import redact
 from federation.protocol.server_acl import is_allowed
 from federation.protocol.signatures import SigningKey
 from federation.protocol.types import JsonObject, ServerName, StateKey
+from federation.rooms import stripped_state
 from federation.rooms.append import Outcome, RoomWriter
 from federation.rooms.restricted_joins import RestrictedJoins
 from federation.rooms.state import MissingEvents
@@ -30,17 +31,6 @@ from storage.rooms import Room
 logger = logging.getLogger(__name__)
 
 SERVER_ACL: StateKey = ("m.room.server_acl", "")
-STRIPPED: tuple[StateKey, ...] = (
-    CREATE,
-    ("m.room.name", ""),
-    ("m.room.avatar", ""),
-    ("m.room.topic", ""),
-    ("m.room.join_rules", ""),
-    ("m.room.canonical_alias", ""),
-    ("m.room.encryption", ""),
-)
-"""What somebody who is invited or knocks is told of a room ("Stripped state")."""
-
 VerifyEvents = Callable[[Sequence[PDU]], Awaitable[list[VerifiedPDU | MatrixError]]]
 """`Keyring.verify_events`."""
 
@@ -160,8 +150,10 @@ class Resident:
     async def stripped_state(self, room: Room) -> list[JsonObject]:
         """The events that tell somebody outside what room it is, whole as servers exchange them."""
         async with self._database.read() as tx:
-            stored = await room_state.current_events(tx, room.number, STRIPPED)
-        return [as_federated(stored[key], room) for key in STRIPPED if key in stored and stored[key].is_readable]
+            stored = await room_state.current_events(tx, room.number, stripped_state.KEYS)
+        return [
+            as_federated(stored[key], room) for key in stripped_state.KEYS if key in stored and stored[key].is_readable
+        ]
 
 
 def as_federated(event: StoredEvent, room: Room) -> JsonObject:
