@@ -43,7 +43,7 @@ async def find(tx: Tx, wanted: Collection[tuple[ServerName, KeyID]]) -> dict[tup
     }
 
 
-async def save(tx: Tx, lists: Sequence[ServerKeys], now_ts: int) -> None:
+async def save(tx: Tx, lists: Sequence[ServerKeys]) -> None:
     """Keep these lists, at most one of a server."""
     lists = sorted(lists, key=lambda keys: keys.server_name)  # in one order, so that two who save do not deadlock
     keys = [(each.server_name, key_id, key) for each in lists for key_id, key in sorted(each.keys.items())]
@@ -63,15 +63,14 @@ async def save(tx: Tx, lists: Sequence[ServerKeys], now_ts: int) -> None:
     )
     await tx.execute(
         "insert into server_key_answers (server_name, json, fetched_ts, valid_until_ts)"
-        " select name, json, %s, valid_until_ts"
-        " from unnest(%s::text[], %s::bytea[], %s::bigint[]) as answer (name, json, valid_until_ts)"
+        " select * from unnest(%s::text[], %s::bytea[], %s::bigint[], %s::bigint[])"
         " on conflict (server_name) do update set json = excluded.json, fetched_ts = excluded.fetched_ts,"
         "  valid_until_ts = excluded.valid_until_ts"
         " where server_key_answers.valid_until_ts <= excluded.valid_until_ts",
         (
-            now_ts,
             [each.server_name for each in lists],
             [canonical_json.encode(each.json) for each in lists],
+            [each.read_ts for each in lists],
             [each.valid_until_ts for each in lists],
         ),
     )

@@ -6,6 +6,7 @@ spends from the budget of the address that it is asked from. So does every reque
 whose body cannot be read: nobody makes us look for keys without end.
 """
 
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -13,13 +14,16 @@ from typing import Protocol
 from aiohttp import web
 
 from federation.protocol import canonical_json, request_signing
-from federation.protocol.errors import InvalidInput, MatrixError, Unauthorized
+from federation.protocol.errors import InvalidInput, LimitExceeded, MatrixError, Unauthorized
 from federation.protocol.request_signing import Authorization, SignedRequest
 from federation.protocol.types import JsonObject, ServerName
 from federation.web import Answer, Call, Endpoint, Route
 
 MAX_BODY_BYTES = 1024 * 1024
 """Of most bodies, which carry one event or a query; a transaction's route says more."""
+
+MAX_PENDING = 100
+"""So many requests from one address may wait for a body, or for keys, which come from whoever the request names."""
 
 MAX_HEADERS = 10
 """A server with several keys may send an Authorization header for each."""
@@ -83,6 +87,7 @@ class Authenticator:
         self._verify_request = verify_request
         self._budget = budget
         self._note_alive = note_alive
+        self._pending: Counter[str] = Counter()
 
     async def authenticate(self, call: Call, *, max_bytes: int, max_depth: int | None) -> FederationCall:
         """The call as one of the server that signed it, within its budget.
@@ -91,6 +96,9 @@ class Authenticator:
         """
         address = call.request.remote or ""
         self._budget.check(address)
+        if self._pending[address] >= MAX_PENDING:
+            raise LimitExceeded(10_000)
+        self._pending[address] += 1
         try:
             authorizations = self._read_headers(call.request)
             raw = await call.raw_body(max_bytes)
@@ -98,6 +106,10 @@ class Authenticator:
         except MatrixError:
             self._budget.spend(address)
             raise
+        finally:
+            self._pending[address] -= 1
+            if not self._pending[address]:
+                del self._pending[address]
         origin = authorizations[0].origin
         self._budget.spend(origin)
         self._note_alive(origin)

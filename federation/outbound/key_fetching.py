@@ -11,14 +11,14 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, 
 from typing import Protocol
 
 from federation.protocol import server_keys, signatures
-from federation.protocol.errors import InvalidInput, MatrixError
+from federation.protocol.errors import InvalidInput, MatrixError, Unavailable
 from federation.protocol.server_keys import ServerKeys
 from federation.protocol.types import JsonObject, KeyID, ServerName
 
 logger = logging.getLogger(__name__)
 
-DIRECT_AT_ONCE = 30
-"""So many servers are asked at the same time."""
+DIRECT_AT_ONCE = 200
+"""So many servers are asked at the same time: most of those that do not answer take until the time-out."""
 
 FEW = 5
 """Up to so many servers are asked themselves first; of more, notaries are asked first, in batches."""
@@ -28,6 +28,9 @@ BATCH = 100
 
 MAX_KEY_IDS = 20
 """A notary is asked for so many keys of one server."""
+
+NOTARY_KEYS_MS = 3600 * 1000
+"""For so long a notary's own keys are used."""
 
 _MAX_REMEMBERED = 20_000
 
@@ -65,97 +68,136 @@ class KeyFetcher:
         self._notaries = tuple(notaries)
         self._learn = learn
         self._clock = clock
-        self._direct = asyncio.Semaphore(at_once)
-        self._under_way: dict[ServerName, asyncio.Task[None]] = {}
+        self._slots = asyncio.Semaphore(at_once)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._under_way: dict[ServerName, asyncio.Future[MatrixError | None]] = {}
         self._asked_at: dict[ServerName, float] = {}
+        self._notary_keys: dict[ServerName, ServerKeys] = {}
 
-    async def fetch(self, wanted: Wanted, *, pause: float) -> None:
+    async def fetch(self, wanted: Wanted, *, pause: float, present_only: bool = False) -> None:
         """Ask for the keys of those servers that were not asked within `pause` seconds; wait for the answers.
 
-        Whether there are any, `learn` knows. Requests go on for others who wait when this one is cancelled.
+        Whether there are any, `learn` knows; its failure is raised. `present_only` says that the keys are in use now,
+        so that a server which answers need not be doubted. Requests go on for others when this one is cancelled.
         """
-        waiting = {task for name in wanted if (task := self._under_way.get(name)) is not None}
         now = self._clock()
+        waiting = {self._under_way[name] for name in wanted if name in self._under_way}
         new = {
             name: keys
             for name, keys in wanted.items()
             if name not in self._under_way and self._asked_at.get(name, -pause) + pause <= now
         }
         for group in _groups(new):
-            waiting.add(self._start({name: new[name] for name in group}))
+            waiting |= self._start({name: new[name] for name in group}, present_only=present_only)
         if waiting:
-            await asyncio.shield(asyncio.gather(*waiting))
+            await asyncio.wait(waiting)
+            for future in waiting:
+                error = future.result()
+                if error is not None:
+                    raise error
 
     async def close(self) -> None:
         """Stop asking."""
-        tasks = set(self._under_way.values())
-        for task in tasks:
+        for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _start(self, wanted: Wanted) -> "asyncio.Task[None]":
-        task = asyncio.get_running_loop().create_task(self._fetch(wanted), name="server keys")
-        for name in wanted:
-            self._under_way[name] = task
+    def _start(self, wanted: Wanted, *, present_only: bool) -> "set[asyncio.Future[MatrixError | None]]":
+        loop = asyncio.get_running_loop()
+        futures = {name: loop.create_future() for name in wanted}
+        self._under_way |= futures
+        task = loop.create_task(self._run(dict(wanted), present_only=present_only), name="server keys")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return set(futures.values())
 
-        def end(_task: "asyncio.Task[None]") -> None:
-            now = self._clock()
-            for name in wanted:
-                del self._under_way[name]
+    async def _run(self, wanted: dict[ServerName, Mapping[KeyID, int]], *, present_only: bool) -> None:
+        """Ask for these, which nobody else asks for; what was answered is taken away from `wanted` at once."""
+        names = list(wanted)
+        failure: MatrixError | None = None
+        try:
+            if len(wanted) > FEW:
+                await self._ask_notaries(wanted)
+                await self._ask_directly(wanted, present_only=True)
+            else:
+                await self._ask_directly(wanted, present_only=present_only)
+                await self._ask_notaries(wanted)
+        except* Unavailable:  # raised by `learn`, one for each server
+            failure = Unavailable("Keys cannot be stored at the moment, try again")
+        finally:
+            self._finish(names, failure)
+
+    def _finish(self, names: Iterable[ServerName], failure: MatrixError | None = None) -> None:
+        """Let those go on who wait for these servers, unless they do so already."""
+        now = self._clock()
+        for name in names:
+            future = self._under_way.pop(name, None)
+            if future is None:
+                continue
+            if failure is None:
                 self._asked_at.pop(name, None)  # so that the dictionary's order is that of asking
                 self._asked_at[name] = now
-            while len(self._asked_at) > _MAX_REMEMBERED:
-                del self._asked_at[next(iter(self._asked_at))]
+            future.set_result(failure)
+        while len(self._asked_at) > _MAX_REMEMBERED:
+            del self._asked_at[next(iter(self._asked_at))]
 
-        task.add_done_callback(end)
-        return task
+    async def _ask_directly(self, wanted: dict[ServerName, Mapping[KeyID, int]], *, present_only: bool) -> None:
+        """Ask each server itself."""
 
-    async def _fetch(self, wanted: Wanted) -> None:
-        if len(wanted) > FEW and self._notaries:
-            wanted = await self._ask_notaries(wanted)
-            await self._ask_directly(wanted)
-        else:
-            wanted = await self._ask_directly(wanted)
-            await self._ask_notaries(wanted)
+        async def ask(name: ServerName) -> None:
+            try:
+                async with self._slots:
+                    keys = server_keys.parse(await self._source.get_keys(name), name, _now_ms())
+            except MatrixError as error:
+                logger.info("no keys from %s: %s", name, error.message)
+                return
+            await self._take(wanted, [keys], present_only=present_only)
 
-    async def _ask_directly(self, wanted: Wanted) -> Wanted:
-        """Ask each server itself; what is still wanted then."""
-        lists = await asyncio.gather(*(self._ask_server(name) for name in wanted))
-        return await self._take(wanted, [each for each in lists if each is not None])
+        async with asyncio.TaskGroup() as group:
+            for name in list(wanted):
+                group.create_task(ask(name))
 
-    async def _ask_server(self, name: ServerName) -> ServerKeys | None:
-        try:
-            async with self._direct:
-                return server_keys.parse(await self._source.get_keys(name), name, _now_ms())
-        except MatrixError as error:
-            logger.info("no keys from %s: %s", name, error.message)
-            return None
-
-    async def _ask_notaries(self, wanted: Wanted) -> Wanted:
-        """Ask one notary after the other for what is still wanted; what is still wanted after the last."""
+    async def _ask_notaries(self, wanted: dict[ServerName, Mapping[KeyID, int]]) -> None:
+        """Ask one notary after the other for what is still wanted."""
         for notary in self._notaries:
             others = {name: keys for name, keys in wanted.items() if name != notary}
             if not others:
                 break
-            lists = await self._ask_notary(notary, others)
-            wanted = await self._take(wanted, lists)
-        return wanted
+            try:
+                async with self._slots:
+                    own = await self._keys_of_notary(notary)
+                    answer = await self._source.query_notary(notary, _query(others))
+                lists = _read_notary(answer, own, others)
+            except MatrixError as error:
+                logger.info("no keys from the notary %s: %s", notary, error.message)
+                continue
+            if lists:
+                await self._take(wanted, lists, present_only=False)
 
-    async def _ask_notary(self, notary: ServerName, wanted: Wanted) -> list[ServerKeys]:
-        try:
-            async with self._direct:
-                own = server_keys.parse(await self._source.get_keys(notary), notary, _now_ms())
-                answer = await self._source.query_notary(notary, _query(wanted))
-            return _read_notary(answer, own, wanted)
-        except MatrixError as error:
-            logger.info("no keys from the notary %s: %s", notary, error.message)
-            return []
+    async def _keys_of_notary(self, notary: ServerName) -> ServerKeys:
+        known = self._notary_keys.get(notary)
+        now = _now_ms()
+        if known is None or known.valid_until_ts <= now or known.read_ts + NOTARY_KEYS_MS <= now:
+            known = server_keys.parse(await self._source.get_keys(notary), notary, now)
+            self._notary_keys[notary] = known
+        return known
 
-    async def _take(self, wanted: Wanted, lists: Sequence[ServerKeys]) -> Wanted:
-        if lists:
-            await self._learn(lists)
-        by_name = {each.server_name: each for each in lists}
-        return {name: keys for name, keys in wanted.items() if not _satisfies(by_name.get(name), keys)}
+    async def _take(
+        self,
+        wanted: dict[ServerName, Mapping[KeyID, int]],
+        lists: Sequence[ServerKeys],
+        *,
+        present_only: bool,
+    ) -> None:
+        await self._learn(lists)
+        done = [
+            keys.server_name
+            for keys in lists
+            if keys.server_name in wanted and (present_only or _satisfies(keys, wanted[keys.server_name]))
+        ]
+        for name in done:
+            del wanted[name]
+        self._finish(done)
 
 
 def _groups(wanted: Wanted) -> Iterable[Collection[ServerName]]:
@@ -216,14 +258,13 @@ def _joined(one: ServerKeys, other: ServerKeys) -> ServerKeys:
         server_name=newer.server_name,
         keys={**older.keys, **newer.keys},
         valid_until_ts=newer.valid_until_ts,
+        read_ts=newer.read_ts,
         json=newer.json,
     )
 
 
-def _satisfies(keys: ServerKeys | None, wanted: Mapping[KeyID, int]) -> bool:
+def _satisfies(keys: ServerKeys, wanted: Mapping[KeyID, int]) -> bool:
     """Whether nothing is left to ask others for: every key is there and as valid as it has to be, or is an old one."""
-    if keys is None:
-        return False
     return all(
         (key := keys.keys.get(key_id)) is not None and (key.expired_ts is not None or key.is_valid_at(ts))
         for key_id, ts in wanted.items()

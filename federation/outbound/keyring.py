@@ -29,9 +29,6 @@ EVENT_PAUSE_SECONDS = 60.0
 REQUEST_PAUSE_SECONDS = 10.0
 """Nor so soon because of a request that claims to be from it."""
 
-CHANGED_PAUSE_SECONDS = 3600.0
-"""Nor so soon because a signature does not hold, which may mean that it made a new key of the same name."""
-
 MAX_SIGNATURES = 20
 """Of so many signatures that an event has by one server the keys are looked for; nobody has more than two or three."""
 
@@ -43,7 +40,7 @@ MAX_ASKED_FOR_OTHERS = 50
 
 PATIENCE_FOR_OTHERS_SECONDS = 20.0
 
-_MAX_CACHED = 20_000
+_MAX_CACHED = 50_000
 
 Name = tuple[ServerName, KeyID]
 
@@ -89,7 +86,7 @@ class Keyring:
             ts = pdu.origin_server_ts if pdu.rules.enforces_key_validity else 0
             for name in names:
                 wanted[name] = max(ts, wanted.get(name, 0))
-        keys = await self._get(wanted, pause=EVENT_PAUSE_SECONDS)
+        keys = await self._get(wanted, now_used=False)
         if len(pdus) < IN_THREAD:
             return _verify_all(pdus, errors, keys)
         return await asyncio.to_thread(_verify_all, pdus, errors, keys)
@@ -98,7 +95,7 @@ class Keyring:
         """Raise Unauthorized unless the origin signed the request with a key that it uses now."""
         name = (authorization.origin, authorization.key_id)
         now = _now_ms()
-        key = (await self._get({name: now}, pause=REQUEST_PAUSE_SECONDS)).get(name)
+        key = (await self._get({name: now}, now_used=True)).get(name)
         if key is None or key.expired_ts is not None or not key.is_valid_at(now):
             raise Unauthorized("The key that the request is signed with is not known or not valid", "M_UNAUTHORIZED")
         request_signing.verify(authorization, request, key.public_key)
@@ -109,7 +106,7 @@ class Keyring:
         by_server = all_signatures.get(server_name) if isinstance(all_signatures, dict) else None
         names = _first_names(server_name, by_server if isinstance(by_server, dict) else ())
         now = _now_ms()
-        keys = await self._get(dict.fromkeys(names, now), pause=REQUEST_PAUSE_SECONDS)
+        keys = await self._get(dict.fromkeys(names, now), now_used=True)
         for name in names:
             key = keys.get(name)
             if key is None or key.expired_ts is not None or not key.is_valid_at(now):
@@ -141,34 +138,38 @@ class Keyring:
                 known = {**known, **await server_keys.find_answers(tx, first.keys())}
         return [known[name].json for name in wanted if name in known]
 
-    async def _get(self, wanted: Mapping[Name, int], *, pause: float) -> dict[Name, VerifyKey]:
+    async def _get(self, wanted: Mapping[Name, int], *, now_used: bool) -> dict[Name, VerifyKey]:
         """Those of these keys that there are, fetched anew where one has to be valid for longer than it is."""
-        found, missing = self._in_memory(wanted)
+        found, missing = self._sort(wanted, {})
         if not missing:
             return found
         async with self._database.read() as tx:
-            self._remember(await server_keys.find(tx, missing.keys()))
-        found, missing = self._in_memory(wanted)
+            stored = await server_keys.find(tx, missing.keys())
+        self._remember(stored)
+        found, missing = self._sort(wanted, stored)
         ask: dict[ServerName, dict[KeyID, int]] = {}
         latest = _now_ms() + MAX_VALIDITY_MS
         for (server_name, key_id), ts in missing.items():
             if ts <= latest or (server_name, key_id) not in found:
                 ask.setdefault(server_name, {})[key_id] = ts
         if ask:
-            await self._fetcher.fetch(ask, pause=pause)
-            found, _ = self._in_memory(wanted)
+            pause = REQUEST_PAUSE_SECONDS if now_used else EVENT_PAUSE_SECONDS
+            await self._fetcher.fetch(ask, pause=pause, present_only=now_used)
+            found, _ = self._sort(wanted, stored)
         return found
 
-    def _in_memory(self, wanted: Mapping[Name, int]) -> tuple[dict[Name, VerifyKey], dict[Name, int]]:
+    def _sort(
+        self, wanted: Mapping[Name, int], stored: Mapping[Name, VerifyKey]
+    ) -> tuple[dict[Name, VerifyKey], dict[Name, int]]:
         """The keys that are known, and those that have to be looked for as they are not, or not for long enough."""
         found: dict[Name, VerifyKey] = {}
         missing: dict[Name, int] = {}
         for name, ts in wanted.items():
-            own = name[0] == self._server_name
-            key = self._own_keys.get(name[1]) if own else self._cache.get(name)
+            is_own = name[0] == self._server_name
+            key = self._own_keys.get(name[1]) if is_own else self._cache.get(name, stored.get(name))
             if key is not None:
                 found[name] = key
-            if not own and (key is None or (key.expired_ts is None and not key.is_valid_at(ts))):
+            if not is_own and (key is None or (key.expired_ts is None and not key.is_valid_at(ts))):
                 missing[name] = ts
         return found, missing
 
@@ -182,7 +183,7 @@ class Keyring:
 
     async def _learn(self, lists: Sequence[ServerKeys]) -> None:
         async with self._database.transaction() as tx:
-            await server_keys.save(tx, lists, _now_ms())
+            await server_keys.save(tx, lists)
         self._remember({(each.server_name, key_id): key for each in lists for key_id, key in each.keys.items()})
 
 

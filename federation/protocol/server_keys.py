@@ -32,6 +32,7 @@ class ServerKeys:
     """The present ones and the old ones, each with the times it is good for."""
     valid_until_ts: int
     """At most `MAX_VALIDITY_MS` from when it was read."""
+    read_ts: int
     json: JsonObject
     """As the server signed it, other signatures left out."""
 
@@ -71,6 +72,7 @@ def parse(json: JsonObject, server_name: ServerName, now_ts: int) -> ServerKeys:
         server_name=server_name,
         keys=present | old,
         valid_until_ts=valid_until_ts,
+        read_ts=now_ts,
         json={**json, "signatures": {server_name: own_signatures}},
     )
 

@@ -56,7 +56,7 @@ class Peer:
         """Let the server know the peer's key; the peer itself."""
         keys = server_keys.parse(self.key_answer(), self.name, now_ms())
         async with self._server.application.database.transaction() as tx:
-            await stored_keys.save(tx, [keys], now_ms())
+            await stored_keys.save(tx, [keys])
         return self
 
     def key_answer(self, **changes: Any) -> JsonObject:
