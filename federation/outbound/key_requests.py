@@ -4,8 +4,8 @@ from federation.outbound.client import FederationClient
 from federation.protocol.types import JsonObject, ServerName
 
 SECONDS = 15.0
-MAX_OWN_BYTES = 256 * 1024
-"""Of what a server says of itself."""
+MAX_OWN_BYTES = 64 * 1024
+"""Of what a server says of itself, all of which is stored."""
 
 MAX_NOTARY_BYTES = 10 * 1024 * 1024
 
