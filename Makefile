@@ -57,6 +57,7 @@ check: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
 test: check
+	@$(BIN)/python -m benchmarks.synapse
 	$(BIN)/python -m pytest -n $(WORKERS) --cov --cov-report=
 	$(BIN)/coverage report --include='$(PROTOCOL)' --fail-under=100
 	$(BIN)/coverage report --omit='$(PROTOCOL)' --format=total
@@ -83,13 +84,15 @@ initial-migration: $(VENV)/.installed
 
 # --no-emit-index-url: whoever installs chooses the index; the hashes say what may come from it.
 COMPILE := build/lock/bin/uv pip compile --quiet --generate-hashes --no-emit-index-url --no-header --no-annotate \
-	--universal --python-version 3.11 --only-binary :all: pyproject.toml --extra build
+	--universal --python-version 3.11 --only-binary :all:
 lock: | $(BIN)/python
 	'$(PYTHON)' -m venv build/lock
 	build/lock/bin/python -m pip --disable-pip-version-check install --quiet uv
-	$(COMPILE) --upgrade --output-file requirements.lock
-	$(COMPILE) --upgrade --extra dev --constraint requirements.lock --output-file requirements-dev.lock
+	$(COMPILE) pyproject.toml --extra build --upgrade --output-file requirements.lock
+	$(COMPILE) pyproject.toml --extra build --upgrade --extra dev --constraint requirements.lock \
+		--output-file requirements-dev.lock
+	$(COMPILE) benchmarks/synapse.in --upgrade --output-file benchmarks/synapse.lock
 
 clean:
-	rm -rf '$(VENV)' build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage*
+	rm -rf '$(VENV)' build dist benchmarks/.synapse *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage*
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -7,14 +7,16 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlencode
 
 import psycopg
 import yaml
 
-from benchmarks.cluster import Cluster
+from benchmarks.cluster import Databases
 from benchmarks.matrix import User
-from benchmarks.server import SERVER_NAME, Server
+from benchmarks.peering import Peering
+from benchmarks.server import Server
 from federation.protocol.types import DeviceID, UserID
 from storage import accounts, devices, sessions
 from storage.accounts import Account
@@ -25,31 +27,40 @@ from storage.sessions import NewSession
 class Hearth(Server):
     """`hearth serve` with every setting at its default but for rate limits, which are off, and a quiet log."""
 
-    name = "hearth"
-
-    def __init__(self, cluster: Cluster, *, profiler: str | None = None) -> None:
-        super().__init__(cluster)
+    def __init__(
+        self,
+        cluster: Databases,
+        *,
+        name: str = "hearth",
+        peering: Peering | None = None,
+        profiler: str | None = None,
+        log: str = "warning",
+    ) -> None:
+        super().__init__(name, cluster, peering)
         self._profiler = profiler
+        self._log = log
 
     @property
     def profile_file(self) -> Path:
         """Where a profiled server leaves what was found."""
-        return self.cluster.directory / "hearth.profile"
+        return self.cluster.directory / f"{self.name}.profile"
 
     def command(self) -> Sequence[str | Path]:
         """The configuration names the cluster's database."""
         address = self.cluster.address(self.database)
         query = urlencode({"host": address["host"], "port": address["port"]})
-        settings = {
-            "server_name": SERVER_NAME,
-            "data_directory": str(self.cluster.directory / "hearth"),
+        settings: dict[str, Any] = {
+            "server_name": self.server_name,
+            "data_directory": str(self.cluster.directory / self.name),
             "database": f"postgresql://{address['user']}@/{address['dbname']}?{query}",
             "listeners": [{"address": "127.0.0.1", "port": self.port}],
             "registration": "open",
             "rate_limits": False,
-            "log": "warning",
+            "log": self._log,
         }
-        file = self.cluster.directory / "hearth.yaml"
+        if self.peering is not None:
+            settings |= _settings_among_others(settings["listeners"], self.peering)
+        file = self.cluster.directory / f"{self.name}.yaml"
         file.write_text(yaml.safe_dump(settings), encoding="utf-8")
         program: list[str | Path] = ["-m", "homeserver"]
         if self._profiler is not None:
@@ -72,10 +83,30 @@ class Hearth(Server):
         ):
             tx = Tx(connection, Memory())
             for name in names:
-                user_id, token = UserID(f"@{name}:{SERVER_NAME}"), f"hearth_at_{secrets.token_urlsafe(32)}"
+                user_id, token = UserID(f"@{name}:{self.server_name}"), f"hearth_at_{secrets.token_urlsafe(32)}"
                 await accounts.insert(tx, Account(user_id=user_id, created_ts=now))
                 device = await devices.ensure(tx, user_id, DeviceID("BENCH"), None, now)
                 access_hash = hashlib.sha256(token.encode()).digest()
                 await sessions.insert(tx, NewSession(device=device, created_ts=now, access_hash=access_hash))
                 made.append(User(self.http, user_id, token))
         return made
+
+
+def _settings_among_others(listeners: list[dict[str, Any]], peering: Peering) -> dict[str, Any]:
+    for listener in listeners:
+        listener["apis"] = ["client", "admin"]
+    to_servers = {
+        "address": "127.0.0.1",
+        "port": peering.port,
+        "tls_certificate": str(peering.certificate),
+        "tls_key": str(peering.key),
+        "apis": ["federation"],
+    }
+    return {
+        "listeners": [*listeners, to_servers],
+        "federation": {
+            "allowed_ranges": ["127.0.0.0/8", "::1/128"],
+            "certificate_authorities": [str(peering.authority)],
+            "notary_servers": [],
+        },
+    }

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from benchmarks import processes
-from benchmarks.cluster import Cluster
+from benchmarks.cluster import Databases
 from benchmarks.http_client import HttpClient, RequestFailedError
 from benchmarks.matrix import User
+from benchmarks.peering import Peering
 
 SERVER_NAME = "bench.test"
 PREPARED = "prepared"
@@ -42,14 +43,18 @@ class Start:
 
 
 class Server(ABC):
-    """One server on one database of its cluster; started and stopped as often as wanted."""
+    """One server on one database of its cluster; started and stopped as often as wanted.
 
-    name: str
+    With `peering` it speaks with others, under the name that this gives it.
+    """
 
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(self, name: str, cluster: Databases, peering: Peering | None = None) -> None:
+        """`name` is what its files are called in the cluster's directory."""
+        self.name = name
         self.cluster = cluster
+        self.peering = peering
         self.database = PREPARED
-        self.port = _free_port()
+        self.port = free_port()
         self.http = HttpClient(self.port)
         self._process: subprocess.Popen[bytes] | None = None
         self._users = 0
@@ -67,6 +72,11 @@ class Server(ABC):
         first = self._users + 1
         self._users += count
         return await self.new_users([f"user{number}" for number in range(first, self._users + 1)])
+
+    @property
+    def server_name(self) -> str:
+        """The part of user IDs after the colon."""
+        return SERVER_NAME if self.peering is None else self.peering.server_name
 
     @property
     def pid(self) -> int:
@@ -140,7 +150,8 @@ def _environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port that nobody listens on just now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

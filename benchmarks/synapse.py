@@ -1,5 +1,6 @@
 """Synapse under test, set up by its public documentation: a virtual environment and a configuration file of its own."""
 
+import fcntl
 import hashlib
 import hmac
 import os
@@ -11,11 +12,12 @@ from typing import Any
 
 import yaml
 
-from benchmarks.cluster import Cluster
+from benchmarks.cluster import Databases
 from benchmarks.matrix import User, at_once
-from benchmarks.server import SERVER_NAME, Server
+from benchmarks.peering import Peering
+from benchmarks.server import Server
 
-VERSION = "1.163.2"
+_LOCK = Path(__file__).resolve().parent / "synapse.lock"
 _PLACE = Path(__file__).resolve().parent / ".synapse"
 _SECRET = "a secret that lives for one run"
 _PASSWORD = "correct horse battery staple"
@@ -23,32 +25,38 @@ _UNLIMITED = {"per_second": 1_000_000, "burst_count": 1_000_000}
 
 
 def install() -> Path:
-    """The interpreter of the virtual environment with Synapse; made on the first call, from the package index."""
+    """The interpreter of a virtual environment with what `synapse.lock` names; made unless it is there already.
+
+    All of it comes as wheels from the package index, and nothing else is needed but Python's own venv.
+    """
     python = _PLACE / "venv" / "bin" / "python"
-    marker = _PLACE / f"installed-{VERSION}"
-    if not marker.exists():
-        print(f"Installing Synapse {VERSION} into {_PLACE} ...", flush=True)
-        # The interpreter that Hearth runs on, not a link into its virtual environment.
-        base = os.path.realpath(sys.executable)
-        subprocess.run([base, "-m", "venv", "--clear", _PLACE / "venv"], check=True)
-        wanted = f"matrix-synapse[postgres]=={VERSION}"
-        subprocess.run([python, "-m", "pip", "--disable-pip-version-check", "-q", "install", wanted], check=True)
-        marker.touch()
+    wanted = _LOCK.read_bytes()
+    marker = _PLACE / "installed.lock"
+    _PLACE.mkdir(exist_ok=True)
+    with (_PLACE / "busy").open("w") as busy:
+        fcntl.flock(busy, fcntl.LOCK_EX)
+        if not marker.exists() or marker.read_bytes() != wanted:
+            print(f"Installing Synapse into {_PLACE} ...", flush=True)
+            # The interpreter that Hearth runs on, not a link into its virtual environment.
+            subprocess.run([os.path.realpath(sys.executable), "-m", "venv", "--clear", _PLACE / "venv"], check=True)
+            install: list[str | Path] = [python, "-m", "pip", "--disable-pip-version-check", "--quiet", "install"]
+            subprocess.run([*install, "--require-hashes", "--only-binary", ":all:", "-r", _LOCK], check=True)
+            marker.write_bytes(wanted)
     return python
 
 
 class Synapse(Server):
     """One Synapse process with its defaults, but for rate limits, which are out of reach, and a quiet log."""
 
-    name = "synapse"
-
-    def __init__(self, cluster: Cluster, python: Path) -> None:
-        super().__init__(cluster)
+    def __init__(
+        self, cluster: Databases, python: Path, *, name: str = "synapse", peering: Peering | None = None
+    ) -> None:
+        super().__init__(name, cluster, peering)
         self._python = python
 
     def command(self) -> Sequence[str | Path]:
         """Its configuration file names the cluster's database; the signing key is made once."""
-        place = self.cluster.directory / "synapse"
+        place = self.cluster.directory / self.name
         place.mkdir(exist_ok=True)
         file, log_file = place / "homeserver.yaml", place / "log.yaml"
         log_file.write_text(yaml.safe_dump(_log_settings()), encoding="utf-8")
@@ -59,8 +67,8 @@ class Synapse(Server):
         return command
 
     def _settings(self, place: Path, log_file: Path) -> dict[str, Any]:
-        return {
-            "server_name": SERVER_NAME,
+        settings: dict[str, Any] = {
+            "server_name": self.server_name,
             "report_stats": False,
             "pid_file": str(place / "pid"),
             "media_store_path": str(place / "media"),
@@ -70,6 +78,9 @@ class Synapse(Server):
             "form_secret": _SECRET,
             "registration_shared_secret": _SECRET,
             "trusted_key_servers": [],
+            "suppress_key_server_warning": True,
+            "enable_registration": True,
+            "enable_registration_without_verification": True,
             "listeners": [
                 {
                     "port": self.port,
@@ -92,6 +103,7 @@ class Synapse(Server):
             "rc_invites": {"per_room": _UNLIMITED, "per_user": _UNLIMITED, "per_issuer": _UNLIMITED},
             "rc_room_creation": _UNLIMITED,
         }
+        return settings if self.peering is None else {**settings, **_settings_among_others(settings, self.peering)}
 
     async def new_users(self, names: Sequence[str]) -> list[User]:
         """Registered with the shared secret."""
@@ -109,6 +121,31 @@ class Synapse(Server):
         return [made[name] for name in names]
 
 
+def _settings_among_others(settings: dict[str, Any], peering: Peering) -> dict[str, Any]:
+    for listener in settings["listeners"]:
+        listener["resources"] = [{"names": ["client"]}]
+    to_servers = {
+        "port": peering.port,
+        "bind_addresses": ["127.0.0.1"],
+        "type": "http",
+        "tls": True,
+        "resources": [{"names": ["federation"]}],
+    }
+    return {
+        "listeners": [*settings["listeners"], to_servers],
+        "tls_certificate_path": str(peering.certificate),
+        "tls_private_key_path": str(peering.key),
+        "federation_custom_ca_list": [str(peering.authority)],
+        "federation_ip_range_blacklist": [],
+        "ip_range_blacklist": [],
+        "allow_public_rooms_over_federation": True,
+        # A server that was away is back soon here.
+        "federation": {"destination_min_retry_interval": "1s", "destination_max_retry_interval": "1s", "max_long_retry_delay": "1s", "max_short_retry_delay": "1s"},
+        "rc_federation": {"window_size": 1000, "sleep_limit": 1_000_000, "reject_limit": 1_000_000, "concurrent": 50},
+        "rc_presence": {"per_user": _UNLIMITED},
+    }
+
+
 def _log_settings() -> dict[str, Any]:
     return {
         "version": 1,
@@ -116,3 +153,7 @@ def _log_settings() -> dict[str, Any]:
         "root": {"level": "WARNING", "handlers": ["console"]},
         "disable_existing_loggers": False,
     }
+
+
+if __name__ == "__main__":
+    install()
