@@ -140,7 +140,12 @@ def _settings_among_others(settings: dict[str, Any], peering: Peering) -> dict[s
         "ip_range_blacklist": [],
         "allow_public_rooms_over_federation": True,
         # A server that was away is back soon here.
-        "federation": {"destination_min_retry_interval": "1s", "destination_max_retry_interval": "1s", "max_long_retry_delay": "1s", "max_short_retry_delay": "1s"},
+        "federation": {
+            "destination_min_retry_interval": "1s",
+            "destination_max_retry_interval": "1s",
+            "max_long_retry_delay": "1s",
+            "max_short_retry_delay": "1s",
+        },
         "rc_federation": {"window_size": 1000, "sleep_limit": 1_000_000, "reject_limit": 1_000_000, "concurrent": 50},
         "rc_presence": {"per_user": _UNLIMITED},
     }

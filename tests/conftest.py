@@ -10,8 +10,10 @@ import psycopg
 import pytest
 from hypothesis import settings as hypothesis_settings
 from psycopg.conninfo import make_conninfo
+from xdist.remote import Producer
 
 from tests.clusters import TEMPLATE, RunCluster, create_database, drop_database
+from tests.scheduling import Scheduling
 
 CLUSTER = "HEARTH_TEST_CLUSTER"
 
@@ -29,6 +31,11 @@ def pytest_configure(config: pytest.Config) -> None:
     if not is_worker and config.getoption("numprocesses", None):
         config.stash[_run_cluster] = cluster = RunCluster()
         os.environ[CLUSTER] = cluster.conninfo("postgres")  # workers inherit it
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Scheduling:
+    """Tests that share what is dear run in one worker."""
+    return Scheduling(config, log)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -11,10 +11,11 @@ import aiohttp
 from benchmarks import synapse
 from benchmarks.cluster import Databases
 from benchmarks.hearth import Hearth
-from benchmarks.peering import Authority
+from benchmarks.peering import Peering
 from benchmarks.server import Server
 from benchmarks.synapse import Synapse
 from tests.clients import Client
+from tests.federation.authority import Authority
 from tests.interop.people import Person
 from tests.scenarios.hearth_process import free_port
 
@@ -31,14 +32,14 @@ class Border:
     async def hearth(self, name: str = "hearth") -> Server:
         """A Hearth that runs; any name but its own is one more of them."""
         if name not in self._servers:
-            peering = self._authority.peering(name, free_port())
+            peering = Peering.of(self._authority, free_port())
             await self._add(Hearth(self._databases, name=name, peering=peering, log="info"))
         return self._servers[name]
 
     async def synapse(self) -> Server:
         """The Synapse, which runs."""
         if "synapse" not in self._servers:
-            peering = self._authority.peering("synapse", free_port())
+            peering = Peering.of(self._authority, free_port())
             await self._add(Synapse(self._databases, synapse.install(), peering=peering))
         return self._servers["synapse"]
 

@@ -1,6 +1,6 @@
-"""One Synapse and one Hearth for the run; whoever needs them runs in one worker."""
+"""One Synapse and one Hearth for the run: tests/scheduling.py has everything here run in one worker."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Generator
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,10 @@ _HERE = Path(__file__).parent
 _LOG_BYTES = 6000
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Everything here speaks with other people's software, in one worker."""
-    for item in items:
-        if _HERE in item.path.parents:
-            item.add_marker(pytest.mark.interoperability)
-            item.add_marker(pytest.mark.xdist_group("interop"))
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Everything here speaks with other people's software."""
+    if _HERE in item.path.parents:
+        item.add_marker(pytest.mark.interoperability)
 
 
 @pytest_asyncio.fixture(scope="session")
@@ -30,9 +28,9 @@ async def border(maintenance_conninfo: str) -> AsyncIterator[Border]:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
     """A failure's report tells what the servers said during the test."""
-    report: Any = yield
+    report = yield
     arguments: dict[str, Any] = getattr(item, "funcargs", {})
     if report.failed and "logs" in arguments:
         for file, size in arguments["logs"].items():

@@ -1,10 +1,10 @@
 """People in stories: what they do is one request, what they see is what their syncs have brought.
 
-    room_id = await alice.create_room(invite=[bob])
-    await bob.sees_invite(room_id)
-    await bob.join(room_id)
-    event_id = await alice.says(room_id, "hello")
-    await bob.sees(room_id, event_id)
+room_id = await alice.create_room(invite=[bob])
+await bob.sees_invite(room_id)
+await bob.join(room_id)
+event_id = await alice.says(room_id, "hello")
+await bob.sees(room_id, event_id)
 """
 
 import time

@@ -1,0 +1,14 @@
+"""Which worker runs which test: those that share what is dear run in one, all others where there is room."""
+
+from xdist.scheduler import LoadScopeScheduling
+
+TOGETHER = ("tests/interop/",)
+"""Folders whose tests share servers that are started once a worker."""
+
+
+class Scheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist publishes no types
+    """A folder in TOGETHER is one piece of work, and so is each test function elsewhere; large pieces come first."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        function = nodeid.partition("[")[0]
+        return next((folder for folder in TOGETHER if nodeid.startswith(folder)), function)
