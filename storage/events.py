@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 
 from federation.protocol.pdu import VerifiedPDU
-from federation.protocol.types import EventID, JsonObject, ServerName, UserID
+from federation.protocol.types import EventID, JsonObject, ServerName, StateKey, UserID
 from storage.database import Row, Tx
 from storage.event_bytes import unpack
 from storage.memberships import Membership
@@ -401,6 +401,34 @@ async def find_follower(tx: Tx, room: int, event_id: str) -> int | None:
         (room, event_id),
     )
     return None if row is None else int(row[0])
+
+
+async def find_followers(tx: Tx, room: int, event_ids: Collection[str]) -> set[EventID]:
+    """Those of these events, which we do not hold yet, that some event here refers to."""
+    rows = await tx.fetch(
+        "select distinct event_id from missing_events where room = %s and event_id = any(%s::text[])",
+        (room, list(event_ids)),
+    )
+    return {EventID(event_id) for (event_id,) in rows}
+
+
+async def flags_of(tx: Tx, event_ids: Collection[str]) -> dict[EventID, tuple[int, Flag]]:
+    """Those of these events that we hold: in which room, and how they came out of the checks."""
+    rows = await tx.fetch(
+        "select event_id, room, flags from events where event_id = any(%s::text[])", (list(event_ids),)
+    )
+    return {EventID(event_id): (room, Flag(flags)) for event_id, room, flags in rows}
+
+
+async def state_pairs_of(tx: Tx, room: int, event_ids: Collection[str]) -> dict[EventID, StateKey]:
+    """What those of these events are current for that are state events of this room and were not rejected."""
+    rows = await tx.fetch(
+        "select event_id, types.value, state_keys.value from events join strings types on types.id = events.type"
+        " join strings state_keys on state_keys.id = events.state_key"
+        " where event_id = any(%s::text[]) and room = %s and flags & %s = 0",
+        (list(event_ids), room, int(Flag.REJECTED)),
+    )
+    return {EventID(event_id): (event_type, state_key) for event_id, event_type, state_key in rows}
 
 
 async def positions_of(tx: Tx, room: int, event_ids: Collection[str]) -> dict[EventID, int]:

@@ -171,6 +171,17 @@ async def local_members(tx: Tx, room: int, server_name: ServerName, *, limit: in
     return [UserID(user_id) for (user_id,) in rows]
 
 
+async def some_servers(tx: Tx, room: int, *, sample: int) -> list[ServerName]:
+    """Servers of the room's joined members, of whom `sample` are looked at: those with most of them first."""
+    rows = await tx.fetch(
+        "select substr(value, strpos(value, ':') + 1) as server from (select state_key from room_state where room = %s"
+        " and type = %s and line = 0 and until_version is null and membership = %s limit %s) as members"
+        " join strings on strings.id = members.state_key group by server order by count(*) desc, server",
+        (room, strings.MEMBER, int(Membership.JOIN), sample),
+    )
+    return [ServerName(server_name) for (server_name,) in rows]
+
+
 async def guests_in(tx: Tx, room: int) -> list[UserID]:
     """The room's joined members who are guests of this server."""
     rows = await tx.fetch(

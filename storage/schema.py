@@ -569,6 +569,50 @@ to_device_transactions = Table(
     comment="What each device sent lately. No foreign key, as for the inboxes.",
 )
 
+# --- what other servers send ---------------------------------------------------------------------------------
+
+received_to_device = Table(
+    "received_to_device",
+    metadata,
+    Column("sender", Text, primary_key=True),
+    Column("message_id", Text, primary_key=True),
+    Column("received_ts", BigInteger, nullable=False),
+    Index("received_to_device_received_ts_idx", "received_ts"),
+    comment="To-device messages that other servers sent lately: each is delivered once, however often it comes.",
+)
+
+received_transactions = Table(
+    "received_transactions",
+    metadata,
+    Column("origin", Text, primary_key=True),
+    Column("txn_id", Text, primary_key=True),
+    Column("received_ts", BigInteger, nullable=False),
+    Column("answer", LargeBinary, nullable=False),
+    Index("received_transactions_received_ts_idx", "received_ts"),
+    comment="Other servers' transactions of the last day, with what was answered.",
+)
+
+dead_letters = Table(
+    "dead_letters",
+    metadata,
+    Column("letter", BigInteger, Identity(), primary_key=True),
+    Column("received_ts", BigInteger, nullable=False),
+    Column("retry_ts", BigInteger, comment="Null: it is not tried again."),
+    Column("attempts", Integer, nullable=False),
+    Column("origin", Text, nullable=False),
+    Column("room_id", Text, nullable=False),
+    Column("event_id", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("json", LargeBinary, nullable=False),
+    UniqueConstraint("event_id", "origin"),
+    Index("dead_letters_retry_ts_idx", "retry_ts"),
+    Index("dead_letters_origin_idx", "origin", "letter"),
+    Index("dead_letters_room_id_idx", "room_id"),
+    comment="Other servers' events that could not be processed.",
+)
+
+# --- key backups ---------------------------------------------------------------------------------------------
+
 key_backups = Table(
     "key_backups",
     metadata,

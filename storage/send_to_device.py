@@ -15,6 +15,9 @@ from storage.log import Change
 KEPT_BYTES = 4096
 """Messages of one entry that are together larger than this are not kept in memory, only that they exist."""
 
+KEPT_RECEIVED_MS = 30 * 24 * 3600 * 1000
+"""For how long a server may repeat a message that we answered for: it may have been away."""
+
 
 @dataclass(frozen=True, slots=True)
 class ToDeviceMessage:
@@ -158,6 +161,24 @@ async def note_transaction(tx: Tx, device: int, event_type: str, txn_id: str, no
         (device, txn_id, event_type, now_ts),
     )
     return inserted == 1
+
+
+async def note_received(tx: Tx, sender: UserID, message_id: str, now_ts: int) -> bool:
+    """Remember a message of another server's user; False when it came before."""
+    inserted = await tx.execute(
+        "insert into received_to_device (sender, message_id, received_ts) values (%s, %s, %s) on conflict do nothing",
+        (sender, message_id, now_ts),
+    )
+    return inserted == 1
+
+
+async def delete_old_received(tx: Tx, before_ts: int, limit: int) -> int:
+    """Forget up to `limit` messages that no server will repeat any longer; how many."""
+    return await tx.execute(
+        "delete from received_to_device where ctid = any(array("
+        " select ctid from received_to_device where received_ts < %s limit %s for update skip locked))",
+        (before_ts, limit),
+    )
 
 
 async def delete_old_transactions(tx: Tx, before_ts: int, limit: int) -> int:

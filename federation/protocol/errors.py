@@ -80,6 +80,10 @@ class InvalidEvent(InvalidInput):
         super().__init__(message, errcode)
 
 
+class KeyNotKnown(InvalidEvent):
+    """An event is signed with a key that is not at hand: it may be once its server answers."""
+
+
 class TooLarge(MatrixError):
     """More bytes than the section allows: 413."""
 

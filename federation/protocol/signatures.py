@@ -11,7 +11,7 @@ import nacl.bindings
 import nacl.exceptions
 
 from federation.protocol import canonical_json, event_hashes
-from federation.protocol.errors import InvalidEvent, InvalidInput
+from federation.protocol.errors import InvalidEvent, InvalidInput, KeyNotKnown
 from federation.protocol.event_hashes import decode_base64, encode_base64
 from federation.protocol.identifiers import is_server_key_id, is_user_id, server_name_of, server_of_event_id
 from federation.protocol.pdu import PDU, VerifiedPDU
@@ -168,9 +168,11 @@ def verify(pdu: PDU, keys: KeyRing) -> VerifiedPDU:
 
 def _check_signed_by(server_name: ServerName, pdu: PDU, message: bytes, keys: KeyRing) -> None:
     checked = 0
+    is_known = True
     for key_id, signature in pdu.json["signatures"].get(server_name, {}).items():
         key = keys.get((server_name, key_id))
         if key is None or not key_id.startswith("ed25519:"):
+            is_known = is_known and not is_server_key_id(key_id)
             continue
         if not key.is_valid_at(pdu.origin_server_ts, enforces_validity=pdu.rules.enforces_key_validity):
             continue
@@ -178,7 +180,8 @@ def _check_signed_by(server_name: ServerName, pdu: PDU, message: bytes, keys: Ke
             raise InvalidEvent(f"The signature of {server_name} with {key_id} is wrong")
         checked += 1
     if not checked:
-        raise InvalidEvent(f"The event is not signed by {server_name} with a known and valid key")
+        error = InvalidEvent if is_known else KeyNotKnown
+        raise error(f"The event is not signed by {server_name} with a known and valid key")
 
 
 def _verified(pdu: PDU, json: JsonObject) -> VerifiedPDU:

@@ -20,6 +20,7 @@ from federation.protocol.power_levels import PowerLevels
 from federation.protocol.room_versions import RoomVersionRules
 from federation.protocol.signatures import SigningKey
 from federation.protocol.types import EventID, JsonObject, RoomID, ServerName, StateKey, UserID
+from federation.rooms.append_line import LineAppender
 from federation.rooms.append_remote import Outcome as Outcome
 from federation.rooms.append_remote import Received as Received
 from federation.rooms.append_remote import RemoteAppender
@@ -30,6 +31,7 @@ from federation.rooms.counting import Counter as Counter
 from federation.rooms.counting import related_event as related_event
 from federation.rooms.counting import thread_of as thread_of
 from federation.rooms.heads import RoomHead, RoomHeads, described
+from federation.rooms.outliers import OutlierAppender
 from storage import events, rooms
 from storage.append_events import RoomEvents
 from storage.database import Database, Tx
@@ -78,6 +80,8 @@ class RoomWriter:
         self._server_name = server_name
         self._signing_key = signing_key
         self._remote = RemoteAppender(database=database, log=log, counter=counter)
+        self._line = LineAppender(database=database, log=log, counter=counter)
+        self._outliers = OutlierAppender(database)
 
     async def get_room(self, room_id: str) -> Room:
         """The room with this ID; raises NotFound."""
@@ -195,6 +199,21 @@ class RoomWriter:
         room had here before is an older part of its graph, with a gap up to this event.
         """
         return await self._remote.append(pdu, state_before, is_local=True, restarts=restarts)
+
+    async def append_remote_line(self, room: Room, pdus: Sequence[VerifiedPDU]) -> list[Received]:
+        """Append as many of the first of these events as simply continue the room's end, in one entry.
+
+        Answers what became of those: each was accepted, or is a duplicate. `append_remote` takes the next one.
+        """
+        return await self._line.append(room, pdus)
+
+    async def append_outliers(self, room: Room, pdus: Sequence[VerifiedPDU]) -> set[EventID]:
+        """Hold verified events of the room without a place in its graph: auth chains, states given by others.
+
+        What they cite must be here or among them; an event of which that is not so is left out. Answers which of
+        them are held now and were not rejected.
+        """
+        return await self._outliers.append(room, pdus)
 
     async def state_for(self, room: Room, keys: Sequence[StateKey]) -> dict[StateKey, VerifiedPDU]:
         """The entries of the room's state that the next event would be built on. For decisions about writing only:

@@ -20,8 +20,10 @@ from federation.protocol.identifiers import server_name_of
 from federation.protocol.pdu import VerifiedPDU
 from federation.protocol.power_levels import PowerLevels
 from federation.protocol.types import EventID, StateKey, UserID
+from federation.rooms import outliers
 from federation.rooms.contention import Contention
 from federation.rooms.counting import NOT_COUNTED, Counted, Counter, related_event, thread_of
+from federation.rooms.ordering import cited_by
 from federation.rooms.state import NEW, Graph, MissingEvents, View, resolve
 from storage import events, room_state, rooms
 from storage.append_events import DuplicateEvent, RoomEvents
@@ -145,9 +147,7 @@ class RemoteAppender:
         if room is None:
             raise NotFound("There is no such room")
         row = (await rooms.rows(tx, [room.number]))[room.number]
-        cited = list(pdu.auth_event_ids)
-        if not room.rules.create_in_auth_events:
-            cited.append(EventID("$" + room.room_id[1:]))
+        cited = cited_by(pdu)
         found = await events.by_id(tx, {pdu.event_id, *pdu.prev_event_ids, *cited})
         held = found.pop(pdu.event_id, None)
         if held is not None and not held.flags & Flag.OUTLIER:
@@ -172,10 +172,10 @@ class RemoteAppender:
     async def _place(self, tx: Tx, placing: _Placing, state_before: Mapping[StateKey, EventID] | None) -> RoomEvents:
         """The change that appends the event."""
         before = await self._state_before(tx, placing, state_before)
-        state = await placing.graph.state(before, _keys_for(placing.pdu))
+        state = await placing.graph.state(before, keys_for(placing.pdu))
         current = state
         if before != placing.head and not placing.restarts:
-            current = await placing.graph.state(placing.head, _keys_for(placing.pdu))
+            current = await placing.graph.state(placing.head, keys_for(placing.pdu))
         _judge(placing, state, current)
         await _follow_up(tx, placing)
         point = _store(placing, before)
@@ -213,7 +213,7 @@ class RemoteAppender:
                 is_local=placing.is_local,
             )
         )
-        _note_redaction(placing, change.new[0], state)
+        note_redaction(change.new[0], state)
         return change
 
     async def _state_before(self, tx: Tx, placing: _Placing, state_before: Mapping[StateKey, EventID] | None) -> View:
@@ -292,7 +292,7 @@ _OUTCOMES = {
 }
 
 
-def _keys_for(pdu: VerifiedPDU) -> list[StateKey]:
+def keys_for(pdu: VerifiedPDU) -> list[StateKey]:
     keys = auth_keys_for(pdu.type, pdu.sender, pdu.state_key, pdu.content, pdu.rules)
     return list(dict.fromkeys((*keys, CREATE, POWER_LEVELS)))
 
@@ -300,15 +300,10 @@ def _keys_for(pdu: VerifiedPDU) -> list[StateKey]:
 def _judge(placing: _Placing, state: Mapping[StateKey, VerifiedPDU], current: Mapping[StateKey, VerifiedPDU]) -> None:
     """Steps 4, 5 and 6."""
     pdu, graph = placing.pdu, placing.graph
-    cited = {event_id: graph.pdus[event_id] for event_id in pdu.auth_event_ids}
     try:
         if pdu.type == "m.room.create" and placing.row.state_version:
             raise AuthRuleViolated("1", "The room has a create event")
-        auth_rules.check_auth_events(pdu, cited, graph.rejected)
-        by_key = {each.state_pair: each for each in cited.values() if each.state_key is not None}
-        if not pdu.rules.create_in_auth_events:
-            by_key[CREATE] = graph.pdus[EventID("$" + pdu.room_id[1:])]
-        auth_rules.check(pdu, by_key)
+        outliers.judge(pdu, graph.pdus, graph.rejected)
         auth_rules.check(pdu, state)
     except AuthRuleViolated as error:
         placing.flags, placing.reason = Flag.REJECTED, error.message
@@ -429,11 +424,11 @@ def _concerned(placing: _Placing) -> tuple[UserID, ...]:
     return tuple(UserID(user_id) for user_id in dict.fromkeys(users))
 
 
-def _note_redaction(placing: _Placing, new: NewEvent, state: Mapping[StateKey, VerifiedPDU]) -> None:
+def note_redaction(new: NewEvent, state: Mapping[StateKey, VerifiedPDU]) -> None:
     """What the event redacts, once both are here (Room Versions 3, "Handling redactions"; before: rule 11 decided)."""
-    pdu = placing.pdu
+    pdu = new.pdu
     create = state.get(CREATE)
-    if pdu.type != "m.room.redaction" or pdu.redacts is None or placing.flags or create is None:
+    if pdu.type != "m.room.redaction" or pdu.redacts is None or new.flags or create is None:
         return
     new.redacts = pdu.redacts
     levels = PowerLevels.from_state(state.get(POWER_LEVELS), create)

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 
 import orjson
 
-from federation.protocol import canonical_json
+from federation.protocol import canonical_json, edu
 from federation.protocol.errors import MatrixError, TooLarge
 from federation.protocol.identifiers import server_name_of
 from federation.protocol.types import DeviceID, JsonObject, ServerName, UserID
@@ -53,6 +53,30 @@ class SendToDeviceService:
 
         entry.work = work
         await self._log.append(entry)
+
+    async def receive(self, message: edu.DirectToDevice) -> None:
+        """Put what another server's user sent to ours into their inboxes, once for each message ID."""
+        contents: dict[UserID, Mapping[str, JsonObject]] = {
+            user_id: {**of} for user_id, of in message.messages.items() if self._is_ours(user_id)
+        }
+        for by_device in contents.values():
+            for content in by_device.values():
+                check_content(content)
+        entry = Entry(width=1)
+
+        async def work(tx: Tx) -> None:
+            entry.changes = []
+            if not await send_to_device.note_received(tx, message.sender, message.message_id, int(time.time() * 1000)):
+                return
+            messages = await addressed(tx, message.sender, message.type, contents)
+            entry.changes = [ToDeviceMessages(messages)] if messages else []
+
+        if contents:
+            entry.work = work
+            await self._log.append(entry)
+
+    def _is_ours(self, user_id: UserID) -> bool:
+        return server_name_of(user_id) == self._server_name
 
 
 async def addressed(tx: Tx, sender: UserID, event_type: str, contents: Contents) -> tuple[ToDeviceMessage, ...]:

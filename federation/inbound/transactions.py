@@ -1,0 +1,130 @@
+"""PUT /send/{txnId}: what other servers push (Server-Server API, "Transactions").
+
+A transaction that comes again gets its old answer, also after a restart, and one that is still at work is waited for.
+Its rooms are taken side by side, and in each the events in order; a room that takes longer than others have to wait
+for has its events set aside on the dead-letter list, and the server goes on with its next transaction.
+"""
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import Sequence
+
+from federation.inbound.authentication import FederationCall, FederationRoute
+from federation.inbound.dead_letters import DeadLetters
+from federation.inbound.edus import EDUs
+from federation.protocol import event_format, transactions
+from federation.protocol.errors import InvalidInput, LimitExceeded, MatrixError, Unavailable
+from federation.protocol.identifiers import fits
+from federation.protocol.pdu import PDU
+from federation.protocol.transactions import Transaction
+from federation.protocol.types import EventID, JsonObject, ServerName
+from federation.rooms.receive import Receiver
+from federation.web import Answer
+from storage import received_transactions
+from storage.database import Database
+from storage.rooms import Room
+
+logger = logging.getLogger(__name__)
+
+MAX_BYTES = 10 * 1024 * 1024
+MAX_PER_ORIGIN = 3
+"""Transactions of one server at work at the same time: it should wait for each answer. So its memory is bounded."""
+MAX_AT_ONCE = 200
+ROOM_SECONDS = 25.0
+"""For how long a room may keep the answer waiting."""
+
+Results = dict[EventID, MatrixError | None]
+
+
+class TransactionsAPI:
+    """The endpoint."""
+
+    def __init__(self, *, database: Database, receiver: Receiver, edus: EDUs, dead_letters: DeadLetters) -> None:
+        self._database = database
+        self._receiver = receiver
+        self._edus = edus
+        self._dead_letters = dead_letters
+        self._at_work: dict[tuple[ServerName, str], asyncio.Task[JsonObject]] = {}
+        self._by_origin: Counter[ServerName] = Counter()
+
+    def routes(self) -> list[FederationRoute]:
+        """Its one route."""
+        path = "/_matrix/federation/v1/send/{txn_id}"
+        return [FederationRoute("PUT", path, self.put_transaction, max_bytes=MAX_BYTES, max_depth=None)]
+
+    async def put_transaction(self, call: FederationCall) -> Answer:
+        """Take a transaction; the answer says of each PDU, by event ID, what was wrong with it, if anything."""
+        origin, txn_id = call.origin, call.path["txn_id"]
+        if not fits(txn_id):
+            raise InvalidInput("The transaction ID is too long")
+        task = self._at_work.get((origin, txn_id))
+        if task is None:
+            self._check_room_for(origin)
+            transaction = transactions.parse(call.json, origin)
+            task = asyncio.get_running_loop().create_task(self._take(origin, txn_id, transaction))
+            self._at_work[origin, txn_id] = task
+            self._by_origin[origin] += 1
+            task.add_done_callback(lambda _: self._done(origin, txn_id))
+        return await asyncio.shield(task)  # who asked may go away, and asks again
+
+    async def close(self) -> None:
+        """Wait for what is at work."""
+        await asyncio.gather(*self._at_work.values(), return_exceptions=True)
+
+    def _check_room_for(self, origin: ServerName) -> None:
+        if self._by_origin[origin] >= MAX_PER_ORIGIN or len(self._at_work) >= MAX_AT_ONCE:
+            raise LimitExceeded(1000)
+
+    def _done(self, origin: ServerName, txn_id: str) -> None:
+        self._at_work.pop((origin, txn_id), None)
+        self._by_origin[origin] -= 1
+        if not self._by_origin[origin]:
+            del self._by_origin[origin]
+
+    async def _take(self, origin: ServerName, txn_id: str, transaction: Transaction) -> JsonObject:
+        async with self._database.read() as tx:
+            answer = await received_transactions.find(tx, origin, txn_id)
+        if answer is not None:
+            return answer
+        results, _ = await asyncio.gather(
+            self._receive_pdus(origin, transaction.pdus), self._edus.receive_all(origin, transaction.edus)
+        )
+        answer = {"pdus": {event_id: _result(error) for event_id, error in results.items()}}
+        async with self._database.write() as tx:
+            await received_transactions.insert(tx, origin, txn_id, answer, time.time_ns() // 1_000_000)
+        return answer
+
+    async def _receive_pdus(self, origin: ServerName, jsons: Sequence[JsonObject]) -> Results:
+        """What became of each PDU that can be called by an ID. Raises Unavailable where the database is away."""
+        by_room: dict[int, tuple[Room, list[PDU]]] = {}
+        for json in jsons:
+            try:
+                room = await self._receiver.get_room(json.get("room_id"))
+                pdu = event_format.parse(json, room.rules)
+            except Unavailable:
+                raise
+            except MatrixError as error:  # without its room's version, or its format, it has no ID
+                logger.info("a PDU from %s was dropped: %s", origin, error.message)
+                continue
+            by_room.setdefault(room.number, (room, []))[1].append(pdu)
+        found = await asyncio.gather(*(self._receive_room(origin, room, pdus) for room, pdus in by_room.values()))
+        return {event_id: error for results in found for event_id, error in results.items()}
+
+    async def _receive_room(self, origin: ServerName, room: Room, pdus: Sequence[PDU]) -> Results:
+        results: Results = {}
+        try:
+            async with asyncio.timeout(ROOM_SECONDS):
+                await self._receiver.receive_room(origin, room, pdus, results)
+        except TimeoutError:
+            logger.warning("events of %s from %s take too long and are set aside", room.room_id, origin)
+        for error in results.values():
+            if isinstance(error, Unavailable):
+                raise error
+        await self._dead_letters.keep(origin, room, pdus, results)
+        return {pdu.event_id: results.get(pdu.event_id) for pdu in pdus}
+
+
+def _result(error: MatrixError | None) -> JsonObject:
+    return {} if error is None else {"error": error.message}

@@ -1,0 +1,250 @@
+"""Gaps: what an event refers to and is not here is fetched, within bounds ("Retrieving missing events").
+
+What came before it is asked for first. Where that is too far from what we know, the state before the event is taken
+from another server: as event IDs, of which the unknown ones are fetched. Everything that comes is verified like any
+event, and what was not asked for is left out. A gap has an `Allowance`; who makes an endless one only spends that.
+"""
+
+import asyncio
+import itertools
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+
+from federation.protocol import event_format
+from federation.protocol.auth_events import CREATE
+from federation.protocol.errors import InvalidEvent, MatrixError
+from federation.protocol.pdu import PDU, VerifiedPDU
+from federation.protocol.types import EventID, JsonObject, ServerName, StateKey
+from federation.rooms.append import RoomWriter
+from federation.rooms.ordering import cited_by, connected, in_order, prev_of
+from federation.rooms.questions import Allowance, GivenStateIDs, Questions, TooMuch
+from storage import events, memberships, rooms
+from storage.database import Database
+from storage.events import Flag
+from storage.rooms import Room
+
+MAX_HISTORY = 200
+"""Events before one that came, fetched to connect it with what is here."""
+MAX_ROUNDS = 8
+"""Questions for more of them; each must have brought some."""
+MAX_LATEST = 20
+"""Events from which one question starts."""
+MAX_AUTH_ROUNDS = 20
+"""Steps down the auth chain, where a server does not give it whole."""
+MAX_SINGLE_EVENTS = 300
+"""Events of a state that are fetched one by one; for more of them the whole state is."""
+MAX_STATE = 500_000
+"""Events that a state, with what authorises it, may have."""
+MAX_SERVERS = 4
+"""Servers that are asked for the same thing, the origin first."""
+CONCURRENT = 8
+VERIFIED_AT_ONCE = 100
+
+Verify = Callable[[Sequence[PDU]], Awaitable[list[VerifiedPDU | MatrixError]]]
+"""`Keyring.verify_events`."""
+
+
+class MissingEventsFetcher:
+    """Finds what is missing."""
+
+    def __init__(
+        self,
+        *,
+        database: Database,
+        writer: RoomWriter,
+        verify: Verify,
+        questions: Questions,
+        server_name: ServerName,
+    ) -> None:
+        self._database = database
+        self._writer = writer
+        self._verify = verify
+        self._questions = questions
+        self._server_name = server_name
+
+    async def history(
+        self, origin: ServerName, room: Room, pdu: VerifiedPDU, allowance: Allowance
+    ) -> list[VerifiedPDU]:
+        """What came before the event and is not here, oldest first, as far back as the bounds allow."""
+        async with self._database.read() as tx:
+            earliest = (await rooms.rows(tx, [room.number]))[room.number].extremities
+        found: dict[EventID, VerifiedPDU] = {}
+        for _ in range(MAX_ROUNDS):
+            gaps = await self._gaps(room, [pdu, *found.values()])
+            latest = [event_id for event_id, missing in gaps.items() if missing][:MAX_LATEST]
+            if not latest or len(found) >= MAX_HISTORY:
+                break
+            allowance.take_request()
+            try:
+                answer = await self._questions.missing_events(
+                    origin, room.room_id, earliest=earliest[:MAX_LATEST], latest=latest, limit=50
+                )
+            except MatrixError:
+                break
+            verified = await self.verified(room, answer)
+            missing = itertools.chain.from_iterable(gaps.values())
+            new = [each for each in connected(missing, verified, prev_of) if each.event_id not in found]
+            found.update((each.event_id, each) for each in new[: MAX_HISTORY - len(found)])
+            if not new:
+                break
+        found.pop(pdu.event_id, None)
+        return in_order(found.values(), prev_of)
+
+    async def _gaps(self, room: Room, pdus: Sequence[VerifiedPDU]) -> dict[EventID, list[EventID]]:
+        """For each of these events, what it follows and that is neither in the room's graph nor among them."""
+        given = {pdu.event_id for pdu in pdus}
+        wanted = {event_id for pdu in pdus for event_id in pdu.prev_event_ids}
+        async with self._database.read() as tx:
+            held = await events.flags_of(tx, wanted - given)
+        placed = {
+            event_id for event_id, (number, flags) in held.items() if number == room.number and not flags & Flag.OUTLIER
+        }
+        return {
+            pdu.event_id: [each for each in pdu.prev_event_ids if each not in placed and each not in given]
+            for pdu in pdus
+        }
+
+    async def fetch_auth(self, origin: ServerName, room: Room, pdu: VerifiedPDU, allowance: Allowance) -> None:
+        """Bring in what authorises the event, as outliers; what nobody gives stays missing."""
+        fetched: dict[EventID, VerifiedPDU] = {}
+        servers = [origin]
+        for attempt in range(MAX_AUTH_ROUNDS):
+            missing = await self._unknown_cited(room, pdu, fetched)
+            if not missing:
+                break
+            if attempt == 0:
+                new = await self._event_auth(origin, room, pdu, missing, allowance)
+            else:
+                servers = servers if len(servers) > 1 else await self.servers(room, origin)
+                new = await self._fetch_each(servers, room, missing, allowance)
+                if not new:
+                    break
+            fetched.update((each.event_id, each) for each in new)
+        if fetched:
+            await self._writer.append_outliers(room, list(fetched.values()))
+
+    async def _event_auth(
+        self, origin: ServerName, room: Room, pdu: VerifiedPDU, missing: Iterable[EventID], allowance: Allowance
+    ) -> list[VerifiedPDU]:
+        allowance.take_request()
+        try:
+            chain = await self._questions.event_auth(origin, room.room_id, pdu.event_id)
+        except MatrixError:
+            return []
+        return connected(missing, await self.verified(room, chain), cited_by)
+
+    async def _unknown_cited(self, room: Room, pdu: VerifiedPDU, fetched: dict[EventID, VerifiedPDU]) -> set[EventID]:
+        """What the event and those fetched for it cite and is neither among them nor here."""
+        cited = {event_id for each in (pdu, *fetched.values()) for event_id in cited_by(each)} - fetched.keys()
+        async with self._database.read() as tx:
+            return cited - (await events.flags_of(tx, cited)).keys()
+
+    async def state_before(
+        self, origin: ServerName, room: Room, pdu: VerifiedPDU, allowance: Allowance
+    ) -> dict[StateKey, EventID]:
+        """The whole state before the event, as another server gives it; its events, and what authorises them, are
+        held then. What nobody has, or was rejected, is left out.
+
+        Raises RemoteServerError, or what the origin's answer was, where nobody gives a state that can be one.
+        """
+        servers = await self.servers(room, origin)
+        for index, server in enumerate(servers):
+            allowance.take_request()
+            try:
+                given = await self._questions.state_ids(server, room.room_id, pdu.event_id)
+                return await self._taken(server, servers, room, pdu, given, allowance)
+            except TooMuch:
+                raise
+            except MatrixError:
+                if index == len(servers) - 1:
+                    raise
+        raise TooMuch("No server is left that could give the state before the event")
+
+    async def _taken(  # one question's answer with all that it was asked with
+        self,
+        server: ServerName,
+        servers: Sequence[ServerName],
+        room: Room,
+        pdu: VerifiedPDU,
+        given: GivenStateIDs,
+        allowance: Allowance,
+    ) -> dict[StateKey, EventID]:
+        """The state once its events are here."""
+        wanted = set(given.state).union(given.auth_chain)
+        if len(wanted) > MAX_STATE:
+            raise TooMuch("The state before the event has too many events")
+        async with self._database.read() as tx:
+            missing = wanted - (await events.flags_of(tx, wanted)).keys()
+        if len(missing) > MAX_SINGLE_EVENTS:
+            allowance.take_request()
+            state = await self._questions.state(server, room.room_id, pdu.event_id)
+            fetched = await self.verified(room, state, missing)
+        else:
+            ordered = [server, *(each for each in servers if each != server)]
+            fetched = await self._fetch_each(ordered, room, missing, allowance)
+        await self._writer.append_outliers(room, fetched)
+        async with self._database.read() as tx:
+            pairs = await events.state_pairs_of(tx, room.number, given.state)
+        state_before: dict[StateKey, EventID] = {}
+        for event_id, pair in pairs.items():
+            if state_before.setdefault(pair, event_id) != event_id:
+                raise InvalidEvent("A state was given that has two events for the same")
+        if CREATE not in state_before:
+            raise InvalidEvent("A state was given without the room's creation")
+        return state_before
+
+    async def _fetch_each(
+        self, servers: Sequence[ServerName], room: Room, event_ids: Iterable[EventID], allowance: Allowance
+    ) -> list[VerifiedPDU]:
+        """Events one by one, a few at a time, each from the first of the servers that has it."""
+        limit = asyncio.Semaphore(CONCURRENT)
+        silent: dict[ServerName, int] = {}
+
+        async def fetch(event_id: EventID) -> JsonObject | None:
+            async with limit:
+                for server in servers:
+                    if silent.get(server, 0) >= CONCURRENT:
+                        continue
+                    allowance.take_event()
+                    try:
+                        found = await self._questions.event(server, event_id)
+                    except MatrixError as error:
+                        silent[server] = silent.get(server, 0) + (error.http_status >= 500)
+                        continue
+                    if found:
+                        return found[0]
+            return None
+
+        wanted = list(event_ids)
+        answers = await asyncio.gather(*(fetch(event_id) for event_id in wanted), return_exceptions=True)
+        for answer in answers:
+            if isinstance(answer, BaseException):
+                raise answer
+        found = [answer for answer in answers if isinstance(answer, dict)]
+        return await self.verified(room, found, set(wanted))
+
+    async def verified(
+        self, room: Room, jsons: Sequence[JsonObject], wanted: set[EventID] | None = None
+    ) -> list[VerifiedPDU]:
+        """Those that are events of this room, and wanted, and that hold (steps 1 to 3); each once."""
+        verified: dict[EventID, VerifiedPDU] = {}
+        for start in range(0, len(jsons), VERIFIED_AT_ONCE):
+            pdus: dict[EventID, PDU] = {}
+            for json in jsons[start : start + VERIFIED_AT_ONCE]:
+                try:
+                    pdu = event_format.parse(json, room.rules)
+                except InvalidEvent:
+                    continue
+                is_new = pdu.event_id not in verified and (wanted is None or pdu.event_id in wanted)
+                if is_new and pdu.room_id == room.room_id:
+                    pdus[pdu.event_id] = pdu
+            for result in await self._verify(list(pdus.values())):
+                if isinstance(result, VerifiedPDU):
+                    verified[result.event_id] = result
+            await asyncio.sleep(0)  # others have their turn
+        return list(verified.values())
+
+    async def servers(self, room: Room, origin: ServerName) -> list[ServerName]:
+        """Whom to ask: the origin, then other servers in the room."""
+        async with self._database.read() as tx:
+            others = await memberships.some_servers(tx, room.number, sample=1_000)
+        return [origin, *(name for name in others if name not in (origin, self._server_name))][:MAX_SERVERS]

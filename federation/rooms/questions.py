@@ -1,0 +1,134 @@
+"""What is asked of other servers about a room's events, with every answer checked and bounded.
+
+Server-Server API, "Backfilling and retrieving missing events", "Retrieving events". Nothing that comes back is
+believed: what is no list, no object or no event ID is left out, and events are verified by who asked for them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+from urllib.parse import quote
+
+from federation.protocol.errors import MatrixError
+from federation.protocol.identifiers import is_event_id
+from federation.protocol.types import EventID, JsonObject, RoomID, ServerName
+
+MAX_EVENTS_BYTES = 16 * 1024 * 1024
+"""Of an answer with some events."""
+MAX_STATE_IDS_BYTES = 32 * 1024 * 1024
+MAX_STATE_BYTES = 48 * 1024 * 1024
+
+
+class Client(Protocol):
+    """The part of `outbound.client.FederationClient` that asks questions."""
+
+    async def get(
+        self,
+        destination: ServerName,
+        path: str,
+        query: Sequence[tuple[str, str]] = (),
+        *,
+        timeout: float = 30.0,  # the client's own way of saying it
+        max_bytes: int = MAX_EVENTS_BYTES,
+    ) -> JsonObject:
+        """What the destination answers; raises PeerFailed."""
+
+    async def post(
+        self,
+        destination: ServerName,
+        path: str,
+        body: JsonObject,
+        query: Sequence[tuple[str, str]] = (),
+        *,
+        timeout: float = 30.0,
+        max_bytes: int = MAX_EVENTS_BYTES,
+    ) -> JsonObject:
+        """As `get`."""
+
+
+class TooMuch(MatrixError):
+    """More would have to be asked than one event is worth: it waits on the dead-letter list."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("M_UNKNOWN", message, 503)
+
+
+@dataclass(slots=True)
+class Allowance:
+    """What may be asked for the sake of one event."""
+
+    requests: int = 40
+    """Other than for single events."""
+    events: int = 1_000
+    """Single events, one request each."""
+
+    def take_request(self) -> None:
+        """One less; raises TooMuch when there is none left."""
+        self.requests -= 1
+        if self.requests < 0:
+            raise TooMuch("Too many requests were needed to find what the event refers to")
+
+    def take_event(self) -> None:
+        """One less; raises TooMuch when there is none left."""
+        self.events -= 1
+        if self.events < 0:
+            raise TooMuch("Too many events would have to be fetched one by one")
+
+
+@dataclass(frozen=True, slots=True)
+class GivenStateIDs:
+    """A state, and what authorises it, as event IDs."""
+
+    state: tuple[EventID, ...]
+    auth_chain: tuple[EventID, ...]
+
+
+class Questions:
+    """The questions; every method raises PeerFailed where there is no answer."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    async def missing_events(
+        self, server: ServerName, room_id: RoomID, *, earliest: Sequence[EventID], latest: Sequence[EventID], limit: int
+    ) -> list[JsonObject]:
+        """Events between what we have, `earliest`, and what we do not understand, `latest`."""
+        body = {"earliest_events": list(earliest), "latest_events": list(latest), "limit": limit, "min_depth": 0}
+        answer = await self._client.post(server, _path("get_missing_events", room_id), body)
+        return _objects(answer.get("events"), limit * 2)
+
+    async def event(self, server: ServerName, event_id: EventID) -> list[JsonObject]:
+        """The event with this ID, or what is said to be it; at most one."""
+        answer = await self._client.get(server, _path("event", event_id), max_bytes=1024 * 1024)
+        return _objects(answer.get("pdus"), 1)
+
+    async def event_auth(self, server: ServerName, room_id: RoomID, event_id: EventID) -> list[JsonObject]:
+        """What authorises an event, and what authorises that, to the room's creation."""
+        answer = await self._client.get(server, _path("event_auth", room_id, event_id), max_bytes=MAX_EVENTS_BYTES)
+        return _objects(answer.get("auth_chain"))
+
+    async def state_ids(self, server: ServerName, room_id: RoomID, event_id: EventID) -> GivenStateIDs:
+        """The state before an event."""
+        answer = await self._client.get(
+            server, _path("state_ids", room_id), [("event_id", event_id)], timeout=60.0, max_bytes=MAX_STATE_IDS_BYTES
+        )
+        return GivenStateIDs(_event_ids(answer.get("pdu_ids")), _event_ids(answer.get("auth_chain_ids")))
+
+    async def state(self, server: ServerName, room_id: RoomID, event_id: EventID) -> list[JsonObject]:
+        """The events of the state before an event, and what authorises them."""
+        answer = await self._client.get(
+            server, _path("state", room_id), [("event_id", event_id)], timeout=120.0, max_bytes=MAX_STATE_BYTES
+        )
+        return [*_objects(answer.get("pdus")), *_objects(answer.get("auth_chain"))]
+
+
+def _path(name: str, *segments: str) -> str:
+    return "/".join(["/_matrix/federation/v1", name, *(quote(segment, safe="") for segment in segments)])
+
+
+def _objects(value: object, most: int | None = None) -> list[JsonObject]:
+    return [item for item in value[:most] if isinstance(item, dict)] if isinstance(value, list) else []
+
+
+def _event_ids(value: object) -> tuple[EventID, ...]:
+    return tuple(item for item in value if is_event_id(item)) if isinstance(value, list) else ()
