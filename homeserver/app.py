@@ -13,6 +13,7 @@ from typing import Any
 
 import uvloop
 
+from federation.inbound.edus import EDUReceivers
 from federation.protocol.errors import NotFound, Unavailable
 from federation.protocol.types import JsonObject, ServerName, UserID
 from federation.rooms import client_events
@@ -60,7 +61,7 @@ from homeserver.client_api.server_administration import ServerAdministrationAPI,
 from homeserver.client_api.syncing import SyncAPI
 from homeserver.client_api.user_administration import UserAdministrationAPI
 from homeserver.config import API, Config, RegistrationMode
-from homeserver.federation_parts import Inbound, Outbound
+from homeserver.federation_parts import Ground, Inbound, Outbound, Reception
 from homeserver.listening import Listening
 from homeserver.services import device_keys
 from homeserver.services.account_data import AccountDataService
@@ -258,7 +259,7 @@ class Application:
                 DehydratedDevicesAPI(DehydratedDeviceService(self.database, self.log, self.tail))
             ),
             *routes.key_backup_routes(KeyBackupAPI(KeyBackupService(self.database))),
-            *routes.send_to_device_routes(SendToDeviceAPI(SendToDeviceService(self.log, server_name))),
+            *routes.send_to_device_routes(SendToDeviceAPI(self.to_device)),
             *routes.administration_routes(administration),
             *routes.report_routes(moderation),
             *routes.outside_service_routes(OutsideServicesAPI(self.database, configured.turn_servers(config.turn))),
@@ -287,13 +288,20 @@ class Application:
         ]
 
         # what each listener serves
-        inbound = Inbound(
+        ground = Ground(database=self.database, log=self.log, writer=self.writer, rate_limits=self.rate_limits)
+        self.reception = Reception(
             self.outbound,
-            database=self.database,
-            rate_limits=self.rate_limits,
-            log=self.log,
-            writer=self.writer,
-            may_be_invited=self.memberships.check_may_be_invited,
+            ground,
+            EDUReceivers(
+                typing=self.typing.receive,
+                presence=self.presence.receive,
+                receipt=self.receipts.receive,
+                to_device=self.to_device.receive,
+            ),
+        )
+        self.tail.add_view(self.reception.doors.apply)
+        inbound = Inbound(
+            self.outbound, ground, reception=self.reception, may_be_invited=self.memberships.check_may_be_invited
         )
         served: dict[API, list[Route]] = {
             API.CLIENT: [
@@ -362,6 +370,7 @@ class Application:
             query_remote=_know_no_other_server,
         )
         self.receipts = ReceiptService(self.database, self.log)
+        self.to_device = SendToDeviceService(self.log, server_name)
         self.typists = Typing(self._wake_room)
         board = PresenceBoard()
         self.exchange = Exchange(self.database, self.typists, board)
@@ -403,6 +412,8 @@ class Application:
         self._run("delayed events", self.delayed_events.run())
         self._run("forgetting what expired", self._sweep())
         self._run("exchange", self.exchange.run())
+        if self.config.federation.enabled:
+            self._run("dead letters", self.reception.dead_letters.run())
         if self.presence.enabled:
             self._run("presence", self.presence.run())
         await self.listening.start(self.config.listeners)
@@ -411,6 +422,7 @@ class Application:
         """Stop listening, finish what is under way, write what is pending, close."""
         self.tail.close()
         await self.listening.stop()
+        await self.reception.transactions.close()
         await self.outbound.stop()
         for task in self._tasks[1:]:
             task.cancel()

@@ -1,12 +1,17 @@
 """All of federation built in one place from arguments, in dependency order, as `app.py` does with the rest."""
 
+from dataclasses import dataclass
+
 from federation.inbound import routes
 from federation.inbound.authentication import Authenticator, build_federation_routes
+from federation.inbound.dead_letters import DeadLetters
+from federation.inbound.edus import EDUReceivers, EDUs
 from federation.inbound.events import EventsAPI
 from federation.inbound.invitations import InvitationAPI
 from federation.inbound.membership import MembershipAPI
 from federation.inbound.openid import OpenIDAPI
 from federation.inbound.server_keys import ServerKeysAPI
+from federation.inbound.transactions import TransactionsAPI
 from federation.inbound.version import VersionAPI
 from federation.outbound.addresses import AddressPolicy
 from federation.outbound.availability import Availability
@@ -18,7 +23,11 @@ from federation.outbound.name_lookup import SystemNameLookup
 from federation.outbound.server_discovery import ServerDiscovery
 from federation.protocol.types import ServerName
 from federation.rooms.append import RoomWriter
+from federation.rooms.doors import RoomDoors
 from federation.rooms.invited import Invitations, MayBeInvited
+from federation.rooms.missing_events import MissingEventsFetcher
+from federation.rooms.questions import Questions
+from federation.rooms.receive import Receiver
 from federation.rooms.resident import Resident
 from federation.rooms.server_access import ServerAccess
 from federation.rooms.server_reader import ServerReader
@@ -62,19 +71,44 @@ class Outbound:
         await self.egress.close()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ground:
+    """What all of it stands on."""
+
+    database: Database
+    log: Log
+    writer: RoomWriter
+    rate_limits: RateLimits
+
+
+class Reception:
+    """What takes other servers' events and EDUs."""
+
+    def __init__(self, outbound: Outbound, ground: Ground, edu_receivers: EDUReceivers) -> None:
+        database, verify = ground.database, outbound.keyring.verify_events
+        self.doors = RoomDoors(database, outbound.server_name)
+        missing = MissingEventsFetcher(
+            database=database,
+            writer=ground.writer,
+            verify=verify,
+            questions=Questions(outbound.client),
+            server_name=outbound.server_name,
+        )
+        self.receiver = Receiver(writer=ground.writer, verify=verify, missing=missing, doors=self.doors)
+        self.dead_letters = DeadLetters(database, self.receiver)
+        edus = EDUs(database=database, receiver=self.receiver, doors=self.doors, receivers=edu_receivers)
+        self.transactions = TransactionsAPI(
+            database=database, receiver=self.receiver, edus=edus, dead_letters=self.dead_letters
+        )
+
+
 class Inbound:
     """What answers other servers; built after the services that it asks."""
 
     def __init__(
-        self,
-        outbound: Outbound,
-        *,
-        database: Database,
-        rate_limits: RateLimits,
-        log: Log,
-        writer: RoomWriter,
-        may_be_invited: MayBeInvited,
+        self, outbound: Outbound, ground: Ground, *, reception: Reception, may_be_invited: MayBeInvited
     ) -> None:
+        database, log, writer = ground.database, ground.log, ground.writer
         self.resident = Resident(
             database=database,
             writer=writer,
@@ -93,7 +127,7 @@ class Inbound:
         authenticator = Authenticator(
             outbound.server_name,
             outbound.keyring.verify_request,
-            FederationBudget(rate_limits),
+            FederationBudget(ground.rate_limits),
             note_alive=outbound.availability.alive,
         )
         self.access = ServerAccess()
@@ -108,6 +142,7 @@ class Inbound:
                 *routes.invitation_routes(InvitationAPI(self.invitations)),
                 *routes.membership_routes(MembershipAPI(database, self.resident, outbound.server_name)),
                 *routes.event_routes(events),
+                *routes.transaction_routes(reception.transactions),
             ],
             authenticator,
         )

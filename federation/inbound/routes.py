@@ -11,6 +11,7 @@ from federation.inbound.invitations import InvitationAPI
 from federation.inbound.membership import MembershipAPI
 from federation.inbound.openid import OpenIDAPI
 from federation.inbound.server_keys import ServerKeysAPI
+from federation.inbound.transactions import TransactionsAPI
 from federation.inbound.version import VersionAPI
 from federation.web import Route
 
@@ -72,3 +73,8 @@ def invitation_routes(api: InvitationAPI) -> Sequence[FederationRoute]:
         FederationRoute("PUT", "/_matrix/federation/v1" + path, api.invite_v1),
         FederationRoute("PUT", "/_matrix/federation/v2" + path, api.invite),
     ]
+
+
+def transaction_routes(api: TransactionsAPI) -> Sequence[FederationRoute]:
+    """What other servers push."""
+    return api.routes()

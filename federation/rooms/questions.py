@@ -4,7 +4,7 @@ Server-Server API, "Backfilling and retrieving missing events", "Retrieving even
 believed: what is no list, no object or no event ID is left out, and events are verified by who asked for them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 from urllib.parse import quote
@@ -26,7 +26,7 @@ class Client(Protocol):
         self,
         destination: ServerName,
         path: str,
-        query: Sequence[tuple[str, str]] = (),
+        query: Iterable[tuple[str, str]] = (),
         *,
         timeout: float = 30.0,  # the client's own way of saying it
         max_bytes: int = MAX_EVENTS_BYTES,
@@ -38,7 +38,7 @@ class Client(Protocol):
         destination: ServerName,
         path: str,
         body: JsonObject,
-        query: Sequence[tuple[str, str]] = (),
+        query: Iterable[tuple[str, str]] = (),
         *,
         timeout: float = 30.0,
         max_bytes: int = MAX_EVENTS_BYTES,

@@ -28,7 +28,6 @@ from federation.rooms.missing_events import MissingEventsFetcher, Verify
 from federation.rooms.ordering import in_order, prev_of
 from federation.rooms.questions import Allowance, TooMuch
 from federation.rooms.state import MissingEvents
-from storage.database import Database
 from storage.rooms import Room
 
 logger = logging.getLogger(__name__)
@@ -59,13 +58,11 @@ class Receiver:
     def __init__(
         self,
         *,
-        database: Database,
         writer: RoomWriter,
         verify: Verify,
         missing: MissingEventsFetcher,
         doors: RoomDoors,
     ) -> None:
-        self._database = database
         self._writer = writer
         self._verify = verify
         self._missing = missing

@@ -56,8 +56,8 @@ class SendToDeviceService:
 
     async def receive(self, message: edu.DirectToDevice) -> None:
         """Put what another server's user sent to ours into their inboxes, once for each message ID."""
-        contents: dict[UserID, Mapping[str, JsonObject]] = {
-            user_id: {**of} for user_id, of in message.messages.items() if self._is_ours(user_id)
+        contents: dict[UserID, dict[str, JsonObject]] = {
+            user_id: dict(of.items()) for user_id, of in message.messages.items() if self._is_ours(user_id)
         }
         for by_device in contents.values():
             for content in by_device.values():
