@@ -79,8 +79,8 @@ class Peer:
     async def request_as(self, origin: str, method: str, path: str, body: Any = None, **query: Any) -> Answer:
         """As `request`, claiming to be another server."""
         uri = path if path.startswith("/_") else "/_matrix/federation" + path
-        if query:
-            uri += "?" + urlencode(query, doseq=True)
+        if encoded := urlencode(query, doseq=True):
+            uri += "?" + encoded
         content = body if body is None or isinstance(body, bytes) else canonical_json.encode(body)
         return await self.send(method, uri, content, self.header(method, uri, content, origin=origin))
 

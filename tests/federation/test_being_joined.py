@@ -1,59 +1,23 @@
 """Users of another server join our rooms: templates, events, what the joining server is told."""
 
-from typing import Any
-
 import pytest
 import pytest_asyncio
 
 from federation.protocol import event_format, signatures
-from federation.protocol.room_versions import ROOM_VERSIONS, get_rules
+from federation.protocol.room_versions import get_rules
 from federation.protocol.signatures import VerifyKey
-from federation.protocol.types import JsonObject, ServerName
+from federation.protocol.types import ServerName
 from tests.clients import Client, Server
-from tests.federation.peer import Peer, path_of
+from tests.federation.handshakes import VERSIONS, a_public_room, make, member_event, membership_in, path_for, send_join
+from tests.federation.peer import Peer
 from tests.homeserver.syncs import state, sync, timeline
-from tests.rooms import create_room, put_state, send, state_of
+from tests.rooms import put_state, send
 from tests.servers import SIGNING_KEY
-
-VERSIONS = list(ROOM_VERSIONS)
 
 
 @pytest_asyncio.fixture
 async def peer(server: Server) -> Peer:
     return await Peer(server).trust()
-
-
-async def a_public_room(owner: Client, version: str = "11", **fields: Any) -> str:
-    return await create_room(owner, preset="public_chat", room_version=version, **fields)
-
-
-async def make(peer: Peer, room_id: str, membership: str = "join", **query: Any) -> Any:
-    return await peer.request(
-        "GET", path_of(f"/v1/make_{membership}/{{}}/{{}}", room_id, peer.user()), ver=VERSIONS, **query
-    )
-
-
-async def a_join(peer: Peer, room_id: str, version: str = "11", **changes: Any) -> JsonObject:
-    """A join event from our own template, changed before it is signed."""
-    answer = await make(peer, room_id)
-    assert answer.status == 200, answer.body
-    return peer.finish(answer.body["event"], get_rules(version), **changes)
-
-
-def send_path(peer: Peer, room_id: str, event: JsonObject, version: str = "11", what: str = "v2/send_join") -> str:
-    return path_of(f"/{what}/{{}}/{{}}", room_id, peer.id_of(event, get_rules(version)))
-
-
-async def send_join(peer: Peer, room_id: str, event: JsonObject, version: str = "11", **query: Any) -> Any:
-    return await peer.request("PUT", send_path(peer, room_id, event, version), event, **query)
-
-
-async def membership_in(server: Server, room_id: str, user_id: str) -> Any:
-    member = (await state_of(server, room_id)).get(("m.room.member", user_id))
-    return None if member is None else member["content"]["membership"]
-
-
-# --- a join
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -90,7 +54,7 @@ async def test_the_answer_can_be_verified_from_itself(server: Server, alice: Cli
             alice, room_id, "m.room.member", {"membership": "join", "displayname": name}, state_key=alice.user_id
         )
     rules = get_rules(version)
-    told = (await send_join(peer, room_id, await a_join(peer, room_id, version), version)).body
+    told = (await send_join(peer, room_id, await member_event(peer, room_id, version), version)).body
 
     keys = {(ServerName(server.name), SIGNING_KEY.key_id): VerifyKey(public_key=SIGNING_KEY.public_key)}
     pdus = {
@@ -106,7 +70,7 @@ async def test_the_answer_can_be_verified_from_itself(server: Server, alice: Cli
 
 async def test_a_join_is_repeated_without_effect(server: Server, alice: Client, peer: Peer) -> None:
     room_id = await a_public_room(alice)
-    event = await a_join(peer, room_id)
+    event = await member_event(peer, room_id)
     first = await send_join(peer, room_id, event)
     before = await sync(alice)
 
@@ -117,9 +81,9 @@ async def test_a_join_is_repeated_without_effect(server: Server, alice: Client, 
 
 async def test_old_servers_are_answered_in_an_array(server: Server, alice: Client, peer: Peer) -> None:
     room_id = await a_public_room(alice, "1")
-    event = await a_join(peer, room_id, "1")
+    event = await member_event(peer, room_id, "1")
 
-    code, told = await peer.ok("PUT", send_path(peer, room_id, event, "1", "v1/send_join"), event)
+    code, told = await peer.ok("PUT", path_for(peer, room_id, event, "1", "v1/send_join"), event)
     assert code == 200
     assert {"state", "auth_chain", "event", "origin"} <= told.keys()
 
@@ -127,9 +91,9 @@ async def test_old_servers_are_answered_in_an_array(server: Server, alice: Clien
 async def test_members_may_be_left_out(server: Server, alice: Client, peer: Peer) -> None:
     room_id = await a_public_room(alice)
     other = await Peer(server).trust()
-    assert (await send_join(other, room_id, await a_join(other, room_id))).status == 200
+    assert (await send_join(other, room_id, await member_event(other, room_id))).status == 200
 
-    told = (await send_join(peer, room_id, await a_join(peer, room_id), omit_members="true")).body
+    told = (await send_join(peer, room_id, await member_event(peer, room_id), omit_members="true")).body
     assert told["members_omitted"] is True
     assert sorted(told["servers_in_room"]) == sorted([server.name, other.name])
     types = [pdu["type"] for pdu in told["state"]]
@@ -141,7 +105,7 @@ async def test_members_may_be_left_out(server: Server, alice: Client, peer: Peer
 
 async def test_the_room_goes_on_after_the_join(server: Server, alice: Client, peer: Peer) -> None:
     room_id = await a_public_room(alice)
-    event = await a_join(peer, room_id)
+    event = await member_event(peer, room_id)
     await send_join(peer, room_id, event)
     await send(alice, room_id, "welcome")
 
