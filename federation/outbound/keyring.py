@@ -9,7 +9,7 @@ what was signed before.
 import asyncio
 import contextlib
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from federation.outbound.key_fetching import KeyFetcher, KeySource
 from federation.protocol import request_signing, signatures
@@ -56,12 +56,14 @@ class Keyring:
         server_name: ServerName,
         own_keys: Mapping[KeyID, VerifyKey],
         notaries: Sequence[ServerName] = (),
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._database = database
         self._server_name = server_name
         self._own_keys = dict(own_keys)
-        self._fetcher = KeyFetcher(source, [name for name in notaries if name != server_name], self._learn)
-        self._fetcher_for_others = KeyFetcher(source, (), self._learn, at_once=10)
+        others = [name for name in notaries if name != server_name]
+        self._fetcher = KeyFetcher(source, others, self._learn, clock=clock)
+        self._fetcher_for_others = KeyFetcher(source, (), self._learn, at_once=10, clock=clock)
         self._cache: dict[Name, VerifyKey] = {}
 
     async def close(self) -> None:

@@ -68,7 +68,11 @@ class Peer:
             "valid_until_ts": now_ms() + 24 * 3600 * 1000,
             **changes,
         }
-        return signatures.sign_json(answer, self.name, self.key)
+        return self.sign_json(answer)
+
+    def sign_json(self, json: JsonObject) -> JsonObject:
+        """The object with the peer's signature added."""
+        return signatures.sign_json(json, self.name, self.key)
 
     # --- requests
 
@@ -127,6 +131,10 @@ class Peer:
         event = {key: value for key, value in event.items() if key != "signatures"}
         event["hashes"] = {"sha256": event_hashes.content_hash(event)}
         return signatures.sign_event({**event, "signatures": {}}, rules, self.name, self.key)
+
+    def add_signature(self, event: JsonObject, rules: RoomVersionRules) -> JsonObject:
+        """The event with the peer's signature added to those it has."""
+        return signatures.sign_event(event, rules, self.name, self.key)
 
     def id_of(self, event: JsonObject, rules: RoomVersionRules) -> EventID:
         """The event's ID in a room of this version."""
