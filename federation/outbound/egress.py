@@ -184,7 +184,7 @@ class Egress:
         for _ in range(request.redirects + 1):
             async with self._send(request, url) as response:
                 location = response.headers.get("Location")
-                if not (request.redirects and response.status in _REDIRECTS and location):
+                if not (request.redirects and response.status in _REDIRECTS and location and request.method == "GET"):
                     yield response
                     return
                 target = _parse(location, allows_http=request.allows_http, base=url)
@@ -210,6 +210,8 @@ class Egress:
                 allow_redirects=False,
                 server_hostname=request.tls_name,
             )
+        except aiohttp.ClientError:  # some of them are ValueErrors, too
+            raise
         except (ValueError, RuntimeError) as error:  # a header that cannot be sent; uvloop's own errors
             raise EgressError(f"{url}: {error}") from error
         try:
@@ -285,7 +287,7 @@ def _parse(text: str, *, allows_http: bool, base: URL | None = None) -> URL:
         if base is not None:
             url = base.join(url)
         if url.user is not None or not url.raw_host or url.port is None:
-            raise EgressError(f"{url} is no address that a request may go to")
+            raise EgressError(f"{url} is not https, or names no host, or has a user's name")
     except ValueError as error:
         raise EgressError(f"{text!r} is no URL: {error}") from None
     if url.scheme != "https" and not (allows_http and url.scheme == "http"):
