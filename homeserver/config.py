@@ -189,7 +189,7 @@ _PRIVATE_RANGES = (
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Federation:
-    """Other servers. The egress client, the key ring and the media API are to take what nothing reads so far."""
+    """Other servers."""
 
     enabled: bool = True
     """Whether the federation API is served."""

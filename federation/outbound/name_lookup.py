@@ -24,7 +24,7 @@ MAX_ADDRESSES = 8
 _THREADS = 16
 """Lookups under way at once: one name server that is silent holds up few others."""
 
-_SECONDS = 10.0
+SECONDS = 10.0
 
 
 class LookupFailed(OSError):
@@ -66,7 +66,7 @@ class SystemNameLookup:
         """As NameLookup says."""
         loop = asyncio.get_running_loop()
         try:
-            async with asyncio.timeout(_SECONDS):
+            async with asyncio.timeout(SECONDS):
                 found = await loop.run_in_executor(self._threads, _get_addresses, host)
         except TimeoutError:
             raise LookupFailed(f"looking up {host} takes too long") from None
@@ -78,7 +78,7 @@ class SystemNameLookup:
         """As NameLookup says; raises LookupFailed, too, where the name offers the service nowhere."""
         try:
             absolute = dns.name.from_text(name)
-            answer = await self._dns().resolve(absolute, "SRV", lifetime=_SECONDS)
+            answer = await self._dns().resolve(absolute, "SRV", lifetime=SECONDS)
         except (dns.resolver.NXDOMAIN, dns.resolver.NoAnswer):
             return []
         except (dns.exception.DNSException, OSError, UnicodeError) as error:

@@ -8,6 +8,8 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import TypeVar
 
 from federation.outbound.egress import Egress, EgressError, EgressRequest
@@ -19,7 +21,14 @@ from federation.protocol.types import ServerName
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_PORT = 8448
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """Where servers listen unless their name or DNS says otherwise; others are for tests."""
+
+    https: int = 443
+    federation: int = 8448
+
 
 MAX_WELL_KNOWN_BYTES = 50_000
 WELL_KNOWN_SECONDS = 15.0
@@ -76,8 +85,11 @@ class _Services:
 class ServerDiscovery:
     """Finds servers by their names; the same name is looked up once at a time."""
 
-    def __init__(self, egress: Egress, *, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, egress: Egress, *, now: Callable[[], float] = time.monotonic, ports: Ports | None = None
+    ) -> None:
         self._egress = egress
+        self._ports = ports or Ports()
         self._now = now
         self._well_known: OrderedDict[str, _Remembered] = OrderedDict()
         self._services: OrderedDict[str, _Services] = OrderedDict()
@@ -87,13 +99,13 @@ class ServerDiscovery:
         """At least one target, in the order to be tried; none has been tried."""
         host, port = split_server_name(server_name)
         if _is_address(host) or port is not None:  # steps 1 and 2
-            return [_direct(server_name)]
+            return [self._direct(server_name)]
         delegated = await self._delegation_of(host)  # step 3
         if delegated is None:
             return await self._by_services(host)  # steps 4 to 6
         delegated_host, delegated_port = split_server_name(delegated)
         if _is_address(delegated_host) or delegated_port is not None:  # steps 3.1 and 3.2
-            return [_direct(delegated)]
+            return [self._direct(delegated)]
         return await self._by_services(delegated_host)  # steps 3.3 to 3.5
 
     async def close(self) -> None:
@@ -111,6 +123,10 @@ class ServerDiscovery:
         if remembered is not None and remembered.delegated is not None:
             self._services.pop(split_server_name(remembered.delegated)[0], None)
             remembered.until = min(remembered.until, self._now() + MIN_LIFETIME)
+
+    def _direct(self, server_name: ServerName) -> Target:
+        host, port = split_server_name(server_name)
+        return Target(host, self._ports.federation if port is None else port, server_name, host)
 
     async def _by_services(self, host: str) -> list[Target]:
         known = self._services.get(host)
@@ -131,7 +147,7 @@ class ServerDiscovery:
                 continue
             if found:
                 return [Target(each.host, each.port, host, host) for each in found], lifetime
-        return [Target(host, DEFAULT_PORT, host, host)], lifetime
+        return [Target(host, self._ports.federation, host, host)], lifetime
 
     async def _delegation_of(self, host: str) -> ServerName | None:
         known = self._well_known.get(host)
@@ -146,8 +162,9 @@ class ServerDiscovery:
         return await asyncio.shield(task)
 
     async def _ask(self, host: str, known: _Remembered | None) -> ServerName | None:
+        port = "" if self._ports.https == 443 else f":{self._ports.https}"
         request = EgressRequest(
-            url=f"https://{host}/.well-known/matrix/server",
+            url=f"https://{host}{port}/.well-known/matrix/server",
             max_bytes=MAX_WELL_KNOWN_BYTES,
             timeout=WELL_KNOWN_SECONDS,
             redirects=MAX_REDIRECTS,
@@ -173,11 +190,6 @@ class ServerDiscovery:
         return delegated
 
 
-def _direct(server_name: ServerName) -> Target:
-    host, port = split_server_name(server_name)
-    return Target(host, DEFAULT_PORT if port is None else port, server_name, host)
-
-
 def _is_address(host: str) -> bool:
     try:
         ipaddress.ip_address(host)
@@ -201,11 +213,24 @@ def _lifetime(headers: Mapping[str, str]) -> float:
     if _NOT_STORED.search(directives):
         return MIN_LIFETIME
     match = _MAX_AGE.search(directives)
-    if match is None:
-        return DEFAULT_LIFETIME
-    age = headers.get("Age", "0")
-    lifetime = float(match[1]) - (float(age) if age.isascii() and age.isdigit() and len(age) < 11 else 0.0)
+    if match is not None:
+        age = headers.get("Age", "0")
+        lifetime = float(match[1]) - (float(age) if age.isascii() and age.isdigit() and len(age) < 11 else 0.0)
+    elif "Expires" in headers:
+        lifetime = _seconds_until(headers["Expires"])
+    else:
+        lifetime = DEFAULT_LIFETIME
     return min(max(lifetime, MIN_LIFETIME), MAX_LIFETIME)
+
+
+def _seconds_until(date: str) -> float:
+    try:
+        moment = parsedate_to_datetime(date)
+    except ValueError:  # `0`, for instance, which means the past
+        return 0.0
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    return (moment - datetime.now(UTC)).total_seconds()
 
 
 _Entry = TypeVar("_Entry")
