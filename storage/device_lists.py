@@ -164,3 +164,25 @@ async def delete_superseded(tx: Tx, after: int, upto: int) -> int:
         " and new.seen_by is not distinct from old.seen_by and new.device_ids = old.device_ids",
         (after, upto),
     )
+
+
+async def stream_ids_of(tx: Tx, user_ids: Collection[UserID]) -> dict[UserID, int]:
+    """What other servers call the newest change of each user's devices (`stream_id`); missing where there is none."""
+    rows = await tx.fetch(
+        "select user_id, max(position) from device_list_changes"
+        " where user_id = any(%s::text[]) and seen_by is null and device_ids <> '{}' group by user_id",
+        (list(user_ids),),
+    )
+    return {UserID(user_id): position for user_id, position in rows}
+
+
+async def previous_stream_ids(tx: Tx, changes: Sequence[tuple[UserID, int]]) -> dict[tuple[UserID, int], int]:
+    """For each (user, `stream_id`) the one before it, where there is one that still counts."""
+    rows = await tx.fetch(
+        "select given.user_id, given.position, max(before.position)"
+        " from unnest(%s::text[], %s::bigint[]) as given (user_id, position)"
+        " join device_list_changes before on before.user_id = given.user_id and before.position < given.position"
+        "  and before.seen_by is null and before.device_ids <> '{}' group by given.user_id, given.position",
+        ([user_id for user_id, _ in changes], [position for _, position in changes]),
+    )
+    return {(UserID(user_id), position): previous for user_id, position, previous in rows}

@@ -64,6 +64,11 @@ strings = Table(
     metadata,
     Column("id", Integer, Identity(start=1000), primary_key=True),
     Column("value", Text, nullable=False, unique=True),
+    Index(
+        "strings_server_idx",
+        text("substr(value, strpos(value, ':') + 1)"),
+        postgresql_where=text("left(value, 1) = '@'"),
+    ),
     comment="Event types, state keys and user IDs as integers; those below 1000 are named in storage/strings.py.",
 )
 
@@ -664,4 +669,69 @@ server_key_answers = Table(
     Column("valid_until_ts", BigInteger, nullable=False),
     Index("server_key_answers_valid_until_ts_idx", "valid_until_ts"),
     comment="The newest list of keys that each server signed, as we pass it on to those who ask us as a notary.",
+)
+
+# --- what other servers still have to get ----------------------------------------------------------------------
+
+outbox_shards = Table(
+    "outbox_shards",
+    metadata,
+    Column("shard", SmallInteger, primary_key=True, autoincrement=False),
+    Column("position", BigInteger, nullable=False),
+    Column("process", Text, comment="Who sends to the shard's servers, for as long as its lease is valid."),
+    comment="Every server of a shard has all that stands in the log up to `position`, but for those in `destinations`.",
+)
+
+outbox_processes = Table(
+    "outbox_processes",
+    metadata,
+    Column("process", Text, primary_key=True),
+    Column("expires_ts", BigInteger, nullable=False),
+    prefixes=["UNLOGGED"],
+    comment="Leases: the processes that send.",
+)
+
+destinations = Table(
+    "destinations",
+    metadata,
+    Column("server", Text, primary_key=True),
+    Column("position", BigInteger, comment="It has all up to here; null where the shard's position says it."),
+    Column("failing_since_ts", BigInteger),
+    Column("retry_ts", BigInteger, comment="Nothing is sent before."),
+    Column("failures", Integer, nullable=False, server_default=text("0")),
+    Column("reason", Text),
+    comment="Servers that are behind or cannot be reached.",
+)
+
+outbox_messages = Table(
+    "outbox_messages",
+    metadata,
+    Column("sequence", BigInteger, Identity(), primary_key=True),
+    Column("position", BigInteger, nullable=False),
+    Column("destination", Text, nullable=False),
+    Column("json", LargeBinary, nullable=False),
+    Index("outbox_messages_destination_sequence_idx", "destination", "sequence"),
+    Index("outbox_messages_position_idx", "position"),
+    comment="To-device messages, as EDUs, until their server has confirmed them.",
+)
+
+relayed_events = Table(
+    "relayed_events",
+    metadata,
+    Column("position", BigInteger, primary_key=True, autoincrement=False),
+    Column("event_id", Text, nullable=False),
+    comment="Events of other servers that we pass on: joins, leaves and knocks that were made with our help.",
+)
+
+undeliverable = Table(
+    "undeliverable",
+    metadata,
+    Column("item", BigInteger, Identity(), primary_key=True),
+    Column("at_ts", BigInteger, nullable=False),
+    Column("destination", Text, nullable=False),
+    Column("kind", Text, nullable=False, comment="`event`, or the EDU's type."),
+    Column("name", Text, nullable=False, comment="The event's ID, or what else tells the item."),
+    Column("reason", Text, nullable=False),
+    Index("undeliverable_destination_idx", "destination"),
+    comment="What was set aside because its server would never take it.",
 )
