@@ -61,7 +61,7 @@ from homeserver.client_api.server_administration import ServerAdministrationAPI,
 from homeserver.client_api.syncing import SyncAPI
 from homeserver.client_api.user_administration import UserAdministrationAPI
 from homeserver.config import API, Config, RegistrationMode
-from homeserver.federation_parts import Ground, Inbound, Outbound, Reception
+from homeserver.federation_parts import Ground, Inbound, Outbound, Reception, build_sender
 from homeserver.listening import Listening
 from homeserver.services import device_keys
 from homeserver.services.account_data import AccountDataService
@@ -107,6 +107,7 @@ from storage.end_to_end_keys import KeyCountCache
 from storage.ephemeral import Exchange, PresenceBoard, Typing
 from storage.invalidations import Invalidated
 from storage.log import Change, Log
+from storage.outbox import EventRelayed, OutgoingMessages
 from storage.outside_memberships import OutsideMembership
 from storage.receipts import ReceiptMoved
 from storage.send_to_device import ToDeviceMessages
@@ -120,6 +121,8 @@ KINDS: Sequence[type[Change]] = (
     ToDeviceMessages,
     AccountDataChanged,
     ReceiptMoved,
+    OutgoingMessages,
+    EventRelayed,
     OutsideMembership,
     RoomEvents,
 )
@@ -377,6 +380,12 @@ class Application:
         self.typing = TypingService(self.database, self.exchange)
         self.presence = PresenceService(self.database, self.tail, board, self.exchange, enabled=self.config.presence)
         self._build_sync(board)
+        self.sender = build_sender(self.outbound, self.config, self.database, self.tail)
+        if self.config.federation.enabled:
+            self.tail.add_view(self.sender.on_change)
+            self.typists.observers.append(self.sender.typing)
+            if self.config.federation.send_presence:
+                self.presence.observers.append(self.sender.presence)
 
     def _build_sync(self, board: PresenceBoard) -> None:
         """What syncs are answered from; the views of users come last, when all else knows of an entry."""
@@ -405,6 +414,8 @@ class Application:
         await self.impersonation.make_senders()
         await self.tail.start()
         await self.event_counter.start()
+        if self.config.federation.enabled:
+            await self.sender.start()
         self._run("log", self.log.run())
         self._run("tail", self.tail.run())
         self._run("event counter", self.event_counter.run())
@@ -414,6 +425,7 @@ class Application:
         self._run("exchange", self.exchange.run())
         if self.config.federation.enabled:
             self._run("dead letters", self.reception.dead_letters.run())
+            self._run("sender", self.sender.run())
         if self.presence.enabled:
             self._run("presence", self.presence.run())
         await self.listening.start(self.config.listeners)
@@ -423,10 +435,10 @@ class Application:
         self.tail.close()
         await self.listening.stop()
         await self.reception.transactions.close()
-        await self.outbound.stop()
         for task in self._tasks[1:]:
             task.cancel()
         await asyncio.gather(*self._tasks[1:], return_exceptions=True)
+        await self.outbound.stop()
         self.typists.close()
         await self.activity.flush()
         self._tasks[0].cancel()

@@ -201,6 +201,10 @@ class Federation:
     certificate_authorities: tuple[ExistingFile, ...] = ()
     """Trusted besides the system's."""
     notary_servers: tuple[str, ...] = ("matrix.org",)
+    send_presence: bool = False
+    """Whether other servers are told who is online."""
+    show_device_names: bool = False
+    """Whether other servers are told what users call their devices."""
 
     def complaints(self) -> Iterator[tuple[str, str]]:
         """Names that are none."""

@@ -1,5 +1,6 @@
 """All of federation built in one place from arguments, in dependency order, as `app.py` does with the rest."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from federation.inbound import routes
@@ -16,12 +17,14 @@ from federation.inbound.version import VersionAPI
 from federation.outbound.addresses import AddressPolicy
 from federation.outbound.availability import Availability
 from federation.outbound.client import FederationClient
+from federation.outbound.delivery import Delivery
 from federation.outbound.egress import Egress
 from federation.outbound.key_requests import KeyRequests
 from federation.outbound.keyring import Keyring
 from federation.outbound.name_lookup import SystemNameLookup
+from federation.outbound.sender import Sender
 from federation.outbound.server_discovery import ServerDiscovery
-from federation.protocol.types import ServerName
+from federation.protocol.types import JsonObject, ServerName, UserID
 from federation.rooms.append import RoomWriter
 from federation.rooms.doors import RoomDoors
 from federation.rooms.invited import Invitations, MayBeInvited
@@ -34,10 +37,12 @@ from federation.rooms.server_reader import ServerReader
 from federation.web import Route
 from homeserver import release
 from homeserver.config import Config
+from homeserver.services import device_keys
 from homeserver.services.rate_limits import RateLimits
 from homeserver.signing_keys import OwnKeys
-from storage.database import Database
+from storage.database import Database, Tx
 from storage.log import Log
+from storage.tail import Tail
 
 
 class Outbound:
@@ -146,6 +151,30 @@ class Inbound:
             ],
             authenticator,
         )
+
+
+def build_sender(outbound: Outbound, config: Config, database: Database, tail: Tail) -> Sender:
+    """What tells other servers of what happens here."""
+    delivery = Delivery(
+        database=database,
+        server_name=outbound.server_name,
+        client=outbound.client,
+        keys_of=_keys_of,
+        with_device_names=config.federation.show_device_names,
+    )
+    sender = Sender(
+        database=database,
+        tail=tail,
+        server_name=outbound.server_name,
+        delivery=delivery,
+        availability=outbound.availability,
+    )
+    outbound.availability.observers.append(sender.wake)
+    return sender
+
+
+async def _keys_of(tx: Tx, users: Collection[UserID]) -> JsonObject:
+    return await device_keys.answer_query(tx, {user_id: frozenset() for user_id in users}, None)
 
 
 class FederationBudget:

@@ -49,6 +49,8 @@ class Typing:
     def __init__(self, wake: Callable[[int], None]) -> None:
         """`wake` is called with a room whenever somebody there starts or stops."""
         self._wake = wake
+        self.observers: list[Callable[[int, UserID, bool], None]] = []
+        """Called with who types, each time they say so, and with who no longer does."""
         self._rooms: dict[int, dict[UserID, asyncio.TimerHandle]] = {}
         self._changed: dict[int, int] = {}
         self.serial = 0
@@ -63,6 +65,8 @@ class Typing:
         if timer is not None:
             timer.cancel()
         users[user_id] = loop.call_later(timeout_ms / 1000, self.stop, room, user_id)
+        for observe in self.observers:
+            observe(room, user_id, True)
         if timer is None:
             self._change(room)
 
@@ -75,6 +79,8 @@ class Typing:
         timer.cancel()
         if not users:
             del self._rooms[room]
+        for observe in self.observers:
+            observe(room, user_id, False)
         self._change(room)
 
     def users_in(self, room: int) -> list[UserID]:

@@ -30,6 +30,13 @@ class Availability:
     def __init__(self, *, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
         self._back_offs: OrderedDict[ServerName, _BackOff] = OrderedDict()
+        self.observers: list[Callable[[ServerName], None]] = []
+        """Called with a server that is no longer left alone."""
+
+    def seconds_left(self, destination: ServerName) -> float:
+        """For how long the server is left alone; 0 for one that is not."""
+        back_off = self._back_offs.get(destination)
+        return 0.0 if back_off is None else max(back_off.until - self._now(), 0.0)
 
     def check(self, destination: ServerName) -> None:
         """Raise PeerUnreachable while the server is left alone."""
@@ -50,4 +57,6 @@ class Availability:
 
     def alive(self, destination: ServerName) -> None:
         """It answered, or sent something."""
-        self._back_offs.pop(destination, None)
+        if self._back_offs.pop(destination, None) is not None:
+            for observe in self.observers:
+                observe(destination)

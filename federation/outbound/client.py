@@ -84,9 +84,14 @@ class FederationClient:
         return await self._call(self._sign("GET", destination, _uri(path, query), None), options)
 
     async def put(
-        self, destination: ServerName, path: str, body: JsonObject, query: Query = (), **options: Unpack[Options]
+        self,
+        destination: ServerName,
+        path: str,
+        body: JsonObject | bytes,
+        query: Query = (),
+        **options: Unpack[Options],
     ) -> JsonObject:
-        """PUT; otherwise as `get`."""
+        """PUT; otherwise as `get`. A body in bytes is canonical JSON already."""
         return await self._call(self._sign("PUT", destination, _uri(path, query), body), options)
 
     async def post(
@@ -128,10 +133,10 @@ class FederationClient:
         method: str,
         destination: ServerName,
         uri: str,
-        body: JsonObject | None,
+        body: JsonObject | bytes | None,
         content_types: tuple[str, ...] = ("application/json",),
     ) -> _Signed:
-        content = None if body is None else canonical_json.encode(body)
+        content = body if body is None or isinstance(body, bytes) else canonical_json.encode(body)
         request = SignedRequest(
             method=method, uri=uri, origin=self._server_name, destination=destination, content=content
         )

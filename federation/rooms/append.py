@@ -180,15 +180,20 @@ class RoomWriter:
                 await contention.give_way(error)
 
     async def append_remote(
-        self, pdu: VerifiedPDU, *, state_before: Mapping[StateKey, EventID] | None = None
+        self,
+        pdu: VerifiedPDU,
+        *,
+        state_before: Mapping[StateKey, EventID] | None = None,
+        changes: Sequence[Change] = (),
     ) -> Received:
         """Append a verified event of another server where it belongs in its room's graph, accepted or not.
 
         Raises MissingEvents for events that it cites and that are not held, and, unless `state_before` is given, for
         previous events. `state_before` is the whole state before the event; its events, and what authorises them,
         must be held. An event that is here already is a duplicate, and nothing happens.
+        `changes` are committed with it.
         """
-        return await self._remote.append(pdu, state_before)
+        return await self._remote.append(pdu, state_before, changes=changes)
 
     async def append_signed(
         self, pdu: VerifiedPDU, *, state_before: Mapping[StateKey, EventID] | None = None, restarts: bool = False

@@ -9,7 +9,7 @@ come between. Whatever else is accepted makes a new version, even where the curr
 on the old one then looks again. So the trunk is at every version the resolution of the forward extremities.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -29,7 +29,7 @@ from storage import events, room_state, rooms
 from storage.append_events import DuplicateEvent, RoomEvents
 from storage.database import Database, Tx
 from storage.events import HIDDEN, Flag, NewEvent, NewLine, StateWrite, StoredEvent
-from storage.log import Conflict, Entry, Log
+from storage.log import Change, Conflict, Entry, Log
 from storage.memberships import Membership
 from storage.room_state import TRUNK, Point
 from storage.rooms import Room, RoomRow
@@ -122,6 +122,7 @@ class RemoteAppender:
         *,
         is_local: bool = False,
         restarts: bool = False,
+        changes: Sequence[Change] = (),
     ) -> Received:
         """See `RoomWriter.append_remote` and `RoomWriter.append_signed`."""
         contention = Contention()
@@ -133,7 +134,7 @@ class RemoteAppender:
                 placing.is_local, placing.restarts = is_local, restarts
                 change = await self._place(tx, placing, state_before)
             try:
-                appended = await self._log.append(Entry(changes=[change]))
+                appended = await self._log.append(Entry(changes=[change, *changes]))
             except DuplicateEvent:
                 return Received(pdu.event_id, Outcome.DUPLICATE, 0)
             except Conflict as error:

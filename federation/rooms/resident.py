@@ -26,6 +26,7 @@ from federation.rooms.state import MissingEvents
 from storage import events, memberships, room_state
 from storage.database import Database
 from storage.events import Flag, StoredEvent
+from storage.outbox import EventRelayed
 from storage.rooms import Room
 
 logger = logging.getLogger(__name__)
@@ -113,7 +114,7 @@ class Resident:
         verified = await verify_whole(self._verify_events, pdu)
         await self._check_allowed(room, verified)
         try:
-            received = await self._writer.append_remote(verified)
+            received = await self._writer.append_remote(verified, changes=[EventRelayed(verified.event_id)])
         except MissingEvents as error:
             raise InvalidInput("The event refers to events that are not known here") from error
         if received.outcome in (Outcome.REJECTED, Outcome.SOFT_FAILED):

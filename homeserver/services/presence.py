@@ -1,6 +1,7 @@
 """Presence of local users, and what others may know of it (Client-Server API, "Presence")."""
 
 import asyncio
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 
@@ -34,6 +35,8 @@ class PresenceService:
         self._tail = tail
         self._board = board
         self._exchange = exchange
+        self.observers: list[Callable[[UserID, JsonObject], None]] = []
+        """Called with whose presence changed, and what others are told of it."""
         self._synced_at: dict[UserID, int] = {}
         self._asked: dict[UserID, PresenceState] = {}
         """What the client's syncs ask for, until the user is idle."""
@@ -129,6 +132,11 @@ class PresenceService:
         """Let the syncs of those who share a room with somebody find what changed."""
         while True:
             news = await self._board.wait_for_news()
+            for user_id in news if self.observers else ():
+                known = self._board.find(user_id)
+                if known is not None:
+                    for observe in self.observers:
+                        observe(user_id, content_of(known))
             with suppress(MatrixError):
                 for user_id, serial in news.items():
                     for observer in await self._observers_of(user_id):

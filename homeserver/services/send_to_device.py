@@ -1,5 +1,6 @@
 """Sending to-device messages ("Send-to-Device messaging")."""
 
+import secrets
 import time
 from collections.abc import Iterator, Mapping
 
@@ -14,6 +15,7 @@ from homeserver.services.requester import Requester
 from storage import send_to_device
 from storage.database import Tx
 from storage.log import Entry, Log
+from storage.outbox import OutgoingMessage, OutgoingMessages
 from storage.send_to_device import ToDeviceMessage, ToDeviceMessages
 
 MAX_MESSAGE_BYTES = 65_536
@@ -21,6 +23,8 @@ MAX_MESSAGES = 5_000
 """Devices that one request may reach."""
 MAX_TOTAL_BYTES = 16 * 1024 * 1024
 """Of all that one request puts into inboxes: a content for all devices of a user is copied into each of them."""
+MAX_EDU_BYTES = 256 * 1024
+"""Of what goes to another server at once, but for a single message that is larger."""
 ALL_DEVICES = "*"
 
 Contents = Mapping[UserID, Mapping[str, JsonObject]]
@@ -37,10 +41,10 @@ class SendToDeviceService:
     async def send(self, requester: Requester, event_type: str, txn_id: str, body: JsonObject) -> None:
         """Send a client's messages, once for each transaction ID of its device and event type."""
         contents = _contents(key_checks.required(body, "messages"))
-        # Messages to users of other servers travel by federation.
+        remote = outgoing(requester.user_id, event_type, contents, self._server_name)
         local = {user_id: of for user_id, of in contents.items() if server_name_of(user_id) == self._server_name}
         device = requester.device
-        entry = Entry(width=1)
+        entry = Entry(width=2)
 
         async def work(tx: Tx) -> None:
             entry.changes = []
@@ -50,6 +54,8 @@ class SendToDeviceService:
                     return
             messages = await addressed(tx, requester.user_id, event_type, local)
             entry.changes = [ToDeviceMessages(messages)] if messages else []
+            if remote:
+                entry.changes.append(OutgoingMessages(remote))
 
         entry.work = work
         await self._log.append(entry)
@@ -77,6 +83,34 @@ class SendToDeviceService:
 
     def _is_ours(self, user_id: UserID) -> bool:
         return server_name_of(user_id) == self._server_name
+
+
+def outgoing(
+    sender: UserID, event_type: str, contents: Contents, server_name: ServerName
+) -> tuple[OutgoingMessage, ...]:
+    """The EDUs that carry messages to users of other servers (Server-Server API, "Send-to-device messaging")."""
+    by_server: dict[ServerName, list[dict[str, dict[str, JsonObject]]]] = {}
+    sizes: dict[ServerName, int] = {}
+    for user_id, by_device in contents.items():
+        server = server_name_of(user_id)
+        if server == server_name:
+            continue
+        parts = by_server.setdefault(server, [{}])
+        for device_id, content in by_device.items():
+            size = len(orjson.dumps(content))
+            if parts[-1] and sizes[server] + size > MAX_EDU_BYTES:
+                parts.append({})
+                sizes[server] = 0
+            parts[-1].setdefault(user_id, {})[device_id] = content
+            sizes[server] = sizes.get(server, 0) + size
+    return tuple(
+        OutgoingMessage(server, _edu(sender, event_type, part)) for server, parts in by_server.items() for part in parts
+    )
+
+
+def _edu(sender: UserID, event_type: str, messages: dict[str, dict[str, JsonObject]]) -> bytes:
+    content = {"sender": sender, "type": event_type, "message_id": secrets.token_urlsafe(18), "messages": messages}
+    return orjson.dumps({"edu_type": "m.direct_to_device", "content": content})
 
 
 async def addressed(tx: Tx, sender: UserID, event_type: str, contents: Contents) -> tuple[ToDeviceMessage, ...]:

@@ -67,7 +67,9 @@ async def federating(
     database = f"hearth_peer_{os.getpid()}_{next(_numbers)}"
     create_database(maintenance_conninfo, database, TEMPLATE)
     try:
-        async with _running(make_conninfo(maintenance_conninfo, dbname=database), authority, host, changes) as server:
+        async with federating_on(
+            make_conninfo(maintenance_conninfo, dbname=database), authority, host, changes
+        ) as server:
             yield server
     finally:
         drop_database(maintenance_conninfo, database)
@@ -82,7 +84,10 @@ def free_port() -> int:
 
 
 @asynccontextmanager
-async def _running(conninfo: str, authority: Authority, host: str, changes: dict[str, Any]) -> AsyncIterator[Server]:
+async def federating_on(
+    conninfo: str, authority: Authority, host: str, changes: dict[str, Any]
+) -> AsyncIterator[Server]:
+    """As `federating`, on a database that is there and stays."""
     certificate, key = authority.issue(host)
     port = free_port()
     tls = Listener(

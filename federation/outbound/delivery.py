@@ -1,0 +1,295 @@
+"""One transaction to one server: what is in it, and what its answer means (Server-Server API, "Transactions").
+
+In a transaction come, in this order, to-device messages, device lists, room events, receipts, and what is short-lived.
+Its ID follows from what it holds, so that it is the same when it is sent again, also by another process.
+"""
+
+import asyncio
+import hashlib
+import logging
+import secrets
+import time
+from base64 import urlsafe_b64encode
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import orjson
+
+from federation.outbound import outgoing_edus
+from federation.outbound.client import FederationClient, path_of
+from federation.outbound.destinations import Destination, QueuedEvent, Share, room_for_messages
+from federation.outbound.outgoing_edus import KeysOf
+from federation.protocol import canonical_json, transactions
+from federation.protocol.errors import MatrixError, PeerRefused
+from federation.protocol.identifiers import server_name_of
+from federation.protocol.server_acl import is_allowed
+from federation.protocol.types import JsonObject, ServerName
+from storage import destinations, outbox
+from storage.database import Database, Tx
+from storage.destinations import Undeliverable
+from storage.outbox import OutgoingDeviceChange, OutgoingEvent
+
+logger = logging.getLogger(__name__)
+
+SECONDS = 60.0
+"""For a transaction: its receiver may have to fetch events before it answers."""
+MAX_ANSWER_BYTES = 1024 * 1024
+MAX_PDU_BYTES = 65_536
+SCANNED = 2_000
+"""Positions of the log that are read at once for a server that is behind."""
+_MEANT_FOR_THE_ITEM = frozenset((400, 413, 422))
+"""What a server answers that reaches us well and does not like what we sent."""
+
+
+@dataclass(slots=True)
+class _Parcel:
+    """A transaction about to be sent."""
+
+    share: Share
+    pdus: list[QueuedEvent] = field(default_factory=list)
+    edus: list[JsonObject] = field(default_factory=list)
+    """Those that are sent again if this fails."""
+    short_lived: list[JsonObject] = field(default_factory=list)
+    messages: list[int] = field(default_factory=list)
+
+    @property
+    def items(self) -> int:
+        return len(self.pdus) + len(self.edus)
+
+
+class Delivery:
+    """Sends what destinations have coming."""
+
+    def __init__(
+        self,
+        *,
+        database: Database,
+        server_name: ServerName,
+        client: FederationClient,
+        keys_of: KeysOf,
+        with_device_names: bool,
+    ) -> None:
+        self._database = database
+        self._server_name = server_name
+        self._client = client
+        self._keys_of = keys_of
+        self._with_device_names = with_device_names
+
+    async def deliver(self, destination: Destination) -> None:
+        """Send one transaction, if there is anything to send. What it held is then confirmed.
+
+        Raises PeerUnreachable or PeerRefused where all of it is to be sent again later, and Unavailable.
+        """
+        share = await self._next_share(destination)
+        parcel = await self._pack(destination, share)
+        if parcel.items or parcel.short_lived:
+            try:
+                if not await self._is_settled(destination, parcel):
+                    return
+            except BaseException:
+                destination.has_messages = destination.has_messages or bool(parcel.messages)
+                raise
+        if parcel.messages:
+            async with self._database.transaction() as tx:
+                await outbox.delete_messages(tx, parcel.messages)
+        destination.confirm(share)
+
+    async def _is_settled(self, destination: Destination, parcel: _Parcel) -> bool:
+        """Send it; False where it is to be sent again in smaller parts."""
+        try:
+            await self._send(destination.server, parcel)
+        except PeerRefused as error:
+            if error.status not in _MEANT_FOR_THE_ITEM or not parcel.items:
+                raise
+            return await self._set_apart(destination, parcel, error)
+        return True
+
+    # --- what is in it
+
+    async def _next_share(self, destination: Destination) -> Share:
+        if destination.is_behind:
+            return (await self._read_share(destination)).fitting(alone=bool(destination.is_alone_until))
+        return destination.next_share()
+
+    async def _read_share(self, destination: Destination) -> Share:
+        """The next part of the log in which there is something for a server that is behind."""
+        server, after, end = destination.server, destination.cursor, destination.latest
+        async with self._database.read() as tx:
+            rooms = await outbox.rooms_of_server(tx, server)
+            while True:
+                upto = min(end, after + SCANNED)
+                share = Share(upto)
+                events = await outbox.events_between(
+                    tx, self._server_name, after, upto, limit=transactions.MAX_PDUS, destination=server
+                )
+                if len(events) == transactions.MAX_PDUS:
+                    share.upto = upto = events[-1].position
+                share.events = [
+                    QueuedEvent(event.position, event.event_id, event.canonical)
+                    for event in await self._addressed(tx, server, events)
+                ]
+                share.device_changes = await outbox.device_changes_between(tx, self._server_name, rooms, after, upto)
+                share.receipts = await outbox.receipts_between(tx, self._server_name, rooms, after, upto)
+                if len(share) or upto == end:
+                    return share
+                after = upto
+
+    async def _addressed(self, tx: Tx, server: ServerName, events: Sequence[OutgoingEvent]) -> list[OutgoingEvent]:
+        """Those of the events that the server gets; see `sender.py`."""
+        joins = [event for event in events if came_by_others(event, self._server_name)]
+        before = await outbox.servers_between(tx, [(event.room, event.low, event.low) for event in joins])
+        elsewhere = {
+            event.position for event in joins if self._server_name not in before[event.room, event.low, event.low]
+        }
+        acls = await outbox.server_acls(tx, list({event.room: event.high for event in events}.items()))
+        allowed = {room: acl is None or is_allowed(acl, server) for room, acl in acls.items()}
+        inside = await outbox.servers_between(
+            tx, [(event.room, event.low, event.high) for event in events if is_about(event, server)]
+        )
+        return [
+            event
+            for event in events
+            if event.position not in elsewhere
+            and allowed[event.room]
+            and server_name_of(event.sender) != server
+            and (
+                not is_about(event, server) or server in inside[event.room, event.low, event.high] or takes_away(event)
+            )
+        ]
+
+    async def _pack(self, destination: Destination, share: Share) -> _Parcel:
+        parcel = _Parcel(share)
+        alone = bool(destination.is_alone_until)
+        damaged = [event for event in share.events if not 0 < len(event.canonical) <= MAX_PDU_BYTES]
+        parcel.pdus = [event for event in share.events if event not in damaged]
+        if damaged:
+            await self._set_aside(
+                [Undeliverable(destination.server, "event", event.event_id, "stored damaged") for event in damaged]
+            )
+        if share.device_changes or share.receipts:
+            async with self._database.read() as tx:
+                parcel.edus += await self._device_changes(tx, destination.server, share.device_changes)
+                parcel.edus += await outgoing_edus.receipts(tx, share.receipts)
+        if not alone:
+            typing, presence = destination.take_short_lived()
+            parcel.short_lived = [
+                outgoing_edus.typing(room_id, user_id, is_typing=is_typing) for (room_id, user_id), is_typing in typing
+            ]
+            if presence:
+                parcel.short_lived.append(outgoing_edus.presence(presence))
+        if destination.has_messages and not (alone and parcel.items):
+            limit = 1 if alone else room_for_messages(len(parcel.edus) + len(parcel.short_lived))
+            destination.has_messages = False
+            async with self._database.read() as tx:
+                stored = await outbox.stored_messages(tx, destination.server, limit)
+            if len(stored) == limit:
+                destination.has_messages = True
+            parcel.messages = [sequence for sequence, _ in stored]
+            parcel.edus[:0] = [orjson.loads(json) for _, json in stored]
+        return parcel
+
+    async def _device_changes(
+        self, tx: Tx, server: ServerName, changes: Sequence[OutgoingDeviceChange]
+    ) -> list[JsonObject]:
+        if not changes:
+            return []
+        edus = await outgoing_edus.device_changes(tx, changes, self._keys_of, with_names=self._with_device_names)
+        good = []
+        for edu in edus:
+            try:
+                canonical_json.encode(edu)
+            except (MatrixError, ValueError) as error:
+                user_id = str(edu["content"]["user_id"])
+                await self._set_aside([Undeliverable(server, str(edu["edu_type"]), user_id, str(error))])
+            else:
+                good.append(edu)
+        return good
+
+    # --- sending it
+
+    async def _send(self, server: ServerName, parcel: _Parcel) -> None:
+        pdus = [event.canonical for event in parcel.pdus]
+        if len(pdus) > 1 or sum(map(len, pdus)) > 100_000:
+            await asyncio.sleep(0)
+        durable = hashlib.sha256()
+        for part in (*pdus, *map(orjson.dumps, parcel.edus)):
+            durable.update(part)
+        txn_id = urlsafe_b64encode(durable.digest()[:18]).decode() if parcel.items else secrets.token_urlsafe(18)
+        body = transactions.encode(
+            self._server_name, time.time_ns() // 1_000_000, pdus, [*parcel.edus, *parcel.short_lived]
+        )
+        answer = await self._put(server, txn_id, body)
+        _report_refused(server, answer)
+
+    async def _put(self, server: ServerName, txn_id: str, body: bytes) -> JsonObject:
+        return await self._client.put(
+            server,
+            path_of("/_matrix/federation/v1/send/{}", txn_id),
+            body,
+            timeout=SECONDS,
+            max_bytes=MAX_ANSWER_BYTES,
+        )
+
+    async def _set_apart(self, destination: Destination, parcel: _Parcel, error: PeerRefused) -> bool:
+        """The server refused this transaction as it is; whether it is to count as delivered.
+
+        It is sent again one thing at a time. A thing that is refused alone, by a server that takes a transaction
+        without anything, is set aside.
+        """
+        server = destination.server
+        if parcel.items > 1:
+            logger.warning("%s refuses a transaction of %d things: %s", server, parcel.items, error.message)
+            destination.is_alone_until = max(parcel.share.upto, 1)
+            destination.has_messages = destination.has_messages or bool(parcel.messages)
+            if not destination.is_behind:
+                destination.return_share(parcel.share)
+            return False
+        empty = transactions.encode(self._server_name, time.time_ns() // 1_000_000, [], [])
+        try:
+            await self._put(server, secrets.token_urlsafe(18), empty)
+        except PeerRefused:
+            raise error from None
+        if parcel.pdus:
+            item = Undeliverable(server, "event", parcel.pdus[0].event_id, error.message)
+        else:
+            content = parcel.edus[0].get("content", {})
+            name = content.get("message_id") or content.get("user_id") or ""
+            item = Undeliverable(server, str(parcel.edus[0].get("edu_type")), str(name), error.message)
+        await self._set_aside([item])
+        return True
+
+    async def _set_aside(self, items: Sequence[Undeliverable]) -> None:
+        for item in items:
+            logger.error("set aside for %s: %s %s: %s", item.destination, item.kind, item.name, item.reason)
+        async with self._database.transaction() as tx:
+            await destinations.set_aside(tx, items, time.time_ns() // 1_000_000)
+
+
+def _report_refused(server: ServerName, answer: JsonObject) -> None:
+    """Say which events the server did not take; sending them again would not help."""
+    results = answer.get("pdus")
+    for event_id, result in results.items() if isinstance(results, dict) else ():
+        error = result.get("error") if isinstance(result, dict) else None
+        if error:
+            logger.warning("%s did not take the event %.255s: %.500s", server, event_id, error)
+
+
+# --- whom an event concerns
+
+
+def came_by_others(event: OutgoingEvent, own: ServerName) -> bool:
+    """Whether another server may have made the event known: what a user does to their own membership."""
+    return event.target == event.sender and server_name_of(event.sender) == own
+
+
+def is_about(event: OutgoingEvent, server: ServerName) -> bool:
+    """Whether it is about the membership of a user of this server."""
+    return event.target is not None and server_name_of(event.target) == server
+
+
+def takes_away(event: OutgoingEvent) -> bool:
+    """Whether it ends a membership: an invite that is taken back concerns a server that is not in the room."""
+    try:
+        return orjson.loads(event.canonical)["content"]["membership"] in ("leave", "ban")
+    except (ValueError, LookupError, TypeError):
+        return False

@@ -1,0 +1,140 @@
+"""Which servers are in which room, version after version, without asking for each event.
+
+What is known of a room is true at one of its versions and moves along with the log. A member who leaves may have been
+the last of their server: that is asked for then, at that very version, so that a question about an old part of the
+log is answered from the room as it was.
+"""
+
+from collections import OrderedDict
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from federation.protocol.identifiers import server_name_of
+from federation.protocol.server_acl import ServerACL
+from federation.protocol.types import ServerName, UserID
+from storage import outbox
+from storage.database import Database
+from storage.memberships import Membership
+
+MAX_ROOMS = 20_000
+"""Rooms that are remembered."""
+
+_ACL_TYPE = "m.room.server_acl"
+
+
+class StateChange(Protocol):
+    """An entry of a room's current state that changed."""
+
+    type: str
+    state_key: str
+    since: int
+    membership: Membership | None
+
+
+@dataclass(slots=True)
+class _Known:
+    version: int
+    servers: set[ServerName]
+    acl: ServerACL | None
+
+
+class RoomServers:
+    """The servers of rooms."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._rooms: OrderedDict[int, _Known] = OrderedDict()
+
+    def forget_all(self) -> None:
+        """Changes were missed."""
+        self._rooms.clear()
+
+    async def between(
+        self, room: int, low: int, high: int, changes: Sequence[StateChange]
+    ) -> tuple[Collection[ServerName], Collection[ServerName]]:
+        """The servers in the room at version `low`, and those at any version from there to `high`.
+
+        `changes` are what makes `high` out of `low`. Denied servers are not among the latter.
+        """
+        known = self._rooms.get(room)
+        if known is None or known.version < low:
+            known = await self._load(room, low)
+        if known.version != low:  # an old part of the log
+            spans = [(room, low, low), (room, low, high)]
+            async with self._database.read() as tx:
+                found = await outbox.servers_between(tx, spans)
+                acl = (await outbox.server_acls(tx, [(room, high)]))[room]
+            await self.advance(room, changes)
+            return found[spans[0]], _allowed(found[spans[1]], None if acl is None else ServerACL(acl))
+        if not changes:
+            return known.servers, _allowed(known.servers, known.acl)
+        before = frozenset(known.servers)
+        await self.advance(room, changes)
+        return before, _allowed(before | known.servers, known.acl)
+
+    async def advance(self, room: int, changes: Iterable[StateChange]) -> None:
+        """The room's state changed."""
+        known = self._rooms.get(room)
+        if known is None:
+            return
+        changes = [change for change in changes if change.since > known.version]
+        if changes and min(change.since for change in changes) > known.version + 1:
+            del self._rooms[room]  # not all of its changes were told
+            return
+        version = known.version
+        doubtful: set[ServerName] = set()
+        has_new_acl = False
+        for change in changes:
+            version = max(version, change.since)
+            has_new_acl = has_new_acl or change.type == _ACL_TYPE
+            if change.type == "m.room.member" and ":" in change.state_key:
+                server = server_name_of(UserID(change.state_key))
+                if change.membership is Membership.JOIN:
+                    known.servers.add(server)
+                elif server in known.servers:
+                    doubtful.add(server)
+        if doubtful or has_new_acl:
+            async with self._database.read() as tx:
+                for server in doubtful:
+                    if not await outbox.has_member(tx, room, server, version):
+                        known.servers.discard(server)
+                if has_new_acl:
+                    acl = (await outbox.server_acls(tx, [(room, version)]))[room]
+                    known.acl = None if acl is None else ServerACL(acl)
+        known.version = version
+
+    async def now(self, rooms: Collection[int]) -> set[ServerName]:
+        """The servers that are in one of these rooms at present, or nearly so."""
+        missing = [room for room in rooms if room not in self._rooms]
+        servers: set[ServerName] = set()
+        for room in rooms:
+            known = self._rooms.get(room)
+            if known is not None:
+                servers.update(_allowed(known.servers, known.acl))
+        if missing:
+            async with self._database.read() as tx:
+                found = await outbox.servers_now(tx, missing)
+                acls = await outbox.server_acls(tx, [(room, version) for room, (version, _) in found.items()])
+            for room, (version, in_room) in found.items():
+                acl = acls[room]
+                known = self._keep(room, _Known(version, set(in_room), None if acl is None else ServerACL(acl)))
+                servers.update(_allowed(known.servers, known.acl))
+        return servers
+
+    async def _load(self, room: int, version: int) -> _Known:
+        span = (room, version, version)
+        async with self._database.read() as tx:
+            servers = (await outbox.servers_between(tx, [span]))[span]
+            acl = (await outbox.server_acls(tx, [(room, version)]))[room]
+        return self._keep(room, _Known(version, set(servers), None if acl is None else ServerACL(acl)))
+
+    def _keep(self, room: int, known: _Known) -> _Known:
+        self._rooms[room] = known
+        if len(self._rooms) > MAX_ROOMS:
+            self._rooms.popitem(last=False)
+        return known
+
+
+def _allowed(servers: Collection[ServerName], acl: ServerACL | None) -> Collection[ServerName]:
+    return servers if acl is None else [server for server in servers if acl.allows(server)]

@@ -1,0 +1,159 @@
+"""What happens here reaches the servers that it concerns, once they can be reached, and nobody else."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest_asyncio
+
+from tests.clients import Client, Server, unique
+from tests.federation.authority import Authority
+from tests.federation.listening_peer import ListeningPeer, listening
+from tests.federation.resident_rooms import SharedRoom
+from tests.federation.servers import federating
+
+
+@pytest_asyncio.fixture(scope="module")
+async def server(maintenance_conninfo: str, authority: Authority) -> AsyncIterator[Server]:
+    async with federating(maintenance_conninfo, authority) as running:
+        yield running
+
+
+@pytest_asyncio.fixture
+async def alice(server: Server) -> Client:
+    return await server.register("alice")
+
+
+@pytest_asyncio.fixture
+async def peer(server: Server, authority: Authority) -> AsyncIterator[ListeningPeer]:
+    async with listening(server, authority) as found:
+        yield found
+
+
+@pytest_asyncio.fixture
+async def room(server: Server, alice: Client, peer: ListeningPeer) -> SharedRoom:
+    shared = await SharedRoom.made(server, alice, peer)
+    await shared.join(peer.user())
+    return shared
+
+
+async def say(client: Client, room_id: str, body: str) -> str:
+    content = {"msgtype": "m.text", "body": body}
+    answer = await client.ok("PUT", f"/v3/rooms/{room_id}/send/m.room.message/{unique('txn')}", content)
+    event_id: str = answer["event_id"]
+    return event_id
+
+
+async def test_a_message_reaches_the_servers_of_the_room(alice: Client, peer: ListeningPeer, room: SharedRoom) -> None:
+    event_id = await say(alice, room.room_id, "hello")
+
+    await peer.until_messages(["hello"])
+
+    (pdu,) = [pdu for pdu in peer.pdus if pdu["type"] == "m.room.message"]
+    assert peer.id_of(pdu, room.room.rules) == event_id
+    assert list(pdu["signatures"]) == [alice.user_id.partition(":")[2]]
+
+
+async def test_what_was_before_a_server_joined_is_not_sent(server: Server, alice: Client, peer: ListeningPeer) -> None:
+    shared = await SharedRoom.made(server, alice, peer)
+    await say(alice, shared.room_id, "before")
+    await shared.join(peer.user())
+    await say(alice, shared.room_id, "after")
+
+    await peer.until_messages(["after"])
+
+    assert peer.messages == ["after"]
+
+
+async def test_many_messages_arrive_in_order(alice: Client, peer: ListeningPeer, room: SharedRoom) -> None:
+    texts = [f"message {number}" for number in range(120)]
+    for text in texts:
+        await say(alice, room.room_id, text)
+
+    await peer.until_messages(texts)
+
+    assert peer.messages == texts
+    assert all(len(body["pdus"]) <= 50 for body in peer.taken)
+
+
+async def test_who_was_kicked_hears_of_it_and_of_nothing_after(
+    alice: Client, peer: ListeningPeer, room: SharedRoom
+) -> None:
+    body = {"user_id": peer.user(), "reason": "enough"}
+    await alice.ok("POST", f"/v3/rooms/{room.room_id}/kick", body)
+    await say(alice, room.room_id, "between us")
+
+    (pdu,) = await peer.until(lambda: [pdu for pdu in peer.pdus if pdu["content"].get("reason") == "enough"])
+    await room.join(peer.user("other"))
+    await say(alice, room.room_id, "welcome back")
+    await peer.until_messages(["welcome back"])
+
+    assert (pdu["state_key"], pdu["content"]["membership"]) == (peer.user(), "leave")
+    assert peer.messages == ["welcome back"]
+
+
+async def test_a_denied_server_gets_nothing(alice: Client, peer: ListeningPeer, room: SharedRoom) -> None:
+    await say(alice, room.room_id, "before")
+    await peer.until_messages(["before"])
+    acl = f"/v3/rooms/{room.room_id}/state/m.room.server_acl"
+    await alice.ok("PUT", acl, {"allow": ["*"], "deny": ["127.0.0.1"]})
+    await say(alice, room.room_id, "denied")
+    await alice.ok("PUT", acl, {"allow": ["*"]})
+    await say(alice, room.room_id, "after")
+
+    await peer.until_messages(["after"])
+
+    assert peer.messages == ["before", "after"]
+
+
+async def test_what_a_peer_misses_while_it_is_away_comes_when_it_is_back(
+    server: Server, alice: Client, peer: ListeningPeer, room: SharedRoom
+) -> None:
+    await say(alice, room.room_id, "first")
+    await peer.until_messages(["first"])
+    await peer.stop()
+    texts = [f"missed {number}" for number in range(70)]
+    for text in texts:
+        await say(alice, room.room_id, text)
+    await peer.start()
+    server.application.outbound.availability.alive(peer.name)  # as a request from it would
+
+    await peer.until_messages(texts)
+
+    assert peer.messages == ["first", *texts]
+
+
+async def test_a_request_from_a_peer_ends_the_wait_for_it(
+    server: Server, alice: Client, peer: ListeningPeer, room: SharedRoom
+) -> None:
+    await peer.stop()
+    await say(alice, room.room_id, "missed")
+    await _until_left_alone(server, peer)
+    await peer.start()
+
+    await peer.ok("GET", f"/v1/state_ids/{room.room_id}", event_id=await say(alice, room.room_id, "now"))
+
+    await peer.until_messages(["missed", "now"], seconds=3)
+
+
+async def test_to_device_messages_wait_for_a_peer_that_is_away(
+    server: Server, alice: Client, peer: ListeningPeer
+) -> None:
+    await peer.stop()
+    for number in range(3):
+        messages = {"messages": {peer.user(): {"DEVICE": {"number": number}}}}
+        await alice.ok("PUT", f"/v3/sendToDevice/m.test/{unique('txn')}", messages)
+    await _until_left_alone(server, peer)
+    await peer.start()
+    server.application.outbound.availability.alive(peer.name)
+
+    edus = await peer.until(lambda: peer.edus("m.direct_to_device"))
+
+    assert [edu["messages"][peer.user()]["DEVICE"]["number"] for edu in edus] == [0, 1, 2]
+    assert {(edu["sender"], edu["type"]) for edu in edus} == {(alice.user_id, "m.test")}
+    assert len({edu["message_id"] for edu in edus}) == 3
+
+
+async def _until_left_alone(server: Server, peer: ListeningPeer) -> None:
+    async with asyncio.timeout(10):
+        while not server.application.outbound.availability.seconds_left(peer.name):  # noqa: ASYNC110  # it tells nobody
+            await asyncio.sleep(0.02)
