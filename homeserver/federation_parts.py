@@ -29,6 +29,7 @@ from federation.rooms.append import RoomWriter
 from federation.rooms.doors import RoomDoors
 from federation.rooms.invited import Invitations, MayBeInvited
 from federation.rooms.missing_events import MissingEventsFetcher
+from federation.rooms.outside import OutsideRooms
 from federation.rooms.questions import Questions
 from federation.rooms.receive import Receiver
 from federation.rooms.resident import Resident
@@ -102,8 +103,13 @@ class Reception:
         self.receiver = Receiver(writer=ground.writer, verify=verify, missing=missing, doors=self.doors)
         self.dead_letters = DeadLetters(database, self.receiver)
         edus = EDUs(database=database, receiver=self.receiver, doors=self.doors, receivers=edu_receivers)
+        self.outside = OutsideRooms(database, ground.log, verify, outbound.server_name)
         self.transactions = TransactionsAPI(
-            database=database, receiver=self.receiver, edus=edus, dead_letters=self.dead_letters
+            database=database,
+            receiver=self.receiver,
+            outside=self.outside,
+            edus=edus,
+            dead_letters=self.dead_letters,
         )
 
 
@@ -113,7 +119,7 @@ class Inbound:
     def __init__(
         self, outbound: Outbound, ground: Ground, *, reception: Reception, may_be_invited: MayBeInvited
     ) -> None:
-        database, log, writer = ground.database, ground.log, ground.writer
+        database, writer = ground.database, ground.writer
         self.resident = Resident(
             database=database,
             writer=writer,
@@ -123,7 +129,7 @@ class Inbound:
         )
         self.invitations = Invitations(
             database=database,
-            log=log,
+            outside=reception.outside,
             resident=self.resident,
             verify_events=outbound.keyring.verify_events,
             may_be_invited=may_be_invited,

@@ -20,6 +20,7 @@ from federation.protocol.identifiers import fits
 from federation.protocol.pdu import PDU
 from federation.protocol.transactions import Transaction
 from federation.protocol.types import EventID, JsonObject, ServerName
+from federation.rooms.outside import OutsideRooms
 from federation.rooms.receive import Receiver
 from federation.web import Answer
 from storage import received_transactions
@@ -41,9 +42,18 @@ Results = dict[EventID, MatrixError | None]
 class TransactionsAPI:
     """The endpoint."""
 
-    def __init__(self, *, database: Database, receiver: Receiver, edus: EDUs, dead_letters: DeadLetters) -> None:
+    def __init__(
+        self,
+        *,
+        database: Database,
+        receiver: Receiver,
+        outside: OutsideRooms,
+        edus: EDUs,
+        dead_letters: DeadLetters,
+    ) -> None:
         self._database = database
         self._receiver = receiver
+        self._outside = outside
         self._edus = edus
         self._dead_letters = dead_letters
         self._at_work: dict[tuple[ServerName, str], asyncio.Task[JsonObject]] = {}
@@ -99,8 +109,13 @@ class TransactionsAPI:
     async def _receive_pdus(self, origin: ServerName, jsons: Sequence[JsonObject]) -> Results:
         """What became of each PDU that can be called by an ID. Raises Unavailable where the database is away."""
         by_room: dict[int, tuple[Room, list[PDU]]] = {}
+        ended: Results = {}
         for json in jsons:
             try:
+                event_id = await self._outside.retract(origin, json)
+                if event_id is not None:
+                    ended[event_id] = None
+                    continue
                 room = await self._receiver.get_room(json.get("room_id"))
                 pdu = event_format.parse(json, room.rules)
             except Unavailable:
@@ -110,7 +125,7 @@ class TransactionsAPI:
                 continue
             by_room.setdefault(room.number, (room, []))[1].append(pdu)
         found = await asyncio.gather(*(self._receive_room(origin, room, pdus) for room, pdus in by_room.values()))
-        return {event_id: error for results in found for event_id, error in results.items()}
+        return ended | {event_id: error for results in found for event_id, error in results.items()}
 
     async def _receive_room(self, origin: ServerName, room: Room, pdus: Sequence[PDU]) -> Results:
         results: Results = {}

@@ -1,4 +1,4 @@
-"""Our users are invited by other servers (Server-Server API, "Inviting to a room"), and what becomes of such invites.
+"""Our users are invited by other servers (Server-Server API, "Inviting to a room").
 
 The invite is signed by us once it is what it says: of this room and ID, by a user of the server that brings it, for a
 user of ours who takes it. Of a room that we are not in, a row of `outside_memberships` is all that we keep.
@@ -8,23 +8,19 @@ import logging
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 
-import orjson
-
 from federation.protocol import event_format, signatures
 from federation.protocol.auth_events import CREATE
 from federation.protocol.errors import Forbidden, InvalidInput, MatrixError, NotFound
 from federation.protocol.identifiers import is_user_id, server_name_of
 from federation.protocol.pdu import PDU, VerifiedPDU
-from federation.protocol.room_versions import ROOM_VERSIONS, RoomVersionRules, get_rules
+from federation.protocol.room_versions import ROOM_VERSIONS, RoomVersionRules
 from federation.protocol.signatures import SigningKey
 from federation.protocol.types import JsonObject, ServerName, UserID
+from federation.rooms.outside import OutsideRooms
 from federation.rooms.resident import Resident, VerifyEvents, check_member_event, incompatible, verify_whole
 from federation.rooms.stripped_state import MAX_ENTRIES, strip, strip_leniently
-from storage import accounts, outside_memberships
+from storage import accounts, rooms
 from storage.database import Database
-from storage.log import Entry, Log
-from storage.memberships import Membership
-from storage.outside_memberships import OutsideMembership
 
 logger = logging.getLogger(__name__)
 
@@ -52,14 +48,14 @@ class Invitations:
         self,
         *,
         database: Database,
-        log: Log,
+        outside: OutsideRooms,
         resident: Resident,
         verify_events: VerifyEvents,
         may_be_invited: MayBeInvited,
         signer: tuple[ServerName, SigningKey],
     ) -> None:
         self._database = database
-        self._log = log
+        self._outside = outside
         self._resident = resident
         self._verify_events = verify_events
         self._may_be_invited = may_be_invited
@@ -87,18 +83,22 @@ class Invitations:
         told = await self._told(verified, invite.room_state)
         signed = signatures.add_signature(verified, self._server_name, self._signing_key)
         if not is_resident:
-            await self._note(signed, target, Membership.INVITE, told, via=(origin,))
+            await self._outside.note(signed, target, stripped_state=told, via=(origin,))
         logger.info("%s invited %s to %s", pdu.sender, target, pdu.room_id)
         return signed.canonical
 
     async def _is_resident(self, origin: ServerName, pdu: PDU) -> bool:
         """Whether we are in the room: then the invite comes again, as every event of the room does."""
-        try:
-            room = await self._resident.get_room(origin, pdu.room_id)
-        except NotFound:
+        async with self._database.read() as tx:
+            room = await rooms.find(tx, pdu.room_id)
+        if room is None:
             return False
         if room.rules.version != pdu.rules.version and not pdu.rules.references_carry_hashes:
             raise InvalidInput("The room has another version")
+        try:
+            await self._resident.get_room(origin, pdu.room_id)
+        except NotFound:
+            return False
         return True
 
     async def _check_takes(self, target: UserID, sender: UserID) -> None:
@@ -136,56 +136,3 @@ class Invitations:
             if isinstance(each, MatrixError):
                 raise InvalidInput(f"invite_room_state has an event that does not hold: {each.message}")
         return [each for each in found if isinstance(each, VerifiedPDU)]
-
-    # --- what becomes of them
-
-    async def retract(self, origin: ServerName, json: JsonObject) -> bool:
-        """Take an event of a room that we are not in: one that ends the invite or the knock of a user of ours.
-
-        Whether it was one. It must cite the membership that it ends, which only servers in the room, and the one that
-        was asked to let the user in, know of. Raises InvalidInput where it does not hold.
-        """
-        target, room_id = json.get("state_key"), json.get("room_id")
-        if json.get("type") != "m.room.member" or not is_user_id(target) or not isinstance(room_id, str):
-            return False
-        if server_name_of(target) != self._server_name or "\0" in room_id:
-            return False
-        async with self._database.read() as tx:
-            known = await outside_memberships.find(tx, target, room_id)
-        if known is None or known.membership not in (Membership.INVITE, Membership.KNOCK):
-            return False
-        pdu = event_format.parse(json, get_rules(known.room_version))
-        membership = Membership.of(pdu.membership)
-        if membership not in (Membership.LEAVE, Membership.BAN) or known.event_id not in pdu.auth_event_ids:
-            return False
-        if server_name_of(pdu.sender) == self._server_name:
-            return False
-        verified = await verify_whole(self._verify_events, pdu)
-        await self._note(verified, target, membership, [], via=known.via)
-        logger.info("%s, sent by %s, ends the %s of %s", pdu.event_id, origin, known.membership.text, target)
-        return True
-
-    async def _note(
-        self,
-        pdu: VerifiedPDU,
-        target: UserID,
-        membership: Membership,
-        told: Collection[JsonObject],
-        *,
-        via: tuple[ServerName, ...],
-    ) -> None:
-        async with self._database.read() as tx:
-            known = await outside_memberships.find(tx, target, pdu.room_id)
-        if known is not None and known.event_id == pdu.event_id:
-            return  # brought again
-        change = OutsideMembership(
-            user_id=target,
-            room_id=pdu.room_id,
-            membership=membership,
-            room_version=pdu.rules.version,
-            event_id=pdu.event_id,
-            json=pdu.canonical,
-            stripped_state=orjson.dumps(told),
-            via=via,
-        )
-        await self._log.append(Entry(changes=[change]))

@@ -8,10 +8,12 @@ import pytest_asyncio
 from federation.protocol import event_format, signatures
 from federation.protocol.room_versions import ROOM_VERSIONS, get_rules
 from federation.protocol.signatures import VerifyKey
-from federation.protocol.types import JsonObject, RoomID, ServerName
-from tests.clients import Client, Server, unique
+from federation.protocol.types import JsonObject, ServerName
+from tests.clients import Client, Server
+from tests.federation.handshakes import a_public_room, joined
 from tests.federation.peer import Peer, path_of
-from tests.homeserver.syncs import sync
+from tests.federation.their_room import TheirRoom
+from tests.homeserver.syncs import sync, timeline
 from tests.servers import SIGNING_KEY
 
 VERSIONS = list(ROOM_VERSIONS)
@@ -20,58 +22,6 @@ VERSIONS = list(ROOM_VERSIONS)
 @pytest_asyncio.fixture
 async def peer(server: Server) -> Peer:
     return await Peer(server).trust()
-
-
-class TheirRoom:
-    """A room that is on the peer alone."""
-
-    def __init__(self, peer: Peer, version: str = "11") -> None:
-        self.peer = peer
-        self.rules = get_rules(version)
-        self.room_id = RoomID(f"!{unique('room')}:{peer.name}")
-        self.state: dict[tuple[str, str], JsonObject] = {}
-        create: JsonObject = {"room_version": version, "creator": peer.user(), "test": self.room_id}
-        event = self.add("m.room.create", create)
-        if self.rules.room_id_is_create_hash:
-            self.room_id = RoomID("!" + peer.id_of(event, self.rules)[1:])
-        self.add("m.room.member", {"membership": "join"}, peer.user())
-        self.add("m.room.name", {"name": "Elsewhere"})
-
-    def make(self, event_type: str, content: JsonObject, state_key: str | None = "", **changes: Any) -> JsonObject:
-        template: JsonObject = {
-            "type": event_type,
-            "sender": self.peer.user(),
-            "state_key": state_key,
-            "content": content,
-            "room_id": self.room_id,
-            "depth": 5,
-            "prev_events": [],
-            "auth_events": [self.reference(event) for event in self.state.values()][:3],
-        }
-        if event_type == "m.room.create" and self.rules.room_id_is_create_hash:
-            del template["room_id"]
-        return self.peer.finish(template, self.rules, **changes)
-
-    def reference(self, event: JsonObject) -> Any:
-        event_id = self.peer.id_of(event, self.rules)
-        return [event_id, {"sha256": "x"}] if self.rules.references_carry_hashes else event_id
-
-    def add(self, event_type: str, content: JsonObject, state_key: str = "") -> JsonObject:
-        event = self.state[event_type, state_key] = self.make(event_type, content, state_key)
-        return event
-
-    def invite(self, target: str, **changes: Any) -> JsonObject:
-        return self.make("m.room.member", **{"content": {"membership": "invite"}, "state_key": target, **changes})
-
-    def body(self, event: JsonObject, **changes: Any) -> JsonObject:
-        told = [event for key, event in self.state.items() if key[0] != "m.room.member"]
-        return {"room_version": self.rules.version, "event": event, "invite_room_state": told, **changes}
-
-    def path(self, event: JsonObject, api: str = "v2") -> str:
-        return path_of(f"/{api}/invite/{{}}/{{}}", self.room_id, self.peer.id_of(event, self.rules))
-
-    async def send(self, event: JsonObject, **changes: Any) -> Any:
-        return await self.peer.request("PUT", self.path(event), self.body(event, **changes))
 
 
 def told(user: Client, room: TheirRoom) -> list[Any]:
@@ -286,3 +236,83 @@ async def test_old_rooms_are_told_of_as_far_as_it_makes_sense(server: Server, al
     assert (await room.send(room.invite(alice.user_id), invite_room_state=state)).status == 200
     events = (await sync(alice))["rooms"]["invite"][room.room_id]["invite_state"]["events"]
     assert events == [name, told(alice, room)[-1]]
+
+
+# --- what becomes of invites
+
+
+def an_end(room: TheirRoom, target: str, invite: JsonObject, membership: str = "leave", **changes: Any) -> JsonObject:
+    """The peer's user takes an invite back."""
+    cited = [room.reference(room.state["m.room.create", ""]), room.reference(invite)]
+    template = room.make("m.room.member", {"membership": membership}, target)
+    return room.peer.finish(template, room.rules, **{"auth_events": cited, **changes})
+
+
+@pytest.mark.parametrize("version", ["1", "6", "11", "12"])
+@pytest.mark.parametrize("membership", ["leave", "ban"])
+async def test_an_invite_that_is_taken_back_is_a_room_that_was_left(
+    server: Server, alice: Client, peer: Peer, version: str, membership: str
+) -> None:
+    room = TheirRoom(peer, version)
+    invite = room.invite(alice.user_id)
+    await room.send(invite)
+    before = await sync(alice)
+    end = an_end(room, alice.user_id, invite, membership)
+
+    assert await room.push(end) == {peer.id_of(end, room.rules): {}}
+    told = (await sync(alice, since=before["next_batch"]))["rooms"]
+    assert list(told) == ["leave"]
+    assert timeline({"rooms": told}, room.room_id, "leave")[0]["content"] == {"membership": membership}
+    assert "rooms" not in await sync(alice)
+
+
+async def test_an_invite_is_not_ended_by_who_does_not_know_it(server: Server, alice: Client, peer: Peer) -> None:
+    room = TheirRoom(peer)
+    invite = room.invite(alice.user_id)
+    await room.send(invite)
+    state = room.reference(room.state["m.room.create", ""])
+    ends = {
+        "another invite": an_end(room, alice.user_id, room.invite(alice.user_id, depth=9)),
+        "no invite": an_end(room, alice.user_id, invite, auth_events=[state]),
+        "a join": an_end(room, alice.user_id, invite, "join"),
+        "by the user": an_end(room, alice.user_id, invite, sender=alice.user_id),
+        "unsigned": {**an_end(room, alice.user_id, invite), "signatures": {}},
+        "changed": {**an_end(room, alice.user_id, invite), "origin_server_ts": 1},
+        "of another": an_end(room, f"@nobody:{server.name}", invite),
+    }
+
+    for name, end in ends.items():
+        assert {} not in (await room.push(end)).values(), name
+    assert list((await sync(alice))["rooms"]["invite"]) == [room.room_id]
+
+
+async def test_an_invite_follows_another(server: Server, alice: Client, peer: Peer) -> None:
+    room = TheirRoom(peer)
+    first = room.invite(alice.user_id)
+    await room.send(first)
+    await room.push(an_end(room, alice.user_id, first))
+    before = await sync(alice)
+
+    assert (await room.send(room.invite(alice.user_id, depth=9))).status == 200
+    assert list((await sync(alice, since=before["next_batch"]))["rooms"]["invite"]) == [room.room_id]
+
+
+async def test_who_left_a_room_with_our_server_is_invited_back(server: Server, alice: Client, peer: Peer) -> None:
+    room_id = await a_public_room(alice)
+    told = await joined(peer, room_id)
+    await alice.ok("POST", f"/v3/rooms/{room_id}/leave", {})
+    before = await sync(alice)
+    template = {key: told["event"][key] for key in ("auth_events", "prev_events", "depth", "room_id", "type")}
+    content = {"membership": "invite"}
+    rules = get_rules("11")
+    invite = peer.finish({**template, "sender": peer.user(), "state_key": alice.user_id, "content": content}, rules)
+
+    body = {"room_version": "11", "event": invite, "invite_room_state": told["state"]}
+    path = path_of("/v2/invite/{}/{}", room_id, peer.id_of(invite, rules))
+    assert (await peer.request("PUT", path, body)).status == 200
+    assert list((await sync(alice, since=before["next_batch"]))["rooms"]) == ["invite"]
+    first = await sync(alice, filter={"room": {"include_leave": True}})
+    assert list(first["rooms"]) == ["invite"]
+    body["room_version"] = "10"
+    answer = await peer.request("PUT", path, body)
+    assert (answer.status, answer.body["errcode"]) == (400, "M_INVALID_PARAM")
