@@ -62,7 +62,10 @@ class LineAppender:
         contention = Contention()
         while True:
             async with self._database.read() as tx:
-                end = await self._look(tx, room, pdus)
+                row = (await rooms.rows(tx, [room.number]))[room.number]
+                if not row.extremities or set(pdus[0].prev_event_ids) != set(row.extremities):
+                    return []
+                end = await self._look(tx, room, row, pdus)
             for pdu in pdus:
                 if not self._add(end, pdu):
                     break
@@ -75,8 +78,7 @@ class LineAppender:
                 continue
             return _with_positions(end.results, appended.position)
 
-    async def _look(self, tx: Tx, room: Room, pdus: Sequence[VerifiedPDU]) -> _End:
-        row = (await rooms.rows(tx, [room.number]))[room.number]
+    async def _look(self, tx: Tx, room: Room, row: RoomRow, pdus: Sequence[VerifiedPDU]) -> _End:
         event_ids = [pdu.event_id for pdu in pdus]
         held = await events.by_id(tx, {*event_ids, *(cited for pdu in pdus for cited in cited_by(pdu))})
         graph = Graph(tx, room)
@@ -108,7 +110,7 @@ class LineAppender:
         if held is not None and not held.flags & Flag.OUTLIER:
             end.results.append(Received(pdu.event_id, Outcome.DUPLICATE, 0))
             return True
-        continues = set(pdu.prev_event_ids) == end.extremities and bool(end.extremities)
+        continues = set(pdu.prev_event_ids) == end.extremities
         if held is not None or not continues or pdu.event_id in end.referred or pdu.type == "m.room.create":
             return False
         if any(event_id not in end.graph.pdus for event_id in cited_by(pdu)):

@@ -37,6 +37,9 @@ from storage.rooms import Room, RoomRow
 MAX_HIDDEN_WALK = 1_000
 """Rejected and soft-failed events that are passed on the way down to forward extremities."""
 
+MAX_EXTREMITIES = 50
+"""Forward extremities: an event that would be one more is kept and shown, but counts only once it is followed."""
+
 _NOTHING: Point = (TRUNK, 0)
 """Before the first event."""
 
@@ -97,7 +100,9 @@ class _Placing:
 
     @property
     def is_extremity(self) -> bool:
-        return self.follower is None and not self.flags
+        if self.follower is not None or self.flags:
+            return False
+        return len(self.row.extremities) - len(self.covers) < MAX_EXTREMITIES
 
     @property
     def state_pair(self) -> StateKey | None:

@@ -30,6 +30,8 @@ class RemoteRoom:
         self.rules = rules
         self.events: dict[EventID, JsonObject] = {}
         self.state: dict[StateKey, EventID] = {}
+        self.before: dict[EventID, dict[StateKey, EventID]] = {}
+        """The state before each event, where they came one after the other."""
         self.last: list[EventID] = []
 
     @property
@@ -45,10 +47,28 @@ class RemoteRoom:
         """Take an event as the room's newest; its ID."""
         event_id = self.id_of(event)
         self.events[event_id] = event
+        self.before[event_id] = dict(self.state)
         if "state_key" in event:
             self.state[event["type"], event["state_key"]] = event_id
         self.last = [event_id]
         return event_id
+
+    def prev_of(self, event_id: str) -> list[EventID]:
+        """What an event follows."""
+        return self._ids(self.events[EventID(event_id)]["prev_events"])
+
+    def chain_of(self, event_ids: Sequence[EventID]) -> list[EventID]:
+        """What authorises these events, and what authorises that."""
+        chain: dict[EventID, None] = {}
+        frontier = list(event_ids)
+        while frontier:
+            cited = self._ids(self.events[frontier.pop()]["auth_events"])
+            frontier += [each for each in cited if each not in chain and each in self.events]
+            chain.update(dict.fromkeys(cited))
+        return list(chain)
+
+    def _ids(self, references: Sequence[Any]) -> list[EventID]:
+        return [each[0] for each in references] if self.rules.references_carry_hashes else list(references)
 
     def make(
         self,
