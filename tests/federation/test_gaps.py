@@ -8,8 +8,8 @@ from typing import Any
 import pytest_asyncio
 
 from tests.clients import Client
-from tests.federation.authority import Authority
 from tests.federation.answering_peer import AnsweringPeer, answering_peer
+from tests.federation.authority import Authority
 from tests.federation.remote_room import RemoteRoom, join_room, joined_room
 from tests.federation.servers import Pair
 from tests.homeserver.syncs import ids, sync, timeline
