@@ -44,7 +44,7 @@ Answer = JsonObject | bytes | web.StreamResponse
 class Call:
     """One request, as an endpoint sees it: path parameters decoded, query and body checked on access."""
 
-    __slots__ = ("_query", "context", "path", "request")
+    __slots__ = ("_first_values", "_query", "context", "path", "request")
 
     def __init__(self, request: web.BaseRequest, path: Mapping[str, str]) -> None:
         self.request = request
@@ -53,6 +53,7 @@ class Call:
         self.context: Any = None
         """Who asks: set by the API's gate (a `Requester`, or the origin server)."""
         self._query: list[tuple[str, str]] | None = None
+        self._first_values: dict[str, str] | None = None
 
     @property
     def query(self) -> list[tuple[str, str]]:
@@ -67,10 +68,9 @@ class Call:
 
     def query_text(self, name: str) -> str | None:
         """A parameter's first value; None when it is absent."""
-        for key, value in self.query:
-            if key == name:
-                return value
-        return None
+        if self._first_values is None:
+            self._first_values = dict(reversed(self.query))
+        return self._first_values.get(name)
 
     def query_int(self, name: str, default: int, *, minimum: int = 0, maximum: int | None = None) -> int:
         """An integer parameter; above `maximum` it is cut to it, below `minimum` it is refused."""

@@ -30,19 +30,25 @@ class TokenAuthenticator:
 
     async def requester(self, call: Call, *, while_locked: bool) -> Requester:
         """Who asks; raises M_MISSING_TOKEN, M_UNKNOWN_TOKEN or M_USER_LOCKED."""
-        token = self._required_token(call)
-        service = self._services.find_by_token(token)
-        if service is None:
-            who = await self._sessions.authenticate(token, while_locked=while_locked)
-        else:
-            user_id = UserID(call.query_text("user_id") or service.sender)
-            device_id = call.query_text("device_id") or call.query_text("org.matrix.msc3202.device_id") or None
-            who = await self._impersonation.requester(
-                service, user_id, None if device_id is None else DeviceID(device_id), while_locked=while_locked
-            )
+        who = await self._find(call, while_locked=while_locked)
         if who.device is not None:
             self._activity.note(who.device, call.request.remote or "", call.request.headers.get("User-Agent", ""))
         return who
+
+    async def check_again(self, call: Call, *, while_locked: bool) -> None:
+        """Raises what `requester` would by now: the session may have ended while the call waited."""
+        await self._find(call, while_locked=while_locked)
+
+    async def _find(self, call: Call, *, while_locked: bool) -> Requester:
+        token = self._required_token(call)
+        service = self._services.find_by_token(token)
+        if service is None:
+            return await self._sessions.authenticate(token, while_locked=while_locked)
+        user_id = UserID(call.query_text("user_id") or service.sender)
+        device_id = call.query_text("device_id") or call.query_text("org.matrix.msc3202.device_id") or None
+        return await self._impersonation.requester(
+            service, user_id, None if device_id is None else DeviceID(device_id), while_locked=while_locked
+        )
 
     def service(self, call: Call) -> ApplicationService:
         """The application service that asks; raises M_MISSING_TOKEN or M_UNKNOWN_TOKEN."""

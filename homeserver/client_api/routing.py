@@ -45,6 +45,9 @@ class Authenticator(Protocol):
     async def requester(self, call: Call, *, while_locked: bool) -> Requester:
         """Who asks; raises when there is no usable token."""
 
+    async def check_again(self, call: Call, *, while_locked: bool) -> None:
+        """Raises what `requester` would by now: the session may have ended while the call waited."""
+
     def has_token(self, call: Call) -> bool:
         """Whether the call carries any token, usable or not."""
 
@@ -96,7 +99,7 @@ def _gated(
             spend(call, key)
         answer = await route.endpoint(call)
         if route.waits and call.context is not None:
-            await authenticator.requester(call, while_locked=route.while_locked)
+            await authenticator.check_again(call, while_locked=route.while_locked)
         return answer
 
     return gated

@@ -142,6 +142,10 @@ class Campaign:
             status, body = await self._send(request, PATIENCE_SECONDS if operation.name in WAITING else 60)
         except TimeoutError:
             status, body = 0, None
+        except aiohttp.ClientResponseError as error:
+            if request.method != "HEAD":
+                raise
+            status, body = error.status, None  # what is no HTTP has no method: the error has a body
         cpu_ms = (time.process_time() - cpu) * 1000
         figures.statuses[status] += 1
         if cpu_ms > figures.slowest_cpu_ms:
