@@ -178,6 +178,22 @@ missing_events = Table(
     comment="Backward extremities: events that `position` refers to and that we do not hold.",
 )
 
+remote_joins = Table(
+    "remote_joins",
+    metadata,
+    Column("room_id", Text, primary_key=True),
+    Column("user_id", Text, nullable=False),
+    Column("content", LargeBinary, nullable=False, comment="What the join event is to hold, as JSON."),
+    Column("servers", ARRAY(Text), nullable=False, comment="Whom to ask, in this order."),
+    Column("started_ts", BigInteger, nullable=False),
+    Column("leased_until_ts", BigInteger, nullable=False, comment="Until then a process is at work on it."),
+    Column("attempts", Integer, nullable=False, server_default=text("0")),
+    Column("destination", Text, comment="Whom the join event was sent to, if it was."),
+    Column("room_version", Text),
+    Column("event", LargeBinary, comment="The signed join event, once it may have been sent."),
+    comment="Joins by way of other servers that are under way, or were when the server died.",
+)
+
 pending_redactions = Table(
     "pending_redactions",
     metadata,

@@ -1,0 +1,99 @@
+"""Joins by way of other servers that are under way (table `remote_joins`): one a room, whoever asked first."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import orjson
+
+from federation.protocol.types import JsonObject, RoomID, ServerName, UserID
+from storage.database import Row, Tx
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SignedJoin:
+    """The join event that was sent to a server, or may have been."""
+
+    destination: ServerName
+    room_version: str
+    canonical: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemoteJoin:
+    """One join that is under way."""
+
+    room_id: RoomID
+    user_id: UserID
+    content: JsonObject
+    servers: tuple[ServerName, ...]
+    started_ts: int
+    attempts: int = 0
+    """How often a process began with it."""
+    signed: SignedJoin | None = None
+
+
+_COLUMNS = "room_id, user_id, content, servers, started_ts, attempts, destination, room_version, event"
+
+
+def _from_row(row: Row) -> RemoteJoin:
+    signed = None
+    if row[8] is not None:
+        signed = SignedJoin(destination=ServerName(row[6]), room_version=row[7], canonical=bytes(row[8]))
+    return RemoteJoin(
+        room_id=RoomID(row[0]),
+        user_id=UserID(row[1]),
+        content=orjson.loads(row[2]),
+        servers=tuple(ServerName(server) for server in row[3]),
+        started_ts=row[4],
+        attempts=row[5],
+        signed=signed,
+    )
+
+
+async def insert(tx: Tx, join: RemoteJoin, *, leased_until_ts: int) -> bool:
+    """Note a join that begins; False where one of the same room is under way."""
+    count = await tx.execute(
+        "insert into remote_joins (room_id, user_id, content, servers, started_ts, leased_until_ts, attempts)"
+        " values (%s, %s, %s, %s::text[], %s, %s, 1) on conflict do nothing",
+        (join.room_id, join.user_id, orjson.dumps(join.content), list(join.servers), join.started_ts, leased_until_ts),
+    )
+    return count == 1
+
+
+async def note_signed(tx: Tx, room_id: RoomID, signed: SignedJoin) -> None:
+    """Note the join event before it is sent."""
+    await tx.execute(
+        "update remote_joins set destination = %s, room_version = %s, event = %s where room_id = %s",
+        (signed.destination, signed.room_version, signed.canonical, room_id),
+    )
+
+
+async def extend_leases(tx: Tx, room_ids: Sequence[RoomID], *, leased_until_ts: int) -> None:
+    """This process is still at work on these."""
+    await tx.execute(
+        "update remote_joins set leased_until_ts = %s where room_id = any(%s::text[])",
+        (leased_until_ts, list(room_ids)),
+    )
+
+
+async def take_over(tx: Tx, *, now_ts: int, leased_until_ts: int, limit: int) -> list[RemoteJoin]:
+    """Joins that nobody is at work on any longer; now the caller is."""
+    rows = await tx.fetch(
+        "update remote_joins set leased_until_ts = %s, attempts = attempts + 1 where room_id in"
+        " (select room_id from remote_joins where leased_until_ts < %s order by started_ts limit %s"
+        "  for update skip locked)"
+        f" returning {_COLUMNS}",
+        (leased_until_ts, now_ts, limit),
+    )
+    return [_from_row(row) for row in rows]
+
+
+async def find(tx: Tx, room_id: RoomID) -> RemoteJoin | None:
+    """The join of this room that is under way."""
+    row = await tx.fetch_one(f"select {_COLUMNS} from remote_joins where room_id = %s", (room_id,))
+    return None if row is None else _from_row(row)
+
+
+async def delete(tx: Tx, room_id: RoomID) -> None:
+    """It is over, in whatever way."""
+    await tx.execute("delete from remote_joins where room_id = %s", (room_id,))
