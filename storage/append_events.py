@@ -231,7 +231,8 @@ class RoomEvents:
         redacted = await redactions.targets_of(tx, stored)
         answer: list[tuple[int, Self]] = []
         for event in stored:
-            changed = trunk.pop((event.room, event.trunk_version), [])
+            versions = [key for key in trunk if key[0] == event.room and key[1] <= event.trunk_version]
+            changed = [each for key in sorted(versions) for each in trunk.pop(key)]
             change = cls(
                 room=known[event.room],
                 new=[],

@@ -2,7 +2,7 @@
 
 The state of a room that is being joined, and auth chains. They are no entries of the log, only take positions in it,
 so that every event stands at a higher position than those that it cites. The reservation commits by itself and holds
-the log's lock for one statement; the events follow in an ordinary transaction, however many they are.
+the log's lock for two statements; the events follow in an ordinary transaction, however many they are.
 """
 
 from collections.abc import Collection, Sequence
@@ -24,13 +24,13 @@ class Reserved:
 
     first: int
     trunk_version: int
-    """A version that the room had reached before."""
+    """The room's version there."""
 
 
 async def reserve(tx: Tx, room: Room, count: int) -> Reserved:
     """Take `count` positions. Commit at once: until then nobody appends anything."""
-    row = await tx.fetch_one("select state_version from rooms where room = %s", (room.number,))
     head = await tx.fetch_one("update log_head set position = position + %s returning position", (count,))
+    row = await tx.fetch_one("select state_version from rooms where room = %s", (room.number,))
     if row is None or head is None:
         raise RuntimeError("the room or the log's head is gone")
     return Reserved(head[0] - count + 1, row[0])

@@ -20,6 +20,7 @@ from federation.protocol.power_levels import PowerLevels
 from federation.protocol.room_versions import RoomVersionRules
 from federation.protocol.signatures import SigningKey
 from federation.protocol.types import EventID, JsonObject, RoomID, ServerName, StateKey, UserID
+from federation.rooms.append_join import GivenEntry, JoinAppender
 from federation.rooms.append_line import LineAppender
 from federation.rooms.append_remote import Outcome as Outcome
 from federation.rooms.append_remote import Received as Received
@@ -82,6 +83,7 @@ class RoomWriter:
         self._remote = RemoteAppender(database=database, log=log, counter=counter)
         self._line = LineAppender(database=database, log=log, counter=counter)
         self._outliers = OutlierAppender(database)
+        self._joins = JoinAppender(database=database, log=log, server_name=server_name)
 
     async def get_room(self, room_id: str) -> Room:
         """The room with this ID; raises NotFound."""
@@ -196,14 +198,17 @@ class RoomWriter:
         return await self._remote.append(pdu, state_before, changes=changes)
 
     async def append_signed(
-        self, pdu: VerifiedPDU, *, state_before: Mapping[StateKey, EventID] | None = None, restarts: bool = False
+        self, pdu: VerifiedPDU, *, state_before: Mapping[StateKey, EventID] | None = None
     ) -> Received:
-        """As `append_remote`, for an event of our own user that another server had to see or sign first.
+        """As `append_remote`, for an event of our own user that another server had to see or sign first."""
+        return await self._remote.append(pdu, state_before, is_local=True)
 
-        `restarts` is for who joins a room that nobody of ours was in: `state_before` is what counts, and what the
-        room had here before is an older part of its graph, with a gap up to this event.
+    async def append_join(self, pdu: VerifiedPDU, state_before: Sequence[GivenEntry]) -> Received:
+        """Append the join of our user to a room that nobody of ours is in, with the whole state before it.
+
+        The state's events are held, and allow the join. What the room had here before becomes an older part of it.
         """
-        return await self._remote.append(pdu, state_before, is_local=True, restarts=restarts)
+        return await self._joins.append(pdu, state_before)
 
     async def append_remote_line(self, room: Room, pdus: Sequence[VerifiedPDU]) -> list[Received]:
         """Append as many of the first of these events as simply continue the room's end, in one entry.
@@ -240,6 +245,12 @@ class RoomWriter:
         signatures = {server_name_of(authoriser): {"": ""}} if is_user_id(authoriser) else {}
         auth_rules.check(replace(pdu, json={**pdu.json, "signatures": signatures}), state)
         return pdu.json
+
+    async def build(self, draft: Draft) -> VerifiedPDU:
+        """An event of our user that is authorised and signed, but not in the room: another server has to sign it
+        first. Then `append_signed` takes it. Raises as `append`."""
+        room = await self.get_room(draft.room_id)
+        return self._authorised(await self._head_with(room, self._keys_of(room, [draft])), draft)
 
     async def newest_event_id(self, room: Room) -> EventID:
         """The event that the room's next one will refer to first."""

@@ -76,8 +76,6 @@ class _Placing:
     prev: dict[EventID, StoredEvent]
     missing: list[EventID]
     is_local: bool
-    restarts: bool
-    """Whether nothing that the room had here before counts any longer: we join it anew, with the state given."""
     flags: Flag = Flag.NONE
     reason: str = ""
     lines: list[NewLine] = field(default_factory=list)
@@ -126,7 +124,6 @@ class RemoteAppender:
         state_before: Mapping[StateKey, EventID] | None = None,
         *,
         is_local: bool = False,
-        restarts: bool = False,
         changes: Sequence[Change] = (),
     ) -> Received:
         """See `RoomWriter.append_remote` and `RoomWriter.append_signed`."""
@@ -136,7 +133,7 @@ class RemoteAppender:
                 placing = await self._look(tx, pdu)
                 if placing is None:
                     return Received(pdu.event_id, Outcome.DUPLICATE, 0)
-                placing.is_local, placing.restarts = is_local, restarts
+                placing.is_local = is_local
                 change = await self._place(tx, placing, state_before)
             try:
                 appended = await self._log.append(Entry(changes=[change, *changes]))
@@ -171,16 +168,14 @@ class RemoteAppender:
             and not stored.flags & Flag.OUTLIER
         }
         missing = [event_id for event_id in pdu.prev_event_ids if event_id not in prev]
-        return _Placing(
-            room=room, row=row, pdu=pdu, graph=graph, prev=prev, missing=missing, is_local=False, restarts=False
-        )
+        return _Placing(room=room, row=row, pdu=pdu, graph=graph, prev=prev, missing=missing, is_local=False)
 
     async def _place(self, tx: Tx, placing: _Placing, state_before: Mapping[StateKey, EventID] | None) -> RoomEvents:
         """The change that appends the event."""
         before = await self._state_before(tx, placing, state_before)
         state = await placing.graph.state(before, keys_for(placing.pdu))
         current = state
-        if before != placing.head and not placing.restarts:
+        if before != placing.head:
             current = await placing.graph.state(placing.head, keys_for(placing.pdu))
         _judge(placing, state, current)
         await _follow_up(tx, placing)
@@ -328,8 +323,6 @@ async def _follow_up(tx: Tx, placing: _Placing) -> None:
         return
     seen = placing.followed
     seen.update(placing.prev)
-    if placing.restarts:
-        seen.update(placing.row.extremities)
     hidden = [stored for stored in placing.prev.values() if stored.flags & HIDDEN]
     while hidden and len(seen) < MAX_HIDDEN_WALK:
         wanted = {each for stored in hidden for each in _prev_of(placing, stored) if each not in seen}

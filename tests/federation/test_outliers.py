@@ -7,6 +7,7 @@ import pytest
 from federation.protocol.pdu import VerifiedPDU
 from federation.protocol.types import EventID, StateKey
 from federation.rooms.append import Outcome
+from federation.rooms.append_join import GivenEntry
 from storage import events, outliers, room_state, rooms
 from storage.events import Flag
 from storage.rooms import Room as StoredRoom
@@ -75,7 +76,11 @@ async def test_a_room_joined_anew_has_the_state_that_was_given(process: Process,
     state = state_of(room)
     join = room.add("m.room.member", BOB, {"membership": "join", "displayname": "B"}, BOB, prev_events=[last])
 
-    received = await process.writer.append_signed(join, state_before=state, restarts=True)
+    entries = [
+        GivenEntry(key, event_id, next(pdu for pdu in room.events if pdu.event_id == event_id).membership)
+        for key, event_id in state.items()
+    ]
+    received = await process.writer.append_join(join, entries)
 
     assert received.outcome is Outcome.ACCEPTED, received
     async with process.database.read() as tx:
