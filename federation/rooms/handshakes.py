@@ -1,0 +1,55 @@
+"""What the handshakes with resident servers have in common: their templates, our events, their signatures."""
+
+import secrets
+import time
+from dataclasses import dataclass, replace
+
+from federation.outbound.client import FederationClient, path_of
+from federation.outbound.keyring import Keyring
+from federation.protocol import canonical_json, event_format, member_template
+from federation.protocol.errors import InvalidInput, Unauthorized
+from federation.protocol.member_template import Wish
+from federation.protocol.pdu import VerifiedPDU
+from federation.protocol.redaction import redact
+from federation.protocol.room_versions import ROOM_VERSIONS
+from federation.protocol.signatures import SigningKey
+from federation.protocol.types import ServerName
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Handshakes:
+    """Makes events of ours that have to pass through another server."""
+
+    client: FederationClient
+    keyring: Keyring
+    server_name: ServerName
+    signing_key: SigningKey
+
+    async def build(self, wish: Wish, destination: ServerName) -> VerifiedPDU:
+        """Our user's event at the place that the server offers, signed by us (`member_template.py`)."""
+        path = path_of(f"/_matrix/federation/v1/make_{wish.membership}/{{}}/{{}}", wish.room_id, wish.user_id)
+        versions = [] if wish.membership == "leave" else [("ver", version) for version in ROOM_VERSIONS]
+        answer = await self.client.get(destination, path, versions, patient=True)
+        return member_template.read(answer, wish).build(
+            server_name=self.server_name,
+            signing_key=self.signing_key,
+            now_ts=time.time_ns() // 1_000_000,
+            event_id_localpart=secrets.token_urlsafe(12),
+        )
+
+    async def countersigned(self, pdu: VerifiedPDU, answered: object, server_name: ServerName) -> VerifiedPDU:
+        """Our event with the other server's signature, which has to hold. Nothing else is taken from what it answered.
+
+        Raises InvalidInput where it did not sign this very event.
+        """
+        by_server = answered.get("signatures") if isinstance(answered, dict) else None
+        theirs = by_server.get(server_name) if isinstance(by_server, dict) else None
+        if not isinstance(theirs, dict) or not theirs:
+            raise InvalidInput(f"{server_name} did not sign the event", "M_BAD_JSON")
+        json = {**pdu.json, "signatures": {**pdu.json["signatures"], server_name: theirs}}
+        event_format.parse(json, pdu.rules)
+        try:
+            await self.keyring.verify_json(server_name, redact(json, pdu.rules))
+        except Unauthorized:
+            raise InvalidInput(f"The signature of {server_name} does not hold", "M_BAD_JSON") from None
+        return replace(pdu, json=json, canonical=canonical_json.encode(json))

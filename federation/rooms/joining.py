@@ -1,0 +1,311 @@
+"""Joining rooms of other servers (Server-Server API, "Joining rooms", "Restricted rooms").
+
+A join is a durable job, one a room: its row stands before the first server is asked, and the signed event stands in it
+before it is sent. Who wants to join the same room meanwhile waits for the job. When the server dies on the way, the
+next process sends the same event again, to which a resident server gives the same answer, or begins anew.
+
+The answer is taken apart as it streams in (`received_state.py`); what it holds becomes visible by the join event alone.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+
+from federation.outbound.client import path_of
+from federation.protocol import auth_rules, canonical_json, event_format
+from federation.protocol.auth_events import CREATE, auth_keys_for
+from federation.protocol.errors import (
+    AuthRuleViolated,
+    InvalidInput,
+    MatrixError,
+    PeerFailed,
+    PeerRefused,
+    RemoteServerError,
+    Unavailable,
+)
+from federation.protocol.identifiers import is_user_id, server_name_of
+from federation.protocol.member_template import Wish
+from federation.protocol.pdu import VerifiedPDU
+from federation.protocol.room_versions import get_rules
+from federation.protocol.state_answer import EventSplitter
+from federation.protocol.types import JsonObject, RoomID, ServerName
+from federation.rooms.append import Outcome, RoomWriter
+from federation.rooms.handshakes import Handshakes
+from federation.rooms.peer_answers import Refusals, candidates, is_unknown_endpoint
+from federation.rooms.received_state import CHUNK, ReceivedState, cited_by
+from storage import memberships, remote_joins, rooms
+from storage.database import Database
+from storage.remote_joins import RemoteJoin, SignedJoin
+from storage.rooms import Room
+
+logger = logging.getLogger(__name__)
+
+MAX_ANSWER_BYTES = 2 * 1024**3
+ANSWER_SECONDS = 900.0
+LEASE_SECONDS = 30.0
+"""After so long without a sign of life another process takes a join over."""
+MAX_ATTEMPTS = 8
+"""How often a join that nobody waits for any longer is tried again."""
+PROGRESS_EVERY = 5_000
+"""Events between two lines in the log."""
+_LOOK_AGAIN_SECONDS = 0.5
+
+ARRAYS = ("state", "auth_chain")
+
+
+class RemoteJoins:
+    """The joins by way of other servers that are under way."""
+
+    def __init__(
+        self,
+        *,
+        database: Database,
+        writer: RoomWriter,
+        handshakes: Handshakes,
+        lease_seconds: float = LEASE_SECONDS,
+        answer_seconds: float = ANSWER_SECONDS,
+    ) -> None:
+        self._database = database
+        self._writer = writer
+        self._handshakes = handshakes
+        self._server_name = handshakes.server_name
+        self._lease_seconds = lease_seconds
+        self._answer_seconds = answer_seconds
+        self._tasks: dict[RoomID, asyncio.Task[None]] = {}
+
+    async def join(self, wish: Wish, servers: Sequence[str]) -> bool:
+        """Bring the user into the room by way of one of these servers; True once they are in it.
+
+        Where somebody else's join of the room is under way, waits for its end and answers False: then it has to be
+        looked at anew. Raises what a client is told when no server helped.
+        """
+        join = RemoteJoin(
+            room_id=wish.room_id,
+            user_id=wish.user_id,
+            content=wish.content,
+            servers=tuple(candidates(servers, besides=self._server_name)),
+            started_ts=_now_ms(),
+        )
+        if not join.servers:
+            raise Refusals("").error
+        async with self._database.transaction() as tx:
+            is_first = await remote_joins.insert(tx, join, leased_until_ts=self._lease_end())
+            running = None if is_first else await remote_joins.find(tx, wish.room_id)
+        if is_first:
+            await asyncio.shield(self._start(join))
+            return True
+        task = self._tasks.get(wish.room_id)
+        if task is None:
+            await self._wait_for_another_process(wish.room_id)
+            return False
+        if running is not None and running.user_id == wish.user_id:
+            await asyncio.shield(task)
+            return True
+        await asyncio.wait([task])
+        return False
+
+    async def run(self) -> None:
+        """Keep this process's joins leased, and take over those that nobody is at work on."""
+        try:
+            while True:
+                with suppress(Unavailable):  # logged where it arose
+                    await self._look_after()
+                await asyncio.sleep(self._lease_seconds / 4)
+        finally:
+            tasks = list(self._tasks.values())
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _look_after(self) -> None:
+        async with self._database.transaction() as tx:
+            if self._tasks:
+                await remote_joins.extend_leases(tx, list(self._tasks), leased_until_ts=self._lease_end())
+            found = await remote_joins.take_over(tx, now_ts=_now_ms(), leased_until_ts=self._lease_end(), limit=5)
+        for join in found:
+            if join.room_id not in self._tasks:
+                logger.info("going on with the join of %s to %s", join.user_id, join.room_id)
+                self._start(join)
+
+    def _start(self, join: RemoteJoin) -> "asyncio.Task[None]":
+        task = asyncio.get_running_loop().create_task(self._run(join), name=f"join of {join.room_id}")
+        self._tasks[join.room_id] = task
+        task.add_done_callback(lambda done: self._forget(join.room_id, done))
+        return task
+
+    def _forget(self, room_id: RoomID, task: "asyncio.Task[None]") -> None:
+        if self._tasks.get(room_id) is task:
+            del self._tasks[room_id]
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not isinstance(error, MatrixError):
+            logger.error("the join to %s broke off", room_id, exc_info=error)
+
+    async def _wait_for_another_process(self, room_id: RoomID) -> None:
+        deadline = time.monotonic() + ANSWER_SECONDS
+        while time.monotonic() < deadline:
+            async with self._database.read() as tx:
+                if await remote_joins.find(tx, room_id) is None:
+                    return
+            await asyncio.sleep(_LOOK_AGAIN_SECONDS)
+
+    # --- one join
+
+    async def _run(self, join: RemoteJoin) -> None:
+        """Do it; the row goes when it is over, and stays when this process is stopped on the way."""
+        try:
+            await self._join(join)
+        except (PeerFailed, RemoteServerError, Unavailable) as error:
+            if 1 < join.attempts < MAX_ATTEMPTS:  # nobody waits for it: the servers may be back later
+                later = _now_ms() + 60_000 * join.attempts
+                logger.info("the join of %s to %s is tried again later: %s", join.user_id, join.room_id, error)
+                async with self._database.transaction() as tx:
+                    await remote_joins.extend_leases(tx, [join.room_id], leased_until_ts=later)
+                raise
+            await self._end(join)
+            raise
+        except MatrixError:
+            await self._end(join)
+            raise
+        await self._end(join)
+
+    async def _end(self, join: RemoteJoin) -> None:
+        async with self._database.transaction() as tx:
+            await remote_joins.delete(tx, join.room_id)
+
+    async def _join(self, join: RemoteJoin) -> None:
+        refusals = Refusals(f"joining {join.room_id} for {join.user_id}")
+        wish = Wish(room_id=join.room_id, user_id=join.user_id, membership="join", content=join.content)
+        if join.signed is not None:
+            try:
+                return await self._send(wish, join.signed.destination, _signed_before(join, join.signed))
+            except Unavailable:
+                raise
+            except MatrixError as error:
+                refusals.note(join.signed.destination, error)
+        for destination in join.servers:
+            try:
+                pdu = await self._handshakes.build(wish, destination)
+                signed = SignedJoin(destination=destination, room_version=pdu.rules.version, canonical=pdu.canonical)
+                async with self._database.transaction() as tx:
+                    await remote_joins.note_signed(tx, join.room_id, signed)
+                return await self._send(wish, destination, pdu)
+            except Unavailable:
+                raise
+            except MatrixError as error:
+                refusals.note(destination, error)
+        raise refusals.error
+
+    async def _send(self, wish: Wish, destination: ServerName, pdu: VerifiedPDU) -> None:
+        """Send the join event, take the state from the answer, and put both into the room."""
+        started = time.monotonic()
+        state = ReceivedState(wish.room_id, pdu.rules, self._handshakes.keyring)
+        try:
+            rest = await self._receive(destination, pdu, state)
+            async with self._database.read() as tx:
+                room = await rooms.find(tx, wish.room_id)
+            if room is not None and room.rules.version != pdu.rules.version:
+                raise InvalidInput("The room has another version than it had before", "M_BAD_JSON")
+            await state.judge(self._database, room)
+            pdu = await self._countersigned(pdu, rest)
+            _check_join(state, pdu)
+            await self._place(state, pdu)
+        finally:
+            state.close()
+        logger.info(
+            "joined %s for %s by way of %s: %d events, %d dropped, %d rejected, %.1f seconds",
+            wish.room_id,
+            wish.user_id,
+            destination,
+            len(state),
+            state.dropped,
+            len(state.rejected),
+            time.monotonic() - started,
+        )
+
+    async def _receive(self, destination: ServerName, pdu: VerifiedPDU, state: ReceivedState) -> JsonObject:
+        path = path_of("/_matrix/federation/v2/send_join/{}/{}", pdu.room_id, pdu.event_id)
+        try:
+            return await self._stream(destination, path, pdu, state)
+        except PeerRefused as error:
+            if not is_unknown_endpoint(error):
+                raise
+        path = path_of("/_matrix/federation/v1/send_join/{}/{}", pdu.room_id, pdu.event_id)
+        return await self._stream(destination, path, pdu, state)
+
+    async def _stream(self, destination: ServerName, path: str, pdu: VerifiedPDU, state: ReceivedState) -> JsonObject:
+        splitter = EventSplitter(ARRAYS)
+        found: list[tuple[str, bytes]] = []
+        logged = 0
+        async with self._handshakes.client.stream(
+            "PUT",
+            destination,
+            path,
+            body=pdu.json,
+            timeout=self._answer_seconds,
+            max_bytes=MAX_ANSWER_BYTES,
+            patient=True,
+        ) as stream:
+            async for chunk in stream.chunks():
+                found += splitter.feed(chunk)
+                if len(found) >= CHUNK:
+                    await state.add(found)
+                    found = []
+                if len(state) >= logged + PROGRESS_EVERY:
+                    logged = len(state)
+                    logger.info("joining %s by way of %s: %d events so far", pdu.room_id, destination, logged)
+        last, rest = splitter.finish()
+        await state.add(found + last)
+        if splitter.arrays_seen != set(ARRAYS) or rest.get("members_omitted"):
+            raise InvalidInput("The answer to the join lacks the room's state", "M_BAD_JSON")
+        return rest
+
+    async def _countersigned(self, pdu: VerifiedPDU, rest: JsonObject) -> VerifiedPDU:
+        """The join event with the signature of the server whose user vouches for ours, where there is one."""
+        authoriser = pdu.content.get("join_authorised_via_users_server")
+        if not is_user_id(authoriser):
+            return pdu
+        return await self._handshakes.countersigned(pdu, rest.get("event"), server_name_of(authoriser))
+
+    async def _place(self, state: ReceivedState, pdu: VerifiedPDU) -> None:
+        async with self._database.transaction() as tx:
+            room = await rooms.create(tx, pdu.room_id, pdu.rules)
+        entries = await state.store(self._database, room)
+        if await self._is_resident(room):  # somebody else's user had to let ours in
+            given = {entry.key: entry.event_id for entry in entries}
+            received = await self._writer.append_signed(pdu, state_before=given)
+        else:
+            received = await self._writer.append_join(pdu, entries)
+        if received.outcome not in (Outcome.ACCEPTED, Outcome.DUPLICATE):
+            raise RemoteServerError(f"The join was not accepted: {received.reason}", is_transient=False)
+
+    async def _is_resident(self, room: Room) -> bool:
+        async with self._database.read() as tx:
+            return bool(await memberships.local_members(tx, room.number, self._server_name, limit=1))
+
+    def _lease_end(self) -> int:
+        return _now_ms() + int(self._lease_seconds * 1000)
+
+
+def _signed_before(join: RemoteJoin, signed: SignedJoin) -> VerifiedPDU:
+    """The event that was signed, and maybe sent, before this process took over."""
+    rules = get_rules(signed.room_version)
+    pdu = event_format.parse(canonical_json.loads_object(signed.canonical, max_depth=None), rules)
+    return event_format.from_stored(signed.canonical, pdu.event_id, join.room_id, rules)
+
+
+def _check_join(state: ReceivedState, pdu: VerifiedPDU) -> None:
+    """Raise InvalidInput unless the state allows the join, and has all that the join refers to."""
+    if not state.has_all(cited_by(pdu)):
+        raise InvalidInput("The answer lacks what authorises the join", "M_BAD_JSON")
+    try:
+        state.check(pdu)
+        keys = auth_keys_for(pdu.type, pdu.sender, pdu.state_key, pdu.content, pdu.rules)
+        auth_rules.check(pdu, state.state_for({*keys, CREATE}))
+    except AuthRuleViolated as error:
+        raise InvalidInput(f"The state in the answer does not allow the join: {error.message}", "M_BAD_JSON") from None
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

@@ -1,0 +1,250 @@
+"""The state of a room as a resident server gives it to who joins: checked event by event, held in bounded memory.
+
+Each event is parsed, its signatures and hash are verified, and it is judged by the events that it cites (steps 1 to 4
+of "Checks performed on receipt of a PDU"); what fails is left out, or kept as rejected. Then all are stored as
+outliers, each after those that it cites, in chunks that nobody has to wait for. A large state waits on disk.
+"""
+
+import asyncio
+import logging
+import tempfile
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from federation.outbound.keyring import Keyring
+from federation.protocol import auth_rules, canonical_json, event_format
+from federation.protocol.auth_events import CREATE
+from federation.protocol.errors import AuthRuleViolated, InvalidInput, MatrixError
+from federation.protocol.pdu import PDU, VerifiedPDU
+from federation.protocol.room_versions import RoomVersionRules
+from federation.protocol.types import EventID, RoomID, StateKey
+from federation.rooms.append_join import GivenEntry
+from federation.rooms.heads import to_pdu
+from storage import events, outliers
+from storage.database import Database
+from storage.events import Flag
+from storage.rooms import Room
+from storage.strings import remember_committed
+
+logger = logging.getLogger(__name__)
+
+MAX_EVENTS = 1_000_000
+MAX_BYTES_IN_MEMORY = 8 * 1024 * 1024
+"""Of events as JSON; parsed they take several times as much."""
+CHUNK = 500
+"""Events that are verified, judged or stored at once."""
+MAX_FOREIGN = 1_000
+"""Events that are cited and did not come along, which we may hold already."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What is kept in memory of an event, however many there are."""
+
+    cited: tuple[EventID, ...]
+    membership: object
+    """The content's `membership`, of a member event."""
+    offset: int
+    length: int
+
+
+class ReceivedState:
+    """The events of one answer."""
+
+    def __init__(self, room_id: RoomID, rules: RoomVersionRules, keyring: Keyring) -> None:
+        self.room_id = room_id
+        self.rules = rules
+        self.dropped = 0
+        """Events that were none of this room, or badly signed."""
+        self._keyring = keyring
+        self._known: dict[EventID, _Known] = {}
+        self._pdus: dict[EventID, VerifiedPDU] = {}
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `close`
+        self._bytes = 0
+        self._in_memory = 0
+        self._state: dict[StateKey, EventID] = {}
+        self._foreign: dict[EventID, VerifiedPDU] = {}
+        self.rejected: set[EventID] = set()
+
+    def close(self) -> None:
+        """Give the disk back."""
+        self._file.close()
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    async def add(self, found: Sequence[tuple[str, bytes]]) -> None:
+        """Take more events, each with the name of its array; raises InvalidInput when they are too many."""
+        pdus = await asyncio.to_thread(self._parse, found)
+        verified = await self._keyring.verify_events([pdu for _, pdu in pdus])
+        for (array, _), pdu in zip(pdus, verified, strict=True):
+            if isinstance(pdu, MatrixError):
+                self.dropped += 1
+                logger.debug("an event of the state of %s is dropped: %s", self.room_id, pdu)
+                continue
+            self._keep(pdu)
+            if array == "state":
+                self._note_state(pdu)
+        if len(self._known) > MAX_EVENTS:
+            raise InvalidInput("The room's state has too many events", "M_TOO_LARGE")
+
+    def _parse(self, found: Sequence[tuple[str, bytes]]) -> list[tuple[str, PDU]]:
+        pdus = []
+        for array, raw in found:
+            try:
+                pdu = event_format.parse(canonical_json.loads_object(raw, max_depth=None), self.rules)
+            except InvalidInput:
+                self.dropped += 1
+                continue
+            if pdu.room_id != self.room_id:
+                self.dropped += 1
+                continue
+            pdus.append((array, pdu))
+        return pdus
+
+    def _keep(self, pdu: VerifiedPDU) -> None:
+        if pdu.event_id in self._known:
+            return
+        cited = cited_by(pdu)
+        membership = pdu.membership if pdu.type == "m.room.member" else None
+        self._known[pdu.event_id] = _Known(cited, membership, self._bytes, len(pdu.canonical))
+        self._file.write(pdu.canonical)
+        self._bytes += len(pdu.canonical)
+        if self._in_memory < MAX_BYTES_IN_MEMORY:
+            self._in_memory += len(pdu.canonical)
+            self._pdus[pdu.event_id] = pdu
+
+    def _note_state(self, pdu: VerifiedPDU) -> None:
+        if pdu.state_key is None or self._state.setdefault(pdu.state_pair, pdu.event_id) != pdu.event_id:
+            raise InvalidInput("The room's state has two events under one key, or one that is no state", "M_BAD_JSON")
+
+    def get(self, event_id: EventID) -> VerifiedPDU:
+        """One of the events, or of those that we had."""
+        pdu = self._pdus.get(event_id) or self._foreign.get(event_id)
+        if pdu is None:
+            known = self._known[event_id]
+            self._file.seek(known.offset)
+            pdu = event_format.from_stored(self._file.read(known.length), event_id, self.room_id, self.rules)
+        return pdu
+
+    @property
+    def state(self) -> dict[StateKey, EventID]:
+        """The state without what was dropped or rejected: complete once the events were judged."""
+        return {
+            key: event_id
+            for key, event_id in self._state.items()
+            if event_id not in self.rejected and event_id in self._known
+        }
+
+    # --- what the events are worth
+
+    async def judge(self, database: Database, room: Room | None) -> None:
+        """Judge every event by what it cites. What cites an event that is nowhere is left out.
+
+        Raises InvalidInput where the state has no create event of this room and version: then all of it is worthless.
+        """
+        await self._look_up_foreign(database, room)
+        ordered = self._in_order()
+        for event_id in self._known.keys() - set(ordered):
+            self.dropped += 1
+            del self._known[event_id]
+        self._known = {event_id: self._known[event_id] for event_id in ordered}
+        for start in range(0, len(ordered), CHUNK):
+            await asyncio.to_thread(self._judge, ordered[start : start + CHUNK])
+        create_id = self._state.get(CREATE)
+        if create_id is None or create_id not in self._known or create_id in self.rejected:
+            raise InvalidInput("The room's state has no create event", "M_BAD_JSON")
+        version = self.get(create_id).content.get("room_version", "1")
+        if version != self.rules.version:
+            raise InvalidInput("The room has another version than its server said", "M_BAD_JSON")
+
+    async def _look_up_foreign(self, database: Database, room: Room | None) -> None:
+        """Events that are cited and did not come along may be here from another time."""
+        wanted = {each for known in self._known.values() for each in known.cited if each not in self._known}
+        if room is None or not wanted or len(wanted) > MAX_FOREIGN:
+            return
+        async with database.read() as tx:
+            found = await events.by_id(tx, wanted)
+        for event_id, stored in found.items():
+            if stored.room == room.number:
+                self._foreign[event_id] = to_pdu(stored, room)
+                if stored.flags & Flag.REJECTED:
+                    self.rejected.add(event_id)
+
+    def _in_order(self) -> list[EventID]:
+        """The events, each after all that it cites; without those of which that cannot be."""
+        citing: dict[EventID, list[EventID]] = {}
+        still_open: dict[EventID, int] = {}
+        ordered: list[EventID] = []
+        for event_id, known in self._known.items():
+            cited = [each for each in known.cited if each not in self._foreign]
+            still_open[event_id] = len(cited)
+            for each in cited:
+                citing.setdefault(each, []).append(event_id)
+            if not cited:
+                ordered.append(event_id)
+        for event_id in ordered:  # grows on the way
+            for each in citing.get(event_id, ()):
+                still_open[each] -= 1
+                if not still_open[each]:
+                    ordered.append(each)
+        return ordered
+
+    def _judge(self, event_ids: Iterable[EventID]) -> None:
+        for event_id in event_ids:
+            try:
+                self.check(self.get(event_id))
+            except AuthRuleViolated as error:
+                logger.info("the event %s of the state of %s is rejected: %s", event_id, self.room_id, error)
+                self.rejected.add(event_id)
+
+    def check(self, pdu: VerifiedPDU) -> None:
+        """Raise AuthRuleViolated unless the events that it cites allow the event (step 4)."""
+        cited = {event_id: self.get(event_id) for event_id in pdu.auth_event_ids}
+        auth_rules.check_auth_events(pdu, cited, self.rejected)
+        by_key = {each.state_pair: each for each in cited.values() if each.state_key is not None}
+        if pdu.type != "m.room.create" and not pdu.rules.create_in_auth_events:
+            by_key[CREATE] = self.get(EventID("$" + pdu.room_id[1:]))
+        auth_rules.check(pdu, by_key)
+
+    def has_all(self, event_ids: Collection[EventID]) -> bool:
+        """Whether these events came along, or were here."""
+        return all(event_id in self._known or event_id in self._foreign for event_id in event_ids)
+
+    def state_for(self, keys: Iterable[StateKey]) -> Mapping[StateKey, VerifiedPDU]:
+        """These entries of the state."""
+        state = self.state
+        return {key: self.get(state[key]) for key in keys if key in state}
+
+    # --- storing it
+
+    async def store(self, database: Database, room: Room) -> list[GivenEntry]:
+        """Hold all that was judged as outliers of the room; answers the state as it is held.
+
+        What was here before stays as it is: an event that was rejected here is none of the state.
+        """
+        event_ids = list(self._known)
+        async with database.transaction() as tx:
+            reserved = await outliers.reserve(tx, room, len(event_ids))
+        for start in range(0, len(event_ids), CHUNK):
+            chunk = event_ids[start : start + CHUNK]
+            pdus = [self.get(event_id) for event_id in chunk]
+            places = outliers.Reserved(reserved.first + start, reserved.trunk_version)
+            async with database.transaction() as tx:
+                numbers = await outliers.insert(tx, room, places, pdus, self.rejected)
+            remember_committed(database.memory, numbers)
+        state = self.state
+        async with database.read() as tx:
+            held = await events.positions_of(tx, room.number, state.values())
+        return [
+            GivenEntry(key, event_id, self._known[event_id].membership)
+            for key, event_id in state.items()
+            if event_id in held
+        ]
+
+
+def cited_by(pdu: VerifiedPDU) -> tuple[EventID, ...]:
+    """What authorises the event, the create event included where the room's ID names it."""
+    if pdu.rules.create_in_auth_events or pdu.type == "m.room.create":
+        return pdu.auth_event_ids
+    return (*pdu.auth_event_ids, EventID("$" + pdu.room_id[1:]))
