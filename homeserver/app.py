@@ -61,7 +61,7 @@ from homeserver.client_api.server_administration import ServerAdministrationAPI,
 from homeserver.client_api.syncing import SyncAPI
 from homeserver.client_api.user_administration import UserAdministrationAPI
 from homeserver.config import API, Config, RegistrationMode
-from homeserver.federation_parts import Ground, Inbound, Outbound, Reception, build_sender
+from homeserver.federation_parts import Ground, Handshaking, Inbound, Outbound, Reception, build_sender
 from homeserver.listening import Listening
 from homeserver.services import device_keys
 from homeserver.services.account_data import AccountDataService
@@ -183,6 +183,7 @@ class Application:
         self.activity = DeviceActivity(self.database)
         self.account_data = AccountDataService(self.database, self.log, self.event_counter.follow)
         self.tail.add_view(self.account_data.on_change)
+        self.ground = Ground(database=self.database, log=self.log, writer=self.writer, rate_limits=self.rate_limits)
         self._build_rooms(server_name)
         names = UserNames(server_name, self.application_services)
         self.accounts = AccountService(
@@ -291,10 +292,9 @@ class Application:
         ]
 
         # what each listener serves
-        ground = Ground(database=self.database, log=self.log, writer=self.writer, rate_limits=self.rate_limits)
         self.reception = Reception(
             self.outbound,
-            ground,
+            self.ground,
             EDUReceivers(
                 typing=self.typing.receive,
                 presence=self.presence.receive,
@@ -304,7 +304,11 @@ class Application:
         )
         self.tail.add_view(self.reception.doors.apply)
         inbound = Inbound(
-            self.outbound, ground, reception=self.reception, may_be_invited=self.memberships.check_may_be_invited
+            self.outbound,
+            self.ground,
+            reception=self.reception,
+            resident=self.handshaking.resident,
+            may_be_invited=self.memberships.check_may_be_invited,
         )
         served: dict[API, list[Route]] = {
             API.CLIENT: [
@@ -331,10 +335,11 @@ class Application:
         member_fields = MemberFields(self.database)
         self.tail.add_view(member_fields.on_change)
         room_settings = RoomSettings(self.database, self.log)
+        self.handshaking = Handshaking(self.outbound, self.ground, enabled=self.config.federation.enabled)
         self.memberships = MembershipService(
             self.database,
             self.writer,
-            server_name=server_name,
+            remote=self.handshaking.rooms,
             profile_of=member_fields.get,
             is_invite_blocked=self.account_data.blocks_invites,
             settings=room_settings,
@@ -426,6 +431,7 @@ class Application:
         if self.config.federation.enabled:
             self._run("dead letters", self.reception.dead_letters.run())
             self._run("sender", self.sender.run())
+        self._run("joins to rooms of other servers", self.handshaking.joins.run())
         if self.presence.enabled:
             self._run("presence", self.presence.run())
         await self.listening.start(self.config.listeners)

@@ -27,11 +27,14 @@ from federation.outbound.server_discovery import ServerDiscovery
 from federation.protocol.types import JsonObject, ServerName, UserID
 from federation.rooms.append import RoomWriter
 from federation.rooms.doors import RoomDoors
+from federation.rooms.handshakes import Handshakes
 from federation.rooms.invited import Invitations, MayBeInvited
+from federation.rooms.joining import RemoteJoins
 from federation.rooms.missing_events import MissingEventsFetcher
 from federation.rooms.outside import OutsideRooms
 from federation.rooms.questions import Questions
 from federation.rooms.receive import Receiver
+from federation.rooms.remote_memberships import RemoteMemberships
 from federation.rooms.resident import Resident
 from federation.rooms.server_access import ServerAccess
 from federation.rooms.server_reader import ServerReader
@@ -40,6 +43,7 @@ from homeserver import release
 from homeserver.config import Config
 from homeserver.services import device_keys
 from homeserver.services.rate_limits import RateLimits
+from homeserver.services.remote_rooms import RemoteRooms
 from homeserver.signing_keys import OwnKeys
 from storage.database import Database, Tx
 from storage.log import Log
@@ -113,12 +117,10 @@ class Reception:
         )
 
 
-class Inbound:
-    """What answers other servers; built after the services that it asks."""
+class Handshaking:
+    """Memberships for which servers need each other; built before the services that ask for them."""
 
-    def __init__(
-        self, outbound: Outbound, ground: Ground, *, reception: Reception, may_be_invited: MayBeInvited
-    ) -> None:
+    def __init__(self, outbound: Outbound, ground: Ground, *, enabled: bool) -> None:
         database, writer = ground.database, ground.writer
         self.resident = Resident(
             database=database,
@@ -127,10 +129,36 @@ class Inbound:
             server_name=outbound.server_name,
             signing_key=outbound.keys.signing_key,
         )
+        handshakes = Handshakes(
+            client=outbound.client,
+            keyring=outbound.keyring,
+            server_name=outbound.server_name,
+            signing_key=outbound.keys.signing_key,
+        )
+        self.joins = RemoteJoins(database=database, writer=writer, handshakes=handshakes)
+        outside = RemoteMemberships(
+            log=ground.log, writer=writer, handshakes=handshakes, stripped_state=self.resident.stripped_state
+        )
+        self.rooms = RemoteRooms(database, self.joins, outside, outbound.server_name, enabled=enabled)
+
+
+class Inbound:
+    """What answers other servers; built after the services that it asks."""
+
+    def __init__(
+        self,
+        outbound: Outbound,
+        ground: Ground,
+        *,
+        reception: Reception,
+        resident: Resident,
+        may_be_invited: MayBeInvited,
+    ) -> None:
+        database = ground.database
         self.invitations = Invitations(
             database=database,
             outside=reception.outside,
-            resident=self.resident,
+            resident=resident,
             verify_events=outbound.keyring.verify_events,
             may_be_invited=may_be_invited,
             signer=(outbound.server_name, outbound.keys.signing_key),
@@ -151,7 +179,7 @@ class Inbound:
                 ),
                 *routes.openid_routes(OpenIDAPI(database)),
                 *routes.invitation_routes(InvitationAPI(self.invitations)),
-                *routes.membership_routes(MembershipAPI(database, self.resident, outbound.server_name)),
+                *routes.membership_routes(MembershipAPI(database, resident, outbound.server_name)),
                 *routes.event_routes(events),
                 *routes.transaction_routes(reception.transactions),
             ],

@@ -23,26 +23,32 @@ class RoomMembershipAPI:
     async def join(self, call: Call) -> Answer:
         """POST /rooms/{roomId}/join and POST /join/{roomIdOrAlias}."""
         body = await call.body(optional=True)
-        room_id = await self._room_id(call)
+        room_id, via = await self._room_id(call)
         joined = await self._memberships.join(
             requester(call),
             room_id,
             reason=_reason(body),
             third_party_signed=fields.get_object(body, "third_party_signed"),
+            via=via,
         )
         return {"room_id": joined}
 
     async def knock(self, call: Call) -> Answer:
         """POST /knock/{roomIdOrAlias}."""
         body = await call.body(optional=True)
-        room_id = await self._room_id(call)
-        return {"room_id": await self._memberships.knock(requester(call), room_id, reason=_reason(body))}
+        room_id, via = await self._room_id(call)
+        knocked = await self._memberships.knock(requester(call), room_id, reason=_reason(body), via=via)
+        return {"room_id": knocked}
 
-    async def _room_id(self, call: Call) -> str:
+    async def _room_id(self, call: Call) -> tuple[str, list[str]]:
+        """The room, and servers that may be in it: whom the client names (`server_name` is the older word), then whom
+        the alias' server names."""
+        via = [value for name, value in call.query if name in ("via", "server_name")]
         room = call.path["room_id"]
         if room.startswith("#"):
-            return (await self._directory.resolve(room))[0]
-        return room
+            room, servers = await self._directory.resolve(room)
+            via += servers
+        return room, via
 
     async def invite(self, call: Call) -> Answer:
         """POST /rooms/{roomId}/invite, by user ID; by third-party identifier there is no identity server to ask."""

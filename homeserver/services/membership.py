@@ -8,12 +8,13 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from federation.protocol.auth_events import CREATE, JOIN_RULES, POWER_LEVELS
-from federation.protocol.errors import Forbidden, InvalidInput, MatrixError, NotFound, RemoteServerError
+from federation.protocol.errors import Forbidden, InvalidInput, MatrixError, NotFound
 from federation.protocol.identifiers import is_user_id, server_name_of
 from federation.protocol.pdu import Draft, VerifiedPDU
-from federation.protocol.power_levels import PowerLevels, get_creators
-from federation.protocol.types import EventID, JsonObject, RoomID, ServerName, StateKey, UserID
+from federation.protocol.types import EventID, JsonObject, RoomID, StateKey, UserID
 from federation.rooms.append import RoomWriter, content_of
+from federation.rooms.restricted_joins import RestrictedJoins
+from homeserver.services.remote_rooms import RemoteRooms
 from homeserver.services.requester import Requester
 from homeserver.services.room_settings import RoomSettings
 from storage import memberships, rooms
@@ -23,8 +24,10 @@ from storage.rooms import Room
 
 TOMBSTONE: StateKey = ("m.room.tombstone", "")
 GUEST_ACCESS: StateKey = ("m.room.guest_access", "")
-MAX_AUTHORISERS = 50
-"""Local members looked at for one who may vouch for a restricted join."""
+_FROM_OUTSIDE = ("join", "leave", "knock")
+"""What users may do to their own membership in a room that nobody of ours is in."""
+_UNABLE = frozenset(("M_UNABLE_TO_AUTHORISE_JOIN", "M_UNABLE_TO_GRANT_JOIN"))
+"""Another server in the room may be able."""
 
 ProfileOf = Callable[[UserID], Awaitable[JsonObject]]
 """`displayname` and `avatar_url` of one of our users, as far as they are set."""
@@ -57,14 +60,16 @@ class MembershipService:
         database: Database,
         writer: RoomWriter,
         *,
-        server_name: ServerName,
+        remote: RemoteRooms,
         profile_of: ProfileOf,
         is_invite_blocked: InviteBlocked,
         settings: RoomSettings,
     ) -> None:
         self._database = database
         self._writer = writer
-        self._server_name = server_name
+        self._remote = remote
+        self._server_name = remote.server_name
+        self._restricted = RestrictedJoins(database, writer, remote.server_name)
         self._profile_of = profile_of
         self._is_invite_blocked = is_invite_blocked
         self._settings = settings
@@ -72,22 +77,33 @@ class MembershipService:
     # --- what clients ask for
 
     async def set(
-        self, who: Requester, room_id: str, target: str, content: JsonObject, *, exactly: bool = False
+        self,
+        who: Requester,
+        room_id: str,
+        target: str,
+        content: JsonObject,
+        *,
+        exactly: bool = False,
+        via: Sequence[str] = (),
     ) -> EventID:
         """Give somebody a membership, with this content: the event that says so, new or not.
 
-        `exactly` also changes the event of who is joined already to this content.
+        `exactly` also changes the event of who is joined already to this content. `via` names servers that may know
+        the room, for who wants to get into it, or out.
 
         Raises AuthRuleViolated and Forbidden for what may not be, NotFound for an unknown room.
         """
         if not is_user_id(target):
             raise InvalidInput("Not a valid user ID")
+        content = {name: value for name, value in content.items() if name != "join_authorised_via_users_server"}
+        membership = content.get("membership")
+        if target == who.user_id and membership in _FROM_OUTSIDE and await self._remote.is_outside(room_id):
+            return await self._set_from_outside(who, room_id, content, via)
         room = await self._writer.get_room(room_id)
         key: StateKey = ("m.room.member", target)
         current = (await self._writer.state_for(room, [key])).get(key)
-        content = {name: value for name, value in content.items() if name != "join_authorised_via_users_server"}
         change = _Change(who, room, target, content, current)
-        match content.get("membership"):
+        match membership:
             case "join":
                 if change.membership == "join" and current is not None and target == who.user_id:
                     return await self._change_own(change, current) if exactly else current.event_id
@@ -104,17 +120,25 @@ class MembershipService:
                 raise InvalidInput("content.membership is none that there is", "M_BAD_JSON")
 
     async def join(
-        self, who: Requester, room_id: str, *, reason: str | None = None, third_party_signed: JsonObject | None = None
+        self,
+        who: Requester,
+        room_id: str,
+        *,
+        reason: str | None = None,
+        third_party_signed: JsonObject | None = None,
+        via: Sequence[str] = (),
     ) -> RoomID:
         """Join a room. Nothing happens for who is there already."""
         if third_party_signed:
             await self._accept_third_party(who, room_id, third_party_signed)
-        await self.set(who, room_id, who.user_id, _content("join", reason))
+        await self.set(who, room_id, who.user_id, _content("join", reason), via=via)
         return RoomID(room_id)
 
-    async def knock(self, who: Requester, room_id: str, *, reason: str | None = None) -> RoomID:
+    async def knock(
+        self, who: Requester, room_id: str, *, reason: str | None = None, via: Sequence[str] = ()
+    ) -> RoomID:
         """Ask to be let in."""
-        await self.set(who, room_id, who.user_id, _content("knock", reason))
+        await self.set(who, room_id, who.user_id, _content("knock", reason), via=via)
         return RoomID(room_id)
 
     async def invite(self, who: Requester, room_id: str, target: str, *, reason: str | None = None) -> None:
@@ -183,18 +207,54 @@ class MembershipService:
         if who.is_guest and content_of(state.get(GUEST_ACCESS)).get("guest_access") != "can_join":
             raise Forbidden("Guests may not join this room", "M_GUEST_ACCESS_FORBIDDEN")
         extra: JsonObject = {}
-        join_rules = content_of(state.get(JOIN_RULES))
-        rules = change.room.rules
-        if change.membership not in ("invite", "ban") and (
-            (join_rules.get("join_rule") == "restricted" and rules.restricted_joins)
-            or (join_rules.get("join_rule") == "knock_restricted" and rules.knock_restricted)
-        ):
-            await self._check_allowed(who.user_id, join_rules)
-            levels = PowerLevels.from_state(state.get(POWER_LEVELS), state[CREATE])
-            extra["join_authorised_via_users_server"] = await self._find_authoriser(change.room, state, levels)
+        if await self._restricted.needs_authoriser(change.room, who.user_id):
+            try:
+                await self._restricted.check_conditions(change.room, who.user_id)
+                extra["join_authorised_via_users_server"] = await self._restricted.find_authoriser(change.room)
+            except MatrixError as error:
+                if error.errcode not in _UNABLE:
+                    raise
+                return await self._join_by_others(change, error)
         event_id = await self._append(change, {**await self._profile_of(change.target), **change.content, **extra})
         await self._carry_settings(change, state[CREATE])
         return event_id
+
+    async def _join_by_others(self, change: _Change, error: MatrixError) -> EventID:
+        """Have a user of another server in the room let the user in, as none of ours may, or can tell."""
+        servers = await self._remote.other_servers(change.room.room_id)
+        if not servers:
+            raise Forbidden(error.message) from error
+        return await self._set_from_outside(change.who, change.room.room_id, change.content, servers)
+
+    async def _set_from_outside(self, who: Requester, room_id: str, content: JsonObject, via: Sequence[str]) -> EventID:
+        """Join, leave or knock with the help of another server."""
+        if content["membership"] == "leave":
+            return await self._leave_from_outside(who, room_id, content)
+        who.check_not_suspended()
+        if who.is_guest:
+            raise Forbidden("Guests may not join rooms of other servers", "M_GUEST_ACCESS_FORBIDDEN")
+        content = {**await self._profile_of(who.user_id), **content}
+        if content["membership"] == "knock":
+            return await self._remote.knock(room_id, who.user_id, content, via)
+        await self._remote.join(room_id, who.user_id, content, via)
+        room = await self._writer.get_room(room_id)
+        own: StateKey = ("m.room.member", who.user_id)
+        state = await self._writer.state_for(room, [CREATE, own])
+        if own not in state:
+            raise NotFound("The room cannot be found")
+        await self._carry_settings(_Change(who, room, who.user_id, content, state[own]), state[CREATE])
+        return state[own].event_id
+
+    async def _leave_from_outside(self, who: Requester, room_id: str, content: JsonObject) -> EventID:
+        try:
+            return await self._remote.leave(room_id, who.user_id, content)
+        except NotFound:
+            room = await self._writer.get_room(room_id)  # was in it before, maybe
+            own: StateKey = ("m.room.member", who.user_id)
+            current = (await self._writer.state_for(room, [own])).get(own)
+            if current is None or current.membership != "leave":
+                raise
+            return current.event_id
 
     async def _carry_settings(self, change: _Change, create: VerifiedPDU) -> None:
         """Bring the user's settings along from the room that this one replaces, if they are in it and it says so."""
@@ -225,13 +285,17 @@ class MembershipService:
             )
             return change.current.event_id
         await self.check_may_be_invited(change.target, change.who.user_id)
+        if self.is_remote(change.target):
+            return await self._remote.invite(_draft(change, change.content))
         return await self._append(change, {**await self._profile_of(change.target), **change.content})
 
+    def is_remote(self, user_id: UserID) -> bool:
+        """Whether the user is of another server."""
+        return server_name_of(user_id) != self._server_name
+
     async def check_may_be_invited(self, target: UserID, sender: UserID) -> None:
-        """Raise M_INVITE_BLOCKED where the user takes no invites, or where their server cannot be asked."""
-        if server_name_of(target) != self._server_name:
-            raise RemoteServerError("Users of other servers cannot be invited yet", is_transient=False)
-        if await self._is_invite_blocked(target, sender):
+        """Raise M_INVITE_BLOCKED where the user takes no invites; another server is asked when it is told."""
+        if not self.is_remote(target) and await self._is_invite_blocked(target, sender):
             raise Forbidden(f"{target} does not take invites", "M_INVITE_BLOCKED")
 
     async def _leave(self, change: _Change) -> EventID:
@@ -263,53 +327,9 @@ class MembershipService:
         return await self._append(change, {**await self._profile_of(change.target), **change.content})
 
     async def _append(self, change: _Change, content: JsonObject) -> EventID:
-        draft = Draft(
-            room_id=change.room.room_id,
-            type="m.room.member",
-            sender=change.who.user_id,
-            content=content,
-            state_key=change.target,
-        )
-        return (await self._writer.append([draft])).events[0].event_id
+        return (await self._writer.append([_draft(change, content)])).events[0].event_id
 
-    # --- restricted rooms, third-party invites
-
-    async def _check_allowed(self, user_id: UserID, join_rules: JsonObject) -> None:
-        """Raise Forbidden unless the user is in one of the rooms that the join rule names ("Restricted rooms")."""
-        allow = join_rules.get("allow")
-        wanted = {
-            condition["room_id"]
-            for condition in (allow if isinstance(allow, list) else [])
-            if isinstance(condition, dict)
-            and condition.get("type") == "m.room_membership"
-            and isinstance(condition.get("room_id"), str)
-        }
-        async with self._database.read() as tx:
-            joined = await rooms.get_many(tx, await memberships.joined_rooms(tx, user_id))
-        if not any(room.room_id in wanted for room in joined.values()):
-            raise Forbidden("You are in none of the rooms whose members may join")
-
-    async def _find_authoriser(self, room: Room, state: dict[StateKey, VerifiedPDU], levels: PowerLevels) -> UserID:
-        """A joined user of ours who may invite; raises Forbidden where there is none."""
-        listed = content_of(state.get(POWER_LEVELS)).get("users")
-        candidates = [*get_creators(state[CREATE]), *(listed if isinstance(listed, dict) else ())]
-        ours = [
-            UserID(user_id)
-            for user_id in dict.fromkeys(candidates)
-            if is_user_id(user_id)
-            and server_name_of(user_id) == self._server_name
-            and levels.of_user(user_id) >= levels.invite
-        ][:MAX_AUTHORISERS]
-        found = await self._writer.state_for(room, [("m.room.member", user_id) for user_id in ours])
-        for user_id in ours:
-            if content_of(found.get(("m.room.member", user_id))).get("membership") == "join":
-                return user_id
-        async with self._database.read() as tx:
-            local = await memberships.local_members(tx, room.number, self._server_name, limit=MAX_AUTHORISERS)
-        for user_id in local:
-            if levels.of_user(user_id) >= levels.invite:
-                return user_id
-        raise Forbidden("Nobody of this server may let you in")
+    # --- third-party invites
 
     async def _accept_third_party(self, who: Requester, room_id: str, signed: JsonObject) -> None:
         """Turn a signed third-party invite into an invite by who made it ("Third-party invites")."""
@@ -317,6 +337,9 @@ class MembershipService:
         if signed.get("mxid") != who.user_id or not is_user_id(sender) or not isinstance(token, str):
             raise InvalidInput("third_party_signed is not for you")
         who.check_not_suspended()
+        if self.is_remote(sender) and await self._remote.is_outside(room_id):
+            invite = {"display_name": "", "signed": signed}
+            return await self._remote.accept_third_party(room_id, sender, who.user_id, invite)
         room = await self._writer.get_room(room_id)
         promise_key: StateKey = ("m.room.third_party_invite", token)
         member_key: StateKey = ("m.room.member", who.user_id)
@@ -326,9 +349,9 @@ class MembershipService:
             raise Forbidden("The room has no such third-party invite")
         if content_of(state.get(member_key)).get("membership") in ("join", "invite"):
             return
-        if server_name_of(sender) != self._server_name:
-            raise RemoteServerError("Invites of other servers cannot be accepted yet", is_transient=False)
         third_party_invite = {"display_name": promise.content.get("display_name", ""), "signed": signed}
+        if self.is_remote(sender):
+            return await self._remote.accept_third_party(room_id, sender, who.user_id, third_party_invite)
         content = {**await self._profile_of(who.user_id), **_content("invite", None)}
         draft = Draft(
             room_id=room.room_id,
@@ -338,6 +361,16 @@ class MembershipService:
             state_key=who.user_id,
         )
         await self._writer.append([draft])
+
+
+def _draft(change: _Change, content: JsonObject) -> Draft:
+    return Draft(
+        room_id=change.room.room_id,
+        type="m.room.member",
+        sender=change.who.user_id,
+        content=content,
+        state_key=change.target,
+    )
 
 
 def _content(membership: str, reason: str | None) -> JsonObject:

@@ -1,5 +1,6 @@
 """The first events of a room (Client-Server API v1.19, "Creation"): presets, power levels, and their order."""
 
+import logging
 import secrets
 import string
 import time
@@ -19,6 +20,8 @@ from homeserver.services.requester import Requester
 from storage import room_directory
 from storage.database import Tx
 from storage.rooms import Room
+
+logger = logging.getLogger(__name__)
 
 MAX_INVITES = 500
 MAX_INITIAL_STATE = 1000
@@ -89,6 +92,8 @@ class RoomCreationService:
     async def create(self, who: Requester, creation: Creation) -> RoomID:
         """Make a room with all its first events, its alias and its place in the directory, or nothing.
 
+        Users of other servers are invited afterwards: their servers have to be asked.
+
         Raises M_UNSUPPORTED_ROOM_VERSION, M_ROOM_IN_USE, M_INVALID_ROOM_STATE where the events contradict each
         other, M_INVITE_BLOCKED.
         """
@@ -103,9 +108,11 @@ class RoomCreationService:
         first.add_member(who.user_id, {**await self._profile_of(who.user_id), "membership": "join"})
         first.add_power_levels(creation, invites)
         first.add_state(creation, alias)
+        extra: JsonObject = {"membership": "invite", **({"is_direct": True} if creation.is_direct else {})}
+        remote = [user_id for user_id in invites if self._memberships.is_remote(user_id)]
         for user_id in invites:
-            content = {**await self._profile_of(user_id), "membership": "invite"}
-            first.add_member(user_id, {**content, "is_direct": True} if creation.is_direct else content)
+            if user_id not in remote:
+                first.add_member(user_id, {**await self._profile_of(user_id), **extra})
 
         async def work(tx: Tx, room: Room) -> None:
             if alias is not None and not await room_directory.insert_alias(
@@ -115,7 +122,13 @@ class RoomCreationService:
             if creation.is_public:
                 await room_directory.publish(tx, room.number)
 
-        return await self.create_from(first, work if alias is not None or creation.is_public else None)
+        room_id = await self.create_from(first, work if alias is not None or creation.is_public else None)
+        for user_id in remote:
+            try:
+                await self._memberships.set(who, room_id, user_id, extra)
+            except MatrixError as error:  # the room is there, and its creator sees who is in it
+                logger.warning("%s could not be invited to the new room %s: %s", user_id, room_id, error)
+        return room_id
 
     async def create_from(self, first: "FirstEvents", work: Callable[[Tx, Room], Any] | None) -> RoomID:
         """Make a room from its first events; raises M_INVALID_ROOM_STATE where its own rules refuse one."""
