@@ -165,7 +165,9 @@ class Application:
             signing_key=keys.signing_key,
         )
         self.reader = RoomReader(self.database)
-        self.outbound = Outbound(config=config, database=self.database, server_name=server_name, keys=keys)
+        self.outbound = Outbound(
+            config=config, database=self.database, log=self.log, server_name=server_name, keys=keys
+        )
 
         # services
         self.rate_limits = configured.rate_limits(config.rate_limits)
@@ -387,6 +389,7 @@ class Application:
         self._build_sync(board)
         self.sender = build_sender(self.outbound, self.config, self.database, self.tail)
         if self.config.federation.enabled:
+            self.tail.add_view(self.outbound.shared_availability.on_change)
             self.tail.add_view(self.sender.on_change)
             self.typists.observers.append(self.sender.typing)
             if self.config.federation.send_presence:
@@ -420,6 +423,7 @@ class Application:
         await self.tail.start()
         await self.event_counter.start()
         if self.config.federation.enabled:
+            await self.outbound.shared_availability.start()
             await self.sender.start()
         self._run("log", self.log.run())
         self._run("tail", self.tail.run())
@@ -430,6 +434,7 @@ class Application:
         self._run("exchange", self.exchange.run())
         if self.config.federation.enabled:
             self._run("dead letters", self.reception.dead_letters.run())
+            self._run("availability", self.outbound.shared_availability.run())
             self._run("sender", self.sender.run())
         self._run("joins to rooms of other servers", self.handshaking.joins.run())
         if self.presence.enabled:

@@ -10,12 +10,13 @@ import getpass
 import importlib
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from federation.protocol.errors import MatrixError
 from federation.protocol.identifiers import check_localpart, check_server_name
-from homeserver import config_loading, logs, signing_keys, startup
+from homeserver import config_loading, federation_commands, logs, signing_keys, startup
 from homeserver.config import Config
 from homeserver.config_loading import ConfigurationError
 from homeserver.services.passwords import Passwords
@@ -26,6 +27,8 @@ from storage.accounts import Account
 from storage.database import Database
 
 DEFAULT_FILE = Path("config.yaml")
+
+Result = TypeVar("Result")
 
 
 class CommandError(Exception):
@@ -83,6 +86,15 @@ def _parser() -> argparse.ArgumentParser:
     create.add_argument("--admin", action="store_true", help="the account administers the server")
     create.add_argument("--password-stdin", action="store_true", help="read the password from standard input")
     create.set_defaults(command=_create_user)
+
+    federation = commands.add_parser("federation", help="other servers").add_subparsers(
+        required=True, metavar="COMMAND"
+    )
+    status = federation.add_parser("status", parents=[file], help="which servers lack something, and why")
+    status.set_defaults(command=_federation_status)
+    retry = federation.add_parser("retry", parents=[file], help="try servers again that were left alone")
+    retry.add_argument("server", nargs="?", help="this server only")
+    retry.set_defaults(command=_federation_retry)
     return parser
 
 
@@ -144,26 +156,52 @@ def _create_user(config: Config, options: argparse.Namespace) -> int:
     except MatrixError as error:
         raise CommandError(error.message) from None
 
-    async def create(conninfo: str) -> bool:
-        database = Database(conninfo, max_connections=1)
-        await database.open()
-        try:
-            account = Account(
-                user_id=user_id,
-                password_hash=await passwords.hash(password),
-                created_ts=time.time_ns() // 1_000_000,
-                is_admin=options.admin,
-            )
-            async with database.transaction() as tx:
-                return await accounts.insert(tx, account)
-        finally:
-            await database.close()
+    async def create(database: Database) -> bool:
+        account = Account(
+            user_id=user_id,
+            password_hash=await passwords.hash(password),
+            created_ts=time.time_ns() // 1_000_000,
+            is_admin=options.admin,
+        )
+        async with database.transaction() as tx:
+            return await accounts.insert(tx, account)
 
     with startup.join(config) as conninfo:
-        if not asyncio.run(create(conninfo)):
+        if not asyncio.run(_with_database(conninfo, create)):
             raise CommandError(f"There is an account {user_id} already, or there was one.")
     print(f"{user_id} can log in now{' and administers the server' if options.admin else ''}.")
     return 0
+
+
+def _federation_status(config: Config, _options: argparse.Namespace) -> int:
+    with startup.join(config) as conninfo:
+        asyncio.run(_with_database(conninfo, lambda database: federation_commands.status(database, print)))
+    return 0
+
+
+def _federation_retry(config: Config, options: argparse.Namespace) -> int:
+    with startup.join(config) as conninfo:
+        try:
+            servers = asyncio.run(
+                _with_database(conninfo, lambda database: federation_commands.retry(database, options.server))
+            )
+        except MatrixError as error:
+            raise CommandError(error.message) from None
+    for server in servers:
+        print(f"{server} is tried again.")
+    if not servers:
+        print("No server is left alone, and nothing waits.")
+    return 0
+
+
+async def _with_database(conninfo: str, work: Callable[[Database], Awaitable[Result]]) -> Result:
+    """What `work` returns with a connection of its own."""
+    database = Database(conninfo, max_connections=1)
+    await database.open()
+    try:
+        return await work(database)
+    finally:
+        await database.close()
 
 
 def _read_password(*, from_stdin: bool) -> str:

@@ -24,6 +24,7 @@ from federation.outbound.keyring import Keyring
 from federation.outbound.name_lookup import SystemNameLookup
 from federation.outbound.sender import Sender
 from federation.outbound.server_discovery import ServerDiscovery
+from federation.outbound.shared_availability import SharedAvailability
 from federation.protocol.types import JsonObject, ServerName, UserID
 from federation.rooms.append import RoomWriter
 from federation.rooms.doors import RoomDoors
@@ -53,7 +54,7 @@ from storage.tail import Tail
 class Outbound:
     """What asks other servers; built before the services that use it."""
 
-    def __init__(self, *, config: Config, database: Database, server_name: ServerName, keys: OwnKeys) -> None:
+    def __init__(self, *, config: Config, database: Database, log: Log, server_name: ServerName, keys: OwnKeys) -> None:
         self.server_name = server_name
         self.keys = keys
         settings = config.federation
@@ -65,6 +66,7 @@ class Outbound:
         )
         self.discovery = ServerDiscovery(self.egress)
         self.availability = Availability()
+        self.shared_availability = SharedAvailability(database, log, self.availability)
         self.client = FederationClient(server_name, keys.signing_key, self.egress, self.discovery, self.availability)
         self.keyring = Keyring(
             database,

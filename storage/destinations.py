@@ -52,13 +52,20 @@ async def list_failing(tx: Tx, servers: Collection[str] | None = None) -> list[F
     return [Failing(ServerName(row[0]), row[1], row[2] or 0, row[3], row[4] or "") for row in rows]
 
 
-async def put_failing(tx: Tx, failing: Failing) -> None:
-    """Note a failure."""
+async def put_failing(tx: Tx, failing: Sequence[Failing]) -> None:
+    """Note failures."""
     await tx.execute(
-        "insert into destinations (server, failing_since_ts, retry_ts, failures, reason) values (%s, %s, %s, %s, %s)"
+        "insert into destinations (server, failing_since_ts, retry_ts, failures, reason)"
+        " select * from unnest(%s::text[], %s::bigint[], %s::bigint[], %s::int[], %s::text[])"
         " on conflict (server) do update set failing_since_ts = excluded.failing_since_ts,"
         "  retry_ts = excluded.retry_ts, failures = excluded.failures, reason = excluded.reason",
-        (failing.server, failing.since_ts, failing.retry_ts, failing.failures, failing.reason[:500].replace("\0", "")),
+        (
+            [each.server for each in failing],
+            [each.since_ts for each in failing],
+            [each.retry_ts for each in failing],
+            [each.failures for each in failing],
+            [each.reason[:500].replace("\0", "") for each in failing],
+        ),
     )
 
 

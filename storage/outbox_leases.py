@@ -130,3 +130,15 @@ async def servers_behind(tx: Tx) -> dict[ServerName, int]:
     """The servers that do not have all that their shard says, and up to where they have it."""
     rows = await tx.fetch("select server, position from destinations where position is not null")
     return {ServerName(server): position for server, position in rows}
+
+
+async def count_processes(tx: Tx) -> int:
+    """How many processes send."""
+    row = await tx.fetch_one(f"select count(*) from outbox_processes where expires_ts > {_NOW}")
+    return 0 if row is None else int(row[0])
+
+
+async def head(tx: Tx) -> int:
+    """The newest position of the log."""
+    row = await tx.fetch_one("select position from log_head")
+    return 0 if row is None else int(row[0])

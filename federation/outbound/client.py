@@ -153,7 +153,7 @@ class FederationClient:
         try:
             async with self._connect(signed, options) as stream:
                 if stream.status in _AWAY:
-                    self._availability.failed(destination)
+                    self._availability.failed(destination, f"status {stream.status}")
                 else:
                     self._availability.alive(destination)
                 if stream.status != 200:
@@ -162,7 +162,7 @@ class FederationClient:
         except (AnswerTooLarge, WrongContentType) as error:
             raise PeerUnreachable(destination, str(error)) from None
         except EgressError as error:
-            self._availability.failed(destination)
+            self._availability.failed(destination, str(error))
             raise PeerUnreachable(destination, str(error)) from None
 
     @asynccontextmanager

@@ -13,7 +13,6 @@ once, whoever is killed when.
 
 import asyncio
 import logging
-import random
 import secrets
 import time
 from collections import deque
@@ -54,8 +53,6 @@ MAX_ATTEMPTS = 3
 """To hand out an entry of the log that makes us fail."""
 MAX_UNSAVED = 5_000
 """Positions by which what is stored may stay behind while nothing is sent."""
-FIRST_PAUSE_SECONDS = 5.0
-MAX_PAUSE_SECONDS = 3600.0
 TYPING_SECONDS = 15.0
 """After which who still types is told of again: others forget it after 30."""
 MAX_KNOWN_GOOD = 50_000
@@ -115,8 +112,8 @@ class Sender:
         self._asked_for: set[int] = set()
         self._lease_until = 0.0
         self._destinations: dict[ServerName, Destination] = {}
-        self._paused: dict[ServerName, tuple[float, float]] = {}
-        """Who refused what we sent: until when it is left alone, and for how long that is."""
+        self._refusals: dict[ServerName, int] = {}
+        """Who answers, but took nothing so often, one time after the other."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._good: dict[ServerName, None] = {}
         self._sending = asyncio.Semaphore(MAX_SENDING)
@@ -163,7 +160,6 @@ class Sender:
 
     def wake(self, server: ServerName) -> None:
         """The server can be reached again, or should be tried."""
-        self._paused.pop(server, None)
         destination = self._destinations.get(server)
         if destination is not None:
             self._start(destination)
@@ -325,7 +321,7 @@ class Sender:
             else:
                 in_rooms, known = await memberships.joined_rooms(tx, item.user_id), {}
         servers = await self._room_servers.now(in_rooms)
-        for destination in self._wanted(server for server in servers if not self._seconds_left(server)):
+        for destination in self._wanted(server for server in servers if not self._availability.seconds_left(server)):
             if destination.is_behind:
                 continue
             if isinstance(item, _Presence):
@@ -483,16 +479,12 @@ class Sender:
 
     # --- sending
 
-    def _seconds_left(self, server: ServerName) -> float:
-        until, _ = self._paused.get(server, (0.0, 0.0))
-        return max(self._availability.seconds_left(server), until - time.monotonic(), 0.0)
-
     def _may_send(self, destination: Destination) -> bool:
         return (
             self._destinations.get(destination.server) is destination
             and time.monotonic() < self._lease_until
             and not destination.is_idle
-            and not self._seconds_left(destination.server)
+            and not self._availability.seconds_left(destination.server)
         )
 
     def _start(self, destination: Destination) -> None:
@@ -503,7 +495,7 @@ class Sender:
             task = asyncio.get_running_loop().create_task(self._send(destination))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-        elif self._seconds_left(destination.server):
+        elif self._availability.seconds_left(destination.server):
             destination.fall_behind()
 
     async def _send(self, destination: Destination) -> None:
@@ -529,16 +521,16 @@ class Sender:
             await self._delivery.deliver(destination)
         except (PeerUnreachable, PeerRefused) as error:
             self._good.pop(server, None)
-            if isinstance(error, PeerRefused) or not self._seconds_left(server):
-                self._pause(server)
+            if isinstance(error, PeerRefused) or not self._availability.seconds_left(server):
+                self._leave_alone(server, error.message)
             logger.info("nothing can be sent to %s: %s", server, error.message)
         except Unavailable:
             pass  # logged where it arose; the next tick tries again
         except Exception:
             logger.exception("nothing can be sent to %s", server)
-            self._pause(server)
+            self._leave_alone(server, "a mistake of this server: see its log")
         else:
-            self._paused.pop(server, None)
+            self._refusals.pop(server, None)
             self._good[server] = None
             if len(self._good) > MAX_KNOWN_GOOD:
                 del self._good[next(iter(self._good))]
@@ -546,11 +538,10 @@ class Sender:
         destination.fall_behind()
         return False
 
-    def _pause(self, server: ServerName) -> None:
+    def _leave_alone(self, server: ServerName, reason: str) -> None:
         """It answers, but takes nothing."""
-        _, seconds = self._paused.get(server, (0.0, FIRST_PAUSE_SECONDS / 2))
-        seconds = min(seconds * 2, MAX_PAUSE_SECONDS)
-        self._paused[server] = (time.monotonic() + seconds * random.uniform(0.8, 1.2), seconds)  # noqa: S311  # no secret
+        failures = self._refusals[server] = self._refusals.get(server, 0) + 1
+        self._availability.leave_alone(server, failures, reason)
 
 
 def _owner(shard: int, processes: Sequence[str]) -> str:
