@@ -89,4 +89,4 @@ async def test_the_state_of_a_large_room_is_streamed(
 
     assert len(asked) <= 5 + MEMBERS / BATCH
     assert size > 500 * MEMBERS
-    assert peak < 6_000_000
+    assert peak < 8_000_000  # a batch as objects, and IDs; all of it at once would be 25 MB
