@@ -7,8 +7,8 @@ import asyncio
 import contextlib
 import hashlib
 import os
-import subprocess
 import sys
+from asyncio.subprocess import Process
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -27,24 +27,26 @@ ROOT = Path(__file__).parents[2]
 
 
 @asynccontextmanager
-async def process(conninfo: str, server_name: str, authority: Authority) -> AsyncIterator[subprocess.Popen[str]]:
+async def process(conninfo: str, server_name: str, authority: Authority) -> AsyncIterator[Process]:
     """One that runs; killed at the end at the latest."""
     arguments = [conninfo, server_name, authority.certificate, *authority.issue("127.0.0.1"), free_port()]
-    running = subprocess.Popen(
-        [sys.executable, "-m", "tests.federation.sending_process", *map(str, arguments)],
+    running = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "tests.federation.sending_process",
+        *map(str, arguments),
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        text=True,
+        stdout=asyncio.subprocess.PIPE,
     )
     try:
         assert running.stdout is not None
-        line = await asyncio.to_thread(running.stdout.readline)
-        assert line == "ready\n", "the process ended"
+        assert await running.stdout.readline() == b"ready\n", "the process ended"
         yield running
     finally:
-        running.kill()
-        await asyncio.to_thread(running.communicate)
+        with contextlib.suppress(ProcessLookupError):
+            running.kill()
+        await running.communicate()
 
 
 async def _serve(conninfo: str, server_name: str, authority: str, certificate: str, key: str, port: str) -> None:

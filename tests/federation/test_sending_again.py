@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-import subprocess
+from asyncio.subprocess import Process
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
@@ -44,7 +44,7 @@ class Installation:
         async with federating_on(self.conninfo, self.authority, HOST, changes) as server:
             yield server
 
-    def process(self) -> AbstractAsyncContextManager[subprocess.Popen[str]]:
+    def process(self) -> AbstractAsyncContextManager[Process]:
         """A server in a process of its own."""
         return sending_process.process(self.conninfo, self.name, self.authority)
 
@@ -167,7 +167,7 @@ async def test_a_thing_that_a_peer_cannot_take_is_set_aside(installation: Instal
         for text in ("one", "poison", "two"):
             await say(alice, room_id, text)
         for event_type in ("m.fine", "m.poison", "m.good"):
-            messages = {"messages": {peer.user(): {"D": {}}}}
+            messages: JsonObject = {"messages": {peer.user(): {"D": {}}}}
             await alice.ok("PUT", f"/v3/sendToDevice/{event_type}/{unique('txn')}", messages)
         peer.respond = refuse_poison
         await peer.start()
