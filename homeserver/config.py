@@ -195,6 +195,10 @@ class Federation:
     """Whether the federation API is served."""
     well_known_server: str | None = None
     """What `/.well-known/matrix/server` answers: where other servers reach us."""
+    allowed_servers: tuple[str, ...] = ("*",)
+    """Names, with `*` and `?`, and without ports, of the servers that this one speaks with."""
+    denied_servers: tuple[str, ...] = ()
+    """Exceptions from `allowed_servers`."""
     denied_ranges: tuple[IPNetwork, ...] = tuple(ipaddress.ip_network(text) for text in _PRIVATE_RANGES.split())
     allowed_ranges: tuple[IPNetwork, ...] = ()
     """Exceptions from `denied_ranges`."""

@@ -1,7 +1,9 @@
 """The settings in the form that the parts take, so that nothing below `homeserver` knows `config.py`."""
 
 import dataclasses
+from collections.abc import Callable
 
+from federation.protocol.server_acl import ServerACL
 from federation.protocol.types import ServerName
 from homeserver import config as settings
 from homeserver.client_api import interactive_auth as uia
@@ -30,6 +32,13 @@ def application_services(config: Config) -> ApplicationServices:
         return registrations.load_all(config.application_service_files, ServerName(config.server_name))
     except ApplicationServiceError as error:
         raise StartupError([str(error)]) from error
+
+
+def speaks_with(configured: settings.Federation) -> Callable[[ServerName], bool]:
+    """Whether this server has to do with another."""
+    if not configured.enabled:
+        return lambda _server_name: False
+    return ServerACL({"allow": list(configured.allowed_servers), "deny": list(configured.denied_servers)}).allows
 
 
 def rate_limits(configured: settings.RateLimits) -> RateLimits:

@@ -40,7 +40,7 @@ from federation.rooms.resident import Resident
 from federation.rooms.server_access import ServerAccess
 from federation.rooms.server_reader import ServerReader
 from federation.web import Route
-from homeserver import release
+from homeserver import configured, release
 from homeserver.config import Config
 from homeserver.services import device_keys
 from homeserver.services.rate_limits import RateLimits
@@ -67,7 +67,15 @@ class Outbound:
         self.discovery = ServerDiscovery(self.egress)
         self.availability = Availability()
         self.shared_availability = SharedAvailability(database, log, self.availability)
-        self.client = FederationClient(server_name, keys.signing_key, self.egress, self.discovery, self.availability)
+        self.speaks_with = configured.speaks_with(settings)
+        self.client = FederationClient(
+            server_name,
+            keys.signing_key,
+            self.egress,
+            self.discovery,
+            self.availability,
+            speaks_with=self.speaks_with,
+        )
         self.keyring = Keyring(
             database,
             KeyRequests(self.client),
@@ -170,6 +178,7 @@ class Inbound:
             outbound.keyring.verify_request,
             FederationBudget(ground.rate_limits),
             note_alive=outbound.availability.alive,
+            speaks_with=outbound.speaks_with,
         )
         self.access = ServerAccess()
         events = EventsAPI(ServerReader(database, self.access), outbound.server_name)

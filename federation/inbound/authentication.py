@@ -14,7 +14,7 @@ from typing import Protocol
 from aiohttp import web
 
 from federation.protocol import canonical_json, request_signing
-from federation.protocol.errors import InvalidInput, LimitExceeded, MatrixError, Unauthorized
+from federation.protocol.errors import Forbidden, InvalidInput, LimitExceeded, MatrixError, Unauthorized
 from federation.protocol.request_signing import Authorization, SignedRequest
 from federation.protocol.types import JsonObject, ServerName
 from federation.web import Answer, Call, Endpoint, Route
@@ -82,17 +82,20 @@ class Authenticator:
         verify_request: VerifyRequest,
         budget: Budget,
         note_alive: Callable[[ServerName], None],
+        *,
+        speaks_with: Callable[[ServerName], bool],
     ) -> None:
         self._server_name = server_name
         self._verify_request = verify_request
         self._budget = budget
         self._note_alive = note_alive
+        self._speaks_with = speaks_with
         self._pending: Counter[str] = Counter()
 
     async def authenticate(self, call: Call, *, max_bytes: int, max_depth: int | None) -> FederationCall:
         """The call as one of the server that signed it, within its budget.
 
-        Raises Unauthorized (401) if no signature holds, LimitExceeded, and what is wrong with the body.
+        Raises Unauthorized (401) if no signature holds, Forbidden, LimitExceeded, and what is wrong with the body.
         """
         address = call.request.remote or ""
         self._budget.check(address)
@@ -133,6 +136,8 @@ class Authenticator:
                 raise _unauthorized("The request is meant for another server")
         if authorizations[0].origin == self._server_name:
             raise _unauthorized("The request claims to be from this server itself")
+        if not self._speaks_with(authorizations[0].origin):
+            raise Forbidden("This server does not federate with yours")
         return authorizations
 
     async def _verify_any(

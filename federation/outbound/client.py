@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypedDict, Unpack
@@ -70,12 +70,15 @@ class FederationClient:
         egress: Egress,
         discovery: ServerDiscovery,
         availability: Availability,
+        *,
+        speaks_with: Callable[[ServerName], bool],
     ) -> None:
         self._server_name = server_name
         self._signing_key = signing_key
         self._egress = egress
         self._discovery = discovery
         self._availability = availability
+        self._speaks_with = speaks_with
 
     async def get(
         self, destination: ServerName, path: str, query: Query = (), **options: Unpack[Options]
@@ -148,6 +151,8 @@ class FederationClient:
         destination = signed.destination
         if destination == self._server_name:
             raise PeerUnreachable(destination, "it is this server")
+        if not self._speaks_with(destination):
+            raise PeerUnreachable(destination, "the settings do not allow to speak with it")
         if not options.get("patient", False):
             self._availability.check(destination)
         try:

@@ -58,7 +58,7 @@ async def https_server(
     certificate: tuple[Path, Path] | None = None,
 ) -> AsyncIterator[Place]:
     """A server on a free port whose certificate is for the names; `answer` writes raw HTTP. One request at a time."""
-    place = Place(0)
+    place, tasks = Place(0), list[asyncio.Task[object]]()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(*(certificate or authority.issue(*names)))
     context.sni_callback = lambda _socket, name, _context: place.tls_names.append(name)
@@ -68,6 +68,8 @@ async def https_server(
             writer.write(data)
             await writer.drain()
 
+        if (task := asyncio.current_task()) is not None:
+            tasks.append(task)
         place.connections += 1
         place.open_connections += 1
         place.most_connections = max(place.most_connections, place.open_connections)
@@ -78,7 +80,7 @@ async def https_server(
                 await answer(request, write)
                 if request.headers.get("connection") == "close":
                     break
-        except (asyncio.IncompleteReadError, ConnectionError, ssl.SSLError):
+        except (asyncio.IncompleteReadError, asyncio.CancelledError, ConnectionError, ssl.SSLError):
             pass
         finally:
             place.open_connections -= 1
@@ -90,6 +92,9 @@ async def https_server(
         yield place
     finally:
         server.close()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks)
 
 
 async def _read(reader: asyncio.StreamReader) -> Request:

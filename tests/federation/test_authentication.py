@@ -60,7 +60,11 @@ async def echo(server: Server) -> AsyncIterator[Echo]:
 
     budget, alive = Budget(), list[ServerName]()
     authenticator = Authenticator(
-        ServerName(server.name), server.application.outbound.keyring.verify_request, budget, alive.append
+        ServerName(server.name),
+        server.application.outbound.keyring.verify_request,
+        budget,
+        alive.append,
+        speaks_with=lambda name: name != "excluded.test",
     )
     path = "/_matrix/federation/v1/echo/{name}"
     routes: list[FederationRoute | Route] = [
@@ -295,3 +299,12 @@ async def test_what_needs_no_signature_spends_from_the_budget_of_the_address(ech
     answers = [await echo.peer.send("GET", hello, None) for _ in range(2)]
 
     assert [answer.status for answer in answers] == [200, 429]
+
+
+async def test_a_server_that_the_settings_exclude(echo: Echo) -> None:
+    excluded = await Peer(echo.server, "excluded.test").trust()
+
+    answer = await excluded.request("GET", "/v1/echo/x")
+
+    assert (answer.status, answer.body["errcode"]) == (403, "M_FORBIDDEN")
+    assert "excluded.test" not in echo.alive

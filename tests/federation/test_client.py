@@ -18,6 +18,8 @@ from federation.protocol.errors import PeerRefused, PeerUnreachable
 from federation.protocol.request_signing import SignedRequest
 from federation.protocol.signatures import SigningKey
 from federation.protocol.types import ServerName
+from homeserver import configured
+from homeserver.config import Federation
 from tests.clients import Server
 from tests.federation.authority import Authority
 from tests.federation.https_servers import (
@@ -93,7 +95,9 @@ async def a_client(
         authority, {"far.test": ["127.0.0.1"], "one.test": ["127.0.0.1"]}, services=services
     ) as egress:
         discovery = ServerDiscovery(egress, ports=Ports(https=free_port()))
-        yield FederationClient(NEAR, KEY, egress, discovery, Availability())
+        yield FederationClient(
+            NEAR, KEY, egress, discovery, Availability(), speaks_with=lambda name: name != "other.test"
+        )
         await discovery.close()
 
 
@@ -266,6 +270,12 @@ async def test_a_server_does_not_ask_itself(authority: Authority) -> None:
             await client.get(NEAR, PATH)
 
 
+async def test_a_server_that_the_settings_exclude_is_not_asked(authority: Authority) -> None:
+    async with a_client(authority) as client:
+        with pytest.raises(PeerUnreachable, match="settings"):
+            await client.get(ServerName("other.test"), PATH, patient=True)
+
+
 async def test_a_stream_comes_in_pieces(authority: Authority) -> None:
     body = orjson.dumps({"state": ["x" * 1000] * 1000})
     async with https_server(authority, "far.test", answer=whole_answer(body)) as place, a_client(authority) as client:
@@ -358,3 +368,20 @@ async def test_a_request_from_a_server_ends_its_pause(pair: Pair) -> None:
         )
 
     far.availability.check(near)
+
+
+@pytest.mark.parametrize(
+    ("settings", "permitted"),
+    [
+        ({}, {"a.test", "b.a.test:1", "127.0.0.1:2"}),
+        ({"allowed_servers": ("*.a.test", "127.0.0.1")}, {"b.a.test:1", "127.0.0.1:2"}),
+        ({"denied_servers": ("*.A.test",)}, {"a.test", "127.0.0.1:2"}),
+        ({"allowed_servers": ()}, set()),
+        ({"enabled": False}, set()),
+    ],
+)
+def test_the_settings_say_which_servers_are_spoken_with(settings: dict[str, Any], permitted: set[str]) -> None:
+    speaks_with = configured.speaks_with(Federation(**settings))
+
+    names = [ServerName("a.test"), ServerName("b.a.test:1"), ServerName("127.0.0.1:2")]
+    assert {name for name in names if speaks_with(name)} == permitted
