@@ -309,7 +309,7 @@ class Application:
             self.outbound,
             self.ground,
             reception=self.reception,
-            resident=self.handshaking.resident,
+            handshaking=self.handshaking,
             may_be_invited=self.memberships.check_may_be_invited,
         )
         served: dict[API, list[Route]] = {

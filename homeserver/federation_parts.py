@@ -8,7 +8,7 @@ from federation.inbound.authentication import Authenticator, build_federation_ro
 from federation.inbound.dead_letters import DeadLetters
 from federation.inbound.edus import EDUReceivers, EDUs
 from federation.inbound.events import EventsAPI
-from federation.inbound.invitations import InvitationAPI
+from federation.inbound.invitations import InvitationAPI, ThirdPartyInviteAPI
 from federation.inbound.membership import MembershipAPI
 from federation.inbound.openid import OpenIDAPI
 from federation.inbound.server_keys import ServerKeysAPI
@@ -39,6 +39,7 @@ from federation.rooms.remote_memberships import RemoteMemberships
 from federation.rooms.resident import Resident
 from federation.rooms.server_access import ServerAccess
 from federation.rooms.server_reader import ServerReader
+from federation.rooms.third_party_invites import ThirdPartyInvites
 from federation.web import Route
 from homeserver import configured, release
 from homeserver.config import Config
@@ -150,6 +151,14 @@ class Handshaking:
             log=ground.log, writer=writer, handshakes=handshakes, stripped_state=self.resident.stripped_state
         )
         self.rooms = RemoteRooms(database, self.joins, outside, outbound.server_name, enabled=enabled)
+        self.third_party_invites = ThirdPartyInvites(
+            database=database,
+            writer=writer,
+            resident=self.resident,
+            invite_remote=outside.invite,
+            ask_inviter=outside.exchange_third_party_invite,
+            server_name=outbound.server_name,
+        )
 
 
 class Inbound:
@@ -161,10 +170,10 @@ class Inbound:
         ground: Ground,
         *,
         reception: Reception,
-        resident: Resident,
+        handshaking: Handshaking,
         may_be_invited: MayBeInvited,
     ) -> None:
-        database = ground.database
+        database, resident = ground.database, handshaking.resident
         self.invitations = Invitations(
             database=database,
             outside=reception.outside,
@@ -191,6 +200,7 @@ class Inbound:
                 *routes.openid_routes(OpenIDAPI(database)),
                 *routes.invitation_routes(InvitationAPI(self.invitations)),
                 *routes.membership_routes(MembershipAPI(database, resident, outbound.server_name)),
+                *routes.third_party_invite_routes(ThirdPartyInviteAPI(handshaking.third_party_invites)),
                 *routes.event_routes(events),
                 *routes.transaction_routes(reception.transactions),
             ],

@@ -6,8 +6,10 @@ from federation.inbound.authentication import FederationCall
 from federation.protocol.errors import InvalidInput
 from federation.protocol.types import JsonObject
 from federation.rooms.invited import Invitations, Invite
-from federation.web import Answer
+from federation.rooms.third_party_invites import ThirdPartyInvites
+from federation.web import Answer, Call
 
+MAX_NOTICE_BYTES = 256 * 1024
 FIRST_VERSION = "1"
 """An invite that names no room version is for a room of the first or the second, whose events look alike."""
 
@@ -44,3 +46,20 @@ class InvitationAPI:
             room_state=room_state,
         )
         return await self._invitations.receive(call.origin, invite)
+
+
+class ThirdPartyInviteAPI:
+    """What inviting servers and identity servers ask for."""
+
+    def __init__(self, invites: ThirdPartyInvites) -> None:
+        self._invites = invites
+
+    async def exchange(self, call: FederationCall) -> Answer:
+        """`PUT /v1/exchange_third_party_invite/{roomId}`."""
+        await self._invites.exchange(call.origin, call.path["room_id"], call.json)
+        return {}
+
+    async def bind(self, call: Call) -> Answer:
+        """`PUT /v1/3pid/onbind`, which identity servers ask without a signature, and with POST."""
+        await self._invites.bind(await call.body(max_bytes=MAX_NOTICE_BYTES))
+        return {}

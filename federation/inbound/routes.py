@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from federation.inbound.authentication import FederationRoute
 from federation.inbound.events import EventsAPI
-from federation.inbound.invitations import InvitationAPI
+from federation.inbound.invitations import InvitationAPI, ThirdPartyInviteAPI
 from federation.inbound.membership import MembershipAPI
 from federation.inbound.openid import OpenIDAPI
 from federation.inbound.server_keys import ServerKeysAPI
@@ -78,3 +78,13 @@ def invitation_routes(api: InvitationAPI) -> Sequence[FederationRoute]:
 def transaction_routes(api: TransactionsAPI) -> Sequence[FederationRoute]:
     """What other servers push."""
     return api.routes()
+
+
+def third_party_invite_routes(api: ThirdPartyInviteAPI) -> Sequence[Route | FederationRoute]:
+    """How invites by e-mail address become invites."""
+    v1 = "/_matrix/federation/v1"
+    return [
+        FederationRoute("PUT", v1 + "/exchange_third_party_invite/{room_id}", api.exchange),
+        Route("PUT", v1 + "/3pid/onbind", api.bind),
+        Route("POST", v1 + "/3pid/onbind", api.bind),
+    ]
