@@ -176,6 +176,16 @@ async def stream_ids_of(tx: Tx, user_ids: Collection[UserID]) -> dict[UserID, in
     return {UserID(user_id): position for user_id, position in rows}
 
 
+async def newest_changes(tx: Tx, user_ids: Collection[UserID]) -> dict[UserID, tuple[int, Sequence[DeviceID]]]:
+    """The newest `stream_id` of each user, with the devices that changed then."""
+    rows = await tx.fetch(
+        "select distinct on (user_id) user_id, position, device_ids from device_list_changes"
+        " where user_id = any(%s::text[]) and seen_by is null and device_ids <> '{}' order by user_id, position desc",
+        (list(user_ids),),
+    )
+    return {UserID(user_id): (position, tuple(device_ids)) for user_id, position, device_ids in rows}
+
+
 async def previous_stream_ids(tx: Tx, changes: Sequence[tuple[UserID, int]]) -> dict[tuple[UserID, int], int]:
     """For each (user, `stream_id`) the one before it, where there is one that still counts."""
     rows = await tx.fetch(

@@ -23,8 +23,8 @@ from federation.protocol import canonical_json, transactions
 from federation.protocol.errors import MatrixError, PeerRefused
 from federation.protocol.identifiers import server_name_of
 from federation.protocol.server_acl import is_allowed
-from federation.protocol.types import JsonObject, ServerName
-from storage import destinations, outbox
+from federation.protocol.types import JsonObject, ServerName, UserID
+from storage import destinations, device_lists, outbox
 from storage.database import Database, Tx
 from storage.destinations import Undeliverable
 from storage.outbox import OutgoingDeviceChange, OutgoingEvent
@@ -124,10 +124,7 @@ class Delivery:
                 )
                 if len(events) == transactions.MAX_PDUS:
                     share.upto = upto = events[-1].position
-                share.events = [
-                    QueuedEvent(event.position, event.event_id, event.canonical)
-                    for event in await self._addressed(tx, server, events)
-                ]
+                share.events = [queued(event) for event in await self._addressed(tx, server, events)]
                 share.device_changes = await outbox.device_changes_between(tx, self._server_name, rooms, after, upto)
                 share.receipts = await outbox.receipts_between(tx, self._server_name, rooms, after, upto)
                 if len(share) or upto == end:
@@ -166,9 +163,11 @@ class Delivery:
             await self._set_aside(
                 [Undeliverable(destination.server, "event", event.event_id, "stored damaged") for event in damaged]
             )
-        if share.device_changes or share.receipts:
+        announced = {event.announces for event in share.events if event.announces is not None}
+        if share.device_changes or share.receipts or announced:
             async with self._database.read() as tx:
-                parcel.edus += await self._device_changes(tx, destination.server, share.device_changes)
+                changes = await self._announced(tx, announced, share.device_changes)
+                parcel.edus += await self._device_changes(tx, destination.server, changes)
                 parcel.edus += await outgoing_edus.receipts(tx, share.receipts)
         if not alone:
             typing, presence = destination.take_short_lived()
@@ -187,6 +186,14 @@ class Delivery:
             parcel.messages = [sequence for sequence, _ in stored]
             parcel.edus[:0] = [orjson.loads(json) for _, json in stored]
         return parcel
+
+    async def _announced(
+        self, tx: Tx, users: set[UserID], changes: Sequence[OutgoingDeviceChange]
+    ) -> list[OutgoingDeviceChange]:
+        """The changes, after the newest of each of these users: who knows their devices as they are finds no gap."""
+        newest = await device_lists.newest_changes(tx, users - {change.user_id for change in changes}) if users else {}
+        known = [OutgoingDeviceChange(position, user_id, ids) for user_id, (position, ids) in newest.items()]
+        return [*known, *changes]
 
     async def _device_changes(
         self, tx: Tx, server: ServerName, changes: Sequence[OutgoingDeviceChange]
@@ -277,6 +284,12 @@ def _report_refused(server: ServerName, answer: JsonObject) -> None:
 # --- whom an event concerns
 
 
+def queued(event: OutgoingEvent) -> QueuedEvent:
+    """The event as it waits."""
+    is_join = event.target == event.sender and _membership(event) == "join"
+    return QueuedEvent(event.position, event.event_id, event.canonical, event.sender if is_join else None)
+
+
 def came_by_others(event: OutgoingEvent, own: ServerName) -> bool:
     """Whether another server may have made the event known: what a user does to their own membership."""
     return event.target == event.sender and server_name_of(event.sender) == own
@@ -289,7 +302,11 @@ def is_about(event: OutgoingEvent, server: ServerName) -> bool:
 
 def takes_away(event: OutgoingEvent) -> bool:
     """Whether it ends a membership: an invite that is taken back concerns a server that is not in the room."""
+    return _membership(event) in ("leave", "ban")
+
+
+def _membership(event: OutgoingEvent) -> object:
     try:
-        return orjson.loads(event.canonical)["content"]["membership"] in ("leave", "ban")
+        return orjson.loads(event.canonical)["content"]["membership"]
     except (ValueError, LookupError, TypeError):
-        return False
+        return None

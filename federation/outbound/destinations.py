@@ -30,6 +30,8 @@ class QueuedEvent:
     position: int
     event_id: EventID
     canonical: bytes
+    announces: UserID | None = None
+    """A user of ours who joins by it, and whose devices the room's servers may not know yet."""
 
 
 @dataclass(slots=True)

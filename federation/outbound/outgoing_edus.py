@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 
 from federation.protocol.types import JsonObject, RoomID, UserID
-from storage import device_lists, rooms
+from storage import device_lists, rooms, send_to_device
 from storage.database import Tx
 from storage.outbox import OutgoingDeviceChange, OutgoingReceipt
 
@@ -52,7 +52,9 @@ async def device_changes(
     A change of one device says what came before it. One of several names as its predecessor what never was, so that
     its receiver asks for the whole list.
     """
-    keys = await keys_of(tx, {change.user_id for change in changes})
+    users = {change.user_id for change in changes}
+    keys = await keys_of(tx, users)
+    there = await send_to_device.devices_of(tx, users)
     before = await device_lists.previous_stream_ids(tx, [(change.user_id, change.position) for change in changes])
     edus = []
     for change in changes:
@@ -69,16 +71,19 @@ async def device_changes(
             "stream_id": change.position,
             "prev_id": prev_id,
         }
-        content |= _device(keys, change.user_id, change.device_ids[0], with_name=with_names)
+        if change.device_ids[0] in there.get(change.user_id, {}):
+            content |= _device(keys, change.user_id, change.device_ids[0], with_name=with_names)
+        else:
+            content["deleted"] = True
         edus.append(_edu("m.device_list_update", content))
     return edus
 
 
 def _device(keys: Mapping[str, JsonObject], user_id: UserID, device_id: str, *, with_name: bool) -> JsonObject:
-    devices = keys["device_keys"].get(user_id, {})
-    if device_id not in devices:
-        return {"deleted": True}
-    device: JsonObject = dict(devices[device_id])
+    """What is known of a device, which may have no keys yet."""
+    device: JsonObject = dict(keys["device_keys"].get(user_id, {}).get(device_id, {}))
+    if not device:
+        return {}
     name = device.pop("unsigned", {}).get("device_display_name")
     content: JsonObject = {"keys": device}
     if with_name and name is not None:

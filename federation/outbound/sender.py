@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from hashlib import sha256
 
 from federation.outbound.availability import Availability
-from federation.outbound.delivery import Delivery, came_by_others, takes_away
-from federation.outbound.destinations import Destination, QueuedEvent
+from federation.outbound.delivery import Delivery, came_by_others, queued, takes_away
+from federation.outbound.destinations import Destination
 from federation.outbound.room_servers import RoomServers, StateChange
 from federation.protocol.errors import MatrixError, PeerRefused, PeerUnreachable, Unavailable
 from federation.protocol.identifiers import server_name_of
@@ -297,9 +297,9 @@ class Sender:
         self._queue(event, before, servers)
 
     def _queue(self, event: OutgoingEvent, before: Collection[ServerName], servers: Collection[ServerName]) -> None:
-        queued = QueuedEvent(event.position, event.event_id, event.canonical)
+        waiting = queued(event)
         for destination in self._wanted(self._recipients(event, before, servers)):
-            destination.add_event(queued)
+            destination.add_event(waiting)
             self._start(destination)
 
     def _recipients(
