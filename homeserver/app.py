@@ -477,6 +477,7 @@ class Application:
                 await self.interactive_auth.forget_expired()
                 self.views.drop_unused()
                 await self.key_upkeep.run_once()
+                await self.outbound.keyring.forget_old_lists()
                 self.views.drop_unused()
                 async with self.database.transaction() as tx:
                     await short_lived_tokens.delete_expired(tx, int(time.time() * 1000))

@@ -242,6 +242,6 @@ class FederationBudget:
         """Raise LimitExceeded when `key`, a server or an address, has none left."""
         self._rate_limits.check("federation", key)
 
-    def spend(self, key: str) -> None:
-        """Take one; raises LimitExceeded when `key`, a server or an address, has none left."""
-        self._rate_limits.spend("federation", key)
+    def spend(self, key: str, *, cost: int = 1) -> None:
+        """Take so much; raises LimitExceeded, and takes nothing, when `key`, a server or an address, has less."""
+        self._rate_limits.spend("federation", key, cost=cost)

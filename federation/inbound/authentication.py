@@ -7,7 +7,7 @@ whose body cannot be read: nobody makes us look for keys without end.
 """
 
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -21,6 +21,9 @@ from federation.web import Answer, Call, Endpoint, Route
 
 MAX_BODY_BYTES = 1024 * 1024
 """Of most bodies, which carry one event or a query; a transaction's route says more."""
+
+BYTES_PER_REQUEST = 100_000
+"""A body of so many bytes costs as much of the budget as one more request."""
 
 MAX_PENDING = 100
 """So many requests from one address may wait for a body, or for keys, which come from whoever the request names."""
@@ -65,8 +68,8 @@ class Budget(Protocol):
     def check(self, key: str) -> None:
         """Raise LimitExceeded when there is none left."""
 
-    def spend(self, key: str) -> None:
-        """Take one; raises LimitExceeded when there is none left."""
+    def spend(self, key: str, *, cost: int = 1) -> None:
+        """Take so much; raises LimitExceeded, and takes nothing, when there is less."""
 
 
 VerifyRequest = Callable[[Authorization, SignedRequest], Awaitable[None]]
@@ -104,8 +107,16 @@ class Authenticator:
         self._pending[address] += 1
         try:
             authorizations = self._read_headers(call.request)
-            raw = await call.raw_body(max_bytes)
-            json = await self._verify_any(authorizations, call.request, raw, max_depth)
+            signed = SignedRequest(
+                method=call.request.method,
+                uri=call.request.raw_path,
+                origin=authorizations[0].origin,
+                destination=self._server_name,
+                content=await call.raw_body(max_bytes) or None,
+            )
+            await self._verify(authorizations, signed, address)
+        except LimitExceeded:
+            raise
         except MatrixError:
             self._budget.spend(address)
             raise
@@ -113,10 +124,9 @@ class Authenticator:
             self._pending[address] -= 1
             if not self._pending[address]:
                 del self._pending[address]
-        origin = authorizations[0].origin
-        self._budget.spend(origin)
-        self._note_alive(origin)
-        return FederationCall(call.request, call.path, origin=origin, json=json)
+        self._budget.spend(signed.origin, cost=1 + _weight(signed))
+        self._note_alive(signed.origin)
+        return FederationCall(call.request, call.path, origin=signed.origin, json=_body(signed, max_depth))
 
     def spend(self, call: Call) -> None:
         """Take one from the budget of the address that asks without a signature."""
@@ -140,46 +150,46 @@ class Authenticator:
             raise Forbidden("This server does not federate with yours")
         return authorizations
 
-    async def _verify_any(
-        self, authorizations: list[Authorization], request: web.BaseRequest, raw: bytes, max_depth: int | None
-    ) -> JsonObject:
-        """The body, once one of the signatures holds; one is enough, as the others may be of keys not known yet."""
-        signed = SignedRequest(
-            method=request.method,
-            uri=request.raw_path,
-            origin=authorizations[0].origin,
-            destination=self._server_name,
-            content=raw or None,
-        )
-        for authorization in authorizations[:-1]:
-            try:
-                return await self._verify(authorization, signed, max_depth)
-            except Unauthorized:
-                continue
-        return await self._verify(authorizations[-1], signed, max_depth)
-
-    async def _verify(self, authorization: Authorization, signed: SignedRequest, max_depth: int | None) -> JsonObject:
-        """The body, if the signature holds for it as it came, or else for its canonical form.
+    async def _verify(self, authorizations: Sequence[Authorization], signed: SignedRequest, address: str) -> None:
+        """Raise Unauthorized unless a signature holds for the body as it came, or else for its canonical form.
 
         What was signed is the canonical form, and most servers send just that. It is also the only way to verify what
-        cannot be encoded again as the sender did, such as a huge number in an event of an old room.
+        cannot be encoded again as the sender did, such as a huge number in an event of an old room. Reading what
+        nobody has signed yet costs the address in advance.
         """
         try:
-            await self._verify_request(authorization, signed)
+            await self._verify_any(authorizations, signed)
         except Unauthorized:
             if signed.content is None:
                 raise
-            body = canonical_json.loads_object(signed.content, max_depth=max_depth)
-            canonical = canonical_json.encode(body)
+            if weight := _weight(signed):
+                self._budget.spend(address, cost=weight)
+            canonical = canonical_json.encode(canonical_json.loads_object(signed.content, max_depth=None))
             if canonical == signed.content:
                 raise
-            await self._verify_request(authorization, replace(signed, content=canonical))
-            return body
-        if signed.content is not None:
-            return canonical_json.loads_object(signed.content, max_depth=max_depth)
-        if signed.method in ("PUT", "POST"):
-            raise InvalidInput("The request needs a body", "M_NOT_JSON")
-        return {}
+            await self._verify_any(authorizations, replace(signed, content=canonical))
+
+    async def _verify_any(self, authorizations: Sequence[Authorization], signed: SignedRequest) -> None:
+        """One signature that holds is enough: the others may be of keys that are not known yet."""
+        for authorization in authorizations[:-1]:
+            try:
+                return await self._verify_request(authorization, signed)
+            except Unauthorized:
+                continue
+        return await self._verify_request(authorizations[-1], signed)
+
+
+def _weight(signed: SignedRequest) -> int:
+    """What a request costs beside others, for the work of reading it."""
+    return len(signed.content or b"") // BYTES_PER_REQUEST
+
+
+def _body(signed: SignedRequest, max_depth: int | None) -> JsonObject:
+    if signed.content is not None:
+        return canonical_json.loads_object(signed.content, max_depth=max_depth)
+    if signed.method in ("PUT", "POST"):
+        raise InvalidInput("The request needs a body", "M_NOT_JSON")
+    return {}
 
 
 def build_federation_routes(routes: Iterable[FederationRoute | Route], authenticator: Authenticator) -> list[Route]:

@@ -3,12 +3,11 @@ missing events"). Every answer comes from `federation/rooms/server_reader.py`, w
 
 import time
 from collections.abc import AsyncGenerator, Iterable, Sequence
-from contextlib import aclosing
 
 import orjson
-from aiohttp import web
 
 from federation.inbound.authentication import FederationCall
+from federation.inbound.streaming import stream_json
 from federation.protocol.errors import InvalidInput
 from federation.protocol.types import EventID, JsonObject, ServerName
 from federation.rooms.server_reader import MAX_EVENTS, Missing, ServerReader, State
@@ -93,13 +92,7 @@ class EventsAPI:
         pieces = self._pieces(state, parts)
         if len(state.state) + len(state.auth_chain) <= MAX_WHOLE:
             return b"".join([piece async for piece in pieces])
-        response = web.StreamResponse(headers={"Content-Type": "application/json"})
-        await response.prepare(call.request)
-        async with aclosing(pieces):
-            async for piece in pieces:
-                await response.write(piece)
-        await response.write_eof()
-        return response
+        return await stream_json(call.request, pieces)
 
     async def _pieces(self, state: State, parts: Sequence[tuple[str, Iterable[int]]]) -> AsyncGenerator[bytes, None]:
         start = b"{"

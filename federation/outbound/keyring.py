@@ -40,6 +40,9 @@ MAX_ASKED_FOR_OTHERS = 50
 
 PATIENCE_FOR_OTHERS_SECONDS = 20.0
 
+LISTS_KEPT_MS = 60 * 24 * 3600 * 1000
+"""After its end a list is still given out for so long, to those who check old events."""
+
 _MAX_CACHED = 50_000
 
 Name = tuple[ServerName, KeyID]
@@ -70,6 +73,11 @@ class Keyring:
         """Stop asking for keys."""
         await self._fetcher.close()
         await self._fetcher_for_others.close()
+
+    async def forget_old_lists(self) -> None:
+        """Keep no lists for notaries that were over long ago; the keys themselves stay."""
+        async with self._database.transaction() as tx:
+            await server_keys.delete_answers(tx, _now_ms() - LISTS_KEPT_MS)
 
     async def verify_events(self, pdus: Sequence[PDU]) -> list[VerifiedPDU | MatrixError]:
         """Each event verified, redacted if its content hash does not match, or why it is dropped; in the same order.

@@ -102,7 +102,8 @@ class ServerReader:
             async with self._database.read() as tx:
                 held = await events.by_position(tx, room.number, part)
                 stored = [held[position] for position in part if position in held and held[position].is_readable]
-                yield await render(tx, room, stored, erases=False)
+                pdus = await render(tx, room, stored, erases=False)
+            yield pdus  # without the connection: who reads them may be slow
 
     # --- stretches of history
 

@@ -36,13 +36,16 @@ class RateLimits:
         self._full_at: dict[tuple[str, str], float] = {}
 
     def spend(self, name: str, key: str, *, cost: int = 1) -> None:
-        """Take `cost` from the budget `name` of `key`; raises LimitExceeded, and takes nothing, when there is less."""
+        """Take `cost`, or all if the budget can hold no more, from the budget `name` of `key`.
+
+        Raises LimitExceeded, and takes nothing, when there is less.
+        """
         if not self._enabled:
             return
         limit = self._limits[name]
         key = budget_key(key)
         now = self._clock()
-        full_at = max(self._full_at.get((name, key), now), now) + cost / limit.per_second
+        full_at = max(self._full_at.get((name, key), now), now) + min(cost, limit.burst) / limit.per_second
         _check(full_at, now, limit)
         # Inserted anew, so that the dictionary's order is that of last use.
         self._full_at.pop((name, key), None)

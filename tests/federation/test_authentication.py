@@ -1,11 +1,14 @@
 """`inbound/authentication.py`: who sends a request, over HTTP (Server-Server API, "Request Authentication")."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
 
 import pytest
 import pytest_asyncio
+import yarl
 
+from federation.inbound import authentication
 from federation.inbound.authentication import Authenticator, FederationCall, FederationRoute, build_federation_routes
 from federation.protocol.errors import LimitExceeded
 from federation.protocol.request_signing import SignedRequest
@@ -19,6 +22,7 @@ from tests.clients import Client, Server
 from tests.federation.peer import Peer
 from tests.servers import SIGNING_KEY
 
+LARGE = "/_matrix/federation/v1/large"
 ECHO = "/_matrix/federation/v1/echo/a%2Fb"
 
 
@@ -33,9 +37,10 @@ class Budget:
         if self.spent.get(key, 0) >= self.limit:
             raise LimitExceeded(1000)
 
-    def spend(self, key: str) -> None:
-        self.check(key)
-        self.spent[key] = self.spent.get(key, 0) + 1
+    def spend(self, key: str, *, cost: int = 1) -> None:
+        if self.spent.get(key, 0) + cost > self.limit:
+            raise LimitExceeded(1000)
+        self.spent[key] = self.spent.get(key, 0) + cost
 
 
 @dataclass
@@ -69,6 +74,7 @@ async def echo(server: Server) -> AsyncIterator[Echo]:
     path = "/_matrix/federation/v1/echo/{name}"
     routes: list[FederationRoute | Route] = [
         *(FederationRoute(method, path, tell, max_bytes=10_000, max_depth=50) for method in ("GET", "PUT", "POST")),
+        FederationRoute("PUT", LARGE, tell),
         Route("GET", "/_matrix/federation/v1/hello", greet),
     ]
     listening = Listening({API.FEDERATION: build_federation_routes(routes, authenticator)})
@@ -290,6 +296,56 @@ async def test_an_address_that_guesses_signatures_is_not_listened_to(echo: Echo)
 
     assert [answer.status for answer in answers] == [401, 401, 429]
     assert echo.budget.spent == {"127.0.0.1": 2}
+    assert (await echo.peer.request("GET", ECHO)).status == 429  # not even looked at
+
+
+async def test_large_bodies_cost_more(echo: Echo) -> None:
+    body = {"a": "x" * 250_000}
+
+    answer = await echo.peer.request("PUT", LARGE, body)
+
+    assert answer.status == 200
+    assert echo.budget.spent == {echo.peer.name: 3}
+
+
+async def test_a_large_body_is_not_read_before_its_origin_may_spend_that_much(echo: Echo) -> None:
+    echo.budget.limit = 2
+    content = b'{"a":"' + b"x" * 250_000  # which is no JSON
+
+    answer = await echo.peer.send("PUT", LARGE, content, echo.peer.header("PUT", LARGE, content))
+
+    assert (answer.status, answer.body["errcode"]) == (429, "M_LIMIT_EXCEEDED")
+
+
+async def test_a_large_body_that_nobody_signed_costs_its_address_before_it_is_read(echo: Echo) -> None:
+    content = b'{ "a": "' + b"x" * 250_000 + b'"}'
+
+    answer = await echo.peer.send("PUT", LARGE, content, echo.peer.header("PUT", LARGE, b"{}"))
+
+    assert answer.status == 401
+    assert echo.budget.spent == {"127.0.0.1": 3}
+
+
+async def test_few_requests_of_one_address_wait_at_a_time(echo: Echo, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For bodies that do not come, or for keys."""
+    monkeypatch.setattr(authentication, "MAX_PENDING", 2)
+    body_is_there = asyncio.Event()
+
+    async def slow_body() -> AsyncIterator[bytes]:
+        yield b"{"
+        await body_is_there.wait()
+        yield b"}"
+
+    session = echo.server.anonymous.session
+    url = yarl.URL(echo.server.base_url + ECHO, encoded=True)
+    headers = {"Authorization": echo.peer.header("PUT", ECHO, b"{}")}
+    slow = [asyncio.create_task(session.put(url, data=slow_body(), headers=headers)) for _ in range(2)]
+    await asyncio.sleep(0.1)
+
+    assert (await echo.peer.request("GET", ECHO)).status == 429
+    body_is_there.set()
+    assert [(await request).status for request in slow] == [200, 200]
+    assert (await echo.peer.request("GET", ECHO)).status == 200
 
 
 async def test_what_needs_no_signature_spends_from_the_budget_of_the_address(echo: Echo) -> None:

@@ -1,6 +1,7 @@
 """Keys fetched from other servers over TLS: honest ones, those that are away, and those that lie."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -108,6 +109,14 @@ async def test_a_strangers_request_is_verified_once_its_key_was_fetched(pair: Pa
     assert origin.asked == [OWN]
 
 
+async def test_a_request_for_another_server_makes_us_ask_nobody(pair: Pair, origin: KeyServer) -> None:
+    path = "/_matrix/federation/v1/event/$" + "x" * 43
+    header = origin.peer.header("GET", path).replace(pair.near.name, "elsewhere.example")
+
+    assert (await origin.peer.send("GET", path, None, header)).status == 401
+    assert origin.asked == []
+
+
 async def test_many_who_want_a_key_at_once_make_one_request(keyring: Keyring, origin: KeyServer) -> None:
     origin.may_answer.clear()
     requests = [asyncio.create_task(verify_request(keyring, origin.peer)) for _ in range(20)]
@@ -174,6 +183,18 @@ def _a_signature_that_is_wrong(peer: Peer) -> JsonObject:
     return answer
 
 
+def _signed_by_a_key_that_is_not_listed(peer: Peer) -> JsonObject:
+    answer = peer.key_answer()
+    [signature] = answer["signatures"][peer.name].values()
+    return {**answer, "signatures": {peer.name: {"ed25519:other": signature}}}
+
+
+def _present_and_old(peer: Peer) -> JsonObject:
+    """What a server calls an old key is one, wherever else it stands."""
+    old = {"key": encode_base64(peer.key.public_key), "expired_ts": now_ms() - DAY_MS}
+    return peer.key_answer(old_verify_keys={peer.key.key_id: old})
+
+
 def _too_many_keys(peer: Peer) -> JsonObject:
     key = {"key": encode_base64(peer.key.public_key)}
     return peer.key_answer(verify_keys={peer.key.key_id: key, **{f"ed25519:{n}": key for n in range(201)}})
@@ -190,6 +211,8 @@ LIES = [
     _signed_under_another_name,
     _signed_by_an_old_key_only,
     _a_signature_that_is_wrong,
+    _signed_by_a_key_that_is_not_listed,
+    _present_and_old,
     _too_many_keys,
     _over,
     lambda peer: peer.key_answer(verify_keys={peer.key.key_id: {"key": "AAAA"}}),
@@ -469,13 +492,58 @@ async def test_keys_of_a_server_that_is_gone_come_from_a_notary(pair: Pair, cloc
     assert origin.asked == [OWN]
 
 
-async def test_for_many_servers_the_notary_is_asked_first(pair: Pair, clock: Clock) -> None:
-    peers = [await Peer(pair.far).trust() for _ in range(8)]  # known to the far server, and reached by nobody
-    keyring = a_keyring(pair.near, clock, pair.far.name)
+class CountingRequests(KeyRequests):
+    """Notes whom it asks."""
 
-    results = await keyring.verify_events([an_event(peer) for peer in peers])
+    def __init__(self, server: Server) -> None:
+        super().__init__(server.application.outbound.client)
+        self.asked: list[str] = []
 
-    assert all(map(is_verified, results))
+    async def get_keys(self, server_name: ServerName) -> JsonObject:
+        self.asked.append(server_name)
+        return await super().get_keys(server_name)
+
+    async def query_notary(self, notary: ServerName, body: JsonObject) -> JsonObject:
+        self.asked.append(f"{notary} for {len(body['server_keys'])}")
+        return await super().query_notary(notary, body)
+
+
+async def test_for_many_servers_the_notary_is_asked_first(pair: Pair) -> None:
+    known = [await Peer(pair.far).trust() for _ in range(8)]  # by the far server; nobody listens there
+    unknown = Peer(pair.near, "127.0.0.1:1")
+    source, outbound = CountingRequests(pair.near), pair.near.application.outbound
+    keyring = Keyring(
+        pair.near.application.database,
+        source,
+        server_name=outbound.server_name,
+        own_keys=outbound.keys.verify_keys(),
+        notaries=[ServerName(pair.far.name)],
+    )
+
+    results = await keyring.verify_events([an_event(peer) for peer in [*known, unknown]])
+
+    assert [is_verified(result) for result in results] == [True] * 8 + [False]
+    assert source.asked == [pair.far.name, f"{pair.far.name} for 9", unknown.name]
+
+
+async def test_of_many_servers_each_is_done_when_its_own_keys_are_there(
+    pair: Pair, origin: KeyServer, keyring: Keyring
+) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        silent = [await stack.enter_async_context(key_server(pair.near, pair.authority)) for _ in range(8)]
+        for each in silent:
+            each.may_answer.clear()
+        events = [an_event(each.peer) for each in [*silent, origin]]
+        all_of_them = asyncio.create_task(keyring.verify_events(events))
+        await asyncio.sleep(0.1)
+
+        await verify_request(keyring, origin.peer)
+
+        assert not all_of_them.done()
+        for each in silent:
+            each.may_answer.set()
+        assert all(map(is_verified, await all_of_them))
+        assert all(each.asked == [OWN] for each in silent)
 
 
 async def test_a_notary_that_is_not_asked_for_more_than_it_knows(keyring: Keyring, pair: Pair, clock: Clock) -> None:
@@ -490,7 +558,7 @@ async def test_a_notary_that_lies(pair: Pair, clock: Clock, lie: str) -> None:
     victim = Peer(pair.near, "victim.invalid")
     async with key_server(pair.near, pair.authority) as notary:
         keys = victim.key_answer()
-        other = Peer(pair.near, "other.invalid")
+        other = Peer(pair.near)
         answers: dict[str, object] = {
             "unsigned": {"server_keys": [keys]},
             "by another": {"server_keys": [other.sign_json(keys)]},
@@ -514,6 +582,7 @@ async def test_a_notary_that_lies(pair: Pair, clock: Clock, lie: str) -> None:
             await verify_request(keyring, victim)
 
         assert notary.asked == [OWN, "/_matrix/key/v2/query"]
+        assert await keyring.find_lists({other.name: ({}, 0)}) == []
 
 
 async def test_a_notary_fetches_again_what_is_asked_for(pair: Pair, origin: KeyServer) -> None:
