@@ -1,17 +1,13 @@
 """The whole server: every object built in one place from arguments, in dependency order, and its life.
 
-`Application` is one process's server on a migrated database; `serve` is what the command runs.
+`Application` is one process's server on a migrated database; `serving.py` runs it.
 """
 
 import asyncio
 import logging
-import signal
-import sys
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Coroutine, Sequence
 from typing import Any
-
-import uvloop
 
 from federation.inbound.edus import EDUReceivers
 from federation.protocol.errors import NotFound, Unavailable
@@ -60,7 +56,7 @@ from homeserver.client_api.sending_events import SendingEventsAPI
 from homeserver.client_api.server_administration import ServerAdministrationAPI, SharedSecretRegistrationAPI
 from homeserver.client_api.syncing import SyncAPI
 from homeserver.client_api.user_administration import UserAdministrationAPI
-from homeserver.config import API, Config, RegistrationMode
+from homeserver.config import API, Config
 from homeserver.federation_parts import Ground, Handshaking, Inbound, Outbound, Reception, build_sender
 from homeserver.listening import Listening
 from homeserver.services import device_keys
@@ -97,7 +93,6 @@ from homeserver.services.typing import TypingService
 from homeserver.services.user_names import UserNames
 from homeserver.services.user_views import UserViews
 from homeserver.signing_keys import OwnKeys
-from homeserver.startup import Prepared, prepare
 from storage import send_to_device, short_lived_tokens
 from storage.account_data import AccountDataChanged
 from storage.append_events import RoomEvents
@@ -490,42 +485,3 @@ class Application:
 async def _know_no_other_server(_user_id: UserID, _field: str | None) -> JsonObject:
     """For as long as there is no federation."""
     raise NotFound("Profile not found")
-
-
-def serve(config: Config, announce: Callable[[str], None]) -> None:
-    """Run the server until SIGTERM or SIGINT; `announce` gets what to tell the person at the terminal.
-
-    Raises StartupError before it listens, OSError if it cannot listen.
-    """
-    with prepare(config) as prepared, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(config, prepared, announce))
-
-
-async def _serve(config: Config, prepared: Prepared, announce: Callable[[str], None]) -> None:
-    asked_to_stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, asked_to_stop.set)
-    application = Application(config, prepared.conninfo, prepared.keys)
-    await application.start()
-    try:
-        announce(_greeting(config))
-        application.failed.add_done_callback(lambda _: asked_to_stop.set())
-        await asked_to_stop.wait()
-        if application.failed.done():
-            application.failed.result()
-    finally:
-        await application.stop()
-
-
-def _greeting(config: Config) -> str:
-    lines = [f"Hearth serves {config.server_name} at {config.base_url}"]
-    if config.registration.mode is RegistrationMode.CLOSED:
-        program = sys.argv[0] if sys.argv[0].endswith("hearth") else "hearth"
-        lines.append(
-            f"Registration is closed. Make an account from a second terminal: {program} user create NAME --admin"
-        )
-        lines.append(f"Then log in with any Matrix client that takes {config.base_url} as its homeserver.")
-    else:
-        lines.append(f"Open a Matrix client, enter {config.base_url} as the homeserver, and register.")
-    return "\n".join(lines)

@@ -109,9 +109,9 @@ def _load_config(file: Path | None) -> Config:
 def _serve(config: Config, _options: argparse.Namespace) -> int:
     logs.set_up(config.log)
     # Not imported above: the other commands need no web server.
-    app = importlib.import_module("homeserver.app")
+    serving = importlib.import_module("homeserver.serving")
     try:
-        app.serve(config, lambda text: print(text, flush=True))
+        serving.serve(config, lambda text: print(text, flush=True))
     except OSError as error:
         if error.errno not in (errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EACCES):
             raise

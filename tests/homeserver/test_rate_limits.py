@@ -74,6 +74,14 @@ def test_the_addresses_of_one_ipv6_network_share_a_budget(one: str, other: str, 
     assert spends(limits, other) is not is_shared
 
 
+def test_what_costs_more_than_the_budget_holds_takes_all_of_it() -> None:
+    limits = RateLimits({"messages": Limit(per_second=0.001, burst=3)}, clock=Clock())
+
+    limits.spend("messages", "alice", cost=100)
+
+    assert not spends(limits)
+
+
 def test_checking_spends_nothing() -> None:
     limits = RateLimits({"messages": Limit(per_second=0.001, burst=1)}, clock=Clock())
 
