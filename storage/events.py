@@ -412,6 +412,14 @@ async def find_followers(tx: Tx, room: int, event_ids: Collection[str]) -> set[E
     return {EventID(event_id) for (event_id,) in rows}
 
 
+async def newest_gaps(tx: Tx, rooms: Collection[int]) -> dict[int, int]:
+    """Where in each of these rooms the newest event stands that follows one which we do not hold."""
+    rows = await tx.fetch(
+        "select room, max(position) from missing_events where room = any(%s::int[]) group by room", (list(rooms),)
+    )
+    return {room: position for room, position in rows}
+
+
 async def flags_of(tx: Tx, event_ids: Collection[str]) -> dict[EventID, tuple[int, Flag]]:
     """Those of these events that we hold: in which room, and how they came out of the checks."""
     rows = await tx.fetch(

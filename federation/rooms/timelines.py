@@ -258,12 +258,18 @@ class Timelines:
     # --- rooms that are new to the reader, or that they left
 
     async def fresh(self, tx: Tx, reading: Reading, wanted_rooms: Collection[Room], span: Span) -> dict[int, RoomNews]:
-        """Rooms as for somebody who knows nothing of them: the newest events and the whole state."""
+        """Rooms as for somebody who knows nothing of them: the newest events, up to a gap, and the whole state."""
         numbers = [room.number for room in wanted_rooms]
         fetched = await self._fetch(tx, reading, numbers, span)
+        gaps = await events.newest_gaps(tx, numbers)
+        cut = {number for number, gap in gaps.items() if any(event.position < gap for event in fetched[number])}
+        for number in cut:
+            fetched[number] = [event for event in fetched[number] if event.position >= gaps[number]]
         looked_at = {room: fetched[room.number] for room in wanted_rooms}
         seen = await self._reader.visible_in(tx, reading.user_id, looked_at)
         found = await self._cut_all(tx, reading, looked_at, seen, span)
+        for number in cut:
+            found[number].is_limited = True
         now = await events.trunk_versions_at(tx, numbers, span.upto)
         starts = {number: _version_at_start(news, now[number]) for number, news in found.items()}
         await self._set_whole_state(tx, reading, found, starts, now)
