@@ -27,7 +27,7 @@ CONNECT_SECONDS = 10.0
 """For a connection, its TLS included, to one address."""
 
 IDLE_SECONDS = 30.0
-"""Between two pieces of an answer."""
+"""Between two pieces of a body. Until the first, an answer may take all of the request's time."""
 
 KEEP_ALIVE_SECONDS = 60.0
 MAX_CONNECTIONS = 512
@@ -115,11 +115,18 @@ class EgressStream:
         if length is not None and length > self._max_bytes:
             raise AnswerTooLarge(f"{length} bytes from {self.url}, of at most {self._max_bytes}")
         size = 0
-        async for chunk in self._response.content.iter_any():
+        while chunk := await self._next_chunk():
             size += len(chunk)
             if size > self._max_bytes:
                 raise AnswerTooLarge(f"more than {self._max_bytes} bytes from {self.url}")
             yield chunk
+
+    async def _next_chunk(self) -> bytes:
+        try:
+            async with asyncio.timeout(IDLE_SECONDS):
+                return await self._response.content.readany()
+        except TimeoutError:
+            raise EgressError(f"{self.url} sends nothing any more") from None
 
     async def read(self) -> bytes:
         """All of it."""
@@ -236,7 +243,7 @@ class Egress:
             connector=connector,
             cookie_jar=aiohttp.DummyCookieJar(),
             headers={"User-Agent": self._user_agent},
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=IDLE_SECONDS),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS),
             max_headers=100,
             trust_env=False,
         )

@@ -325,6 +325,21 @@ async def test_a_body_that_comes_slowly_is_given_up(authority: Authority, egress
     assert time.monotonic() - started < 3
 
 
+async def test_a_body_that_stops_is_given_up_before_all_time_is_spent(
+    authority: Authority, egress: Egress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("federation.outbound.egress.IDLE_SECONDS", 0.2)
+
+    async def answer(_request: Request, write: Write) -> None:
+        await asyncio.sleep(0.4)  # before the answer, that is the request's own time
+        await write(CHUNKED + b"1\r\nx\r\n")
+        await asyncio.sleep(3600)
+
+    async with https_server(authority, "near.test", answer=answer) as place:
+        with pytest.raises(EgressError, match="sends nothing any more"):
+            await egress.fetch(a_request(place.port))
+
+
 async def test_headers_that_do_not_come_are_given_up(authority: Authority, egress: Egress) -> None:
     started = time.monotonic()
     async with https_server(authority, "near.test", answer=_endless(b"HTTP/1.1 200 OK\r\n", b"", 0.05)) as place:
