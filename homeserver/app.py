@@ -434,7 +434,11 @@ class Application:
         self._run("joins to rooms of other servers", self.handshaking.joins.run())
         if self.presence.enabled:
             self._run("presence", self.presence.run())
-        await self.listening.start(self.config.listeners)
+        try:
+            await self.listening.start(self.config.listeners)
+        except OSError:
+            await self.stop()  # else what is under way would hold up the end of the process
+            raise
 
     async def stop(self) -> None:
         """Stop listening, finish what is under way, write what is pending, close."""

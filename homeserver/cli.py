@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from federation.protocol.errors import MatrixError
 from federation.protocol.identifiers import check_localpart, check_server_name
-from homeserver import config_loading, federation_commands, logs, signing_keys, startup
+from homeserver import config_loading, dead_letters, federation_commands, logs, signing_keys, startup
 from homeserver.config import Config
 from homeserver.config_loading import ConfigurationError
 from homeserver.services.passwords import Passwords
@@ -95,6 +95,12 @@ def _parser() -> argparse.ArgumentParser:
     retry = federation.add_parser("retry", parents=[file], help="try servers again that were left alone")
     retry.add_argument("server", nargs="?", help="this server only")
     retry.set_defaults(command=_federation_retry)
+    letters = federation.add_parser(
+        "dead-letters", parents=[file], help="list events of other servers that could not be processed"
+    )
+    letters.add_argument("--limit", type=int, default=50, metavar="N", help="the newest N of them (default: 50)")
+    letters.add_argument("--retry", action="store_true", help="have all of them tried again")
+    letters.set_defaults(command=_dead_letters)
     return parser
 
 
@@ -202,6 +208,17 @@ async def _with_database(conninfo: str, work: Callable[[Database], Awaitable[Res
         return await work(database)
     finally:
         await database.close()
+
+
+def _dead_letters(config: Config, options: argparse.Namespace) -> int:
+    with startup.join(config) as conninfo:
+        if options.retry:
+            print(asyncio.run(_with_database(conninfo, dead_letters.retry)))
+        else:
+            limit = max(options.limit, 0)
+            lines = asyncio.run(_with_database(conninfo, lambda database: dead_letters.show(database, limit)))
+            print("\n".join(lines))
+    return 0
 
 
 def _read_password(*, from_stdin: bool) -> str:

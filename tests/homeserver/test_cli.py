@@ -184,6 +184,14 @@ def test_a_key_that_is_not_there_is_not_rotated(hearth: Hearth, directory: Path)
     assert not (directory / "data" / "signing.key").exists()
 
 
+@pytest.mark.usefixtures("data")
+def test_dead_letters_are_listed(hearth: Hearth) -> None:
+    answer = hearth("federation", "dead-letters")
+    assert (answer.returncode, answer.stdout) == (0, "Every event that other servers sent was processed.\n")
+    answer = hearth("federation", "dead-letters", "--retry")
+    assert (answer.returncode, answer.stdout) == (0, "0 events are tried again by the server, as soon as it runs.\n")
+
+
 def test_a_database_that_cannot_be_reached_is_named(hearth: Hearth, directory: Path) -> None:
     (directory / "config.yaml").write_text(
         "server_name: a.example\ndatabase: postgresql://u:hush@127.0.0.1:1/x\n", encoding="ascii"
@@ -220,7 +228,9 @@ def test_a_configuration_that_is_asked_for_must_be_there(hearth: Hearth) -> None
 def test_help_names_every_command(hearth: Hearth) -> None:
     answer = hearth("--help")
     assert answer.returncode == 0
-    assert all(command in answer.stdout for command in ("serve", "check", "migrate", "rotate-key", "user"))
+    assert all(
+        command in answer.stdout for command in ("serve", "check", "migrate", "rotate-key", "user", "federation")
+    )
 
 
 @contextlib.contextmanager
