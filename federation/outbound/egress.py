@@ -151,6 +151,7 @@ class Egress:
         self._authorities = authorities
         self._user_agent = user_agent
         self._session: aiohttp.ClientSession | None = None
+        self._is_closed = False
 
     async def fetch(self, request: EgressRequest) -> EgressResponse:
         """The whole answer; raises EgressError."""
@@ -179,6 +180,7 @@ class Egress:
 
     async def close(self) -> None:
         """Close all connections."""
+        self._is_closed = True
         self.lookup.close()
         if self._session is not None:
             await self._session.close()
@@ -207,7 +209,7 @@ class Egress:
         headers["Accept-Encoding"] = "gzip, deflate" if request.allows_compression else "identity"
         if request.host_header is not None:
             headers["Host"] = request.host_header
-        session = self._session or self._open()
+        session = self._session or await self._open()
         try:
             response = await session.request(
                 request.method,
@@ -229,14 +231,20 @@ class Egress:
         finally:
             response.release()  # closes the connection, too, if the body was not read to its end
 
-    def _open(self) -> aiohttp.ClientSession:
+    async def _open(self) -> aiohttp.ClientSession:
+        """The session, made on first use: reading the system's authorities takes some 30 ms."""
+        context = await asyncio.to_thread(_tls_context, self._authorities)
+        if self._session is not None:  # another was faster
+            return self._session
+        if self._is_closed:
+            raise EgressError("closed")
         connector = aiohttp.TCPConnector(
             limit=MAX_CONNECTIONS,
             limit_per_host=MAX_CONNECTIONS_PER_HOST,
             keepalive_timeout=KEEP_ALIVE_SECONDS,
             resolver=_Resolver(self.lookup, self._policy),
             ttl_dns_cache=ADDRESS_SECONDS,
-            ssl=_tls_context(self._authorities),
+            ssl=context,
             socket_factory=self._make_socket,
         )
         self._session = aiohttp.ClientSession(

@@ -25,6 +25,7 @@ _THREADS = 16
 """Lookups under way at once: one name server that is silent holds up few others."""
 
 SECONDS = 10.0
+"""For the addresses of a host; SRV records get half of it, as most servers have none."""
 
 
 class LookupFailed(OSError):
@@ -78,7 +79,7 @@ class SystemNameLookup:
         """As NameLookup says; raises LookupFailed, too, where the name offers the service nowhere."""
         try:
             absolute = dns.name.from_text(name)
-            answer = await self._dns().resolve(absolute, "SRV", lifetime=SECONDS)
+            answer = await self._dns().resolve(absolute, "SRV", lifetime=SECONDS / 2)
         except (dns.resolver.NXDOMAIN, dns.resolver.NoAnswer):
             return []
         except (dns.exception.DNSException, OSError, UnicodeError) as error:

@@ -6,14 +6,14 @@ import logging
 import re
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import TypeVar
 
 from federation.outbound.egress import Egress, EgressError, EgressRequest
-from federation.outbound.name_lookup import LookupFailed
+from federation.outbound.name_lookup import LookupFailed, Service
 from federation.protocol import canonical_json
 from federation.protocol.errors import MatrixError
 from federation.protocol.identifiers import is_server_name, split_server_name
@@ -43,6 +43,9 @@ FIRST_ERROR_LIFETIME = 60.0
 MAX_ERROR_LIFETIME = 3600.0
 GRACE = 48 * 3600.0
 """For so long after its end a delegation is still used where the server gives no other: it may be away for a while."""
+
+SERVICES = ("_matrix-fed", "_matrix")
+"""The newer name counts."""
 
 SERVICE_LIFETIME = 300.0
 MAX_REMEMBERED = 10_000
@@ -93,24 +96,27 @@ class ServerDiscovery:
         self._now = now
         self._well_known: OrderedDict[str, _Remembered] = OrderedDict()
         self._services: OrderedDict[str, _Services] = OrderedDict()
-        self._asking: dict[str, asyncio.Task[ServerName | None]] = {}
+        self._looking_up: dict[str, asyncio.Task[list[Target]]] = {}
 
     async def find(self, server_name: ServerName) -> list[Target]:
         """At least one target, in the order to be tried; none has been tried."""
         host, port = split_server_name(server_name)
         if _is_address(host) or port is not None:  # steps 1 and 2
             return [self._direct(server_name)]
-        delegated = await self._delegation_of(host)  # step 3
-        if delegated is None:
-            return await self._by_services(host)  # steps 4 to 6
-        delegated_host, delegated_port = split_server_name(delegated)
-        if _is_address(delegated_host) or delegated_port is not None:  # steps 3.1 and 3.2
-            return [self._direct(delegated)]
-        return await self._by_services(delegated_host)  # steps 3.3 to 3.5
+        targets = self._remembered(host)
+        if targets is None:
+            task = self._looking_up.get(host)
+            if task is None:
+                # Goes on for whoever else waits, and to be remembered, when the one who asked first gives up.
+                task = asyncio.create_task(self._look_up(host), name=f"discovery of {host}")
+                self._looking_up[host] = task
+                task.add_done_callback(lambda _: self._looking_up.pop(host, None))
+            targets = await asyncio.shield(task)
+        return targets
 
     async def close(self) -> None:
         """Stop asking."""
-        tasks = list(self._asking.values())
+        tasks = list(self._looking_up.values())
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -128,38 +134,47 @@ class ServerDiscovery:
         host, port = split_server_name(server_name)
         return Target(host, self._ports.federation if port is None else port, server_name, host)
 
-    async def _by_services(self, host: str) -> list[Target]:
-        known = self._services.get(host)
+    def _remembered(self, host: str) -> list[Target] | None:
+        known = self._well_known.get(host)
+        return None if known is None or known.until <= self._now() else self._known_targets(host, known.delegated)
+
+    def _known_targets(self, host: str, delegated: ServerName | None) -> list[Target] | None:
+        if delegated is not None:
+            host, port = split_server_name(delegated)
+            if _is_address(host) or port is not None:  # steps 3.1 and 3.2
+                return [self._direct(delegated)]
+        services = self._services.get(host)
+        return None if services is None or services.until <= self._now() else services.targets
+
+    async def _look_up(self, host: str) -> list[Target]:
+        known = self._well_known.get(host)
         if known is not None and known.until > self._now():
-            return known.targets
-        targets, lifetime = await self._look_up_services(host)
-        _keep(self._services, host, _Services(targets, self._now() + lifetime))
+            delegated = known.delegated
+        else:
+            delegated = await self._ask(host, known)  # step 3
+        targets = self._known_targets(host, delegated)
+        if targets is None:  # steps 3.3 to 3.5, or 4 to 6
+            served = host if delegated is None else split_server_name(delegated)[0]
+            targets, lifetime = await self._look_up_services(served)
+            _keep(self._services, served, _Services(targets, self._now() + lifetime))
         return targets
 
     async def _look_up_services(self, host: str) -> tuple[list[Target], float]:
-        lifetime = SERVICE_LIFETIME
-        for service in ("_matrix-fed", "_matrix"):
-            try:
-                found = await self._egress.lookup.services(f"{service}._tcp.{host}")
-            except LookupFailed as error:
-                logger.debug("no services of %s: %s", host, error)
-                lifetime = FIRST_ERROR_LIFETIME
-                continue
-            if found:
-                return [Target(each.host, each.port, host, host) for each in found], lifetime
+        # Both at once: there are name servers that answer no question for SRV records, and they cost their time once.
+        newer, older = await asyncio.gather(*(self._services_of(service, host) for service in SERVICES))
+        found = newer or older
+        lifetime = FIRST_ERROR_LIFETIME if newer is None or (not newer and older is None) else SERVICE_LIFETIME
+        if found:
+            return [Target(each.host, each.port, host, host) for each in found], lifetime
         return [Target(host, self._ports.federation, host, host)], lifetime
 
-    async def _delegation_of(self, host: str) -> ServerName | None:
-        known = self._well_known.get(host)
-        if known is not None and known.until > self._now():
-            return known.delegated
-        task = self._asking.get(host)
-        if task is None:
-            # A task, so that whoever else waits for the same answer is not cancelled with who asked first.
-            task = asyncio.create_task(self._ask(host, known), name=f"well-known of {host}")
-            self._asking[host] = task
-            task.add_done_callback(lambda _: self._asking.pop(host, None))
-        return await asyncio.shield(task)
+    async def _services_of(self, service: str, host: str) -> Sequence[Service] | None:
+        """None if DNS does not say."""
+        try:
+            return await self._egress.lookup.services(f"{service}._tcp.{host}")
+        except LookupFailed as error:
+            logger.debug("no services of %s: %s", host, error)
+            return None
 
     async def _ask(self, host: str, known: _Remembered | None) -> ServerName | None:
         port = "" if self._ports.https == 443 else f":{self._ports.https}"

@@ -301,6 +301,22 @@ async def test_those_who_ask_at_the_same_time_share_one_answer(authority: Author
         assert world.asked == 1
 
 
+async def test_who_gives_up_does_not_end_the_search(authority: Authority) -> None:
+    go_on = asyncio.Event()
+
+    async def answer(request: Request, write: Write) -> None:
+        await go_on.wait()
+        await delegation("one.test")(request, write)
+
+    async with a_world(authority, answer, {FED + "one.test": [Service("a.test", 1)]}) as world:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await world.find()
+        go_on.set()
+        assert [target.host for target in await world.find()] == ["a.test"]
+        assert world.asked == 1
+
+
 async def test_services_are_remembered_for_a_while(authority: Authority) -> None:
     services = {FED + "far.test": [Service("a.test", 1)]}
     async with a_world(authority, services=services) as world:
