@@ -443,8 +443,12 @@ async def test_a_connection_with_an_unread_body_is_not(authority: Authority, egr
 
 
 async def test_one_host_gets_so_many_connections_at_once(authority: Authority, egress: Egress) -> None:
+    all_busy = asyncio.Event()
+
     async def answer(request: Request, write: Write) -> None:
-        await asyncio.sleep(0.05)
+        if len(place.requests) == MAX_CONNECTIONS_PER_HOST:
+            asyncio.get_running_loop().call_later(0.3, all_busy.set)  # time for one more to arrive
+        await all_busy.wait()
         await json_answer({})(request, write)
 
     async with https_server(authority, "near.test", answer=answer) as place:
