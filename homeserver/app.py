@@ -292,6 +292,7 @@ class Application:
         self.reception = Reception(
             self.outbound,
             self.ground,
+            self.handshaking.doors,
             EDUReceivers(
                 typing=self.typing.receive,
                 presence=self.presence.receive,
@@ -299,7 +300,6 @@ class Application:
                 to_device=self.to_device.receive,
             ),
         )
-        self.tail.add_view(self.reception.doors.apply)
         inbound = Inbound(
             self.outbound,
             self.ground,
@@ -333,6 +333,7 @@ class Application:
         self.tail.add_view(member_fields.on_change)
         room_settings = RoomSettings(self.database, self.log)
         self.handshaking = Handshaking(self.outbound, self.ground, enabled=self.config.federation.enabled)
+        self.tail.add_view(self.handshaking.doors.apply)
         self.memberships = MembershipService(
             self.database,
             self.writer,

@@ -105,9 +105,8 @@ class Ground:
 class Reception:
     """What takes other servers' events and EDUs."""
 
-    def __init__(self, outbound: Outbound, ground: Ground, edu_receivers: EDUReceivers) -> None:
+    def __init__(self, outbound: Outbound, ground: Ground, doors: RoomDoors, edu_receivers: EDUReceivers) -> None:
         database, verify = ground.database, outbound.keyring.verify_events
-        self.doors = RoomDoors(database, outbound.server_name)
         missing = MissingEventsFetcher(
             database=database,
             writer=ground.writer,
@@ -115,9 +114,9 @@ class Reception:
             questions=Questions(outbound.client),
             server_name=outbound.server_name,
         )
-        self.receiver = Receiver(writer=ground.writer, verify=verify, missing=missing, doors=self.doors)
+        self.receiver = Receiver(writer=ground.writer, verify=verify, missing=missing, doors=doors)
         self.dead_letters = DeadLetters(database, self.receiver)
-        edus = EDUs(database=database, receiver=self.receiver, doors=self.doors, receivers=edu_receivers)
+        edus = EDUs(database=database, receiver=self.receiver, doors=doors, receivers=edu_receivers)
         self.outside = OutsideRooms(database, ground.log, verify, outbound.server_name)
         self.transactions = TransactionsAPI(
             database=database,
@@ -133,9 +132,11 @@ class Handshaking:
 
     def __init__(self, outbound: Outbound, ground: Ground, *, enabled: bool) -> None:
         database, writer = ground.database, ground.writer
+        self.doors = RoomDoors(database, outbound.server_name)
         self.resident = Resident(
             database=database,
             writer=writer,
+            doors=self.doors,
             verify_events=outbound.keyring.verify_events,
             server_name=outbound.server_name,
             signing_key=outbound.keys.signing_key,

@@ -4,6 +4,7 @@ rooms", "Knocking upon a room", "Inviting to a room", "Leaving rooms").
 
 import asyncio
 import logging
+from weakref import WeakValueDictionary
 
 from aiohttp import web
 
@@ -18,6 +19,8 @@ from storage.database import Database
 logger = logging.getLogger(__name__)
 
 MAX_VERSIONS = 100
+STREAMS = 4
+"""States of rooms that are sent to one server at the same time; the others wait."""
 STREAM_SECONDS = 900
 """In so long a peer must have read the state of a room."""
 
@@ -29,6 +32,7 @@ class MembershipAPI:
         self._database = database
         self._resident = resident
         self._server_name = server_name
+        self._streams: WeakValueDictionary[ServerName, asyncio.Semaphore] = WeakValueDictionary()
 
     # --- join
 
@@ -49,10 +53,13 @@ class MembershipAPI:
     ) -> web.StreamResponse:
         entered = await self._resident.accept(call.origin, _room_and_event(call), call.json, "join")
         answer = JoinAnswer(self._database, self._server_name, entered, omits_members=omits_members)
+        streams = self._streams.get(call.origin)
+        if streams is None:
+            streams = self._streams[call.origin] = asyncio.Semaphore(STREAMS)
         response = web.StreamResponse(headers={"Content-Type": "application/json"})
         await response.prepare(call.request)
         try:
-            async with asyncio.timeout(STREAM_SECONDS):
+            async with streams, asyncio.timeout(STREAM_SECONDS):
                 await response.write(before)
                 async for chunk in answer.chunks():
                     await response.write(chunk)

@@ -47,6 +47,10 @@ class RoomDoors:
                 self._changes += 1
                 self._doors.pop(change.room.number, None)
 
+    async def is_ours(self, room: Room) -> bool:
+        """Whether we are in the room."""
+        return (await self._find(room)).is_ours
+
     async def check(self, room: Room, origin: ServerName) -> None:
         """Raise Forbidden unless the room takes events from this server here."""
         door = await self._find(room)

@@ -72,13 +72,16 @@ class JoinAnswer:
     async def _state(self, positions: list[int]) -> AsyncIterator[bytes]:
         separator = b""
         for start in range(0, len(positions), BATCH):
-            async with self._database.read() as tx:
-                found = await events.by_position(tx, self._room.number, positions[start : start + BATCH])
-            stored = [found[position] for position in positions[start : start + BATCH] if position in found]
-            if stored:
-                yield separator + self._spliced(stored)
+            if chunk := await self._read_state(positions[start : start + BATCH]):
+                yield separator + chunk
                 separator = b","
-            self._told.update(event.event_id for event in stored)
+
+    async def _read_state(self, positions: list[int]) -> bytes:
+        """The events at these positions. Nothing but their bytes is kept while the peer reads them."""
+        async with self._database.read() as tx:
+            found = await events.by_position(tx, self._room.number, positions)
+        self._told.update(event.event_id for event in found.values())
+        return self._spliced(found[position] for position in positions if position in found)
 
     async def _auth_chain(self) -> AsyncIterator[bytes]:
         """All that authorises what was told, and what authorises that; without what was told, where that is allowed."""
@@ -86,12 +89,14 @@ class JoinAnswer:
             self._followed |= self._told
         separator = b""
         while wanted := self._next_cited():
-            async with self._database.read() as tx:
-                found = await events.by_id(tx, wanted)
-            stored = [event for event in found.values() if event.room == self._room.number]
-            if stored:
-                yield separator + self._spliced(stored)
+            if chunk := await self._read_cited(wanted):
+                yield separator + chunk
                 separator = b","
+
+    async def _read_cited(self, wanted: list[EventID]) -> bytes:
+        async with self._database.read() as tx:
+            found = await events.by_id(tx, wanted)
+        return self._spliced(event for event in found.values() if event.room == self._room.number)
 
     def _next_cited(self) -> list[EventID]:
         wanted: list[EventID] = []

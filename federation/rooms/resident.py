@@ -16,14 +16,14 @@ from federation.protocol.errors import Forbidden, InvalidEvent, InvalidInput, Ma
 from federation.protocol.identifiers import is_user_id, server_name_of
 from federation.protocol.pdu import PDU, Draft, VerifiedPDU
 from federation.protocol.redaction import redact
-from federation.protocol.server_acl import is_allowed
 from federation.protocol.signatures import SigningKey
-from federation.protocol.types import JsonObject, ServerName, StateKey
+from federation.protocol.types import JsonObject, ServerName
 from federation.rooms import stripped_state
 from federation.rooms.append import Outcome, RoomWriter
+from federation.rooms.doors import RoomDoors
 from federation.rooms.restricted_joins import RestrictedJoins
 from federation.rooms.state import MissingEvents
-from storage import events, memberships, room_state
+from storage import events, room_state
 from storage.database import Database
 from storage.events import Flag, StoredEvent
 from storage.outbox import EventRelayed
@@ -31,7 +31,6 @@ from storage.rooms import Room
 
 logger = logging.getLogger(__name__)
 
-SERVER_ACL: StateKey = ("m.room.server_acl", "")
 VerifyEvents = Callable[[Sequence[PDU]], Awaitable[list[VerifiedPDU | MatrixError]]]
 """`Keyring.verify_events`."""
 
@@ -52,12 +51,14 @@ class Resident:
         *,
         database: Database,
         writer: RoomWriter,
+        doors: RoomDoors,
         verify_events: VerifyEvents,
         server_name: ServerName,
         signing_key: SigningKey,
     ) -> None:
         self._database = database
         self._writer = writer
+        self._doors = doors
         self._verify_events = verify_events
         self._server_name = server_name
         self._signing_key = signing_key
@@ -88,12 +89,9 @@ class Resident:
     async def get_room(self, origin: ServerName, room_id: str) -> Room:
         """A room that we are in; raises NotFound for any other, Forbidden where its ACL shuts the server out."""
         room = await self._writer.get_room(room_id)
-        async with self._database.read() as tx:
-            if not await memberships.local_members(tx, room.number, self._server_name, limit=1):
-                raise NotFound("This server is not in the room")
-        acl = (await self._writer.state_for(room, [SERVER_ACL])).get(SERVER_ACL)
-        if acl is not None and not is_allowed(acl.content, origin):
-            raise Forbidden("The room's access control list shuts this server out")
+        if not await self._doors.is_ours(room):
+            raise NotFound("This server is not in the room")
+        await self._doors.check(room, origin)
         return room
 
     # --- events
