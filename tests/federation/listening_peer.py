@@ -30,6 +30,9 @@ class ListeningPeer(Peer):
         self.taken: list[JsonObject] = []
         """Those that were answered with 200."""
         self.respond: Respond = lambda _txn_id, _body: (200, {"pdus": {}})
+        self.answers = asyncio.Event()
+        """While it is clear the peer takes requests and answers none."""
+        self.answers.set()
         self._came = asyncio.Event()
 
     async def start(self) -> None:
@@ -49,6 +52,8 @@ class ListeningPeer(Peer):
     async def _take(self, request: web.Request) -> web.Response:
         body = await request.json()
         self.transactions.append((request.match_info["txn_id"], body))
+        self._came.set()
+        await self.answers.wait()
         status, answer = self.respond(request.match_info["txn_id"], body)
         if status == 200:
             self.taken.append(body)

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
+from federation.protocol.errors import NotFound
 from federation.protocol.types import JsonObject
+from homeserver import federation_commands
 from homeserver.config import ExistingFile, Federation, Listener
 from storage import destinations, outbox
 from tests.clients import Client, Server, unique
@@ -138,6 +140,32 @@ async def test_who_is_killed_is_replaced_within_seconds(installation: Installati
     assert peer.messages.count("after the death") == 1
 
 
+async def test_what_a_peer_had_not_confirmed_at_a_death_is_sent_again(installation: Installation) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        server = await stack.enter_async_context(installation.running())
+        peer = await stack.enter_async_context(listening(server, installation.authority))
+        alice, room_id = await a_room_with(peer, server)
+    async with contextlib.AsyncExitStack() as stack:
+        server = await stack.enter_async_context(installation.running(sends=False))
+        await peer.start()
+        stack.push_async_callback(peer.stop)
+        there = Client(server.base_url, server.anonymous.session, access_token=alice.access_token)
+        first = await stack.enter_async_context(installation.process())
+        await say(there, room_id, "before")
+        await peer.until_messages(["before"])
+        peer.answers.clear()
+        await say(there, room_id, "unconfirmed")
+        await peer.until(lambda: len(peer.transactions) >= 2)
+        await asyncio.sleep(2.5)  # in which how far everybody is was noted
+        first.kill()
+        peer.answers.set()
+        await asyncio.sleep(0.2)
+        peer.taken = []
+        await stack.enter_async_context(installation.process())
+
+        await peer.until_messages(["unconfirmed"])
+
+
 async def test_of_two_processes_one_sends_each_thing_once(installation: Installation) -> None:
     async with installation.running() as server, listening(server, installation.authority) as peer:
         alice, room_id = await a_room_with(peer, server)
@@ -262,6 +290,33 @@ async def test_nothing_is_left_behind_once_a_peer_has_everything(installation: I
         async with server.application.database.read() as tx:
             assert await destinations.list_status(tx, 10) == []
             assert await outbox.awaiting_messages(tx) == []
+
+
+async def test_an_operator_sees_who_is_away_and_has_them_tried_again(installation: Installation) -> None:
+    async with installation.running() as server, listening(server, installation.authority) as peer:
+        alice, room_id = await a_room_with(peer, server)
+        await peer.stop()
+        await say(alice, room_id, "one")
+        await alice.ok("PUT", f"/v3/sendToDevice/m.test/{unique('txn')}", {"messages": {peer.user(): {"D": {}}}})
+        await _until_left_alone(server, peer)
+        await asyncio.sleep(1.2)
+        lines: list[str] = []
+        await federation_commands.status(server.application.database, lines.append)
+        (line,) = lines
+        assert line.startswith(f"{peer.name}: fails since ")
+        assert "behind by" in line
+        assert "1 to-device messages wait" in line
+
+        await peer.start()
+        assert await federation_commands.retry(server.application.database, None) == [peer.name]
+
+        await peer.until_messages(["one"], seconds=3)
+        await asyncio.sleep(2.2)
+        lines.clear()
+        await federation_commands.status(server.application.database, lines.append)
+        assert lines == ["Every server has everything."]
+        with pytest.raises(NotFound):
+            await federation_commands.retry(server.application.database, peer.name)
 
 
 async def _until_left_alone(server: Server, peer: ListeningPeer) -> None:

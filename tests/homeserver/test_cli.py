@@ -225,6 +225,18 @@ def test_a_configuration_that_is_asked_for_must_be_there(hearth: Hearth) -> None
     assert "none.yaml: cannot be read" in answer.stderr
 
 
+def test_federation_commands_work_without_a_server(hearth: Hearth, data: Path) -> None:
+    status, retry = hearth("federation", "status"), hearth("federation", "retry")
+    assert status.returncode == retry.returncode == 0, status.stderr + retry.stderr
+    assert status.stdout == "No process sends at the moment.\nEvery server has everything.\n"
+    assert retry.stdout == "No server is left alone, and nothing waits.\n"
+    one = hearth("federation", "retry", "elsewhere.test")
+    assert (one.returncode, one.stderr) == (
+        1,
+        "hearth: Nothing waits for elsewhere.test, and it is not left alone.\n",
+    )
+
+
 def test_help_names_every_command(hearth: Hearth) -> None:
     answer = hearth("--help")
     assert answer.returncode == 0
