@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from ipaddress import ip_network
 from itertools import pairwise
 from typing import Any
 
@@ -33,7 +34,7 @@ from tests.federation.https_servers import (
     redirect_to,
     whole_answer,
 )
-from tests.federation.servers import Pair, free_port
+from tests.federation.servers import Pair, federating, free_port
 
 KEY = SigningKey.from_seed("test", bytes(range(32)))
 NEAR, FAR = ServerName("near.test"), ServerName("far.test")
@@ -81,6 +82,17 @@ async def test_a_request_is_signed_so_that_another_server_believes_it(pair: Pair
         await client_of(pair.near).get(ServerName(pair.far.name), event)
 
     assert raised.value.status in (403, 404)  # and not 401
+
+
+@pytest.mark.parametrize("is_allowed", [False, True])
+async def test_the_settings_say_where_requests_go_and_whom_they_trust(
+    pair: Pair, maintenance_conninfo: str, authority: Authority, *, is_allowed: bool
+) -> None:
+    settings = Federation(notary_servers=(), allowed_ranges=(ip_network("127.0.0.0/8"),) if is_allowed else ())
+
+    async with federating(maintenance_conninfo, authority, federation=settings) as other:
+        with pytest.raises(PeerUnreachable, match=r"(?i)certificate" if is_allowed else "no request may go to"):
+            await client_of(other).get(ServerName(pair.far.name), PATH)
 
 
 # --- against servers that are not ours
