@@ -16,6 +16,7 @@ from storage.event_writes import Standing
 from storage.events import (
     COLUMNS,
     HIDDEN,
+    UNSEEN,
     Flag,
     NewEvent,
     NewLine,
@@ -95,7 +96,7 @@ class RoomEvents:
     @property
     def visible(self) -> list[StoredEvent]:
         """Those of the events that clients may be shown at all."""
-        return [event for event in self.stored if not event.flags & HIDDEN]
+        return [event for event in self.stored if not event.flags & UNSEEN]
 
     @classmethod
     def preload(cls, changes: Sequence[Self]) -> str:

@@ -155,7 +155,14 @@ async def insert_extras(tx: Tx, placed: Sequence[Placed], arrived: Sequence[Stor
             threads[stored.room, stored.thread] = stored
         personal.extend((stored, count) for count in event.personal)
         if event.redacts is not None:
-            redacting.append(Redaction(stored, event.redacts, event.redacts_only_of))
+            redacting.append(
+                Redaction(
+                    stored,
+                    event.redacts,
+                    event.redacts_only_of,
+                    is_shown=event.pdu.rules.redactions_are_authorised,
+                )
+            )
         missing.extend((stored, event_id, event.missing_for or stored.position) for event_id in event.missing)
     if threads:
         await tx.execute(

@@ -31,9 +31,14 @@ class Flag(IntFlag):
     """Kept and in the graph, not shown to clients, never a forward extremity."""
     OUTLIER = 4
     """Held without its state: part of an auth chain."""
+    UNAPPLIED = 8
+    """A redaction that redacts nothing, or nothing yet: in the graph like any event, not shown to clients."""
 
 
 HIDDEN = Flag.REJECTED | Flag.SOFT_FAILED | Flag.OUTLIER
+"""Neither shown nor followed by what is made here."""
+UNSEEN = HIDDEN | Flag.UNAPPLIED
+"""Not shown to clients."""
 
 UNREADABLE: JsonObject = {"type": "", "sender": "", "content": {}, "origin_server_ts": 0}
 """What stands for a stored row that is no event, so that its readers stumble over nothing but itself."""
@@ -397,8 +402,8 @@ async def find_follower(tx: Tx, room: int, event_id: str) -> int | None:
     row = await tx.fetch_one(
         "select events.position from missing_events join events on events.room = missing_events.room"
         " and events.position = missing_events.position"
-        " where missing_events.room = %s and missing_events.event_id = %s and flags = 0 limit 1",
-        (room, event_id),
+        " where missing_events.room = %s and missing_events.event_id = %s and flags & %s = 0 limit 1",
+        (room, event_id, int(HIDDEN)),
     )
     return None if row is None else int(row[0])
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from federation.protocol.identifiers import server_name_of
 from federation.protocol.types import EventID, ServerName
 from storage.database import Tx
-from storage.events import StoredEvent
+from storage.events import Flag, StoredEvent
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,10 +17,15 @@ class Redaction:
     target: EventID
     only_of: ServerName | None
     """It redacts what this server's users sent, and nothing else; None: anything."""
+    is_shown: bool
+    """Whether clients see it even where it redacts nothing: so before room version 3."""
 
 
 async def apply(tx: Tx, redactions: Sequence[Redaction]) -> dict[EventID, int]:
-    """Redact what is here, and keep the rest until it comes; by what each of the events here is redacted now."""
+    """Redact what is here, and keep the rest until it comes; by what each of the events here is redacted now.
+
+    Those that redact nothing yet are not shown to clients until they do (Room Versions 3, "Handling redactions").
+    """
     rows = await tx.fetch(
         "with given as (select * from unnest(%s::int[], %s::text[], %s::bigint[], %s::text[])"
         "  as given(room, event_id, position, only_of)),"
@@ -39,7 +44,25 @@ async def apply(tx: Tx, redactions: Sequence[Redaction]) -> dict[EventID, int]:
             [redaction.only_of for redaction in redactions],
         ),
     )
-    return {EventID(event_id): position for event_id, position in rows}
+    applied = {EventID(event_id): position for event_id, position in rows}
+    unapplied = [each.event for each in redactions if each.target not in applied and not each.is_shown]
+    if unapplied:
+        for event in unapplied:
+            event.flags |= Flag.UNAPPLIED
+        await _set_flags(tx, unapplied)
+    return applied
+
+
+async def _set_flags(tx: Tx, stored: Sequence[StoredEvent]) -> None:
+    await tx.execute(
+        "update events set flags = given.flags from unnest(%s::int[], %s::bigint[], %s::smallint[])"
+        " as given(room, position, flags) where events.room = given.room and events.position = given.position",
+        (
+            [event.room for event in stored],
+            [event.position for event in stored],
+            [int(event.flags) for event in stored],
+        ),
+    )
 
 
 async def apply_pending(tx: Tx, arrived: Sequence[StoredEvent]) -> None:
@@ -58,9 +81,18 @@ async def apply_pending(tx: Tx, arrived: Sequence[StoredEvent]) -> None:
             applied.append(stored)
     if applied:
         await tx.execute(
-            "update events set redacted_by = given.position from unnest(%s::text[], %s::bigint[])"
+            "with shown as (update events set flags = flags & ~%s::smallint"
+            "  from unnest(%s::int[], %s::bigint[]) as given(room, position)"
+            "  where events.room = given.room and events.position = given.position)"
+            " update events set redacted_by = given.position from unnest(%s::text[], %s::bigint[])"
             " as given(event_id, position) where events.event_id = given.event_id and redacted_by is null",
-            ([stored.event_id for stored in applied], [stored.redacted_by for stored in applied]),
+            (
+                int(Flag.UNAPPLIED),
+                [stored.room for stored in applied],
+                [stored.redacted_by for stored in applied],
+                [stored.event_id for stored in applied],
+                [stored.redacted_by for stored in applied],
+            ),
         )
 
 

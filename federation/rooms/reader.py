@@ -180,7 +180,7 @@ class RoomReader:
     async def event(self, tx: Tx, access: Access, event_id: str) -> Seen:
         """One event of the room; raises NotFound where there is none that the reader may see."""
         stored = (await events.by_id(tx, [event_id])).get(EventID(event_id))
-        if stored is None or stored.room != access.room.number or stored.flags & events.HIDDEN:
+        if stored is None or stored.room != access.room.number or stored.flags & events.UNSEEN:
             raise NotFound("There is no such event")
         seen = await self.visible(tx, access.room, access.user_id, [stored])
         if not seen:
@@ -190,7 +190,7 @@ class RoomReader:
     async def event_anywhere(self, tx: Tx, event_id: str, user_id: UserID) -> Seen:
         """One event of any room; raises NotFound where there is none that the reader may see."""
         stored = (await events.by_id(tx, [event_id])).get(EventID(event_id))
-        if stored is None or stored.flags & events.HIDDEN:
+        if stored is None or stored.flags & events.UNSEEN:
             raise NotFound("There is no such event")
         room = (await rooms.get_many(tx, [stored.room]))[stored.room]
         try:

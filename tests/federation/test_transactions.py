@@ -323,3 +323,50 @@ async def test_the_reference_hash_is_the_id(peer: Peer, server: Server, alice: C
     answer = await room.push([event])
 
     assert list(answer) == [event_hashes.event_id_of(event, room.rules)]
+
+
+# --- redactions
+
+
+async def redaction_shown(client: Client, room: RemoteRoom, event_id: str) -> bool:
+    answer = await client.get(path_of("/v3/rooms/{}/event/{}", room.room_id, event_id))
+    return answer.status == 200
+
+
+@pytest.mark.parametrize("version", ["3", "11", "12"])
+async def test_a_redaction_that_does_not_apply_is_not_shown(
+    server: Server, alice: Client, peer: Peer, version: str
+) -> None:
+    room = await joined_room(alice, peer, version)
+    event_id = await send(alice, room.room_id, "stays")
+    since = (await sync(alice))["next_batch"]
+    redaction = a_redaction(room, event_id)
+    await room.push([redaction])
+
+    assert "rooms" not in await sync(alice, since=since)
+    assert not await redaction_shown(alice, room, room.id_of(redaction))
+    event = await alice.ok("GET", path_of("/v3/rooms/{}/event/{}", room.room_id, event_id))
+    assert event["content"]["body"] == "stays"
+    messages = await alice.ok("GET", path_of("/v3/rooms/{}/messages", room.room_id), params={"dir": "b"})
+    assert room.id_of(redaction) not in ids(messages["chunk"])
+    await send(alice, room.room_id, "after it")
+    assert room.id_of(redaction) in str((await pdus_of(server, room.room_id))[-1]["prev_events"])
+
+
+async def test_a_redaction_is_shown_once_its_target_came(server: Server, alice: Client, peer: Peer) -> None:
+    room = await joined_room(alice, peer)
+    target = room.make()
+    redaction = a_redaction(room, room.id_of(target))
+    await room.push([redaction])
+    assert not await redaction_shown(alice, room, room.id_of(redaction))
+    await room.push([target])
+
+    assert await redaction_shown(alice, room, room.id_of(redaction))
+    event = await alice.ok("GET", path_of("/v3/rooms/{}/event/{}", room.room_id, room.id_of(target)))
+    assert event["content"] == {}
+
+
+def a_redaction(room: RemoteRoom, target: str) -> Any:
+    if room.rules.updated_redaction:
+        return room.make("m.room.redaction", {"redacts": target})
+    return room.make("m.room.redaction", {}, redacts=target)
