@@ -10,11 +10,9 @@ from federation.protocol.history_visibility import get_visibility, may_user_see
 from federation.protocol.pdu import VerifiedPDU
 from federation.protocol.types import EventID, StateKey, UserID
 from federation.rooms.append import Outcome
-from storage import room_state, rooms
-from storage.append_events import RoomEvents
+from storage import outliers, room_state, rooms
 from storage.database import Memory, Tx
-from storage.events import Flag, NewEvent, StoredEvent
-from storage.log import Entry
+from storage.events import Flag, StoredEvent
 from storage.rooms import Room
 from storage.schema import metadata
 from tests.federation.processes import Process, a_process
@@ -100,11 +98,10 @@ class Delivery:
         for pdu in [pdu for pdu in world.pdus.values() if pdu.event_id in wanted]:
             if pdu.event_id in self.model.pdus or world.flags[pdu.event_id] & Flag.REJECTED:
                 continue
-            async with self.process.database.read() as tx:
-                version = (await rooms.rows(tx, [self.room.number]))[self.room.number].state_version
-            outlier = NewEvent(pdu=pdu, line=0, version=0, trunk_version=version, flags=Flag.OUTLIER)
-            change = RoomEvents(room=self.room, new=[outlier], expected_version=version, new_version=version)
-            await self.process.log.append(Entry(changes=[change]))
+            async with self.process.database.transaction() as tx:
+                reserved = await outliers.reserve(tx, self.room, 1)
+            async with self.process.database.transaction() as tx:
+                await outliers.insert(tx, self.room, reserved, [pdu])
             self.model.hold(pdu)
             self.outliers += 1
 
