@@ -72,7 +72,7 @@ class RemoteJoins:
         self._handshakes = handshakes
         self._server_name = handshakes.server_name
         self._lease_seconds = lease_seconds
-        self._answer_seconds = answer_seconds
+        self.answer_seconds = answer_seconds
         self._tasks: dict[RoomID, asyncio.Task[None]] = {}
 
     async def join(self, wish: Wish, servers: Sequence[str]) -> bool:
@@ -114,10 +114,14 @@ class RemoteJoins:
                     await self._look_after()
                 await asyncio.sleep(self._lease_seconds / 4)
         finally:
-            tasks = list(self._tasks.values())
-            for task in tasks:
+            tasks = dict(self._tasks)
+            for task in tasks.values():
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.gather(*tasks.values(), return_exceptions=True)
+            if tasks:
+                with suppress(Unavailable):
+                    async with self._database.transaction() as tx:
+                        await remote_joins.extend_leases(tx, list(tasks), leased_until_ts=0)
 
     async def _look_after(self) -> None:
         async with self._database.transaction() as tx:
@@ -243,7 +247,7 @@ class RemoteJoins:
             destination,
             path,
             body=pdu.json,
-            timeout=self._answer_seconds,
+            timeout=self.answer_seconds,
             max_bytes=MAX_ANSWER_BYTES,
             patient=True,
         ) as stream:

@@ -29,6 +29,8 @@ from storage.strings import remember_committed
 logger = logging.getLogger(__name__)
 
 MAX_EVENTS = 1_000_000
+MAX_WORTHLESS = 1_000
+"""Events more than good ones that may be repeated or dropped: the state is often repeated in its auth chain."""
 MAX_BYTES_IN_MEMORY = 8 * 1024 * 1024
 """Of events as JSON; parsed they take several times as much."""
 CHUNK = 500
@@ -56,6 +58,7 @@ class ReceivedState:
         self.rules = rules
         self.dropped = 0
         """Events that were none of this room, or badly signed."""
+        self._repeated = 0
         self._keyring = keyring
         self._known: dict[EventID, _Known] = {}
         self._pdus: dict[EventID, VerifiedPDU] = {}
@@ -74,7 +77,10 @@ class ReceivedState:
         return len(self._known)
 
     async def add(self, found: Sequence[tuple[str, bytes]]) -> None:
-        """Take more events, each with the name of its array; raises InvalidInput when they are too many."""
+        """Take more events, each with the name of its array; raises InvalidInput when they are too many.
+
+        What is worth nothing costs as much to look at as what is: more of that than of events ends it, too.
+        """
         pdus = await asyncio.to_thread(self._parse, found)
         verified = await self._keyring.verify_events([pdu for _, pdu in pdus])
         for (array, _), pdu in zip(pdus, verified, strict=True):
@@ -85,6 +91,8 @@ class ReceivedState:
             self._keep(pdu)
             if array == "state":
                 self._note_state(pdu)
+        if self.dropped + self._repeated > MAX_WORTHLESS + len(self._known):
+            raise InvalidInput("The room's state is mostly repeated or invalid", "M_BAD_JSON")
         if len(self._known) > MAX_EVENTS:
             raise InvalidInput("The room's state has too many events", "M_TOO_LARGE")
 
@@ -104,6 +112,7 @@ class ReceivedState:
 
     def _keep(self, pdu: VerifiedPDU) -> None:
         if pdu.event_id in self._known:
+            self._repeated += 1
             return
         cited = cited_by(pdu)
         membership = pdu.membership if pdu.type == "m.room.member" else None

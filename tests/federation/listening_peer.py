@@ -39,9 +39,13 @@ class ListeningPeer(Peer):
         """Listen."""
         application = web.Application()
         application.router.add_put("/_matrix/federation/v1/send/{txn_id}", self._take)
+        self.routes(application)
         self._runner = web.AppRunner(application, access_log=None, shutdown_timeout=0.1)
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", self.port, ssl_context=self._context, reuse_address=True).start()
+
+    def routes(self, application: web.Application) -> None:
+        """What else it serves: nothing, for a peer that only takes transactions."""
 
     async def stop(self) -> None:
         """Refuse connections."""

@@ -1,0 +1,135 @@
+"""A resident server of a room that our users want to join. It is honest unless a test has it lie.
+
+async with resident(server, authority, "11") as other:
+    other.answer = lambda answer: {**answer, "state": []}
+    assert (await join(bob, other.room_id, other.name)).status == 502
+"""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from aiohttp import web
+
+from federation.protocol.auth_events import auth_keys_for
+from federation.protocol.room_versions import get_rules
+from federation.protocol.types import JsonObject, RoomID, UserID
+from tests.clients import Server
+from tests.federation.authority import Authority
+from tests.federation.listening_peer import ListeningPeer
+from tests.protocol import builders
+from tests.protocol.builders import Room
+
+Stream = Callable[[web.StreamResponse, bytes], Awaitable[None]]
+
+
+async def whole(response: web.StreamResponse, body: bytes) -> None:
+    """Send an answer as one does."""
+    await response.write(body)
+    await response.write_eof()
+
+
+class LyingResident(ListeningPeer):
+    """Another server with a room of its own."""
+
+    def __init__(self, server: Server, authority: Authority, version: str = "11") -> None:
+        super().__init__(server, authority)
+        builders.KEYS[self.name] = self.key
+        rules = get_rules(version)
+        self.room = Room(rules, None if rules.room_id_is_create_hash else RoomID(f"!room:{self.name}"))
+        self.asked: list[str] = []
+        """The requests that came: method and kind."""
+        self.template: Callable[[JsonObject], Any] = lambda answer: answer
+        self.answer: Callable[[JsonObject], Any] = lambda answer: answer
+        self.encode: Callable[[Any], bytes] = builders_json
+        self.stream: Stream = whole
+        self.knows_v2 = True
+        self.status = 200
+        eve = self.user()
+        create: JsonObject = {"room_version": version, **({} if rules.implicit_creator else {"creator": eve})}
+        self.room.add("m.room.create", eve, create, "")
+        self.room.add("m.room.member", eve, {"membership": "join"}, eve)
+        users = {} if rules.creators_have_infinite_power else {eve: 100}
+        self.room.add("m.room.power_levels", eve, {"users": users}, "")
+        self.room.add("m.room.join_rules", eve, {"join_rule": "public"}, "")
+
+    @property
+    def room_id(self) -> str:
+        """The room."""
+        return self.room.events[0].room_id
+
+    def add_members(self, count: int) -> None:
+        """More users of the server in the room."""
+        for number in range(count):
+            user_id = self.user(f"member{number}")
+            self.room.add("m.room.member", user_id, {"membership": "join", "displayname": f"M {number}"}, user_id)
+
+    def routes(self, application: web.Application) -> None:
+        """What else it serves."""
+        v = "/_matrix/federation/{version}"
+        application.router.add_get(v + "/make_{membership}/{room_id}/{user_id}", self._make)
+        application.router.add_put(v + "/send_{membership}/{room_id}/{event_id}", self._send)
+
+    def honest_template(self, user_id: str, membership: str = "join") -> JsonObject:
+        """The template for a user."""
+        content = {"membership": membership}
+        rules = self.room.rules
+        keys = auth_keys_for("m.room.member", user_id, user_id, content, rules)
+        auth = [self.room.state[key].event_id for key in keys if key in self.room.state]
+        prev = [self.room.events[-1].event_id]
+
+        def refer(event_ids: list[Any]) -> list[Any]:
+            return [[each, {"sha256": "h" * 43}] if rules.references_carry_hashes else each for each in event_ids]
+
+        event = {
+            "type": "m.room.member",
+            "room_id": self.room_id,
+            "sender": user_id,
+            "state_key": user_id,
+            "content": content,
+            "depth": self.room.events[-1].depth + 1,
+            "prev_events": refer(prev),
+            "auth_events": refer(auth),
+        }
+        return {"event": event, "room_version": rules.version}
+
+    async def _make(self, request: web.Request) -> web.Response:
+        self.asked.append(f"make_{request.match_info['membership']}")
+        answer = self.honest_template(request.match_info["user_id"], request.match_info["membership"])
+        return web.json_response(self.template(answer))
+
+    async def _send(self, request: web.Request) -> web.StreamResponse:
+        if request.match_info["version"] == "v2" and not self.knows_v2:
+            return web.json_response({"errcode": "M_UNRECOGNIZED", "error": "?"}, status=404)
+        self.asked.append(f"send_{request.match_info['membership']}")
+        if self.status != 200:
+            return web.json_response({"errcode": "M_FORBIDDEN", "error": "no"}, status=self.status)
+        self.sent = await request.json()
+        state = [pdu.json for pdu in self.room.state.values()]
+        answer = self.answer({"state": state, "auth_chain": state, "event": self.sent, "origin": self.name})
+        response = web.StreamResponse(headers={"Content-Type": "application/json"})
+        await response.prepare(request)
+        body = self.encode(answer)
+        await self.stream(response, b"[200," + body + b"]" if request.match_info["version"] == "v1" else body)
+        return response
+
+    def member(self, localpart: str) -> UserID:
+        """A user of the server."""
+        return self.user(localpart)
+
+
+def builders_json(value: Any) -> bytes:
+    """The answer as JSON, whatever it is."""
+    return web.json_response(value).body  # type: ignore[return-value]  # bytes
+
+
+@asynccontextmanager
+async def resident(server: Server, authority: Authority, version: str = "11") -> AsyncIterator[LyingResident]:
+    """A resident server that our server reaches, and whose key it knows."""
+    peer = LyingResident(server, authority, version)
+    await peer.trust()
+    await peer.start()
+    try:
+        yield peer
+    finally:
+        await peer.stop()

@@ -1,0 +1,279 @@
+"""What a resident server may answer to who wants to join: nothing of it gets in unchecked, and nothing hangs."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import orjson
+import pytest
+import pytest_asyncio
+from aiohttp import web
+
+from federation.protocol.types import JsonObject
+from tests.clients import Client, Server
+from tests.federation.authority import Authority
+from tests.federation.lying_resident import LyingResident, resident
+from tests.federation.servers import federating
+from tests.federation.test_joining import join, state_of
+from tests.protocol.builders import VERSIONS, a_signed_event, resigned
+
+
+@pytest_asyncio.fixture(scope="module")
+async def server(maintenance_conninfo: str, authority: Authority) -> AsyncIterator[Server]:
+    async with federating(maintenance_conninfo, authority) as running:
+        yield running
+
+
+@pytest_asyncio.fixture
+async def bob(server: Server) -> Client:
+    return await server.register("bob")
+
+
+@pytest_asyncio.fixture
+async def other(server: Server, authority: Authority) -> AsyncIterator[LyingResident]:
+    async with resident(server, authority) as found:
+        yield found
+
+
+async def refused(bob: Client, other: LyingResident) -> Any:
+    """The join must fail because of the other server, and leave nothing behind."""
+    answer = await join(bob, other.room_id, other.name)
+    assert answer.status == 502, answer.body
+    assert (await bob.get("/v3/joined_rooms")).body["joined_rooms"] == []
+    assert "rooms" not in (await bob.get("/v3/sync")).body
+    return answer
+
+
+async def members_after(bob: Client, other: LyingResident) -> set[str]:
+    """The join must succeed; who is in the room by the state that we took."""
+    answer = await join(bob, other.room_id, other.name)
+    assert answer.status == 200, answer.body
+    return {key for event_type, key in await state_of(bob, other.room_id) if event_type == "m.room.member"}
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+async def test_an_honest_resident_lets_us_in(server: Server, authority: Authority, bob: Client, version: str) -> None:
+    async with resident(server, authority, version) as other:
+        other.add_members(3)
+        assert len(await members_after(bob, other)) == 5
+
+
+async def test_an_old_resident_knows_version_1_of_the_endpoint_alone(bob: Client, other: LyingResident) -> None:
+    other.knows_v2 = False
+    assert await members_after(bob, other) == {other.user(), bob.user_id}
+
+
+# --- templates
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"type": "m.room.power_levels"},
+        {"sender": "@admin:example.org"},
+        {"state_key": "@admin:example.org"},
+        {"room_id": "!other:example.org"},
+        {"content": {"membership": "ban"}},
+        {"prev_events": []},
+        {"depth": 2**60},
+    ],
+)
+async def test_what_we_did_not_ask_for_is_not_signed(bob: Client, other: LyingResident, changes: JsonObject) -> None:
+    other.template = lambda answer: {**answer, "event": {**answer["event"], **changes}}
+    await refused(bob, other)
+    assert other.asked == ["make_join"]
+
+
+async def test_of_a_template_only_its_place_is_taken_over(bob: Client, other: LyingResident) -> None:
+    extra = {"content": {"membership": "join", "displayname": "Mallory", "evil": 1}, "unsigned": {"a": 1}, "evil": 1}
+    other.template = lambda answer: {**answer, "event": {**answer["event"], **extra}}
+    await members_after(bob, other)
+    assert other.sent["content"] == {"membership": "join"}
+    assert "evil" not in other.sent
+
+
+async def test_a_version_that_we_do_not_know_is_named(bob: Client, other: LyingResident) -> None:
+    other.template = lambda answer: {**answer, "room_version": "99"}
+    answer = await join(bob, other.room_id, other.name)
+    assert (answer.status, answer.body["errcode"]) == (400, "M_INCOMPATIBLE_ROOM_VERSION")
+    assert answer.body["room_version"] == "99"
+
+
+# --- single events
+
+
+async def test_a_state_event_with_a_wrong_signature_is_left_out(bob: Client, other: LyingResident) -> None:
+    other.add_members(1)
+
+    def lie(answer: JsonObject) -> JsonObject:
+        forged = {**answer["state"][-1], "signatures": {other.name: {other.key.key_id: "x" * 86}}}
+        return {**answer, "state": [*answer["state"][:-1], forged], "auth_chain": answer["state"][:4]}
+
+    other.answer = lie
+    assert await members_after(bob, other) == {other.user(), bob.user_id}
+
+
+async def test_a_state_event_with_a_wrong_hash_is_redacted(bob: Client, other: LyingResident) -> None:
+    other.add_members(1)
+
+    def lie(answer: JsonObject) -> JsonObject:
+        last = answer["state"][-1]
+        forged = {**last, "content": {**last["content"], "displayname": "Mallory"}}
+        return {**answer, "state": [*answer["state"][:-1], forged], "auth_chain": answer["state"][:4]}
+
+    other.answer = lie
+    await members_after(bob, other)
+    events = (await bob.get(f"/v3/rooms/{other.room_id}/members")).body["chunk"]
+    assert [event["content"] for event in events if event["sender"] == other.user("member0")] == [
+        {"membership": "join"}
+    ]
+
+
+async def test_an_event_of_another_room_is_left_out(bob: Client, other: LyingResident) -> None:
+    foreign = a_signed_event(
+        type="m.room.member", sender=other.user("x"), state_key=other.user("x"), content={"membership": "join"}
+    )
+    other.answer = lambda answer: {**answer, "state": [*answer["state"], foreign.json]}
+    assert await members_after(bob, other) == {other.user(), bob.user_id}
+
+
+async def test_an_event_that_its_auth_events_do_not_allow_is_rejected(bob: Client, other: LyingResident) -> None:
+    mallory = other.user("mallory")
+    levels = other.room.add("m.room.power_levels", mallory, {"users": {mallory: 100}}, "")
+    other.answer = lambda answer: {**answer, "state": [*answer["state"], levels.json][-5:]}
+    other.room.state["m.room.power_levels", ""] = other.room.events[2]
+    other.room.events.pop()
+    answer = await join(bob, other.room_id, other.name)
+    assert answer.status == 502  # two power levels, of which one is forged: the state is none
+
+
+async def test_an_event_in_the_name_of_another_server_is_left_out(bob: Client, other: LyingResident) -> None:
+    victim = "@victim:victim.example"
+    event = {**other.room.events[1].json, "sender": victim, "state_key": victim}
+    event["auth_events"] = [other.room.events[0].event_id, other.room.events[2].event_id, other.room.events[3].event_id]
+    forged = resigned(event, other.room.rules, other.name)
+    other.answer = lambda answer: {**answer, "state": [*answer["state"], forged]}
+    assert await members_after(bob, other) == {other.user(), bob.user_id}
+
+
+@pytest.mark.parametrize(
+    "broken", [{}, {"type": 1}, {"depth": 1.5}, {"content": {"x": 2**60}}, {"content": {"x": "y" * 70_000}}]
+)
+async def test_what_is_no_event_is_left_out(bob: Client, other: LyingResident, broken: JsonObject) -> None:
+    event = {**other.room.events[-1].json, **broken, "state_key": "x"} if broken else {}
+    other.answer = lambda answer: {**answer, "state": [*answer["state"], event]}
+    await members_after(bob, other)
+
+
+# --- whole answers
+
+
+def without(*types: str) -> Callable[[JsonObject], Any]:
+    def lie(answer: JsonObject) -> JsonObject:
+        return {name: [e for e in answer[name] if e["type"] not in types] for name in ("state", "auth_chain")}
+
+    return lie
+
+
+LIES: dict[str, Callable[[JsonObject], Any]] = {
+    "no create event": without("m.room.create"),
+    "nothing that authorises the join": without("m.room.join_rules"),
+    "an empty state": lambda answer: {**answer, "state": []},
+    "nothing at all": lambda answer: {},
+    "no auth chain": lambda answer: {"state": answer["state"]},
+    "an array": lambda answer: [answer],
+    "null for the state": lambda answer: {**answer, "state": None},
+    "no objects in the state": lambda answer: {**answer, "state": [1, 2]},
+    "members left out unasked": lambda answer: {**answer, "members_omitted": True, "servers_in_room": ["x"]},
+}
+
+
+@pytest.mark.parametrize("name", LIES)
+async def test_a_state_that_is_none_is_refused(bob: Client, other: LyingResident, name: str) -> None:
+    other.answer = LIES[name]
+    await refused(bob, other)
+
+
+async def test_a_room_of_another_version_than_was_said_is_refused(bob: Client, other: LyingResident) -> None:
+    other.template = lambda answer: {**answer, "room_version": "10"}
+    await refused(bob, other)
+
+
+async def test_two_events_under_one_key_are_no_state(bob: Client, other: LyingResident) -> None:
+    second = other.room.add("m.room.join_rules", other.user(), {"join_rule": "invite"}, "")
+    other.answer = lambda answer: {**answer, "state": [*answer["state"], other.room.events[3].json]}
+    assert second.event_id != other.room.events[3].event_id
+    await refused(bob, other)
+
+
+async def test_a_state_that_does_not_allow_the_join_is_refused(bob: Client, other: LyingResident) -> None:
+    other.room.add("m.room.member", other.user(), {"membership": "ban"}, bob.user_id)
+    other.template = lambda answer: answer
+    await refused(bob, other)
+
+
+async def test_a_key_that_is_repeated_is_refused(bob: Client, other: LyingResident) -> None:
+    other.encode = lambda answer: b'{"state":[],"x":1,"x":2,' + orjson.dumps(answer)[1:]
+    await refused(bob, other)
+
+
+async def test_a_server_that_refuses_the_join_after_all_is_passed_on(bob: Client, other: LyingResident) -> None:
+    other.status = 403
+    assert (await join(bob, other.room_id, other.name)).status == 403
+
+
+# --- endless, slow, broken off
+
+
+async def test_an_answer_that_breaks_off_is_refused_and_the_next_server_asked(
+    server: Server, authority: Authority, bob: Client, other: LyingResident
+) -> None:
+    async def break_off(response: web.StreamResponse, body: bytes) -> None:
+        await response.write(body[: len(body) // 2])
+
+    other.stream = break_off
+    await refused(bob, other)
+    async with resident(server, authority) as honest:
+        honest.room = other.room
+        answer = await join(bob, other.room_id, other.name, honest.name)
+    assert answer.status == 200, answer.body
+    assert other.asked == ["make_join", "send_join"] * 2
+    assert honest.asked == ["make_join", "send_join"]
+
+
+async def endless(response: web.StreamResponse, start: bytes, piece: bytes) -> None:
+    """Until the other side hangs up."""
+    await response.write(start)
+    while True:
+        await response.write(piece * max(1, 65536 // len(piece)))
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("kind", ["a string", "an object", "the rest", "the same event", "no events"])
+async def test_an_endless_answer_is_not_read_to_its_end(bob: Client, other: LyingResident, kind: str) -> None:
+    event = orjson.dumps(other.room.events[0].json)
+    start, piece = {
+        "a string": (b'{"state":[{"x":"', b"x"),
+        "an object": (b'{"state":[{"x":[', b"[],"),
+        "the rest": (b'{"x":[', b"[],"),
+        "the same event": (b'{"state":[', event + b","),
+        "no events": (b'{"auth_chain":[', b"{},"),
+    }[kind]
+    other.stream = lambda response, _body: endless(response, start, piece)
+    async with asyncio.timeout(30):
+        await refused(bob, other)
+
+
+async def test_an_answer_that_trickles_is_given_up(server: Server, bob: Client, other: LyingResident) -> None:
+    async def trickle(response: web.StreamResponse, body: bytes) -> None:
+        for byte in body:
+            await response.write(bytes([byte]))
+            await asyncio.sleep(0.05)
+
+    other.stream = trickle
+    joins = server.application.handshaking.joins
+    joins.answer_seconds, normal = 0.5, joins.answer_seconds
+    try:
+        await refused(bob, other)
+    finally:
+        joins.answer_seconds = normal

@@ -1,0 +1,99 @@
+"""A join that the server did not live to see: the next process ends it."""
+
+import asyncio
+from typing import Any
+
+from aiohttp import web
+from psycopg.conninfo import make_conninfo
+
+from federation.protocol.types import RoomID, ServerName, UserID
+from storage import remote_joins
+from storage.remote_joins import RemoteJoin
+from tests.clients import Client, Server
+from tests.clusters import TEMPLATE, create_database, drop_database
+from tests.federation.authority import Authority
+from tests.federation.lying_resident import LyingResident, resident
+from tests.federation.servers import federating, federating_on
+from tests.federation.test_joining import join, state_of
+
+
+async def until_joined(client: Client, room_id: str, seconds: float = 20) -> None:
+    async with asyncio.timeout(seconds):
+        found: list[str] = []
+        while room_id not in found:
+            found = (await client.ok("GET", "/v3/joined_rooms"))["joined_rooms"]
+            await asyncio.sleep(0.05)
+
+
+def same(server: Server) -> dict[str, Any]:
+    """The settings by which a server is itself again after a restart."""
+    config = server.application.config
+    return {"server_name": config.server_name, "listeners": config.listeners}
+
+
+async def test_a_join_goes_on_after_a_restart_with_the_same_event(
+    maintenance_conninfo: str, authority: Authority
+) -> None:
+    database = "hearth_interrupted"
+    create_database(maintenance_conninfo, database, TEMPLATE)
+    conninfo = make_conninfo(maintenance_conninfo, dbname=database)
+    half = asyncio.Event()
+
+    async def hang(response: web.StreamResponse, body: bytes) -> None:
+        await response.write(body[: len(body) // 2])
+        half.set()
+        await asyncio.sleep(3600)
+
+    try:
+        async with federating_on(conninfo, authority, "127.0.0.1", {}) as first:
+            bob = await first.register("bob")
+            other = LyingResident(first, authority)
+            other.add_members(300)
+            await other.trust()
+            other.stream = hang
+            await other.start()
+            asking = asyncio.create_task(join(bob, other.room_id, other.name))
+            await half.wait()
+            settings = same(first)
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+        sent = other.sent
+        del other.stream
+        other.stream = LyingResident(first, authority).stream
+
+        async with federating_on(conninfo, authority, "127.0.0.1", settings) as second:
+            bob.base_url = second.base_url
+            bob.session = second.anonymous.session
+            await until_joined(bob, other.room_id)
+            assert len(await state_of(bob, other.room_id)) == len(other.room.state) + 1
+            assert other.sent == sent
+            assert other.asked == ["make_join", "send_join", "send_join"]
+            async with second.application.database.read() as tx:
+                assert await remote_joins.find(tx, RoomID(other.room_id)) is None
+        await other.stop()
+    finally:
+        drop_database(maintenance_conninfo, database)
+
+
+async def test_a_join_that_a_killed_process_left_is_taken_over_when_its_lease_ends(
+    maintenance_conninfo: str, authority: Authority
+) -> None:
+    async with federating(maintenance_conninfo, authority) as server, resident(server, authority) as other:
+        bob = await server.register("bob")
+        left = RemoteJoin(
+            room_id=RoomID(other.room_id),
+            user_id=UserID(bob.user_id),
+            content={"membership": "join"},
+            servers=(ServerName(other.name),),
+            started_ts=1,
+        )
+        async with server.application.database.transaction() as tx:
+            await remote_joins.insert(tx, left, leased_until_ts=1)
+
+        carol = await server.register("carol")
+        attached = await join(carol, other.room_id, other.name)
+
+        assert attached.status == 200, attached.body
+        await until_joined(bob, other.room_id)
+        members = {key for event_type, key in await state_of(bob, other.room_id) if event_type == "m.room.member"}
+        assert members == {other.user(), bob.user_id, carol.user_id}
