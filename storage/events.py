@@ -192,6 +192,8 @@ class StateWrite:
     membership: Membership | None = None
     position: int | None = None
     """Where an event stands that was there before. Neither event nor position takes the entry away."""
+    is_first: bool = False
+    """The line holds nothing under this key that it would replace: it is not looked for."""
 
 
 @dataclass(slots=True, kw_only=True)

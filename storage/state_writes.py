@@ -51,14 +51,14 @@ class _Writes:
         row: list[Any] = [write.position, room, write.line, write.since, key[1], key[2], None, write.membership]
         if key in self._latest:
             self._latest[key][6] = write.since
-        else:
+        elif not write.is_first:
             self.firsts[key] = write.since
         self._latest[key] = row
         self.rows.append(row)
         return key
 
     def columns(self, *, with_line: bool) -> list[Any]:
-        keys = [Int4(column) for column in zip(*self.firsts, strict=True)]
+        keys = [Int4(column) for column in zip(*self.firsts, strict=True)] or [Int4() for _ in range(4)]
         lines = [keys[3]] if with_line else []
         rows = [wrap(column) for wrap, column in zip(_STATE_COLUMNS, zip(*self.rows, strict=True), strict=True)]
         return [*keys[:3], Int4(self.firsts.values()), *lines, *rows]

@@ -74,11 +74,11 @@ class JoinAppender:
         version = row.state_version + 1
         given = {entry.key: entry for entry in state_before}
         writes = [_write(key, version, None, None) for key in ours if key not in given]
-        writes += [
-            _write(key, version, positions[entry.event_id], entry.membership)
-            for key, entry in given.items()
-            if ours.get(key) != positions[entry.event_id]
-        ]
+        for key, entry in given.items():
+            if ours.get(key) != positions[entry.event_id]:
+                write = _write(key, version, positions[entry.event_id], entry.membership)
+                write.is_first = row.state_version == 0
+                writes.append(write)
         concerned = self._concerned(pdu, writes)
         placed = {each for each, stored in held.items() if not stored.flags & Flag.OUTLIER}
         join = _write(pdu.state_pair, version + 2, None, pdu.membership)
