@@ -57,7 +57,7 @@ from homeserver.client_api.server_administration import ServerAdministrationAPI,
 from homeserver.client_api.syncing import SyncAPI
 from homeserver.client_api.user_administration import UserAdministrationAPI
 from homeserver.config import API, Config
-from homeserver.federation_parts import Ground, Handshaking, Inbound, Outbound, Reception, build_sender
+from homeserver.federation_parts import Fetching, Ground, Handshaking, Inbound, Outbound, Reception, build_sender
 from homeserver.listening import Listening
 from homeserver.services import device_keys
 from homeserver.services.account_data import AccountDataService
@@ -163,6 +163,7 @@ class Application:
         self.outbound = Outbound(
             config=config, database=self.database, log=self.log, server_name=server_name, keys=keys
         )
+        self.fetching = Fetching(self.outbound, database=self.database, writer=self.writer)
 
         # services
         self.rate_limits = configured.rate_limits(config.rate_limits)
@@ -292,6 +293,7 @@ class Application:
         self.reception = Reception(
             self.outbound,
             self.ground,
+            self.fetching,
             self.handshaking.doors,
             EDUReceivers(
                 typing=self.typing.receive,
@@ -352,7 +354,9 @@ class Application:
             application_services=self.application_services,
         )
         self.summaries = RoomSummaries()
-        self.reading = RoomReading(self.database, self.tail, self.reader, Pages(self.reader), self.account_data)
+        self.reading = RoomReading(
+            self.database, self.tail, self.reader, Pages(self.reader), self.account_data, self.fetching.backfill
+        )
         self.room_upgrades = RoomUpgradeService(
             self.database, self.writer, self.room_creation, room_settings, member_fields.get
         )

@@ -27,6 +27,7 @@ from federation.outbound.server_discovery import ServerDiscovery
 from federation.outbound.shared_availability import SharedAvailability
 from federation.protocol.types import JsonObject, ServerName, UserID
 from federation.rooms.append import RoomWriter
+from federation.rooms.backfill import Backfill
 from federation.rooms.doors import RoomDoors
 from federation.rooms.handshakes import Handshakes
 from federation.rooms.invited import Invitations, MayBeInvited
@@ -102,18 +103,41 @@ class Ground:
     rate_limits: RateLimits
 
 
+class Fetching:
+    """What fetches events of rooms from other servers: what newer events refer to, and history."""
+
+    def __init__(self, outbound: Outbound, *, database: Database, writer: RoomWriter) -> None:
+        questions = Questions(outbound.client)
+        self.access = ServerAccess()
+        self.missing = MissingEventsFetcher(
+            database=database,
+            writer=writer,
+            verify=outbound.keyring.verify_events,
+            questions=questions,
+            server_name=outbound.server_name,
+        )
+        self.backfill = Backfill(
+            database=database,
+            fetcher=self.missing,
+            questions=questions,
+            access=self.access,
+            server_name=outbound.server_name,
+        )
+
+
 class Reception:
     """What takes other servers' events and EDUs."""
 
-    def __init__(self, outbound: Outbound, ground: Ground, doors: RoomDoors, edu_receivers: EDUReceivers) -> None:
+    def __init__(
+        self,
+        outbound: Outbound,
+        ground: Ground,
+        fetching: Fetching,
+        doors: RoomDoors,
+        edu_receivers: EDUReceivers,
+    ) -> None:
         database, verify = ground.database, outbound.keyring.verify_events
-        missing = MissingEventsFetcher(
-            database=database,
-            writer=ground.writer,
-            verify=verify,
-            questions=Questions(outbound.client),
-            server_name=outbound.server_name,
-        )
+        missing = fetching.missing
         self.receiver = Receiver(writer=ground.writer, verify=verify, missing=missing, doors=doors)
         self.dead_letters = DeadLetters(database, self.receiver)
         edus = EDUs(database=database, receiver=self.receiver, doors=doors, receivers=edu_receivers)

@@ -10,7 +10,7 @@ from typing import ClassVar, Protocol, Self
 
 from federation.protocol.errors import MatrixError
 from federation.protocol.types import EventID, UserID
-from storage import event_following, event_writes, events, redactions, rooms, state_writes, strings
+from storage import event_following, event_writes, events, history, redactions, rooms, state_writes, strings
 from storage.database import Row, Tx
 from storage.event_writes import Standing
 from storage.events import (
@@ -56,6 +56,8 @@ class RoomEvents:
     expected_last_line: int | None = None
     head: Head | None = None
     may_be_duplicate: bool = False
+    hole: int = 0
+    """Places to leave free before the event, which came without what precedes it: history goes there when it comes."""
     concerned: tuple[UserID, ...] = ()
     """Users who hear of it although they are not in the room: invited, kicked, banned."""
 
@@ -75,8 +77,8 @@ class RoomEvents:
 
     @property
     def width(self) -> int:
-        """A position an event."""
-        return len(self.new) or len(self.stored)
+        """A position an event, after the room that is left for history."""
+        return self.hole + (len(self.new) or len(self.stored))
 
     @property
     def rooms(self) -> Collection[int]:
@@ -143,7 +145,7 @@ class RoomEvents:
         """Give each event its position and running counts; move the room's row along."""
         self._standing = room
         self.stored, self.personal = [], []
-        for position, event in enumerate(self.new, first):
+        for position, event in enumerate(self.new, first + self.hole):
             pdu = event.pdu
             self.personal.extend((position, count) for count in event.personal)
             totals = _count(event, room, threads, self.room.number, position)
@@ -214,6 +216,8 @@ class RoomEvents:
         arrived = [stored for change in changes if change.may_be_duplicate for stored in change.stored]
         redacted = await event_writes.insert_extras(tx, placed, arrived)
         for change in changes:
+            if change.hole and change.stored:
+                await history.open_gap(tx, change.stored[0], change.new[0].missing, change.hole)
             change.redacted = redacted if any(event.redacts is not None for event in change.new) else {}
 
     @classmethod
@@ -221,7 +225,7 @@ class RoomEvents:
         """Events that other processes appended, one change an event, with what they changed in current states."""
         found = await tx.fetch(
             f"select {COLUMNS} from events where position > %s and position <= %s and flags & %s = 0 order by position",
-            (after, upto, int(Flag.OUTLIER)),
+            (after, upto, int(Flag.OUTLIER | Flag.HISTORY)),
         )
         if not found:
             return []

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from storage.database import Tx
-from storage.events import COLUMNS, StoredEvent, from_row
+from storage.events import COLUMNS, UNSEEN, Flag, StoredEvent, from_row
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +41,17 @@ class Scanned:
     """Where the scan stopped: the last event that it looked at. None: it looked at everything there is."""
 
 
+_PLACES = (
+    # Those of fetched history stand where they belong, and outliers nowhere.
+    "select * from ((select position as at, position, type, sender, flags, event_id from events where room = %s"
+    f"  and position > low and position <= high and place is null and flags & {int(Flag.OUTLIER):d} = 0"
+    "  order by position {order} limit %s)"
+    " union all (select place, position, type, sender, flags, event_id from events where room = %s and place > low"
+    "  and place <= high order by place {order} limit %s)) as places order by at {order} limit %s"
+)
+_FIRST = -(1 << 62)
+
+
 async def scan(tx: Tx, room: int, wanted: Scan) -> Scanned:
     """Look through a bounded number of events for those that match; hidden ones are looked at and left out."""
     order = "desc" if wanted.newest_first else "asc"
@@ -48,18 +59,17 @@ async def scan(tx: Tx, room: int, wanted: Scan) -> Scanned:
     conditions, values = _matching(room, wanted)
     rows = await tx.fetch(
         "with scanned as materialized (select found.* from unnest(%s::bigint[], %s::bigint[]) as given(low, high),"
-        "  lateral (select position, type, sender, flags, event_id from events where room = %s and position > low"
-        f"  and position <= high order by position {order} limit %s) as found order by position {order} limit %s)"
+        f"  lateral ({_PLACES.format(order=order)}) as found order by at {order} limit %s)"
         f" select bounds.edge, bounds.looked_at, {COLUMNS}"
-        f" from (select {edge}(position) as edge, count(*) as looked_at from scanned) as bounds"
-        " left join (events join (select position from scanned where flags = 0"
-        f"  {''.join(f' and {condition}' for condition in conditions)} order by position {order} limit %s) as matching"
+        f" from (select {edge}(at) as edge, count(*) as looked_at from scanned) as bounds"
+        f" left join (events join (select at, position from scanned where flags & {UNSEEN:d} = 0"
+        f"  {''.join(f' and {condition}' for condition in conditions)} order by at {order} limit %s) as matching"
         "  on events.position = matching.position and events.room = %s) on true"
-        f" order by events.position {order}",
+        f" order by matching.at {order}",
         (
             [low for low, _ in wanted.ranges],
             [high for _, high in wanted.ranges],
-            room,
+            *(room, wanted.budget) * 2,
             wanted.budget,
             wanted.budget,
             *values,
@@ -69,7 +79,7 @@ async def scan(tx: Tx, room: int, wanted: Scan) -> Scanned:
     )
     found = [from_row(row[2:]) for row in rows if row[2] is not None]
     if len(found) == wanted.limit:
-        return Scanned(found, found[-1].position if found else None)
+        return Scanned(found, found[-1].place if found else None)
     return Scanned(found, rows[0][0] if rows and rows[0][1] >= wanted.budget else None)
 
 
@@ -100,7 +110,9 @@ def _matching(room: int, wanted: Scan) -> tuple[list[str], list[Any]]:
 async def preceding(tx: Tx, room: int, place: int, limit: int) -> list[StoredEvent]:
     """The events that stand at this place and before it, the nearest first, hidden ones included."""
     rows = await tx.fetch(
-        f"select {COLUMNS} from events where room = %s and position <= %s order by position desc limit %s",
-        (room, place, limit),
+        f"select {COLUMNS} from unnest(%s::bigint[], %s::bigint[]) as given(low, high),"
+        f" lateral (select at, position as standing from ({_PLACES.format(order='desc')}) as near) as found"
+        " join events on events.room = %s and events.position = found.standing order by at desc",
+        ([_FIRST], [place], *(room, limit) * 2, limit, room),
     )
     return [from_row(row) for row in rows]

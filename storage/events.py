@@ -33,6 +33,8 @@ class Flag(IntFlag):
     """Held without its state: part of an auth chain."""
     UNAPPLIED = 8
     """A redaction that redacts nothing, or nothing yet: in the graph like any event, not shown to clients."""
+    HISTORY = 16
+    """Fetched after what follows it: shown to whoever pages back to it, and no news to anybody."""
 
 
 HIDDEN = Flag.REJECTED | Flag.SOFT_FAILED | Flag.OUTLIER
@@ -66,6 +68,8 @@ class StoredEvent:
     device: int | None
     txn_id: str | None
     canonical: bytes
+    other_place: int | None = None
+    other_arrival: int | None = None
     client: bytes | None = None
     """The client's form up to `unsigned`, encoded once."""
     _json: JsonObject | None = None
@@ -80,7 +84,12 @@ class StoredEvent:
     @property
     def place(self) -> int:
         """Where it stands among the room's events, for who reads them in order."""
-        return self.position
+        return self.position if self.other_place is None else self.other_place
+
+    @property
+    def arrival(self) -> int:
+        """When it came, as a place in the log: later than all that it cites."""
+        return self.position if self.other_arrival is None else self.other_arrival
 
     @property
     def is_readable(self) -> bool:
@@ -221,7 +230,8 @@ _LAST = 2**63 - 1
 
 COLUMNS = (
     "events.position, events.room, event_id, flags, events.line, version, trunk_version, after_line, after_version,"
-    " notify_total, highlight_total, redacted_by, thread, device, txn_id, json"
+    " notify_total, highlight_total, redacted_by, thread, device, txn_id, json,"
+    " place, arrival"
 )
 
 
@@ -244,6 +254,8 @@ def from_row(row: Row) -> StoredEvent:
         device=row[13],
         txn_id=row[14],
         canonical=_unpacked(row[15]),
+        other_place=row[16],
+        other_arrival=row[17],
     )
 
 
@@ -392,7 +404,7 @@ async def find_by_timestamp(
         beyond = _LAST if backwards else -_LAST
     rows = await tx.fetch(
         f"select {COLUMNS} from events where room = %s and origin_server_ts {comparison}= %s"
-        f" and (origin_server_ts, position) {comparison} (%s, %s) and flags = 0"
+        f" and (origin_server_ts, position) {comparison} (%s, %s) and flags & {UNSEEN:d} = 0"
         f" order by origin_server_ts {order}, position {order} limit %s",
         (room, ts, ts, beyond, limit),
     )
@@ -420,9 +432,9 @@ async def find_followers(tx: Tx, room: int, event_ids: Collection[str]) -> set[E
 
 
 async def newest_gaps(tx: Tx, rooms: Collection[int]) -> dict[int, int]:
-    """Where in each of these rooms the newest event stands that follows one which we do not hold."""
+    """Where in each of these rooms the newest event stands that came without what precedes it, fetched since or not."""
     rows = await tx.fetch(
-        "select room, max(position) from missing_events where room = any(%s::int[]) group by room", (list(rooms),)
+        "select room, max(position) from history_gaps where room = any(%s::int[]) group by room", (list(rooms),)
     )
     return {room: position for room, position in rows}
 
@@ -462,3 +474,14 @@ async def ids_of(tx: Tx, room: int, positions: Collection[int]) -> dict[int, Eve
         (room, list(positions)),
     )
     return {position: EventID(event_id) for position, event_id in rows}
+
+
+async def arrivals_of(tx: Tx, room: int, positions: Collection[int]) -> dict[int, int]:
+    """When those of these events came that did not come at their position, as places in the log."""
+    if not positions:
+        return {}
+    rows = await tx.fetch(
+        "select position, arrival from events where room = %s and position = any(%s::bigint[]) and arrival is not null",
+        (room, list(positions)),
+    )
+    return {position: arrival for position, arrival in rows}

@@ -96,6 +96,8 @@ events = Table(
     Column("position", BigInteger, nullable=False),
     Column("origin_server_ts", BigInteger, nullable=False),
     Column("redacted_by", BigInteger),
+    Column("place", BigInteger, comment="In the order of the room's events, where that is not its position."),
+    Column("arrival", BigInteger, comment="When it came, as a place in the log, where that is not its position."),
     Column("room", Integer, nullable=False),
     Column("line", Integer, nullable=False),
     Column("version", Integer, nullable=False),
@@ -127,6 +129,7 @@ events = Table(
         postgresql_where=text("txn_id is not null"),
     ),
     Index("events_thread_idx", "room", "thread", "position", postgresql_where=text("thread is not null")),
+    Index("events_place_idx", "room", "place", postgresql_where=text("place is not null")),
     comment="Verified PDUs (json: see event_bytes.py). (line, version) is the state before the event.",
 )
 
@@ -192,6 +195,18 @@ remote_joins = Table(
     Column("room_version", Text),
     Column("event", LargeBinary, comment="The signed join event, once it may have been sent."),
     comment="Joins by way of other servers that are under way, or were when the server died.",
+)
+
+history_gaps = Table(
+    "history_gaps",
+    metadata,
+    Column("room", Integer, primary_key=True, autoincrement=False),
+    Column("position", BigInteger, primary_key=True, comment="Of the event that came without what precedes it."),
+    Column("low", BigInteger, nullable=False, comment="Places after this one, before `bottom`, are free."),
+    Column("bottom", BigInteger, nullable=False, comment="The oldest event that is known above the gap."),
+    Column("is_first", Boolean, nullable=False, comment="Nothing of the room stands below."),
+    Column("frontier", ARRAY(Text), nullable=False, comment="What to ask for next; empty once the gap is filled."),
+    comment="Room for history that is fetched later, in its place (storage/history.py).",
 )
 
 pending_redactions = Table(

@@ -21,15 +21,18 @@ from federation.protocol.types import EventID, JsonObject, RoomID
 MAX_EVENT_BYTES = 65536
 MAX_PREV_EVENTS = 20
 MAX_AUTH_EVENTS = 10
+MAX_OLD_REFERENCES = 500
+"""What events from before there was a limit may have of either."""
 _MAX_INT64 = 2**63 - 1
 
 _ABSENT = object()
 
 
-def parse(json: JsonObject, rules: RoomVersionRules) -> PDU:
+def parse(json: JsonObject, rules: RoomVersionRules, *, is_old: bool = False) -> PDU:
     """The event that this JSON, as `canonical_json.loads` read it, is in a room of this version.
 
-    Raises InvalidEvent for anything else. Hash and signatures are not checked yet: `signatures.verify` does it.
+    Raises InvalidEvent for anything else. An event that `is_old`, from an answer to /backfill, may refer to more events
+    than are allowed now ("GET /backfill"). Hash and signatures are not checked yet: `signatures.verify` does it.
     """
     if type(json) is not dict:
         raise InvalidEvent("An event is an object")
@@ -58,6 +61,7 @@ def parse(json: JsonObject, rules: RoomVersionRules) -> PDU:
         raise InvalidEvent("state_key must be a string")
     check_draft(event_type, state_key, content)
     event_id = _event_id(json, rules)
+    most_prev, most_auth = (MAX_OLD_REFERENCES,) * 2 if is_old else (MAX_PREV_EVENTS, MAX_AUTH_EVENTS)
     return PDU(
         event_id=event_id,
         room_id=_room_id(json, event_id, rules),
@@ -65,8 +69,8 @@ def parse(json: JsonObject, rules: RoomVersionRules) -> PDU:
         sender=sender,
         state_key=state_key,
         content=content,
-        prev_event_ids=tuple(dict.fromkeys(_references(json, "prev_events", MAX_PREV_EVENTS, rules))),
-        auth_event_ids=_auth_event_ids(json, rules),
+        prev_event_ids=tuple(dict.fromkeys(_references(json, "prev_events", most_prev, rules))),
+        auth_event_ids=_auth_event_ids(json, most_auth, rules),
         depth=_integer(json, "depth", 0, max_depth(rules)),
         origin_server_ts=_integer(json, "origin_server_ts", -_MAX_INT64, _MAX_INT64),
         redacts=redacts_of(json, rules),
@@ -190,8 +194,8 @@ def _room_id(json: JsonObject, event_id: EventID, rules: RoomVersionRules) -> Ro
     return room_id
 
 
-def _auth_event_ids(json: JsonObject, rules: RoomVersionRules) -> tuple[EventID, ...]:
-    event_ids = tuple(_references(json, "auth_events", MAX_AUTH_EVENTS, rules))
+def _auth_event_ids(json: JsonObject, most: int, rules: RoomVersionRules) -> tuple[EventID, ...]:
+    event_ids = tuple(_references(json, "auth_events", most, rules))
     if len(set(event_ids)) != len(event_ids):
         raise InvalidEvent("auth_events has an event twice")
     return event_ids

@@ -20,6 +20,7 @@ from storage import events, room_state, rooms
 from storage.append_events import DuplicateEvent, RoomEvents
 from storage.database import Database, Tx
 from storage.events import Flag, NewEvent, StateWrite
+from storage.history import HOLE
 from storage.log import Conflict, Entry, Log
 from storage.memberships import Membership
 from storage.room_state import TRUNK
@@ -83,6 +84,7 @@ class JoinAppender:
         placed = {each for each, stored in held.items() if not stored.flags & Flag.OUTLIER}
         join = _write(pdu.state_pair, version + 2, None, pdu.membership)
         join.event_id = pdu.event_id
+        missing = [each for each in pdu.prev_event_ids if each not in placed]
         return RoomEvents(
             room=room,
             new=[
@@ -92,7 +94,7 @@ class JoinAppender:
                     version=version,
                     trunk_version=version + 2,
                     is_local=True,
-                    missing=[each for each in pdu.prev_event_ids if each not in placed],
+                    missing=missing,
                     covers=frozenset(row.extremities),
                 )
             ],
@@ -101,6 +103,7 @@ class JoinAppender:
             new_version=version + 2,
             state=[*writes, join],
             may_be_duplicate=True,
+            hole=HOLE if missing else 0,
             concerned=concerned,
         )
 

@@ -29,6 +29,7 @@ from storage import events, room_state, rooms
 from storage.append_events import DuplicateEvent, RoomEvents
 from storage.database import Database, Tx
 from storage.events import HIDDEN, Flag, NewEvent, NewLine, StateWrite, StoredEvent
+from storage.history import HOLE
 from storage.log import Change, Conflict, Entry, Log
 from storage.memberships import Membership
 from storage.room_state import TRUNK, Point
@@ -187,6 +188,8 @@ class RemoteAppender:
             new_version=placing.row.state_version,
             may_be_duplicate=True,
         )
+        if placing.missing and not placing.flags:
+            change.hole = HOLE
         after = await self._advance(placing, change, before, point)
         if placing.lines:
             change.expected_last_line = placing.row.last_line

@@ -223,7 +223,7 @@ class MissingEventsFetcher:
         return await self.verified(room, found, set(wanted))
 
     async def verified(
-        self, room: Room, jsons: Sequence[JsonObject], wanted: set[EventID] | None = None
+        self, room: Room, jsons: Sequence[JsonObject], wanted: set[EventID] | None = None, *, is_old: bool = False
     ) -> list[VerifiedPDU]:
         """Those that are events of this room, and wanted, and that hold (steps 1 to 3); each once."""
         verified: dict[EventID, VerifiedPDU] = {}
@@ -231,7 +231,7 @@ class MissingEventsFetcher:
             pdus: dict[EventID, PDU] = {}
             for json in jsons[start : start + VERIFIED_AT_ONCE]:
                 try:
-                    pdu = event_format.parse(json, room.rules)
+                    pdu = event_format.parse(json, room.rules, is_old=is_old)
                 except InvalidEvent:
                     continue
                 is_new = pdu.event_id not in verified and (wanted is None or pdu.event_id in wanted)

@@ -11,10 +11,11 @@ from typing import Protocol
 
 from federation.protocol.types import UserID
 from federation.rooms.reader import BEGINNING, END, Access, RoomReader, Seen
-from storage import event_pages, events, rooms, strings
+from storage import event_pages, events, history, rooms, strings
 from storage.database import Tx
 from storage.event_pages import Scan
 from storage.events import StoredEvent
+from storage.history import Gap
 from storage.rooms import Room
 
 MAX_SCANNED = 2_000
@@ -85,6 +86,8 @@ class PageRequest:
     wanted: Wanted | None = None
     ignored: Collection[UserID] = ()
     """Whose messages the reader does not want."""
+    stops_at_gaps: bool = True
+    """Whether a page going backwards ends where history is missing that other servers may have."""
 
 
 @dataclass(slots=True)
@@ -94,6 +97,8 @@ class Page:
     start: int
     seen: list[Seen] = field(default_factory=list)
     end: int | None = None
+    gap: Gap | None = None
+    """What is missing before more can be read; there may be room for it in the page."""
 
 
 class Pages:
@@ -112,6 +117,8 @@ class Pages:
         scan = await _scan(tx, request)
         if limit is None or scan is None:
             return page
+        gap, floor = await _next_gap(tx, access.room, request, start)
+        request = request if floor is None else replace(request, stop=floor)
         ranges, is_narrowed = _clip([(BEGINNING, END)], request, start), False
         budget = MAX_SCANNED
         while ranges:
@@ -138,7 +145,8 @@ class Pages:
             if not is_narrowed and len(seen) < len(scanned.events):
                 ranges, is_narrowed = await self._reader.ranges(tx, access), True
             ranges = _clip(ranges, request, page.end)
-        page.end = None
+        page.gap = gap
+        page.end = None if gap is None else gap.bottom - 1
         return page
 
     async def read_rooms(self, tx: Tx, user_id: UserID, numbers: Collection[int], request: PageRequest) -> Page:
@@ -174,6 +182,20 @@ class Pages:
         return None
 
 
+async def _next_gap(tx: Tx, room: Room, request: PageRequest, start: int) -> tuple[Gap | None, int | None]:
+    """The first gap on the way back, and where to stop: there, or where the room begins."""
+    if not request.backwards:
+        return None, None
+    floor = request.stop
+    for gap in await history.gaps(tx, room.number):
+        if gap.is_first and (floor is None or gap.low > floor):
+            floor = gap.low  # below stands only what is no part of the history
+        ends_before = request.stop is None or gap.bottom - 1 > request.stop
+        if gap.frontier and request.stops_at_gaps and ends_before and gap.low < start and gap.bottom <= start + 1:
+            return gap, gap.bottom - 1
+    return None, floor
+
+
 def _clip(ranges: Collection[tuple[int, int]], request: PageRequest, place: int) -> list[tuple[int, int]]:
     """What of the ranges lies between a place and the end of the request, in its direction."""
     if request.backwards:
@@ -188,7 +210,7 @@ def _end_of(page: Page, request: PageRequest) -> int:
     """Just behind the last event of the page; where it has none, where it started."""
     if not page.seen:
         return page.start
-    last = page.seen[-1].event.position
+    last = page.seen[-1].event.place
     return last - 1 if request.backwards else last
 
 

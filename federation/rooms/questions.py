@@ -97,6 +97,25 @@ class Questions:
         answer = await self._client.post(server, _path("get_missing_events", room_id), body)
         return _objects(answer.get("events"), limit * 2)
 
+    async def backfill(
+        self, server: ServerName, room_id: RoomID, event_ids: Sequence[EventID], limit: int
+    ) -> list[JsonObject]:
+        """These events and what precedes them."""
+        query = [*(("v", event_id) for event_id in event_ids), ("limit", str(limit))]
+        answer = await self._client.get(server, _path("backfill", room_id), query, max_bytes=MAX_EVENTS_BYTES)
+        return _objects(answer.get("pdus"), limit * 2)
+
+    async def by_timestamp(
+        self, server: ServerName, room_id: RoomID, ts: int, *, backwards: bool
+    ) -> tuple[EventID, int] | None:
+        """The event that is nearest to a time, on one side of it, and when it was sent; None for what is no answer."""
+        query = [("ts", str(ts)), ("dir", "b" if backwards else "f")]
+        answer = await self._client.get(server, _path("timestamp_to_event", room_id), query, max_bytes=64 * 1024)
+        event_id, origin_server_ts = answer.get("event_id"), answer.get("origin_server_ts")
+        if not is_event_id(event_id) or type(origin_server_ts) is not int:
+            return None
+        return event_id, origin_server_ts
+
     async def event(self, server: ServerName, event_id: EventID) -> list[JsonObject]:
         """The event with this ID, or what is said to be it; at most one."""
         answer = await self._client.get(server, _path("event", event_id), max_bytes=1024 * 1024)

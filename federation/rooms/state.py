@@ -88,24 +88,26 @@ class Graph:
     """Events and lines of one room as far as one decision needs them, each read once."""
 
     def __init__(self, tx: Tx, room: Room, new: VerifiedPDU | None = None) -> None:
-        self._tx = tx
+        self.tx = tx
         self.room = room
         self.pdus: dict[EventID, VerifiedPDU] = {}
         self.positions: dict[EventID, int] = {}
+        self.arrivals: dict[EventID, int] = {}
+        """When events came, as places in the log: each after all that it cites."""
         self.rejected: set[EventID] = set()
-        self._by_position: dict[int, StoredEvent] = {}
+        self._by_arrival: dict[int, StoredEvent] = {}
         self._ids: dict[int, EventID] = {}
         self._branches: dict[int, Line] = {}
         if new is not None:
             self.pdus[new.event_id] = new
-            self.positions[new.event_id] = NEW
+            self.positions[new.event_id] = self.arrivals[new.event_id] = NEW
             self._ids[NEW] = new.event_id
 
     async def load(self, event_ids: Iterable[EventID]) -> None:
         """Have these events at hand; raises MissingEvents for what is not held in this room."""
         wanted = [event_id for event_id in dict.fromkeys(event_ids) if event_id not in self.pdus]
         if wanted:
-            self.keep((await events.by_id(self._tx, wanted)).values())
+            self.keep((await events.by_id(self.tx, wanted)).values())
             missing = [event_id for event_id in wanted if event_id not in self.pdus]
             if missing:
                 raise MissingEvents(auth=missing)
@@ -115,7 +117,7 @@ class Graph:
         wanted = list(event_ids)
         if not wanted:
             return {}
-        found = await events.by_id(self._tx, wanted)
+        found = await events.by_id(self.tx, wanted)
         self.keep(found.values())
         return {
             event_id: stored
@@ -127,7 +129,7 @@ class Graph:
         """Have the events at these positions at hand."""
         wanted = [position for position in set(positions) if position not in self._ids]
         if wanted:
-            self.keep((await events.by_position(self._tx, self.room.number, wanted)).values())
+            self.keep((await events.by_position(self.tx, self.room.number, wanted)).values())
 
     def keep(self, stored: Iterable[StoredEvent]) -> None:
         """Remember events that were loaded otherwise."""
@@ -135,10 +137,18 @@ class Graph:
             if event.room == self.room.number:
                 self.pdus[event.event_id] = to_pdu(event, self.room)
                 self.positions[event.event_id] = event.position
+                self.arrivals[event.event_id] = event.arrival
+                self._by_arrival[event.arrival] = event
                 self._ids[event.position] = event.event_id
-                self._by_position[event.position] = event
                 if event.flags & Flag.REJECTED:
                     self.rejected.add(event.event_id)
+
+    def add(self, pdu: VerifiedPDU, position: int, arrival: int) -> None:
+        """Know an event that is about to be stored."""
+        self.pdus[pdu.event_id] = pdu
+        self.positions[pdu.event_id] = position
+        self.arrivals[pdu.event_id] = arrival
+        self._ids[position] = pdu.event_id
 
     def at(self, position: int) -> VerifiedPDU:
         """The event at a position, which was loaded."""
@@ -148,7 +158,7 @@ class Graph:
         """The lines on which these points stand, and those that they branch off from; more, where they are known."""
         missing = {line for line, _ in points if line != TRUNK and line not in self._branches}
         if missing:
-            self._branches.update(await room_state.lines(self._tx, self.room.number, missing))
+            self._branches.update(await room_state.lines(self.tx, self.room.number, missing))
         return self._branches
 
     async def entries(self, view: View, keys: Collection[StateKey]) -> dict[StateKey, int]:
@@ -156,7 +166,7 @@ class Graph:
         asked = [key for key in keys if key not in view.changes]
         found: dict[StateKey, int] = {}
         if asked:
-            found = (await room_state.at(self._tx, self.room.number, [view.point], asked))[view.point]
+            found = (await room_state.at(self.tx, self.room.number, [view.point], asked))[view.point]
         found.update({key: at for key in keys if (at := view.changes.get(key)) is not None})
         return found
 
@@ -167,22 +177,24 @@ class Graph:
         return {key: self.at(position) for key, position in found.items()}
 
     async def recent(self, view: View, after: int) -> list[EventID]:
-        """The events of a state that came after a position."""
-        oldest = self._by_position.get(after)
+        """The events of a state that came after a place in the log."""
+        oldest = self._by_arrival.get(after)
         since = 0 if oldest is None else oldest.trunk_version
-        if oldest is not None and oldest.flags & Flag.OUTLIER:
-            since -= 1  # it may have come together with the version's own events
+        if oldest is not None and oldest.flags & (Flag.OUTLIER | Flag.HISTORY):
+            since = -1 if oldest.flags & Flag.HISTORY else since - 1  # it came together with the version's own events
         found = await room_state.recent_at(
-            self._tx, self.room.number, view.point, since, await self.branches([view.point])
+            self.tx, self.room.number, view.point, since, await self.branches([view.point])
         )
         found.update(view.changes)
-        wanted = {position for position in found.values() if position is not None and position > after}
+        positions = {position for position in found.values() if position is not None}
+        late = await events.arrivals_of(self.tx, self.room.number, [each for each in positions if each <= after])
+        wanted = {position for position in positions if late.get(position, position) > after}
         await self.load_positions(wanted)
         return [self._ids[position] for position in wanted]
 
     async def load_history(self, key: StateKey) -> None:
         """Have every event at hand that ever was the room's current one under a key."""
-        spans = (await room_state.history(self._tx, self.room.number, [key]))[key]
+        spans = (await room_state.history(self.tx, self.room.number, [key]))[key]
         await self.load_positions(span.event for span in spans if span.event is not None)
 
     async def compare(self, views: Sequence[View]) -> Comparison:
@@ -191,8 +203,8 @@ class Graph:
         keys: set[StateKey] = {key for view in views for key in view.changes}
         if len(points) > 1:
             spans = room_state.differing_spans(points, await self.branches(points))
-            keys |= await room_state.keys_changed(self._tx, self.room.number, spans)
-        stored = await room_state.at(self._tx, self.room.number, points, keys) if keys else {}
+            keys |= await room_state.keys_changed(self.tx, self.room.number, spans)
+        stored = await room_state.at(self.tx, self.room.number, points, keys) if keys else {}
         values = [{**stored.get(view.point, {}), **view.changes} for view in views]
         return Comparison(keys, {point: stored.get(point, {}) for point in points}, values)
 
@@ -343,7 +355,7 @@ class _Walk:
             if event_id not in self._visited:
                 self._bounds[event_id] = min(below, self._bounds.get(event_id, below))
             elif before | mask != before:
-                position = self._graph.positions[event_id]
+                position = self._graph.arrivals[event_id]
                 cited = self._graph.pdus[event_id].auth_event_ids
                 frontier.extend((each, before | mask, position) for each in cited)
 
@@ -357,7 +369,7 @@ class _Walk:
 
     def floor(self) -> int:
         """The lowest position of an open event."""
-        return min((self._graph.positions[event_id] for event_id in self.list_open()), default=NEW)
+        return min((self._graph.arrivals[event_id] for event_id in self.list_open()), default=NEW)
 
     async def run(self, common: Common) -> None:
         """Visit events until nothing that was not visited could change what is partial."""
@@ -375,14 +387,14 @@ class _Walk:
             for event_id in wave:
                 self._visited.add(event_id)
                 self._bounds.pop(event_id, None)
-                mask, position = self._masks[event_id], self._graph.positions[event_id]
+                mask, position = self._masks[event_id], self._graph.arrivals[event_id]
                 for cited in self._graph.pdus[event_id].auth_event_ids:
                     self.reach(cited, mask, position)
 
     def floor_of_visited(self) -> int:
         """As `floor`, for events of which some may be loaded only now."""
-        positions = self._graph.positions
-        return min((positions[event_id] for event_id in self.list_open() if event_id in positions), default=NEW)
+        arrivals = self._graph.arrivals
+        return min((arrivals[event_id] for event_id in self.list_open() if event_id in arrivals), default=NEW)
 
     async def _mark_common(self, wave: Iterable[EventID], common: Common) -> None:
         """What all states hold is reached by all; so is, most likely, what stood there before it."""
@@ -398,7 +410,7 @@ class _Walk:
 
 async def load_subgraph(graph: Graph, conflicted: Collection[EventID]) -> set[EventID]:
     """The conflicted state subgraph. What stands below the lowest event in conflict is on no path to it."""
-    floor = min(graph.positions[event_id] for event_id in conflicted)
+    floor = min(graph.arrivals[event_id] for event_id in conflicted)
     frontier = set(conflicted)
     seen: set[EventID] = set()
     while frontier:
@@ -407,7 +419,7 @@ async def load_subgraph(graph: Graph, conflicted: Collection[EventID]) -> set[Ev
         frontier = {
             cited
             for event_id in frontier
-            if graph.positions[event_id] > floor
+            if graph.arrivals[event_id] > floor
             for cited in graph.pdus[event_id].auth_event_ids
             if cited not in seen
         }

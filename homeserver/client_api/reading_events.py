@@ -4,8 +4,7 @@ Every read goes through `federation/rooms/reader.py`; who may read nothing of a 
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
@@ -13,7 +12,8 @@ import orjson
 from federation.protocol import canonical_json
 from federation.protocol.errors import Forbidden, InvalidInput, NotFound
 from federation.protocol.types import UserID
-from federation.rooms.pages import PageRequest, Pages
+from federation.rooms.backfill import Backfill, Moment
+from federation.rooms.pages import Page, PageRequest, Pages
 from federation.rooms.reader import Access, Point, RoomReader, Seen, StoredEvent
 from federation.web import Answer, Call
 from homeserver.client_api.routing import requester
@@ -37,6 +37,7 @@ class RoomReading:
     reader: RoomReader
     pages: Pages
     account_data: AccountDataService
+    backfill: Backfill
 
 
 class ReadingEventsAPI:
@@ -48,6 +49,7 @@ class ReadingEventsAPI:
         self._reader = reading.reader
         self._pages = reading.pages
         self._account_data = reading.account_data
+        self._backfill = reading.backfill
 
     async def get_messages(self, call: Call) -> Answer:
         """GET /rooms/{roomId}/messages."""
@@ -55,28 +57,37 @@ class ReadingEventsAPI:
         backwards, wanted = direction(call), room_event_filter(call)
         start, stop = _place(call, "from"), _place(call, "to")
         limit = _limit(call, wanted)
+        if start is None:
+            start = self._tail.position if backwards else None
+        request = PageRequest(
+            backwards=backwards,
+            start=start,
+            stop=stop,
+            limit=limit if wanted.allows_room(call.path["room_id"]) else None,
+            wanted=wanted,
+        )
         async with self._database.read() as tx:
             access = await self._reader.access(tx, call.path["room_id"], who.user_id)
-            if start is None:
-                start = self._tail.position if backwards else None
-            request = PageRequest(
-                backwards=backwards,
-                start=start,
-                stop=stop,
-                limit=limit if wanted.allows_room(access.room.room_id) else None,
-                wanted=wanted,
-                ignored=await self._account_data.ignored_users(tx, who.user_id),
-            )
+            request = replace(request, ignored=await self._account_data.ignored_users(tx, who.user_id))
             page = await self._pages.read(tx, access, request)
-            answer: dict[str, Any] = {
-                "start": call.query_text("from") or page_token(page.start),
-                "chunk": fragments(await self._reader.render(tx, page.seen, who.device)),
-            }
-            if page.end is not None:
-                answer["end"] = page_token(page.end)
-            if wanted.lazy_load_members:
-                point = _last_point(page.seen[::-1] if backwards else page.seen)
-                answer["state"] = await self._members(tx, access, point, _senders(page.seen))
+            if page.gap is None or len(page.seen) >= limit:
+                return await self._messages(tx, call, access, page)
+        stops_at_gaps = await self._backfill.reach(access.room, page.gap, page.start, limit)
+        async with self._database.read() as tx:
+            page = await self._pages.read(tx, access, replace(request, stops_at_gaps=stops_at_gaps))
+            return await self._messages(tx, call, access, page)
+
+    async def _messages(self, tx: Tx, call: Call, access: Access, page: Page) -> bytes:
+        """The answer that a page makes."""
+        answer: dict[str, Any] = {
+            "start": call.query_text("from") or page_token(page.start),
+            "chunk": fragments(await self._reader.render(tx, page.seen, requester(call).device)),
+        }
+        if page.end is not None:
+            answer["end"] = page_token(page.end)
+        if room_event_filter(call).lazy_load_members:
+            point = _last_point(page.seen[::-1] if direction(call) else page.seen)
+            answer["state"] = await self._members(tx, access, point, _senders(page.seen))
         return orjson.dumps(answer)
 
     async def _members(
@@ -115,22 +126,41 @@ class ReadingEventsAPI:
         async with self._database.read() as tx:
             access = await self._reader.access(tx, call.path["room_id"], who.user_id)
             target = await self._reader.event(tx, access, call.path["event_id"])
-            position = target.event.position
             ignored = await self._account_data.ignored_users(tx, who.user_id)
-            sizes = (limit // 2, limit - limit // 2) if wanted.allows_room(access.room.room_id) else (None, None)
-            request = partial(PageRequest, wanted=wanted, ignored=ignored)
-            before = await self._pages.read(tx, access, request(backwards=True, start=position - 1, limit=sizes[0]))
-            after = await self._pages.read(tx, access, request(backwards=False, start=position, limit=sizes[1]))
-            shown = [*reversed(before.seen), target, *after.seen]
-            state = await self._state_for(tx, access, shown, wanted)
-            answer = {
-                "start": page_token(shown[0].event.position - 1),
-                "end": page_token(shown[-1].event.position),
-                "events_before": fragments(await self._reader.render(tx, before.seen, who.device)),
-                "event": orjson.Fragment(one(await self._reader.render(tx, [target], who.device))),
-                "events_after": fragments(await self._reader.render(tx, after.seen, who.device)),
-                "state": fragments(await self._reader.render_state(tx, state)),
-            }
+            size = limit // 2 if wanted.allows_room(access.room.room_id) else None
+            request = PageRequest(
+                backwards=True, start=target.event.place - 1, limit=size, wanted=wanted, ignored=ignored
+            )
+            before = await self._pages.read(tx, access, request)
+            if size is None or before.gap is None or len(before.seen) >= size:
+                return await self._context(tx, call, access, (before, target))
+        stops_at_gaps = await self._backfill.reach(access.room, before.gap, before.start, size)
+        async with self._database.read() as tx:
+            before = await self._pages.read(tx, access, replace(request, stops_at_gaps=stops_at_gaps))
+            return await self._context(tx, call, access, (before, target))
+
+    async def _context(self, tx: Tx, call: Call, access: Access, found: tuple[Page, Seen]) -> bytes:
+        """The answer, given the event and what comes before it."""
+        who, wanted, (before, target) = requester(call), room_event_filter(call), found
+        limit = _limit(call, wanted)
+        request = PageRequest(
+            backwards=False,
+            start=target.event.place,
+            limit=limit - limit // 2 if wanted.allows_room(access.room.room_id) else None,
+            wanted=wanted,
+            ignored=await self._account_data.ignored_users(tx, who.user_id),
+        )
+        after = await self._pages.read(tx, access, request)
+        shown = [*reversed(before.seen), target, *after.seen]
+        state = await self._state_for(tx, access, shown, wanted)
+        answer = {
+            "start": page_token(shown[0].event.place - 1),
+            "end": page_token(shown[-1].event.place),
+            "events_before": fragments(await self._reader.render(tx, before.seen, who.device)),
+            "event": orjson.Fragment(one(await self._reader.render(tx, [target], who.device))),
+            "events_after": fragments(await self._reader.render(tx, after.seen, who.device)),
+            "state": fragments(await self._reader.render_state(tx, state)),
+        }
         return orjson.dumps(answer)
 
     async def _state_for(
@@ -158,6 +188,10 @@ class ReadingEventsAPI:
         async with self._database.read() as tx:
             access = await self._reader.access(tx, call.path["room_id"], who.user_id)
             seen = await self._pages.find_by_timestamp(tx, access, ts, backwards=backwards)
+        nearest = None if seen is None else (seen.event.place, seen.event.json["origin_server_ts"])
+        if await self._backfill.find_by_time(access.room, Moment(ts, backwards, nearest)) is not None:
+            async with self._database.read() as tx:
+                seen = await self._pages.find_by_timestamp(tx, access, ts, backwards=backwards)
         if seen is None:
             raise NotFound("There is no event on that side of that time")
         return {"event_id": seen.event.event_id, "origin_server_ts": seen.event.json["origin_server_ts"]}

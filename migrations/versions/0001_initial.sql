@@ -108,6 +108,8 @@ CREATE TABLE events (
 	position BIGINT NOT NULL,
 	origin_server_ts BIGINT NOT NULL,
 	redacted_by BIGINT,
+	place BIGINT,
+	arrival BIGINT,
 	room INTEGER NOT NULL,
 	line INTEGER NOT NULL,
 	version INTEGER NOT NULL,
@@ -129,6 +131,8 @@ CREATE TABLE events (
 	CONSTRAINT events_event_id_excl EXCLUDE USING hash (event_id WITH =)
 );
 
+CREATE INDEX events_place_idx ON events (room, place) WHERE place is not null;
+
 CREATE INDEX events_position_idx ON events (position);
 
 CREATE INDEX events_room_origin_server_ts_idx ON events (room, origin_server_ts);
@@ -138,6 +142,10 @@ CREATE INDEX events_thread_idx ON events (room, thread, position) WHERE thread i
 CREATE UNIQUE INDEX events_transaction_key ON events (device, txn_id, room, type) WHERE txn_id is not null;
 
 COMMENT ON TABLE events IS 'Verified PDUs (json: see event_bytes.py). (line, version) is the state before the event.';
+
+COMMENT ON COLUMN events.place IS 'In the order of the room''s events, where that is not its position.';
+
+COMMENT ON COLUMN events.arrival IS 'When it came, as a place in the log, where that is not its position.';
 
 CREATE TABLE filters (
 	filter INTEGER NOT NULL,
@@ -156,6 +164,28 @@ CREATE TABLE forgotten_rooms (
 );
 
 COMMENT ON TABLE forgotten_rooms IS 'Rooms that a user left and asked to forget, with the position of the leave.';
+
+CREATE TABLE history_gaps (
+	room INTEGER NOT NULL,
+	position BIGINT NOT NULL,
+	low BIGINT NOT NULL,
+	bottom BIGINT NOT NULL,
+	is_first BOOLEAN NOT NULL,
+	frontier TEXT[] NOT NULL,
+	CONSTRAINT history_gaps_pkey PRIMARY KEY (room, position)
+);
+
+COMMENT ON TABLE history_gaps IS 'Room for history that is fetched later, in its place (storage/history.py).';
+
+COMMENT ON COLUMN history_gaps.position IS 'Of the event that came without what precedes it.';
+
+COMMENT ON COLUMN history_gaps.low IS 'Places after this one, before `bottom`, are free.';
+
+COMMENT ON COLUMN history_gaps.bottom IS 'The oldest event that is known above the gap.';
+
+COMMENT ON COLUMN history_gaps.is_first IS 'Nothing of the room stands below.';
+
+COMMENT ON COLUMN history_gaps.frontier IS 'What to ask for next; empty once the gap is filled.';
 
 CREATE TABLE interactive_auth_sessions (
 	session_hash BYTEA NOT NULL,

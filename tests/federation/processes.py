@@ -12,6 +12,7 @@ from federation.rooms.heads import RoomHeads
 from federation.rooms.reader import RoomReader
 from storage.append_events import RoomEvents
 from storage.database import Database
+from storage.events import Flag
 from storage.log import Change, Log
 from storage.rooms import Room
 from storage.tail import Tail
@@ -38,7 +39,12 @@ class Picture:
     def apply(self, _position: int, change: Change) -> None:
         """Take what the tail brings."""
         if isinstance(change, RoomEvents):
-            self.events += [(event.position, event.event_id, event.trunk_version) for event in change.stored]
+            # Outliers are no news.
+            self.events += [
+                (event.position, event.event_id, event.trunk_version)
+                for event in change.stored
+                if not event.flags & Flag.OUTLIER
+            ]
             self.trunk += sorted(
                 (change.room.number, each.since, each.type, each.state_key, each.event, each.membership)
                 for each in change.trunk
