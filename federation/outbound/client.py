@@ -1,6 +1,7 @@
 """Signed requests to other servers: names to places, X-Matrix, strict answers, and failures as `PeerFailed`."""
 
 import asyncio
+import contextlib
 import re
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
@@ -18,7 +19,7 @@ from federation.outbound.egress import (
     NotConnected,
     WrongContentType,
 )
-from federation.outbound.server_discovery import ServerDiscovery
+from federation.outbound.server_discovery import ServerDiscovery, Target
 from federation.protocol import canonical_json
 from federation.protocol.errors import InvalidInput, PeerRefused, PeerUnreachable
 from federation.protocol.request_signing import SignedRequest, make_header
@@ -120,12 +121,22 @@ class FederationClient:
         `timeout` and `max_bytes` hold for the whole body. Nothing else is checked: it may be no JSON.
         """
         signed = self._sign(method, destination, _uri(path, query), body, content_types)
-        async with self._open(signed, options) as stream:
+        stream = await self._open(signed, options)
+        try:
             yield stream
+        except EgressError as error:
+            raise self._failure(destination, error) from None
+        finally:
+            stream.close()
 
     async def _call(self, signed: _Signed, options: Options) -> JsonObject:
-        async with self._open(signed, options) as stream:
+        stream = await self._open(signed, options)
+        try:
             content = await stream.read()
+        except EgressError as error:
+            raise self._failure(signed.destination, error) from None
+        finally:
+            stream.close()
         try:
             return _parse(content)
         except InvalidInput as error:
@@ -145,8 +156,7 @@ class FederationClient:
         )
         return _Signed(method, destination, uri, content, make_header(request, self._signing_key), content_types)
 
-    @asynccontextmanager
-    async def _open(self, signed: _Signed, options: Options) -> AsyncIterator[EgressStream]:
+    async def _open(self, signed: _Signed, options: Options) -> EgressStream:
         """The answer, if it is none of failure; what the server's availability is, is noted."""
         destination = signed.destination
         if destination == self._server_name:
@@ -156,22 +166,24 @@ class FederationClient:
         if not options.get("patient", False):
             self._availability.check(destination)
         try:
-            async with self._connect(signed, options) as stream:
-                if stream.status in _AWAY:
-                    self._availability.failed(destination, f"status {stream.status}")
-                else:
-                    self._availability.alive(destination)
-                if stream.status != 200:
-                    raise await _refusal(destination, stream)
-                yield stream
-        except (AnswerTooLarge, WrongContentType) as error:
-            raise PeerUnreachable(destination, str(error)) from None
+            stream = await self._connect(signed, options)
         except EgressError as error:
-            self._availability.failed(destination, str(error))
-            raise PeerUnreachable(destination, str(error)) from None
+            raise self._failure(destination, error) from None
+        if stream.status in _AWAY:
+            self._availability.failed(destination, f"status {stream.status}")
+        else:
+            self._availability.alive(destination)
+        if stream.status == 200:
+            return stream
+        try:
+            refusal = await _refusal(destination, stream)
+        except EgressError as error:
+            raise self._failure(destination, error) from None
+        finally:
+            stream.close()
+        raise refusal
 
-    @asynccontextmanager
-    async def _connect(self, signed: _Signed, options: Options) -> AsyncIterator[EgressStream]:
+    async def _connect(self, signed: _Signed, options: Options) -> EgressStream:
         """The answer of the first of the destination's places that takes a connection."""
         clock = asyncio.get_running_loop().time
         deadline = clock() + options.get("timeout", SECONDS)
@@ -180,31 +192,20 @@ class FederationClient:
                 *others, last = await self._discovery.find(signed.destination)
         except TimeoutError:
             raise NotConnected(f"{signed.destination} takes too long to find") from None
-        for target in (*others, last):
-            request = EgressRequest(
-                method=signed.method,
-                url=f"https://{target.authority}{signed.uri}",
-                headers=_headers(signed),
-                body=signed.body,
-                max_bytes=options.get("max_bytes", MAX_BYTES),
-                timeout=max(deadline - clock(), 0.01),
-                content_types=signed.content_types,
-                host_header=target.host_header,
-                tls_name=target.tls_name,
-                allows_compression=True,
-            )
-            was_connected = False
-            try:
-                async with self._egress.stream(request) as stream:
-                    was_connected = True
-                    yield stream
-                    return
-            except NotConnected:
-                if was_connected:
-                    raise
-                if target is last:
-                    self._discovery.forget(signed.destination)
-                    raise
+        for target in others:
+            with contextlib.suppress(NotConnected):
+                return await self._egress.open(_request(signed, target, options, deadline - clock()))
+        try:
+            return await self._egress.open(_request(signed, last, options, deadline - clock()))
+        except NotConnected:
+            self._discovery.forget(signed.destination)
+            raise
+
+    def _failure(self, destination: ServerName, error: EgressError) -> PeerUnreachable:
+        """What to raise; a server that answered badly is no server that does not answer."""
+        if not isinstance(error, AnswerTooLarge | WrongContentType):
+            self._availability.failed(destination, str(error))
+        return PeerUnreachable(destination, str(error))
 
 
 def path_of(template: str, *segments: str) -> str:
@@ -217,11 +218,22 @@ def _uri(path: str, query: Query) -> str:
     return f"{path}?{encoded}" if encoded else path
 
 
-def _headers(signed: _Signed) -> dict[str, str]:
+def _request(signed: _Signed, target: Target, options: Options, seconds: float) -> EgressRequest:
     headers = {"Authorization": signed.authorization}
     if signed.body is not None:
         headers["Content-Type"] = "application/json"
-    return headers
+    return EgressRequest(
+        method=signed.method,
+        url=f"https://{target.authority}{signed.uri}",
+        headers=headers,
+        body=signed.body,
+        max_bytes=options.get("max_bytes", MAX_BYTES),
+        timeout=max(seconds, 0.01),
+        content_types=signed.content_types,
+        host_header=target.host_header,
+        tls_name=target.tls_name,
+        allows_compression=True,
+    )
 
 
 def _parse(content: bytes) -> JsonObject:

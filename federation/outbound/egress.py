@@ -102,18 +102,17 @@ class EgressResponse:
 class EgressStream:
     """An answer whose body is still to come."""
 
-    def __init__(self, response: aiohttp.ClientResponse, max_bytes: int) -> None:
+    def __init__(self, response: aiohttp.ClientResponse, max_bytes: int, deadline: float) -> None:
         self._response = response
         self._max_bytes = max_bytes
+        self._deadline = deadline
         self.status = response.status
         self.headers: Mapping[str, str] = response.headers
         self.url = str(response.url)
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """The body in pieces as they arrive; raises AnswerTooLarge before there are more bytes than asked for."""
-        length = self._response.content_length
-        if length is not None and length > self._max_bytes:
-            raise AnswerTooLarge(f"{length} bytes from {self.url}, of at most {self._max_bytes}")
+        self._check_length()
         size = 0
         while chunk := await self._next_chunk():
             size += len(chunk)
@@ -121,17 +120,34 @@ class EgressStream:
                 raise AnswerTooLarge(f"more than {self._max_bytes} bytes from {self.url}")
             yield chunk
 
-    async def _next_chunk(self) -> bytes:
-        try:
-            async with asyncio.timeout(IDLE_SECONDS):
-                return await self._response.content.readany()
-        except TimeoutError:
-            raise EgressError(f"{self.url} sends nothing any more") from None
-
     async def read(self) -> bytes:
         """All of it."""
         pieces = [chunk async for chunk in self.chunks()]
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def close(self) -> None:
+        """Give the connection back, or end it if there is more to come."""
+        if self._response.content.at_eof():
+            self._response.release()
+        else:
+            self._response.close()
+
+    def _check_length(self) -> None:
+        length = self._response.content_length
+        if length is not None and length > self._max_bytes:
+            raise AnswerTooLarge(f"{length} bytes from {self.url}, of at most {self._max_bytes}")
+
+    async def _next_chunk(self) -> bytes:
+        content = self._response.content
+        idle_at = asyncio.get_running_loop().time() + IDLE_SECONDS
+        try:
+            async with asyncio.timeout_at(min(idle_at, self._deadline)):
+                return await content.readany()
+        except TimeoutError:
+            takes = "takes too long" if self._deadline < idle_at else "sends nothing any more"
+            raise EgressError(f"{self.url} {takes}") from None
+        except aiohttp.ClientError as error:
+            raise _failure(self.url, error) from None
 
 
 class Egress:
@@ -155,28 +171,39 @@ class Egress:
 
     async def fetch(self, request: EgressRequest) -> EgressResponse:
         """The whole answer; raises EgressError."""
-        async with self.stream(request) as stream:
+        stream = await self.open(request)
+        try:
             return EgressResponse(stream.status, stream.headers, stream.url, await stream.read())
+        finally:
+            stream.close()
 
     @asynccontextmanager
     async def stream(self, request: EgressRequest) -> AsyncIterator[EgressStream]:
         """The answer once its headers are there; raises EgressError, also out of `chunks` and `read`."""
+        stream = await self.open(request)
         try:
-            async with asyncio.timeout(request.timeout), self._follow(request) as response:
-                _check_content_type(response, request.content_types)
-                yield EgressStream(response, request.max_bytes)
-        except aiohttp.ConnectionTimeoutError:
-            raise NotConnected(f"{request.url} takes too long to connect to") from None
-        except TimeoutError:
+            yield stream
+        finally:
+            stream.close()
+
+    async def open(self, request: EgressRequest) -> EgressStream:
+        """As `stream`, for who closes it in every case."""
+        deadline = asyncio.get_running_loop().time() + request.timeout
+        try:
+            async with asyncio.timeout_at(deadline):
+                response = await self._follow(request)
+        except TimeoutError as error:
+            if isinstance(error, aiohttp.ConnectionTimeoutError):
+                raise NotConnected(f"{request.url} takes too long to connect to") from None
             raise EgressError(f"{request.url} takes too long") from None
-        except aiohttp.ClientConnectorError as error:
-            if isinstance(error.os_error, _Denied):
-                raise AddressDenied(f"{request.url}: {error.os_error}") from None
-            raise NotConnected(f"{request.url}: {error.os_error}") from None
-        except aiohttp.ClientSSLError as error:
-            raise NotConnected(f"{request.url}: {error}") from None
         except aiohttp.ClientError as error:
-            raise EgressError(f"{request.url}: {type(error).__name__}: {error}") from None
+            raise _failure(request.url, error) from None
+        try:
+            _check_content_type(response, request.content_types)
+        except WrongContentType:
+            response.close()
+            raise
+        return EgressStream(response, request.max_bytes, deadline)
 
     async def close(self) -> None:
         """Close all connections."""
@@ -186,32 +213,30 @@ class Egress:
             await self._session.close()
             self._session = None
 
-    @asynccontextmanager
-    async def _follow(self, request: EgressRequest) -> AsyncIterator[aiohttp.ClientResponse]:
+    async def _follow(self, request: EgressRequest) -> aiohttp.ClientResponse:
         """The first answer that is no redirect to be followed."""
         url = _parse(request.url, allows_http=request.allows_http)
         for _ in range(request.redirects + 1):
-            async with self._send(request, url) as response:
-                location = response.headers.get("Location")
-                if not (request.redirects and response.status in _REDIRECTS and location and request.method == "GET"):
-                    yield response
-                    return
-                target = _parse(location, allows_http=request.allows_http, base=url)
+            response = await self._send(request, url)
+            location = response.headers.get("Location")
+            if not (request.redirects and response.status in _REDIRECTS and location and request.method == "GET"):
+                return response
+            response.close()
+            target = _parse(location, allows_http=request.allows_http, base=url)
             request = replace(
                 request, headers=_passed_on(request.headers, url, target), host_header=None, tls_name=None
             )
             url = target
         raise EgressError(f"{request.url} redirects more than {request.redirects} times")
 
-    @asynccontextmanager
-    async def _send(self, request: EgressRequest, url: URL) -> AsyncIterator[aiohttp.ClientResponse]:
+    async def _send(self, request: EgressRequest, url: URL) -> aiohttp.ClientResponse:
         headers = dict(request.headers)
         headers["Accept-Encoding"] = "gzip, deflate" if request.allows_compression else "identity"
         if request.host_header is not None:
             headers["Host"] = request.host_header
         session = self._session or await self._open()
         try:
-            response = await session.request(
+            return await session.request(
                 request.method,
                 url,
                 headers=headers,
@@ -223,13 +248,6 @@ class Egress:
             raise
         except (ValueError, RuntimeError) as error:  # a header that cannot be sent; uvloop's own errors
             raise EgressError(f"{url}: {error}") from error
-        try:
-            yield response
-        except BaseException:
-            response.close()
-            raise
-        finally:
-            response.release()  # closes the connection, too, if the body was not read to its end
 
     async def _open(self) -> aiohttp.ClientSession:
         """The session, made on first use: reading the system's authorities takes some 30 ms."""
@@ -294,6 +312,15 @@ class _Resolver(AbstractResolver):
 
     async def close(self) -> None:
         """The lookup belongs to the egress client."""
+
+
+def _failure(url: str, error: aiohttp.ClientError) -> EgressError:
+    if isinstance(error, aiohttp.ClientConnectorError):
+        kind = AddressDenied if isinstance(error.os_error, _Denied) else NotConnected
+        return kind(f"{url}: {error.os_error}")
+    if isinstance(error, aiohttp.ClientSSLError):
+        return NotConnected(f"{url}: {error}")
+    return EgressError(f"{url}: {type(error).__name__}: {error}")
 
 
 def _parse(text: str, *, allows_http: bool, base: URL | None = None) -> URL:
