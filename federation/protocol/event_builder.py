@@ -26,7 +26,7 @@ class Placement:
     origin_server_ts: int
     """The time of building; a draft's own goes before it."""
     hashes: Mapping[EventID, str] = field(default_factory=dict)
-    """Reference hashes of all the events above: needed in room versions 1 and 2 alone."""
+    """Reference hashes of the events above, for room versions 1 and 2 alone; without one a reference carries none."""
 
 
 def build(
@@ -136,5 +136,5 @@ def _unsigned_event(draft: Draft, rules: RoomVersionRules, placement: Placement)
 
 def _references(event_ids: Sequence[EventID], rules: RoomVersionRules, hashes: Mapping[EventID, str]) -> list[object]:
     if rules.references_carry_hashes:
-        return [[event_id, {"sha256": hashes[event_id]}] for event_id in event_ids]
+        return [[event_id, {"sha256": hashes[event_id]} if event_id in hashes else {}] for event_id in event_ids]
     return list(event_ids)

@@ -155,9 +155,10 @@ def _references(
     return tuple(found)
 
 
-def _pair(reference: object, key: str) -> tuple[object, str]:
+def _pair(reference: object, key: str) -> tuple[object, str | None]:
+    """The event ID and its hash, of which nobody makes use: Synapse leaves it out."""
     if type(reference) is list and len(reference) == 2 and type(reference[1]) is dict:
         digest = reference[1].get("sha256")
-        if type(digest) is str and len(digest) == _HASH_LENGTH:
+        if digest is None or (type(digest) is str and len(digest) == _HASH_LENGTH):
             return reference[0], digest
     raise InvalidInput(f"In this room version {key} holds pairs of an event ID and its hash", "M_BAD_JSON")

@@ -4,9 +4,11 @@ from typing import Any
 
 import pytest
 
-from federation.protocol import event_format, member_template, signatures
+from federation.protocol import event_builder, event_format, member_template, signatures
 from federation.protocol.errors import InvalidInput
+from federation.protocol.event_builder import Placement
 from federation.protocol.member_template import IncompatibleRoomVersion, Wish
+from federation.protocol.pdu import Draft
 from federation.protocol.room_versions import get_rules
 from federation.protocol.types import JsonObject
 from tests.protocol.builders import (
@@ -110,11 +112,28 @@ def test_a_template_that_is_not_of_what_we_want_is_refused(changes: JsonObject) 
 
 
 @pytest.mark.parametrize(
-    "reference", ["$x:y", ["$x:y"], ["$x:y", {}], ["$x:y", {"sha256": 1}], ["$x:y", {"sha256": "x"}]]
+    "reference", ["$x:y", ["$x:y"], ["$x:y", {}, {}], ["$x:y", {"sha256": 1}], ["$x:y", {"sha256": "x"}]]
 )
 def test_references_of_old_rooms_carry_hashes(reference: object) -> None:
     with pytest.raises(InvalidInput):
         member_template.read(an_answer("1", prev_events=[reference]), a_wish("1"))
+
+
+def test_references_of_old_rooms_may_leave_the_hashes_out() -> None:
+    template = member_template.read(an_answer("1", prev_events=[["$x:y", {}]]), a_wish("1"))
+    placement = Placement(
+        prev_events=template.prev_events,
+        auth_events=template.auth_events,
+        depth=1,
+        origin_server_ts=1,
+        hashes=template.hashes,
+    )
+    draft = Draft(room_id=a_room_id(get_rules("1")), type="m.room.member", sender=ALICE, content={}, state_key=ALICE)
+    event = event_builder.build(
+        draft, get_rules("1"), placement, server_name=HOME, signing_key=HOME_KEY, event_id_localpart="x"
+    )
+    assert event.json["prev_events"] == [["$x:y", {}]]
+    assert event_format.parse(event.json, get_rules("1")).prev_event_ids == ("$x:y",)
 
 
 @pytest.mark.parametrize("version", ["13", "org.example.new", 11, None, ["11"]])
