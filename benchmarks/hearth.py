@@ -96,7 +96,7 @@ def _settings_among_others(listeners: list[dict[str, Any]], peering: Peering) ->
     for listener in listeners:
         listener["apis"] = ["client", "admin"]
     to_servers = {
-        "address": "127.0.0.1",
+        "address": peering.address,
         "port": peering.port,
         "tls_certificate": str(peering.certificate),
         "tls_key": str(peering.key),

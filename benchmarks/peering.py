@@ -10,6 +10,7 @@ from tests.federation.authority import Authority
 class Peering:
     """Where others reach it, what it shows them, and whom it trusts."""
 
+    host: str
     port: int
     certificate: Path
     key: Path
@@ -17,12 +18,17 @@ class Peering:
     """The certificate of the authority that signed everybody's."""
 
     @classmethod
-    def of(cls, authority: Authority, port: int) -> "Peering":
-        """With a certificate for this machine's names."""
-        certificate, key = authority.issue("localhost", "127.0.0.1")
-        return cls(port, certificate, key, authority.certificate)
+    def of(cls, authority: Authority, port: int, host: str = "localhost") -> "Peering":
+        """With a certificate for the host, which is this machine or one of its own addresses."""
+        certificate, key = authority.issue(host)
+        return cls(host, port, certificate, key, authority.certificate)
 
     @property
     def server_name(self) -> str:
         """The name that leads to it."""
-        return f"localhost:{self.port}"
+        return f"{self.host}:{self.port}"
+
+    @property
+    def address(self) -> str:
+        """Where it listens."""
+        return "127.0.0.1" if self.host == "localhost" else self.host

@@ -126,7 +126,7 @@ def _settings_among_others(settings: dict[str, Any], peering: Peering) -> dict[s
         listener["resources"] = [{"names": ["client"]}]
     to_servers = {
         "port": peering.port,
-        "bind_addresses": ["127.0.0.1"],
+        "bind_addresses": [peering.address],
         "type": "http",
         "tls": True,
         "resources": [{"names": ["federation"]}],

@@ -1,8 +1,10 @@
 """A Synapse and a Hearth beside one another, each a process with a database of its own, that speak over TLS."""
 
+import asyncio
+import os
 import shutil
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -16,12 +18,18 @@ from benchmarks.server import Server
 from benchmarks.synapse import Synapse
 from tests.clients import Client
 from tests.federation.authority import Authority
-from tests.interop.people import Person
+from tests.interop.people import PATIENCE_SECONDS, Person
 from tests.scenarios.hearth_process import free_port
+
+_SYNAPSES_ONLY = "HEARTH_INTEROP_SYNAPSES_ONLY" in os.environ
+"""To see whether a story is right: Synapses play all parts."""
 
 
 class Border:
-    """Servers of one authority on one cluster; each is started when somebody first asks for it."""
+    """Servers of one authority on one cluster; each is started when somebody first asks for it.
+
+    Their hosts differ, so that access lists, which know no ports, can name one of them.
+    """
 
     def __init__(self, directory: Path, maintenance_conninfo: str, session: aiohttp.ClientSession) -> None:
         self._databases = Databases(directory, maintenance_conninfo)
@@ -29,11 +37,14 @@ class Border:
         self._session = session
         self._servers: dict[str, Server] = {}
 
-    async def hearth(self, name: str = "hearth") -> Server:
-        """A Hearth that runs; any name but its own is one more of them."""
+    async def hearth(self, name: str = "hearth", host: str = "127.0.0.1") -> Server:
+        """A Hearth that runs; any name and host but its own is one more of them."""
         if name not in self._servers:
-            peering = Peering.of(self._authority, free_port())
-            await self._add(Hearth(self._databases, name=name, peering=peering, log="info"))
+            peering = Peering.of(self._authority, free_port(), host)
+            if _SYNAPSES_ONLY:
+                await self._add(Synapse(self._databases, synapse.install(), name=name, peering=peering))
+            else:
+                await self._add(Hearth(self._databases, name=name, peering=peering, log="info"))
         return self._servers[name]
 
     async def synapse(self) -> Server:
@@ -53,7 +64,28 @@ class Border:
         """A new user; their name gets a number."""
         is_ours = isinstance(server, Hearth)
         visitor = Client(f"http://127.0.0.1:{server.port}", self._session, is_held_to_specification=is_ours)
-        return Person(await visitor.register(name), server.server_name)
+        return Person(await visitor.register(name), server.server_name, is_ours=is_ours)
+
+    async def friend_of(self, person: Person) -> Person:
+        """Another user of the same server."""
+        return await self.person(self.server_of(person), "friend")
+
+    def server_of(self, person: Person) -> Server:
+        """Where they are registered."""
+        return next(server for server in self._servers.values() if server.server_name == person.server_name)
+
+    @staticmethod
+    async def eventually(is_so: Callable[[], Awaitable[bool]]) -> None:
+        """Ask again and again until it is so."""
+        for _ in range(int(10 * PATIENCE_SECONDS)):
+            if await is_so():
+                return
+            await asyncio.sleep(0.1)
+        raise AssertionError("it has not come to be")
+
+    async def somebody_third(self) -> Person:
+        """A user of a second Hearth."""
+        return await self.person(await self.hearth("third", "127.0.0.2"), "carol")
 
     def log_sizes(self) -> dict[Path, int]:
         """How long each server's log is by now."""

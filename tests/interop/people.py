@@ -17,6 +17,7 @@ from tests.clients import Answer, Client, quote, unique
 T = TypeVar("T")
 
 PATIENCE_SECONDS = 25.0
+_FILTER = '{"room": {"timeline": {"limit": 200}}}'
 
 
 @dataclass(slots=True)
@@ -27,6 +28,7 @@ class SeenRoom:
     state: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
     ephemeral: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     """The contents of each type, oldest first."""
+    unread: dict[str, int] = field(default_factory=dict)
     is_left: bool = False
 
     def take(self, section: Any) -> None:
@@ -37,6 +39,7 @@ class SeenRoom:
             self.timeline.append(event)
             if "state_key" in event:
                 self.state[event["type"], event["state_key"]] = event
+        self.unread = section.get("unread_notifications", self.unread)
         for event in section.get("ephemeral", {}).get("events", []):
             self.ephemeral.setdefault(event["type"], []).append(event["content"])
 
@@ -78,8 +81,10 @@ class Seen:
 class Person:
     """A user of one server, with one device."""
 
-    def __init__(self, client: Client, server_name: str) -> None:
+    def __init__(self, client: Client, server_name: str, *, is_ours: bool = True) -> None:
+        """`is_ours` says whether their server is a Hearth."""
         self.client = client
+        self.is_ours = is_ours
         self.server_name = server_name
         self.seen = Seen()
         self.set_presence = "offline"
@@ -168,7 +173,7 @@ class Person:
 
     async def sync(self, timeout: int = 0) -> Seen:
         """Hear what is new; returns all that was heard so far."""
-        query = {"timeout": str(timeout), "set_presence": self.set_presence}
+        query = {"timeout": str(timeout), "set_presence": self.set_presence, "filter": _FILTER}
         if self._since:
             query["since"] = self._since
         body = await self.ok("GET", "/sync", params=query)
