@@ -25,6 +25,7 @@ from federation.outbound.name_lookup import SystemNameLookup
 from federation.outbound.sender import Sender
 from federation.outbound.server_discovery import ServerDiscovery
 from federation.outbound.shared_availability import SharedAvailability
+from federation.protocol.identifiers import server_name_of
 from federation.protocol.types import JsonObject, ServerName, UserID
 from federation.rooms.append import RoomWriter
 from federation.rooms.backfill import Backfill
@@ -204,7 +205,7 @@ class Inbound:
             outside=reception.outside,
             resident=resident,
             verify_events=outbound.keyring.verify_events,
-            may_be_invited=may_be_invited,
+            may_be_invited=_within_budget(may_be_invited, ground.rate_limits),
             signer=(outbound.server_name, outbound.keys.signing_key),
         )
         authenticator = Authenticator(
@@ -255,6 +256,16 @@ def build_sender(outbound: Outbound, config: Config, database: Database, tail: T
 
 async def _keys_of(tx: Tx, users: Collection[UserID]) -> JsonObject:
     return await device_keys.answer_query(tx, {user_id: frozenset() for user_id in users}, None)
+
+
+def _within_budget(may_be_invited: MayBeInvited, rate_limits: RateLimits) -> MayBeInvited:
+    """The same, and no server invites one user more often than `rate_limits.invites` says."""
+
+    async def check(target: UserID, sender: UserID) -> None:
+        rate_limits.spend("invites", f"{server_name_of(sender)} {target}")
+        await may_be_invited(target, sender)
+
+    return check
 
 
 class FederationBudget:

@@ -76,11 +76,13 @@ async def save(tx: Tx, lists: Sequence[ServerKeys]) -> None:
     )
 
 
-async def find_answers(tx: Tx, names: Collection[ServerName]) -> dict[ServerName, StoredAnswer]:
-    """The newest list that each of these servers signed."""
+async def find_answers(tx: Tx, names: Collection[ServerName], max_bytes: int) -> dict[ServerName, StoredAnswer]:
+    """The newest list that each of these servers signed: the shortest first, as long as they fit."""
     rows = await tx.fetch(
-        "select server_name, json, fetched_ts, valid_until_ts from server_key_answers where server_name = any(%s)",
-        (list(names),),
+        "select server_name, json, fetched_ts, valid_until_ts from ("
+        " select *, sum(length(json)) over (order by length(json), server_name) as bytes"
+        " from server_key_answers where server_name = any(%s)) as answers where bytes <= %s",
+        (list(names), max_bytes),
     )
     return {
         name: StoredAnswer(json=orjson.loads(json), fetched_ts=fetched_ts, valid_until_ts=valid_until_ts)

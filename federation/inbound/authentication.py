@@ -13,6 +13,7 @@ from typing import Protocol
 
 from aiohttp import web
 
+from federation.inbound.streaming import LargeAnswers
 from federation.protocol import canonical_json, request_signing
 from federation.protocol.errors import Forbidden, InvalidInput, LimitExceeded, MatrixError, Unauthorized
 from federation.protocol.request_signing import Authorization, SignedRequest
@@ -58,6 +59,8 @@ class FederationRoute:
     path: str
     endpoint: FederationEndpoint
     max_bytes: int = MAX_BODY_BYTES
+    is_large: bool = False
+    """Whether the answer may be large: few of these are made for one server at a time."""
     max_depth: int | None = None
     """How deeply the body may be nested; None where it carries events, each of which is held to the limit by itself."""
 
@@ -194,10 +197,11 @@ def _body(signed: SignedRequest, max_depth: int | None) -> JsonObject:
 
 def build_federation_routes(routes: Iterable[FederationRoute | Route], authenticator: Authenticator) -> list[Route]:
     """The routes of the API, each behind its gate."""
-    return [Route(route.method, route.path, _gated(route, authenticator)) for route in routes]
+    large_answers = LargeAnswers()
+    return [Route(route.method, route.path, _gated(route, authenticator, large_answers)) for route in routes]
 
 
-def _gated(route: FederationRoute | Route, authenticator: Authenticator) -> Endpoint:
+def _gated(route: FederationRoute | Route, authenticator: Authenticator, large_answers: LargeAnswers) -> Endpoint:
     if isinstance(route, Route):
         ask = route.endpoint
 
@@ -211,7 +215,12 @@ def _gated(route: FederationRoute | Route, authenticator: Authenticator) -> Endp
     async def signed(call: Call) -> Answer:
         return await endpoint(await authenticator.authenticate(call, max_bytes=max_bytes, max_depth=max_depth))
 
-    return signed
+    async def large(call: Call) -> Answer:
+        authenticated = await authenticator.authenticate(call, max_bytes=max_bytes, max_depth=max_depth)
+        async with large_answers.turn(authenticated.origin):
+            return await endpoint(authenticated)
+
+    return large if route.is_large else signed
 
 
 def _unauthorized(message: str) -> Unauthorized:

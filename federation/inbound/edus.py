@@ -19,6 +19,9 @@ from storage.database import Database
 
 logger = logging.getLogger(__name__)
 
+MAX_RECEIPTS = 2000
+"""Receipts of one transaction that are looked at: each is written by itself, and one EDU may hold many thousands."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EDUReceivers:
@@ -43,10 +46,14 @@ class EDUs:
 
     async def receive_all(self, origin: ServerName, edus: Sequence[JsonObject]) -> None:
         """Take them in order. Raises Unavailable, so that the server sends all of them again; nothing else."""
+        receipts_left = MAX_RECEIPTS
         for json in edus:
             try:
                 unit = edu.parse(json, origin)
-                if unit is not None:
+                if isinstance(unit, edu.Receipts):
+                    await self._receive_receipts(origin, unit.receipts[:receipts_left])
+                    receipts_left = max(0, receipts_left - len(unit.receipts))
+                elif unit is not None:
                     await self._receive(origin, unit)
             except Unavailable:
                 raise
@@ -60,8 +67,6 @@ class EDUs:
             case edu.Typing():
                 if await self._is_open(unit.room_id, origin):
                     await self._receivers.typing(unit)
-            case edu.Receipts():
-                await self._receive_receipts(origin, unit.receipts)
             case edu.Presence():
                 await self._receive_presence(unit.updates)
             case edu.DirectToDevice():

@@ -31,8 +31,8 @@ def membership_routes(api: MembershipAPI) -> Sequence[FederationRoute]:
     v1, v2 = "/_matrix/federation/v1", "/_matrix/federation/v2"
     return [
         FederationRoute("GET", v1 + "/make_join/{room_id}/{user_id}", api.make_join),
-        FederationRoute("PUT", v1 + "/send_join/{room_id}/{event_id}", api.send_join_v1),
-        FederationRoute("PUT", v2 + "/send_join/{room_id}/{event_id}", api.send_join),
+        FederationRoute("PUT", v1 + "/send_join/{room_id}/{event_id}", api.send_join_v1, is_large=True),
+        FederationRoute("PUT", v2 + "/send_join/{room_id}/{event_id}", api.send_join, is_large=True),
         FederationRoute("GET", v1 + "/make_leave/{room_id}/{user_id}", api.make_leave),
         FederationRoute("PUT", v1 + "/send_leave/{room_id}/{event_id}", api.send_leave_v1),
         FederationRoute("PUT", v2 + "/send_leave/{room_id}/{event_id}", api.send_leave),
@@ -46,9 +46,9 @@ def event_routes(api: EventsAPI) -> Sequence[FederationRoute]:
     v1 = "/_matrix/federation/v1"
     return [
         FederationRoute("GET", f"{v1}/event/{{event_id}}", api.get_event),
-        FederationRoute("GET", f"{v1}/state/{{room_id}}", api.get_state),
-        FederationRoute("GET", f"{v1}/state_ids/{{room_id}}", api.get_state_ids),
-        FederationRoute("GET", f"{v1}/event_auth/{{room_id}}/{{event_id}}", api.get_event_auth),
+        FederationRoute("GET", f"{v1}/state/{{room_id}}", api.get_state, is_large=True),
+        FederationRoute("GET", f"{v1}/state_ids/{{room_id}}", api.get_state_ids, is_large=True),
+        FederationRoute("GET", f"{v1}/event_auth/{{room_id}}/{{event_id}}", api.get_event_auth, is_large=True),
         FederationRoute("GET", f"{v1}/backfill/{{room_id}}", api.backfill),
         FederationRoute("POST", f"{v1}/get_missing_events/{{room_id}}", api.get_missing_events),
         FederationRoute("GET", f"{v1}/timestamp_to_event/{{room_id}}", api.get_by_timestamp),

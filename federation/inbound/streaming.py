@@ -1,32 +1,89 @@
-"""Answers that are too large to be put together first: JSON in pieces, for peers that may read slowly or not at all."""
+"""Answers that are too large to be put together first, for peers that may read them slowly or not at all."""
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, field
 
 from aiohttp import web
+
+from federation.protocol.errors import LimitExceeded
+from federation.protocol.types import ServerName
 
 logger = logging.getLogger(__name__)
 
 SECONDS = 900
 """In so long a peer must have read all of an answer."""
 
+STALLED_SECONDS = 60
+"""For so long it may read nothing."""
+
+PER_ORIGIN = 8
+"""Large answers that are made for one server at a time; each keeps the state of a room in memory."""
+
+MAX_WAITING = 50
+"""More that one server asked for meanwhile, and waits for."""
+
+PATIENCE_SECONDS = 30
+
 
 async def stream_json(request: web.BaseRequest, pieces: AsyncGenerator[bytes, None]) -> web.StreamResponse:
-    """Answer 200 with these pieces as they are made. What fails after it was begun can only break off."""
+    """Answer 200 with these pieces as they are made. What fails after it was begun can only break off, not raise."""
     response = web.StreamResponse(headers={"Content-Type": "application/json"})
     await response.prepare(request)
     try:
         async with asyncio.timeout(SECONDS), aclosing(pieces):
             async for piece in pieces:
-                await response.write(piece)
+                async with asyncio.timeout(STALLED_SECONDS):
+                    await response.write(piece)
             await response.write_eof()
     except ConnectionError:
         raise
-    except Exception as error:
+    except TimeoutError:
+        logger.info("the answer to %s was not read", request.path)
+        _break_off(request)
+    except Exception:
         logger.exception("the answer to %s broke off", request.path)
-        if request.transport is not None:
-            request.transport.abort()
-        raise ConnectionResetError("broken off") from error
+        _break_off(request)
     return response
+
+
+def _break_off(request: web.BaseRequest) -> None:
+    if request.transport is not None:
+        request.transport.abort()
+
+
+@dataclass(slots=True)
+class _Line:
+    slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(PER_ORIGIN))
+    asked: int = 0
+
+
+class LargeAnswers:
+    """How many large answers each server gets at a time."""
+
+    def __init__(self) -> None:
+        self._lines: dict[ServerName, _Line] = {}
+
+    @asynccontextmanager
+    async def turn(self, origin: ServerName) -> AsyncIterator[None]:
+        """One answer, when it is its turn; raises LimitExceeded where too many are waited for, or it takes too long."""
+        line = self._lines.setdefault(origin, _Line())
+        if line.asked >= PER_ORIGIN + MAX_WAITING:
+            raise LimitExceeded(PATIENCE_SECONDS * 1000)
+        line.asked += 1
+        try:
+            try:
+                async with asyncio.timeout(PATIENCE_SECONDS):
+                    await line.slots.acquire()
+            except TimeoutError:
+                raise LimitExceeded(PATIENCE_SECONDS * 1000) from None
+            try:
+                yield
+            finally:
+                line.slots.release()
+        finally:
+            line.asked -= 1
+            if not line.asked:
+                del self._lines[origin]

@@ -20,6 +20,9 @@ logger = logging.getLogger(__name__)
 DIRECT_AT_ONCE = 200
 """So many servers are asked at the same time: most of those that do not answer take until the time-out."""
 
+MAX_UNDER_WAY = 2000
+"""So many are waited for, or wait for their turn; of more, nobody is asked."""
+
 FEW = 5
 """Up to so many servers are asked themselves first; of more, notaries are asked first, in batches."""
 
@@ -62,12 +65,14 @@ class KeyFetcher:
         learn: Learn,
         *,
         at_once: int = DIRECT_AT_ONCE,
+        at_most: int = MAX_UNDER_WAY,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._source = source
         self._notaries = tuple(notaries)
         self._learn = learn
         self._clock = clock
+        self._at_most = at_most
         self._slots = asyncio.Semaphore(at_once)
         self._tasks: set[asyncio.Task[None]] = set()
         self._under_way: dict[ServerName, asyncio.Future[MatrixError | None]] = {}
@@ -77,8 +82,9 @@ class KeyFetcher:
     async def fetch(self, wanted: Wanted, *, pause: float, present_only: bool = False) -> None:
         """Ask for the keys of those servers that were not asked within `pause` seconds; wait for the answers.
 
-        Whether there are any, `learn` knows; its failure is raised. `present_only` says that the keys are in use now,
-        so that a server which answers need not be doubted. Requests go on for others when this one is cancelled.
+        Whether there are any, `learn` knows; its failure is raised. Where too many are asked already, nobody else is.
+        `present_only` says that the keys are in use now, so that a server which answers need not be doubted. Requests
+        go on for others when this one is cancelled.
         """
         now = self._clock()
         waiting = {self._under_way[name] for name in wanted if name in self._under_way}
@@ -87,7 +93,8 @@ class KeyFetcher:
             for name, keys in wanted.items()
             if name not in self._under_way and self._asked_at.get(name, -pause) + pause <= now
         }
-        for group in _groups(new):
+        room = max(0, self._at_most - len(self._under_way))
+        for group in _groups(dict(list(new.items())[:room])):
             waiting |= self._start({name: new[name] for name in group}, present_only=present_only)
         if waiting:
             await asyncio.wait(waiting)

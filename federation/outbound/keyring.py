@@ -38,6 +38,9 @@ IN_THREAD = 16
 MAX_ASKED_FOR_OTHERS = 50
 """Who asks us as a notary makes us ask so many servers at most."""
 
+MAX_ANSWER_BYTES = 4 * 1024 * 1024
+"""Of lists that are given out at once: more than a thousand usual ones."""
+
 PATIENCE_FOR_OTHERS_SECONDS = 20.0
 
 LISTS_KEPT_MS = 60 * 24 * 3600 * 1000
@@ -66,7 +69,7 @@ class Keyring:
         self._own_keys = dict(own_keys)
         others = [name for name in notaries if name != server_name]
         self._fetcher = KeyFetcher(source, others, self._learn, clock=clock)
-        self._fetcher_for_others = KeyFetcher(source, (), self._learn, at_once=10, clock=clock)
+        self._fetcher_for_others = KeyFetcher(source, (), self._learn, at_once=10, at_most=200, clock=clock)
         self._cache: dict[Name, VerifyKey] = {}
 
     async def close(self) -> None:
@@ -132,7 +135,7 @@ class Keyring:
         given time, or half of the time is over for which it was valid; if it does not answer, the old list stands.
         """
         async with self._database.read() as tx:
-            known = await server_keys.find_answers(tx, wanted.keys())
+            known = await server_keys.find_answers(tx, wanted.keys(), MAX_ANSWER_BYTES)
         now = _now_ms()
         ask = {
             name: dict.fromkeys(keys, least_ts)
@@ -145,7 +148,7 @@ class Keyring:
                 async with asyncio.timeout(PATIENCE_FOR_OTHERS_SECONDS):
                     await self._fetcher_for_others.fetch(first, pause=EVENT_PAUSE_SECONDS)
             async with self._database.read() as tx:
-                known = {**known, **await server_keys.find_answers(tx, first.keys())}
+                known = {**known, **await server_keys.find_answers(tx, first.keys(), MAX_ANSWER_BYTES)}
         return [known[name].json for name in wanted if name in known]
 
     async def _get(self, wanted: Mapping[Name, int], *, now_used: bool) -> dict[Name, VerifyKey]:

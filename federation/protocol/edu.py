@@ -21,6 +21,12 @@ from federation.protocol.identifiers import (
 )
 from federation.protocol.types import DeviceID, EventID, JsonObject, RoomID, ServerName, UserID
 
+MAX_TEXT = 1000
+"""Of what a user says of themselves, in characters: more is cut off."""
+
+MAX_KEYS_BYTES = 65536
+"""Of keys that an EDU announces."""
+
 _MAX_INT64 = 2**63 - 1
 
 PresenceState = Literal["online", "unavailable", "offline"]
@@ -161,7 +167,7 @@ def _presences(content: JsonObject, origin: ServerName) -> Iterator[UserPresence
         yield UserPresence(
             user_id=user_id,
             presence=presence,
-            status_msg=status_msg if isinstance(status_msg, str) else None,
+            status_msg=status_msg[:MAX_TEXT] if isinstance(status_msg, str) else None,
             last_active_ago=max(0, _int64(update.get("last_active_ago")) or 0),
             currently_active=update.get("currently_active") is True,
         )
@@ -216,7 +222,7 @@ def _parse_device_list_update(content: JsonObject, origin: ServerName) -> Device
         stream_id=stream_id,
         prev_ids=known_prev_ids,
         deleted=content.get("deleted") is True,
-        device_display_name=display_name if isinstance(display_name, str) else None,
+        device_display_name=display_name[:MAX_TEXT] if isinstance(display_name, str) else None,
         keys=keys,
     )
 
@@ -262,6 +268,8 @@ def _key_object(value: object, user_id: UserID) -> JsonObject | None:
         return None
     if not isinstance(value, dict) or value.get("user_id") != user_id:
         raise InvalidInput("The keys are not an object of the user", "M_BAD_JSON")
+    if len(encode(value)) > MAX_KEYS_BYTES:
+        raise InvalidInput(f"The keys have more than {MAX_KEYS_BYTES} bytes", "M_BAD_JSON")
     return value
 
 

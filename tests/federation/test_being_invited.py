@@ -9,12 +9,13 @@ from federation.protocol import event_format, signatures
 from federation.protocol.room_versions import ROOM_VERSIONS, get_rules
 from federation.protocol.signatures import VerifyKey
 from federation.protocol.types import JsonObject, ServerName
+from homeserver.config import RateLimit, RateLimits
 from tests.clients import Client, Server
 from tests.federation.handshakes import a_public_room, joined
 from tests.federation.peer import Peer, path_of
 from tests.federation.their_room import TheirRoom
 from tests.homeserver.syncs import sync, timeline
-from tests.servers import SIGNING_KEY
+from tests.servers import SIGNING_KEY, running
 
 VERSIONS = list(ROOM_VERSIONS)
 
@@ -316,3 +317,17 @@ async def test_who_left_a_room_with_our_server_is_invited_back(server: Server, a
     body["room_version"] = "10"
     answer = await peer.request("PUT", path, body)
     assert (answer.status, answer.body["errcode"]) == (400, "M_INVALID_PARAM")
+
+
+async def test_a_server_that_invites_without_end_is_told_to_wait(conninfo: str) -> None:
+    limits = RateLimits(invites=RateLimit(per_second=0.001, burst=2))
+    async with running(conninfo, rate_limits=limits) as server:
+        alice, bob = await server.register("alice"), await server.register("bob")
+        peer, other = await Peer(server).trust(), await Peer(server).trust()
+        rooms = [TheirRoom(each) for each in (peer, peer, peer, other)]
+
+        answers = [await room.send(room.invite(alice.user_id)) for room in rooms]
+        to_bob = await rooms[0].send(rooms[0].invite(bob.user_id))
+
+    assert [answer.status for answer in answers] == [200, 200, 429, 200]
+    assert to_bob.status == 200

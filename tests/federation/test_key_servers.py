@@ -9,6 +9,7 @@ import pytest
 import pytest_asyncio
 from aiohttp import web
 
+from federation.outbound.key_fetching import KeyFetcher
 from federation.outbound.key_requests import KeyRequests
 from federation.outbound.keyring import Keyring
 from federation.protocol import event_format, server_keys
@@ -18,7 +19,7 @@ from federation.protocol.pdu import PDU, VerifiedPDU
 from federation.protocol.request_signing import SignedRequest, make_header, parse_header
 from federation.protocol.room_versions import get_rules
 from federation.protocol.signatures import SigningKey
-from federation.protocol.types import JsonObject, ServerName
+from federation.protocol.types import JsonObject, KeyID, ServerName
 from tests.clients import Server
 from tests.federation.key_servers import KeyServer, key_server
 from tests.federation.peer import Peer, now_ms
@@ -129,6 +130,27 @@ async def test_many_who_want_a_key_at_once_make_one_request(keyring: Keyring, or
     await asyncio.gather(*requests)
     assert all(is_verified(result) for [result] in await asyncio.gather(*events))
     assert origin.asked == [OWN]
+
+
+async def test_there_is_no_end_to_names_but_to_whom_we_ask(pair: Pair) -> None:
+    async def learn(_lists: object) -> None:
+        """Nothing."""
+
+    async with contextlib.AsyncExitStack() as stack:
+        silent = [await stack.enter_async_context(key_server(pair.near, pair.authority)) for _ in range(5)]
+        for each in silent:
+            each.may_answer.clear()
+        fetcher = KeyFetcher(KeyRequests(pair.near.application.outbound.client), (), learn, at_most=3)
+        wanted = {each.name: {KeyID("ed25519:a"): 0} for each in silent}
+        first = asyncio.create_task(fetcher.fetch(wanted, pause=10))
+        await asyncio.sleep(0.2)
+
+        await asyncio.wait_for(fetcher.fetch({ServerName("one.more.invalid"): {KeyID("ed25519:a"): 0}}, pause=10), 1)
+
+        for each in silent:
+            each.may_answer.set()
+        await first
+        assert [len(each.asked) for each in silent] == [1, 1, 1, 0, 0]
 
 
 async def test_who_asked_first_may_go_away(keyring: Keyring, origin: KeyServer) -> None:

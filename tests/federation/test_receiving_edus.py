@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from federation.inbound import edus
 from tests.clients import Client, Server
 from tests.federation.peer import Peer, now_ms
 from tests.federation.remote_room import RemoteRoom, join_room, joined_room, push, transaction
@@ -66,6 +67,25 @@ async def test_a_user_of_another_server_has_read(server: Server, alice: Client, 
     event_id = await send(alice, room.room_id, "read this")
     await push(peer, [], [receipt(room, room.user_id, event_id)])
 
+    assert room.user_id in await readers(alice, room, event_id)
+
+
+async def test_of_receipts_without_end_some_are_looked_at(
+    server: Server, alice: Client, peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(edus, "MAX_RECEIPTS", 3)
+    room = await joined_room(alice, peer)
+    event_id = await send(alice, room.room_id, "read this")
+    late = receipt(room, room.user_id, event_id)
+    receipts: dict[str, Any] = {peer.user(f"nobody{number}"): {} for number in range(3)}
+    many = {"edu_type": "m.receipt", "content": {room.room_id: {"m.read": receipts}}}
+    for user_id in receipts:
+        receipts[user_id] = receipt(room, user_id, event_id)["content"][room.room_id]["m.read"][user_id]
+
+    await push(peer, [], [many, late])
+    assert room.user_id not in await readers(alice, room, event_id)
+
+    await push(peer, [], [late])
     assert room.user_id in await readers(alice, room, event_id)
 
 

@@ -1,5 +1,6 @@
 """What other servers get of rooms' events, over HTTP with signed requests: who, what, and in which form."""
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,6 +9,9 @@ import pytest
 from federation.protocol import canonical_json, event_hashes
 from federation.protocol.redaction import redact as redacted_form
 from federation.protocol.types import JsonObject
+from federation.rooms.server_access import ServerAccess
+from federation.rooms.server_reader import ServerReader
+from storage.database import Database
 from tests.clients import Client, Server
 from tests.federation.peer import Peer, path_of
 from tests.federation.resident_rooms import SharedRoom
@@ -271,6 +275,24 @@ async def test_a_large_state_is_streamed_whole(server: Server, alice: Client, pe
     keys = {pdu["state_key"] for pdu in state["pdus"] if pdu["type"] == "test.state"}
     assert keys == {f"{number}" for number in range(520)}
     assert {pdu["type"] for pdu in state["auth_chain"]} >= {"m.room.create", "m.room.power_levels"}
+
+
+async def test_who_reads_a_state_slowly_holds_no_connection_to_the_database(world: SharedRoom) -> None:
+    """The only one of a pool can be had between any two pieces."""
+    database = Database(world.server.application.database.conninfo, max_connections=1)
+    await database.open()
+    try:
+        reader = ServerReader(database, ServerAccess())
+        last = await say(world.owner, world.room_id, "end")
+        state = await reader.state(world.peer.name, world.room_id, last)
+        pieces = 0
+        async for _ in reader.pdus(state.room, state.state):
+            pieces += 1
+            async with asyncio.timeout(5), database.read() as tx:
+                assert await tx.fetch_one("select 1") == (1,)
+        assert pieces
+    finally:
+        await database.close()
 
 
 async def test_missing_events_stop_where_the_asker_knows_the_room(world: SharedRoom, peer: Peer) -> None:

@@ -121,6 +121,29 @@ def test_a_malformed_presence_is_left_out(changes: JsonObject) -> None:
     assert parse("m.presence", {"push": [changed(PRESENCE, **changes)]}).updates == ()
 
 
+def test_long_texts_about_a_user_are_cut_off() -> None:
+    long = "é" * 5000
+
+    presence = parse("m.presence", {"push": [{**PRESENCE, "status_msg": long}]})
+    update = parse("m.device_list_update", {**DEVICE_LIST_UPDATE, "device_display_name": long})
+
+    assert presence.updates[0].status_msg == update.device_display_name == "é" * 1000
+
+
+@pytest.mark.parametrize(
+    ("edu_type", "key"),
+    [
+        ("m.device_list_update", "keys"),
+        ("m.signing_key_update", "master_key"),
+        ("m.signing_key_update", "self_signing_key"),
+    ],
+)
+def test_keys_that_are_huge_are_refused(edu_type: str, key: str) -> None:
+    keys = {"user_id": ALICE, "device_id": "PHONE", "padding": "x" * 66_000}
+
+    check_is_refused(edu_type, {**GOOD[edu_type], key: keys})
+
+
 @pytest.mark.parametrize("push", [None, {}, "x"])
 def test_presence_is_a_list(push: object) -> None:
     check_is_refused("m.presence", {"push": push})

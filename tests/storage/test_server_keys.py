@@ -1,6 +1,7 @@
 """`server_keys`: a newer list of keys wins over an older one, whichever way and whenever it comes."""
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -39,7 +40,7 @@ async def test_a_newer_list_replaces_an_older_one(tx: Tx) -> None:
     await server_keys.save(tx, [newer])
 
     assert await server_keys.find(tx, [(PEER, KEY)]) == {(PEER, KEY): newer.keys[KEY]}
-    assert (await server_keys.find_answers(tx, [PEER]))[PEER].valid_until_ts == 200
+    assert (await server_keys.find_answers(tx, [PEER], 1000))[PEER].valid_until_ts == 200
 
 
 async def test_an_older_list_that_comes_late_changes_nothing(tx: Tx) -> None:
@@ -50,7 +51,7 @@ async def test_an_older_list_that_comes_late_changes_nothing(tx: Tx) -> None:
     await server_keys.save(tx, [a_list(100)])
 
     assert await server_keys.find(tx, [(PEER, KEY)]) == {(PEER, KEY): newer.keys[KEY]}
-    assert (await server_keys.find_answers(tx, [PEER]))[PEER].json == newer.json
+    assert (await server_keys.find_answers(tx, [PEER], 1000))[PEER].json == newer.json
 
 
 async def test_lists_that_are_over_are_forgotten_and_keys_are_not(tx: Tx) -> None:
@@ -59,7 +60,7 @@ async def test_lists_that_are_over_are_forgotten_and_keys_are_not(tx: Tx) -> Non
     assert await server_keys.delete_answers(tx, 100) == 0
     assert await server_keys.delete_answers(tx, 101) == 1
 
-    assert await server_keys.find_answers(tx, [PEER]) == {}
+    assert await server_keys.find_answers(tx, [PEER], 1000) == {}
     assert len(await server_keys.find(tx, [(PEER, KEY), (PEER, KeyID("ed25519:b"))])) == 1
 
 
@@ -77,3 +78,13 @@ def test_when_a_notary_asks_again(now_ts: int, key_ids: list[KeyID], least_ts: i
     answer = StoredAnswer(json={"verify_keys": {KEY: {}}}, fetched_ts=100, valid_until_ts=200)
 
     assert answer.is_fresh(now_ts, key_ids, least_ts) is is_fresh
+
+
+async def test_long_lists_are_left_out_where_they_do_not_fit(tx: Tx) -> None:
+    names = [ServerName(f"s{number}.example") for number in range(3)]
+    for number, name in enumerate(names):
+        await server_keys.save(tx, [replace(a_list(100), server_name=name, json={"text": "x" * (3 - number)})])
+
+    lengths = [len(b'{"text":"x"}') + number for number in range(3)]
+    assert (await server_keys.find_answers(tx, names, sum(lengths))).keys() == set(names)
+    assert (await server_keys.find_answers(tx, names, sum(lengths) - 1)).keys() == set(names[1:])
