@@ -11,7 +11,7 @@ import sys
 from asyncio.subprocess import Process
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from ipaddress import ip_network
 from pathlib import Path
 
@@ -26,10 +26,23 @@ from tests.servers import TEST_CONFIG
 ROOT = Path(__file__).parents[2]
 
 
+@dataclass
+class Running:
+    """A server that may be killed."""
+
+    process: Process
+    base_url: str
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self.process.kill()
+
+
 @asynccontextmanager
-async def process(conninfo: str, server_name: str, authority: Authority) -> AsyncIterator[Process]:
+async def process(conninfo: str, server_name: str, authority: Authority) -> AsyncIterator[Running]:
     """One that runs; killed at the end at the latest."""
-    arguments = [conninfo, server_name, authority.certificate, *authority.issue("127.0.0.1"), free_port()]
+    port = free_port()
+    arguments = [conninfo, server_name, authority.certificate, *authority.issue("127.0.0.1"), port]
     running = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
@@ -42,7 +55,7 @@ async def process(conninfo: str, server_name: str, authority: Authority) -> Asyn
     try:
         assert running.stdout is not None
         assert await running.stdout.readline() == b"ready\n", "the process ended"
-        yield running
+        yield Running(running, f"https://127.0.0.1:{port}")
     finally:
         with contextlib.suppress(ProcessLookupError):
             running.kill()

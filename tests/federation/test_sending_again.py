@@ -2,11 +2,12 @@
 
 import asyncio
 import contextlib
-from asyncio.subprocess import Process
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
+import aiohttp
 import pytest
 
 from federation.protocol.errors import NotFound
@@ -19,6 +20,7 @@ from tests.federation import sending_process
 from tests.federation.authority import Authority
 from tests.federation.listening_peer import ListeningPeer, listening
 from tests.federation.resident_rooms import SharedRoom
+from tests.federation.sending_process import Running
 from tests.federation.servers import federating_on, free_port
 
 HOST = "127.0.0.1"
@@ -46,7 +48,7 @@ class Installation:
         async with federating_on(self.conninfo, self.authority, HOST, changes) as server:
             yield server
 
-    def process(self) -> AbstractAsyncContextManager[Process]:
+    def process(self) -> AbstractAsyncContextManager[Running]:
         """A server in a process of its own."""
         return sending_process.process(self.conninfo, self.name, self.authority)
 
@@ -138,6 +140,41 @@ async def test_who_is_killed_is_replaced_within_seconds(installation: Installati
 
     assert sorted(set(peer.messages)) == ["after the death", "before the death", "sent by the first"]
     assert peer.messages.count("after the death") == 1
+
+
+async def test_whatever_was_answered_before_a_kill_arrives(installation: Installation) -> None:
+    """Killed again and again in the middle of a burst, and each time another takes over."""
+    async with contextlib.AsyncExitStack() as stack:
+        server = await stack.enter_async_context(installation.running())
+        peer = await stack.enter_async_context(listening(server, installation.authority))
+        alice, room_id = await a_room_with(peer, server)
+    answered: list[str] = []
+
+    async def burst(client: Client, life: int) -> None:
+        for number in range(10_000):
+            text = f"{life} {number}"
+            await say(client, room_id, text)
+            answered.append(text)
+
+    async with contextlib.AsyncExitStack() as stack:
+        await peer.start()
+        stack.push_async_callback(peer.stop)
+        trust = ssl.create_default_context(cafile=installation.authority.certificate)
+        for life in range(3):
+            session = await stack.enter_async_context(aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=trust)))
+            running = await stack.enter_async_context(installation.process())
+            client = Client(running.base_url, session, access_token=alice.access_token)
+            bursts = [asyncio.ensure_future(burst(client, 10 * life + each)) for each in range(4)]
+            await asyncio.sleep(1.7 + 0.3 * life)
+            running.kill()
+            with pytest.raises(aiohttp.ClientError):
+                await asyncio.gather(*bursts)
+            await asyncio.gather(*bursts, return_exceptions=True)
+        await stack.enter_async_context(installation.process())
+
+        await peer.until_messages(answered, seconds=20)
+
+    assert len(answered) > 30
 
 
 async def test_what_a_peer_had_not_confirmed_at_a_death_is_sent_again(installation: Installation) -> None:
