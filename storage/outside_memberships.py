@@ -143,7 +143,7 @@ async def find(tx: Tx, user_id: UserID, room_id: str) -> OutsideMembership | Non
     return found[0] if found else None
 
 
-async def delete(tx: Tx, user_id: UserID, room_id: RoomID) -> bool:
+async def delete(tx: Tx, user_id: UserID, room_id: str) -> bool:
     """Forget a membership from outside; whether there was one."""
     return (
         await tx.execute("delete from outside_memberships where user_id = %s and room_id = %s", (user_id, room_id)) > 0

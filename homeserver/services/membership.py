@@ -17,7 +17,7 @@ from federation.rooms.restricted_joins import RestrictedJoins
 from homeserver.services.remote_rooms import RemoteRooms
 from homeserver.services.requester import Requester
 from homeserver.services.room_settings import RoomSettings
-from storage import memberships, rooms
+from storage import memberships, outside_memberships, rooms
 from storage.database import Database
 from storage.memberships import Membership
 from storage.rooms import Room
@@ -179,15 +179,19 @@ class MembershipService:
 
     async def forget(self, who: Requester, room_id: str) -> None:
         """Forget a room that the user has left; M_UNKNOWN for one that they have not."""
-        room = await self._writer.get_room(room_id)
         async with self._database.transaction() as tx:
-            current = (await memberships.rooms_of(tx, who.user_id, tuple(Membership))).get(room.number)
-            if current is None:
+            outside = await outside_memberships.find(tx, who.user_id, room_id)
+            room = await rooms.find(tx, room_id)
+            found = await memberships.rooms_of(tx, who.user_id, tuple(Membership)) if room is not None else {}
+            current = found.get(room.number) if room is not None else None
+            present = [each for each in (outside and outside.membership, current and current[0]) if each is not None]
+            if not present:
                 raise NotFound("You were never in this room")
-            membership, position = current
-            if membership not in (Membership.LEAVE, Membership.BAN):
+            if not all(membership in (Membership.LEAVE, Membership.BAN) for membership in present):
                 raise MatrixError("M_UNKNOWN", f"User {who.user_id} is in room {room_id}")
-            await memberships.forget(tx, who.user_id, room.number, position)
+            await outside_memberships.delete(tx, who.user_id, room_id)
+            if room is not None and current is not None:
+                await memberships.forget(tx, who.user_id, room.number, current[1])
 
     async def joined_rooms(self, user_id: UserID) -> list[RoomID]:
         """The rooms that the user is in."""

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from federation.protocol.types import UserID
+from storage import outside_memberships
 from tests.clients import Client, quote
 from tests.federation.handshakes import membership_in
 from tests.federation.servers import Pair
@@ -48,6 +50,12 @@ async def parts(client: Client, room_id: str) -> list[str]:
     return [name for name, found in rooms.items() if room_id in found]
 
 
+async def outside_of(pair: Pair, user: Client) -> list[str]:
+    """Where the far server's database has a user's membership from outside that counts, as for a new process."""
+    async with pair.far.application.database.read() as tx:
+        return list(await outside_memberships.of_user(tx, UserID(user.user_id)))
+
+
 async def test_an_invite_is_taken_back(pair: Pair) -> None:
     alice, bob = await people(pair)
     room_id = await create_room(alice, name="Lobby")
@@ -68,10 +76,17 @@ async def test_an_invite_is_rejected(pair: Pair) -> None:
     await invite(alice, room_id, bob)
     token = (await sync(bob))["next_batch"]
 
+    path = f"/v3/rooms/{quote(room_id)}/forget"
+    assert (await bob.post(path)).body["errcode"] == "M_UNKNOWN"
     await leave(bob, room_id)
     await told(bob, room_id, "leave", token)
     assert await parts(bob, room_id) == []
     assert await membership_in(pair.near, room_id, bob.user_id) == "leave"
+    with_left: dict[str, Any] = {"filter": {"room": {"include_leave": True}}}
+    assert room_id in (await sync(bob, **with_left))["rooms"]["leave"]
+    await bob.ok("POST", path, {})
+    assert room_id not in (await sync(bob, **with_left)).get("rooms", {}).get("leave", {})
+    assert (await bob.post(path)).status == 404
 
 
 async def test_a_knock_is_answered_by_an_invite(pair: Pair) -> None:
@@ -119,9 +134,11 @@ async def test_who_left_comes_back_by_an_invite(pair: Pair) -> None:
     await told(bob, room_id, "invite", token)
     assert await parts(bob, room_id) == ["invite"]
     token = (await sync(bob))["next_batch"]
+    assert await outside_of(pair, bob) == [room_id]
     await join(bob, room_id)
     await told(bob, room_id, "join", token)
     assert await parts(bob, room_id) == ["join"]
+    assert await outside_of(pair, bob) == []
 
 
 async def test_an_invite_outlives_that_others_of_our_server_come_in(pair: Pair) -> None:
