@@ -172,11 +172,13 @@ class Handshaking:
             server_name=outbound.server_name,
             signing_key=outbound.keys.signing_key,
         )
-        self.joins = RemoteJoins(database=database, writer=writer, handshakes=handshakes)
+        self.joins = RemoteJoins(database=database, writer=writer, handshakes=handshakes, doors=self.doors)
         outside = RemoteMemberships(
             log=ground.log, writer=writer, handshakes=handshakes, stripped_state=self.resident.stripped_state
         )
-        self.rooms = RemoteRooms(database, self.joins, outside, outbound.server_name, enabled=enabled)
+        self.rooms = RemoteRooms(
+            database, self.joins, outside, self.doors, server_name=outbound.server_name, enabled=enabled
+        )
         self.third_party_invites = ThirdPartyInvites(
             database=database,
             writer=writer,

@@ -32,13 +32,14 @@ from federation.protocol.room_versions import get_rules
 from federation.protocol.state_answer import EventSplitter
 from federation.protocol.types import JsonObject, RoomID, ServerName
 from federation.rooms.append import Outcome, RoomWriter
+from federation.rooms.doors import RoomDoors
 from federation.rooms.handshakes import Handshakes
+from federation.rooms.ordering import cited_by
 from federation.rooms.peer_answers import Refusals, candidates, is_unknown_endpoint
-from federation.rooms.received_state import CHUNK, ReceivedState, cited_by
-from storage import memberships, remote_joins, rooms
+from federation.rooms.received_state import CHUNK, ReceivedState
+from storage import remote_joins, rooms
 from storage.database import Database
 from storage.remote_joins import RemoteJoin, SignedJoin
-from storage.rooms import Room
 
 logger = logging.getLogger(__name__)
 
@@ -64,12 +65,14 @@ class RemoteJoins:
         database: Database,
         writer: RoomWriter,
         handshakes: Handshakes,
+        doors: RoomDoors,
         lease_seconds: float = LEASE_SECONDS,
         answer_seconds: float = ANSWER_SECONDS,
     ) -> None:
         self._database = database
         self._writer = writer
         self._handshakes = handshakes
+        self._doors = doors
         self._server_name = handshakes.server_name
         self._lease_seconds = lease_seconds
         self.answer_seconds = answer_seconds
@@ -276,17 +279,13 @@ class RemoteJoins:
         async with self._database.transaction() as tx:
             room = await rooms.create(tx, pdu.room_id, pdu.rules)
         entries = await state.store(self._database, room)
-        if await self._is_resident(room):  # somebody else's user had to let ours in
+        if await self._doors.is_ours(room):  # somebody else's user had to let ours in
             given = {entry.key: entry.event_id for entry in entries}
             received = await self._writer.append_signed(pdu, state_before=given)
         else:
             received = await self._writer.append_join(pdu, entries)
         if received.outcome not in (Outcome.ACCEPTED, Outcome.DUPLICATE):
             raise RemoteServerError(f"The join was not accepted: {received.reason}", is_transient=False)
-
-    async def _is_resident(self, room: Room) -> bool:
-        async with self._database.read() as tx:
-            return bool(await memberships.local_members(tx, room.number, self._server_name, limit=1))
 
     def _lease_end(self) -> int:
         return _now_ms() + int(self._lease_seconds * 1000)

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from federation.outbound.keyring import Keyring
-from federation.protocol import auth_rules, canonical_json, event_format
+from federation.protocol import canonical_json, event_format
 from federation.protocol.auth_events import CREATE
 from federation.protocol.errors import AuthRuleViolated, InvalidInput, MatrixError
 from federation.protocol.pdu import PDU, VerifiedPDU
@@ -20,6 +20,8 @@ from federation.protocol.room_versions import RoomVersionRules
 from federation.protocol.types import EventID, RoomID, StateKey
 from federation.rooms.append_join import GivenEntry
 from federation.rooms.heads import to_pdu
+from federation.rooms.ordering import cited_by
+from federation.rooms.outliers import judge
 from storage import events, outliers
 from storage.database import Database
 from storage.events import Flag
@@ -114,7 +116,7 @@ class ReceivedState:
         if pdu.event_id in self._known:
             self._repeated += 1
             return
-        cited = cited_by(pdu)
+        cited = tuple(cited_by(pdu))
         membership = pdu.membership if pdu.type == "m.room.member" else None
         self._known[pdu.event_id] = _Known(cited, membership, self._bytes, len(pdu.canonical))
         self._file.write(pdu.canonical)
@@ -209,12 +211,8 @@ class ReceivedState:
 
     def check(self, pdu: VerifiedPDU) -> None:
         """Raise AuthRuleViolated unless the events that it cites allow the event (step 4)."""
-        cited = {event_id: self.get(event_id) for event_id in pdu.auth_event_ids}
-        auth_rules.check_auth_events(pdu, cited, self.rejected)
-        by_key = {each.state_pair: each for each in cited.values() if each.state_key is not None}
-        if pdu.type != "m.room.create" and not pdu.rules.create_in_auth_events:
-            by_key[CREATE] = self.get(EventID("$" + pdu.room_id[1:]))
-        auth_rules.check(pdu, by_key)
+        cited = cited_by(pdu)
+        judge(pdu, {event_id: self.get(event_id) for event_id in cited}, self.rejected.intersection(cited))
 
     def has_all(self, event_ids: Collection[EventID]) -> bool:
         """Whether these events came along, or were here."""
@@ -250,10 +248,3 @@ class ReceivedState:
             for key, event_id in state.items()
             if event_id in held
         ]
-
-
-def cited_by(pdu: VerifiedPDU) -> tuple[EventID, ...]:
-    """What authorises the event, the create event included where the room's ID names it."""
-    if pdu.rules.create_in_auth_events or pdu.type == "m.room.create":
-        return pdu.auth_event_ids
-    return (*pdu.auth_event_ids, EventID("$" + pdu.room_id[1:]))

@@ -11,6 +11,7 @@ from federation.protocol.identifiers import is_room_id
 from federation.protocol.member_template import Wish
 from federation.protocol.pdu import Draft
 from federation.protocol.types import EventID, JsonObject, RoomID, ServerName, UserID
+from federation.rooms.doors import RoomDoors
 from federation.rooms.joining import RemoteJoins
 from federation.rooms.remote_memberships import RemoteMemberships
 from storage import memberships, outside_memberships, rooms
@@ -42,24 +43,29 @@ class RemoteRooms:
         database: Database,
         joins: RemoteJoins,
         outside: RemoteMemberships,
-        server_name: ServerName,
+        doors: RoomDoors,
         *,
+        server_name: ServerName,
         enabled: bool,
     ) -> None:
         self._database = database
         self._joins = joins
         self._outside = outside
+        self._doors = doors
         self.server_name = server_name
         self._enabled = enabled
 
     async def is_outside(self, room_id: str) -> bool:
         """Whether others are in the room, or may be, and nobody of ours is."""
-        async with self._database.read() as tx:
-            room = await rooms.find(tx, room_id)
+        room = rooms.known(self._database.memory, room_id)
+        if room is None:
+            async with self._database.read() as tx:
+                room = await rooms.find(tx, room_id)
             if room is None:
                 return True
-            if await memberships.local_members(tx, room.number, self.server_name, limit=1):
-                return False
+        if await self._doors.is_ours(room):
+            return False
+        async with self._database.read() as tx:
             row = (await rooms.rows(tx, [room.number]))[room.number]
         return row.state_version == 0 or row.joined_members > 0
 

@@ -10,6 +10,7 @@ import pytest_asyncio
 from aiohttp import web
 
 from federation.protocol.types import JsonObject
+from storage.events import Flag
 from tests.clients import Client, Server
 from tests.federation.authority import Authority
 from tests.federation.lying_resident import LyingResident, resident
@@ -129,22 +130,27 @@ async def test_a_state_event_with_a_wrong_hash_is_redacted(bob: Client, other: L
     ]
 
 
-async def test_an_event_of_another_room_is_left_out(bob: Client, other: LyingResident) -> None:
+async def test_an_event_of_another_room_is_left_out(server: Server, bob: Client, other: LyingResident) -> None:
     foreign = a_signed_event(
         type="m.room.member", sender=other.user("x"), state_key=other.user("x"), content={"membership": "join"}
     )
     other.answer = lambda answer: {**answer, "state": [*answer["state"], foreign.json]}
     assert await members_after(bob, other) == {other.user(), bob.user_id}
+    async with server.application.database.read() as tx:
+        assert await tx.fetch("select from events where event_id = %s", (foreign.event_id,)) == []
 
 
-async def test_an_event_that_its_auth_events_do_not_allow_is_rejected(bob: Client, other: LyingResident) -> None:
-    mallory = other.user("mallory")
-    levels = other.room.add("m.room.power_levels", mallory, {"users": {mallory: 100}}, "")
-    other.answer = lambda answer: {**answer, "state": [*answer["state"], levels.json][-5:]}
-    other.room.state["m.room.power_levels", ""] = other.room.events[2]
-    other.room.events.pop()
-    answer = await join(bob, other.room_id, other.name)
-    assert answer.status == 502  # two power levels, of which one is forged: the state is none
+async def test_an_event_that_its_auth_events_do_not_allow_is_none_of_the_state(
+    server: Server, bob: Client, other: LyingResident
+) -> None:
+    topic = other.room.add("m.room.topic", other.user("stranger"), {"topic": "not in the room"}, "")
+
+    await members_after(bob, other)
+
+    assert ("m.room.topic", "") not in await state_of(bob, other.room_id)
+    async with server.application.database.read() as tx:
+        (row,) = await tx.fetch("select flags from events where event_id = %s", (topic.event_id,))
+    assert row[0] == Flag.OUTLIER | Flag.REJECTED
 
 
 async def test_an_event_in_the_name_of_another_server_is_left_out(bob: Client, other: LyingResident) -> None:
@@ -194,9 +200,12 @@ async def test_a_state_that_is_none_is_refused(bob: Client, other: LyingResident
     await refused(bob, other)
 
 
-async def test_a_room_of_another_version_than_was_said_is_refused(bob: Client, other: LyingResident) -> None:
-    other.template = lambda answer: {**answer, "room_version": "10"}
-    await refused(bob, other)
+async def test_a_room_of_another_version_than_was_said_is_refused(
+    server: Server, authority: Authority, bob: Client
+) -> None:
+    async with resident(server, authority, "9") as other:
+        other.template = lambda answer: {**answer, "room_version": "8"}
+        await refused(bob, other)
 
 
 async def test_two_events_under_one_key_are_no_state(bob: Client, other: LyingResident) -> None:
