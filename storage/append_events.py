@@ -56,6 +56,9 @@ class RoomEvents:
     expected_last_line: int | None = None
     head: Head | None = None
     may_be_duplicate: bool = False
+    """Whether one of them may be here: looked up first, where a unique key would refuse others with it."""
+    may_be_awaited: bool = False
+    """Whether others that are here may refer to them."""
     hole: int = 0
     """Places to leave free before the event, which came without what precedes it: history goes there when it comes."""
     concerned: tuple[UserID, ...] = ()
@@ -213,7 +216,9 @@ class RoomEvents:
         placed = [pair for change in changes for pair in zip(change.new, change.stored, strict=True)]
         await event_writes.append(tx, placed, standings, numbers, entered)
         await event_writes.insert_relations(tx, placed, numbers)
-        arrived = [stored for change in changes if change.may_be_duplicate for stored in change.stored]
+        arrived = [
+            stored for change in changes if change.may_be_duplicate or change.may_be_awaited for stored in change.stored
+        ]
         redacted = await event_writes.insert_extras(tx, placed, arrived)
         for change in changes:
             if change.hole and change.stored:

@@ -220,9 +220,4 @@ async def _note_arrivals(tx: Tx, arrived: Sequence[StoredEvent]) -> None:
     """Events that others referred to before they came are no gaps any longer; redactions that waited apply."""
     if not arrived:
         return
-    ids = [stored.event_id for stored in arrived]
-    await tx.execute(
-        "delete from missing_events where (room, event_id) in (select * from unnest(%s::int[], %s::text[]))",
-        ([stored.room for stored in arrived], ids),
-    )
     await redactions.apply_pending(tx, arrived)

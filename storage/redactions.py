@@ -66,9 +66,12 @@ async def _set_flags(tx: Tx, stored: Sequence[StoredEvent]) -> None:
 
 
 async def apply_pending(tx: Tx, arrived: Sequence[StoredEvent]) -> None:
-    """Redact events that come after their redactions; the first that came, should there be several."""
+    """Close the gaps that these events were, and redact those that come after their redactions; the first that came,
+    should there be several."""
     pending = await tx.fetch(
-        "delete from pending_redactions where (room, event_id) in (select * from unnest(%s::int[], %s::text[]))"
+        "with given as (select * from unnest(%s::int[], %s::text[]) as given(room, event_id)),"
+        " closed as (delete from missing_events where (room, event_id) in (select * from given))"
+        " delete from pending_redactions where (room, event_id) in (select * from given)"
         " returning event_id, position, only_of",
         ([stored.room for stored in arrived], [stored.event_id for stored in arrived]),
     )

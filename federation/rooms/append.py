@@ -81,7 +81,7 @@ class RoomWriter:
         self._server_name = server_name
         self._signing_key = signing_key
         self._remote = RemoteAppender(database=database, log=log, counter=counter)
-        self._line = LineAppender(database=database, log=log, counter=counter)
+        self._line = LineAppender(database=database, log=log, heads=heads, counter=counter)
         self._outliers = OutlierAppender(database)
         self._joins = JoinAppender(database=database, log=log, server_name=server_name)
 

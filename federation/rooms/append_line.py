@@ -1,11 +1,14 @@
-"""Appending many events of another server at once, where they continue the room's end one after the other.
+"""Appending events of another server where they continue the room's end, one after the other: many in one entry.
 
-That is what almost all transactions hold. What one event needs beyond that (a fork, a gap, a refusal) is left to
-`append_remote.py`, which places a single event wherever it belongs; both come to the same result where both apply.
+That is what almost all transactions hold. As for our own events, the room's head (`heads.py`) knows what they build on
+and runs ahead of the log, so a message costs no look at the room. What one event needs beyond that (a fork, a gap, a
+refusal) is left to `append_remote.py`, which places a single event wherever it belongs; both come to the same result
+where both apply.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from federation.protocol import auth_rules
 from federation.protocol.auth_events import CREATE, POWER_LEVELS
@@ -17,41 +20,35 @@ from federation.rooms import outliers
 from federation.rooms.append_remote import Outcome, Received, keys_for, note_redaction
 from federation.rooms.contention import Contention
 from federation.rooms.counting import Counter, related_event, thread_of
+from federation.rooms.heads import RoomHead, RoomHeads, to_pdu
 from federation.rooms.ordering import cited_by
-from federation.rooms.state import Graph, View
-from storage import events, rooms
+from storage import events
 from storage.append_events import RoomEvents
-from storage.database import Database, Tx
-from storage.events import Flag, NewEvent, StateWrite, StoredEvent
-from storage.log import Conflict, Entry, Log
+from storage.database import Database
+from storage.events import Flag, NewEvent, StateWrite
+from storage.log import AlreadyWritten, Conflict, Entry, Log
 from storage.memberships import Membership
 from storage.room_state import TRUNK
-from storage.rooms import Room, RoomRow
+from storage.rooms import Room
 
 
-@dataclass(slots=True, kw_only=True)
-class _End:
-    """The room's end, as the events that were added leave it."""
+@dataclass(slots=True)
+class _Known:
+    """What the events refer to besides the room's head."""
 
-    row: RoomRow
-    graph: Graph
-    held: Mapping[EventID, StoredEvent]
-    referred: frozenset[EventID]
-    """Those of the events that others refer to, which came first."""
-    state: dict[StateKey, VerifiedPDU]
-    version: int
-    joined: int
-    extremities: set[EventID]
-    change: RoomEvents
-    results: list[Received] = field(default_factory=list)
+    referred: Collection[EventID]
+    """Those of them that others refer to, which came first."""
+    pdus: dict[EventID, VerifiedPDU]
+    rejected: Collection[EventID] = field(default_factory=frozenset)
 
 
 class LineAppender:
     """Puts events at the end of a room."""
 
-    def __init__(self, *, database: Database, log: Log, counter: Counter) -> None:
+    def __init__(self, *, database: Database, log: Log, heads: RoomHeads, counter: Counter) -> None:
         self._database = database
         self._log = log
+        self._heads = heads
         self._counter = counter
 
     async def append(self, room: Room, pdus: Sequence[VerifiedPDU]) -> list[Received]:
@@ -60,124 +57,116 @@ class LineAppender:
         Answers what became of those; the event after them, if there is one, is for `RemoteAppender`.
         """
         contention = Contention()
+        keys = list(dict.fromkeys(key for pdu in pdus for key in keys_for(pdu)))
         while True:
-            async with self._database.read() as tx:
-                row = (await rooms.rows(tx, [room.number]))[room.number]
-                if not row.extremities or set(pdus[0].prev_event_ids) != set(row.extremities):
-                    return []
-                end = await self._look(tx, room, row, pdus)
-            for pdu in pdus:
-                if not self._add(end, pdu):
-                    break
-            if not end.change.new:
-                return end.results
+            head = await self._heads.load(room, keys)
+            if not _continues(head, pdus[0]):
+                return []
+            known = await self._look(room, head, pdus)
+            if self._heads.find(room) is not head or any(key not in head.state for key in keys):
+                continue  # nothing may come between a look at the head and what is enqueued on it
+            change = self._build(room, head, pdus, known)
+            if not change.new:
+                return []
+            built = [event.pdu.event_id for event in change.new]
             try:
-                appended = await self._log.append(Entry(changes=[end.change]))
+                appended = await self._log.append(Entry([change], on_refused=partial(self._heads.drop, head)))
+            except AlreadyWritten:
+                return []  # one of them is here
             except Conflict as error:
                 await contention.give_way(error)
                 continue
-            return _with_positions(end.results, appended.position)
+            first = appended.position - len(built) + 1
+            return [Received(event_id, Outcome.ACCEPTED, first + index) for index, event_id in enumerate(built)]
 
-    async def _look(self, tx: Tx, room: Room, row: RoomRow, pdus: Sequence[VerifiedPDU]) -> _End:
-        event_ids = [pdu.event_id for pdu in pdus]
-        held = await events.by_id(tx, {*event_ids, *(cited for pdu in pdus for cited in cited_by(pdu))})
-        graph = Graph(tx, room)
-        graph.keep(held.values())
-        referred = await events.find_followers(tx, room.number, event_ids)
-        keys = dict.fromkeys(key for pdu in pdus for key in keys_for(pdu))
+    async def _look(self, room: Room, head: RoomHead, pdus: Sequence[VerifiedPDU]) -> _Known:
+        """What the head does not know of the events: who waits for them, and what they cite that is not current."""
+        given = {pdu.event_id for pdu in pdus}
+        current = {pdu.event_id for pdu in head.state.values() if pdu is not None}
+        cited = {event_id for pdu in pdus for event_id in cited_by(pdu)} - current - given
+        async with self._database.read() as tx:
+            referred = await events.find_followers(tx, room.number, given)
+            held = (await events.by_id(tx, cited)).values() if cited else ()
+            ours = [stored for stored in held if stored.room == room.number]
+        return _Known(
+            referred,
+            {stored.event_id: to_pdu(stored, room) for stored in ours},
+            {stored.event_id for stored in ours if stored.flags & Flag.REJECTED},
+        )
+
+    def _build(self, room: Room, head: RoomHead, pdus: Sequence[VerifiedPDU], known: _Known) -> RoomEvents:
+        """The change for the first of the events, as far as they are for this module; the head is past them then."""
         change = RoomEvents(
             room=room,
             new=[],
-            expected_version=row.state_version,
-            new_version=row.state_version,
-            may_be_duplicate=True,
+            expected_version=head.version,
+            new_version=head.version,
+            head=head,
+            may_be_awaited=True,
         )
-        return _End(
-            row=row,
-            graph=graph,
-            held=held,
-            referred=frozenset(referred),
-            state=await graph.state(View((TRUNK, row.state_version)), list(keys)),
-            version=row.state_version,
-            joined=row.joined_members,
-            extremities=set(row.extremities),
-            change=change,
-        )
+        extremities = frozenset(head.extremities)
+        known.pdus.update((pdu.event_id, pdu) for pdu in head.state.values() if pdu is not None)
+        for pdu in pdus:
+            if not _continues(head, pdu) or pdu.event_id in known.referred or not _is_allowed(head, pdu, known):
+                break
+            self._add(change, head, pdu)
+            known.pdus[pdu.event_id] = pdu
+        if change.state:
+            change.expected_extremities = extremities
+        return change
 
-    def _add(self, end: _End, pdu: VerifiedPDU) -> bool:
-        """Put the event into the change, if it is for this module."""
-        held = end.held.get(pdu.event_id)
-        if held is not None and not held.flags & Flag.OUTLIER:
-            end.results.append(Received(pdu.event_id, Outcome.DUPLICATE, 0))
-            return True
-        continues = set(pdu.prev_event_ids) == end.extremities
-        if held is not None or not continues or pdu.event_id in end.referred or pdu.type == "m.room.create":
-            return False
-        if any(event_id not in end.graph.pdus for event_id in cited_by(pdu)):
-            return False
-        try:
-            outliers.judge(pdu, end.graph.pdus, end.graph.rejected)
-            auth_rules.check(pdu, end.state)
-        except AuthRuleViolated:
-            return False
-        new = self._new_event(end, pdu)
-        note_redaction(new, end.state)
-        end.change.new.append(new)
-        end.graph.pdus[pdu.event_id] = pdu
-        end.extremities = {pdu.event_id}
+    def _add(self, change: RoomEvents, head: RoomHead, pdu: VerifiedPDU) -> None:
+        state = _present(head)
+        levels = PowerLevels.from_state(state.get(POWER_LEVELS), state[CREATE])
+        counted = self._counter.count(change.room, pdu, levels, head.joined)
+        version = head.version
+        head.advance(pdu)
+        change.new_version = head.version
+        change.new.append(
+            NewEvent(
+                pdu=pdu,
+                line=TRUNK,
+                version=version,
+                trunk_version=head.version,
+                thread=thread_of(pdu),
+                relation=related_event(pdu.content),
+                notifies=counted.notifies,
+                highlights=counted.highlights,
+                personal=counted.personal,
+            )
+        )
+        note_redaction(change.new[-1], state)
         if pdu.state_key is not None:
-            _change_state(end, pdu, pdu.state_key)
-        end.results.append(Received(pdu.event_id, Outcome.ACCEPTED, 0))
-        return True
-
-    def _new_event(self, end: _End, pdu: VerifiedPDU) -> NewEvent:
-        levels = PowerLevels.from_state(end.state.get(POWER_LEVELS), end.state[CREATE])
-        counted = self._counter.count(end.change.room, pdu, levels, end.joined)
-        return NewEvent(
-            pdu=pdu,
-            line=TRUNK,
-            version=end.version,
-            trunk_version=end.version + (pdu.state_key is not None),
-            thread=thread_of(pdu),
-            relation=related_event(pdu.content),
-            notifies=counted.notifies,
-            highlights=counted.highlights,
-            personal=counted.personal,
-        )
+            is_member = pdu.type == "m.room.member"
+            change.state.append(
+                StateWrite(
+                    line=TRUNK,
+                    type=pdu.type,
+                    state_key=pdu.state_key,
+                    event_id=pdu.event_id,
+                    since=head.version,
+                    membership=Membership.of(pdu.membership) if is_member else None,
+                )
+            )
+            if is_member:
+                change.concerned = tuple(dict.fromkeys((*change.concerned, UserID(pdu.state_key))))
 
 
-def _change_state(end: _End, pdu: VerifiedPDU, state_key: str) -> None:
-    """A state event makes a new version of the room, and needs all that the old one was made of to stay."""
-    end.version += 1
-    change = end.change
-    change.new_version = end.version
-    change.expected_extremities = frozenset(end.row.extremities)
-    membership = Membership.of(pdu.membership) if pdu.type == "m.room.member" else None
-    change.state.append(
-        StateWrite(
-            line=TRUNK,
-            type=pdu.type,
-            state_key=state_key,
-            event_id=pdu.event_id,
-            since=end.version,
-            membership=membership,
-        )
-    )
-    if pdu.type == "m.room.member":
-        before = end.state.get(pdu.state_pair)
-        end.joined += (pdu.membership == "join") - (before is not None and before.membership == "join")
-        change.concerned = tuple(dict.fromkeys((*change.concerned, UserID(state_key))))
-    end.state[pdu.state_pair] = pdu
+def _continues(head: RoomHead, pdu: VerifiedPDU) -> bool:
+    return pdu.type != "m.room.create" and head.extremities.keys() == set(pdu.prev_event_ids)
 
 
-def _with_positions(results: Sequence[Received], last: int) -> list[Received]:
-    """The results with the places of the events that were appended, the last of which is at `last`."""
-    position = last - sum(received.outcome is Outcome.ACCEPTED for received in results)
-    placed = []
-    for received in results:
-        if received.outcome is Outcome.ACCEPTED:
-            position += 1
-            placed.append(Received(received.event_id, Outcome.ACCEPTED, position))
-        else:
-            placed.append(received)
-    return placed
+def _present(head: RoomHead) -> Mapping[StateKey, VerifiedPDU]:
+    return {key: pdu for key, pdu in head.state.items() if pdu is not None}
+
+
+def _is_allowed(head: RoomHead, pdu: VerifiedPDU, known: _Known) -> bool:
+    """Steps 4 to 6, for an event whose state before is the current one."""
+    if any(event_id not in known.pdus for event_id in cited_by(pdu)):
+        return False
+    try:
+        outliers.judge(pdu, known.pdus, known.rejected)
+        auth_rules.check(pdu, _present(head))
+    except AuthRuleViolated:
+        return False
+    return True

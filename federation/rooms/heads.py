@@ -104,6 +104,8 @@ class RoomHeads:
             return False
         if event.flags & events.HIDDEN == 0:
             pdu = from_stored(event.canonical, event.event_id, head.room.room_id, head.room.rules)
+            if not head.extremities.keys() >= set(pdu.prev_event_ids):
+                return False  # by way of hidden events it may follow more of them than it names
             for event_id in pdu.prev_event_ids:
                 head.extremities.pop(event_id, None)
             head.extremities[pdu.event_id] = described(pdu)
