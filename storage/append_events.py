@@ -72,11 +72,18 @@ class RoomEvents:
     """What counts for single users, with the positions of the events; filled likewise."""
     redacted: dict[EventID, int] = field(default_factory=dict)
     """Events that came before and are redacted now, with what redacts them; filled likewise."""
+    is_after_gap: bool = False
+    """Of a change that was read: as `follows_gap`."""
     numbers: dict[str, int] = field(default_factory=dict)
     """The numbers of the strings used; final once the change is committed."""
     _standing: Standing | None = None
 
     kind: ClassVar[int] = 1 << 8
+
+    @property
+    def follows_gap(self) -> bool:
+        """Whether what precedes the event is not here, or was not when it came."""
+        return bool(self.hole) or self.is_after_gap
 
     @property
     def width(self) -> int:
@@ -239,6 +246,7 @@ class RoomEvents:
         trunk = await event_following.trunk_within(tx, await event_following.versions_within(tx, stored, after))
         personal = await event_following.personal_in(tx, after, upto)
         redacted = await redactions.targets_of(tx, stored)
+        gaps = await history.after_gaps(tx, after, stored)
         answer: list[tuple[int, Self]] = []
         for event in stored:
             versions = [key for key in trunk if key[0] == event.room and key[1] <= event.trunk_version]
@@ -253,6 +261,7 @@ class RoomEvents:
                 concerned=_concerned(event, changed),
                 personal=[(event.position, count) for count in personal.get(event.position, ())],
                 redacted=redacted if event.type == "m.room.redaction" else {},
+                is_after_gap=event.position in gaps,
             )
             answer.append((event.position, change))
         return answer

@@ -322,20 +322,25 @@ async def has_annotated(tx: Tx, room: int, annotation: AnnotationKey) -> bool:
 
 async def newest_per_room(
     tx: Tx, rooms: Collection[int], *, after: int, upto: int, limit: int
-) -> dict[int, list[StoredEvent]]:
-    """For each room its newest events in (after, upto], at most `limit`, oldest first."""
+) -> tuple[dict[int, list[StoredEvent]], set[int]]:
+    """For each room its newest events in (after, upto], at most `limit`, oldest first; and which rooms have a gap.
+
+    None stands before the newest event that came without what precedes it: there the room's history has, or had, a gap.
+    """
     rows = await tx.fetch(
-        f"select {COLUMNS} from unnest(%s::int[]) as wanted(number), lateral ("
-        "  select * from events where room = wanted.number and position > %s and position <= %s and flags = 0"
-        "  order by position desc limit %s) as events",
-        (list(rooms), after, upto, limit),
+        f"select {COLUMNS}, gap from unnest(%s::int[]) as wanted(number)"
+        " left join lateral (select max(position) as gap from history_gaps where history_gaps.room = wanted.number"
+        "  and position > %s and position <= %s) as gaps on true, lateral ("
+        "  select * from events where room = wanted.number and position > coalesce(gap - 1, %s) and position <= %s"
+        "  and flags = 0 order by position desc limit %s) as events",
+        (list(rooms), after, upto, after, upto, limit),
     )
     found: dict[int, list[StoredEvent]] = {room: [] for room in rooms}
     for row in rows:
         found[row[1]].append(from_row(row))
     for events in found.values():
         events.reverse()
-    return found
+    return found, {row[1] for row in rows if row[-1] is not None}
 
 
 async def trunk_versions_at(tx: Tx, rooms: Collection[int], position: int) -> dict[int, int]:
@@ -429,14 +434,6 @@ async def find_followers(tx: Tx, room: int, event_ids: Collection[str]) -> set[E
         (room, list(event_ids)),
     )
     return {EventID(event_id) for (event_id,) in rows}
-
-
-async def newest_gaps(tx: Tx, rooms: Collection[int]) -> dict[int, int]:
-    """Where in each of these rooms the newest event stands that came without what precedes it, fetched since or not."""
-    rows = await tx.fetch(
-        "select room, max(position) from history_gaps where room = any(%s::int[]) group by room", (list(rooms),)
-    )
-    return {room: position for room, position in rows}
 
 
 async def flags_of(tx: Tx, event_ids: Collection[str]) -> dict[EventID, tuple[int, Flag]]:

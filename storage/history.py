@@ -67,6 +67,17 @@ async def gaps(tx: Tx, room: int) -> list[Gap]:
     return [_gap(row) for row in rows]
 
 
+async def after_gaps(tx: Tx, after: int, stored: Sequence[StoredEvent]) -> set[int]:
+    """Where those of these events stand that came without what precedes them; all came after `after`."""
+    if not stored or stored[-1].position - after <= HOLE:
+        return set()
+    rows = await tx.fetch(
+        "select position from history_gaps where (room, position) in (select * from unnest(%s::int[], %s::bigint[]))",
+        (Int4(event.room for event in stored), Int8(event.position for event in stored)),
+    )
+    return {position for (position,) in rows}
+
+
 async def lock(tx: Tx, room: int, position: int) -> Gap | None:
     """A gap, to be changed by nobody else until this transaction ends; lines of history are numbered meanwhile, too."""
     await tx.execute("select pg_advisory_xact_lock(%s, %s)", (_LOCK, room))

@@ -144,9 +144,13 @@ class Timelines:
             if not changes:
                 continue
             stored = [event for change in changes for event in change.visible if event.position > span.since]
+            gap = max((change.stored[0].position for change in changes if change.follows_gap), default=0)
+            stored = [event for event in stored if event.position >= gap]
             news = _cut(reading, changes[0].room, [Seen(event, "join") for event in stored], span)
             news.is_shared = True
             found[number] = news
+            if gap:
+                _limit(found, [number], span)
             trunk = [entry for change in changes for entry in change.trunk]
             if trunk:
                 held.update({event.position: event for change in changes for event in change.stored})
@@ -177,8 +181,8 @@ class Timelines:
 
     async def _fetch(
         self, tx: Tx, reading: Reading, numbers: Collection[int], span: Span
-    ) -> dict[int, list[StoredEvent]]:
-        """The newest events of each room, enough of them to fill its timeline as a rule."""
+    ) -> tuple[dict[int, list[StoredEvent]], set[int]]:
+        """The newest events of each room, enough of them to fill its timeline as a rule; and where a gap ended it."""
         limit = reading.fetch_limit(span.limit)
         return await events.newest_per_room(tx, numbers, after=span.since, upto=span.upto, limit=limit)
 
@@ -214,9 +218,10 @@ class Timelines:
         if not changed:
             return {}
         known = await rooms.get_many(tx, changed)
-        fetched = await self._fetch(tx, reading, changed, span)
+        fetched, cut = await self._fetch(tx, reading, changed, span)
         seen = {number: [Seen(event, "join") for event in stored] for number, stored in fetched.items()}
         found = await self._cut_all(tx, reading, {known[number]: fetched[number] for number in changed}, seen, span)
+        _limit(found, cut, span)
         then = await events.trunk_versions_at(tx, changed, span.since)
         now = await events.trunk_versions_at(tx, changed, span.upto)
         moved = {number: now[number] for number in changed if now[number] > then[number]}
@@ -260,16 +265,11 @@ class Timelines:
     async def fresh(self, tx: Tx, reading: Reading, wanted_rooms: Collection[Room], span: Span) -> dict[int, RoomNews]:
         """Rooms as for somebody who knows nothing of them: the newest events, up to a gap, and the whole state."""
         numbers = [room.number for room in wanted_rooms]
-        fetched = await self._fetch(tx, reading, numbers, span)
-        gaps = await events.newest_gaps(tx, numbers)
-        cut = {number for number, gap in gaps.items() if any(event.position < gap for event in fetched[number])}
-        for number in cut:
-            fetched[number] = [event for event in fetched[number] if event.position >= gaps[number]]
+        fetched, cut = await self._fetch(tx, reading, numbers, span)
         looked_at = {room: fetched[room.number] for room in wanted_rooms}
         seen = await self._reader.visible_in(tx, reading.user_id, looked_at)
         found = await self._cut_all(tx, reading, looked_at, seen, span)
-        for number in cut:
-            found[number].is_limited = True
+        _limit(found, cut, span)
         now = await events.trunk_versions_at(tx, numbers, span.upto)
         starts = {number: _version_at_start(news, now[number]) for number, news in found.items()}
         await self._set_whole_state(tx, reading, found, starts, now)
@@ -303,9 +303,12 @@ class Timelines:
         Who never was in it, and declined an invite, say, is shown nothing but what was done to them.
         """
         number = room.number
-        fetched = (await self._fetch(tx, reading, [number], span))[number]
+        by_room, cut = await self._fetch(tx, reading, [number], span)
+        fetched = by_room[number]
         seen = {number: await self._reader.visible(tx, room, reading.user_id, fetched)}
-        news = (await self._cut_all(tx, reading, {room: fetched}, seen, span))[number]
+        found = await self._cut_all(tx, reading, {room: fetched}, seen, span)
+        _limit(found, cut, span)
+        news = found[number]
         key: StateKey = ("m.room.member", reading.user_id)
         left_at = (await events.trunk_versions_at(tx, [number], span.upto))[number]
         stay = _last_stay((await room_state.histories(tx, [number], key)).get(number, []), left_at)
@@ -468,6 +471,15 @@ def _cut(reading: Reading, room: Room, seen: Sequence[Seen], span: Span) -> Room
     timeline = list(seen[-span.limit :]) if span.limit else []
     before = timeline[0].event.position - 1 if timeline else (span.upto if is_limited else span.since)
     return RoomNews(room=room, timeline=timeline, is_limited=is_limited, before=before)
+
+
+def _limit(found: Mapping[int, RoomNews], cut: Collection[int], span: Span) -> None:
+    """Tell that the timelines of these rooms begin behind a gap."""
+    for number in cut:
+        news = found[number]
+        news.is_limited = True
+        if not news.timeline:
+            news.before = span.upto
 
 
 def _window_delta(trunk: Sequence[TrunkChange], news: RoomNews) -> _Delta:

@@ -6,10 +6,12 @@ from collections.abc import Iterable, Sequence
 
 import pytest
 
-from federation.protocol.history_visibility import get_visibility, may_user_see
+from federation.protocol.history_visibility import get_visibility, may_server_see, may_user_see
+from federation.protocol.identifiers import server_name_of
 from federation.protocol.pdu import VerifiedPDU
-from federation.protocol.types import EventID, StateKey, UserID
+from federation.protocol.types import EventID, ServerName, StateKey, UserID
 from federation.rooms.append import Outcome
+from federation.rooms.server_access import ServerAccess
 from storage import outliers, room_state, rooms
 from storage.database import Memory, Tx
 from storage.events import Flag, StoredEvent
@@ -19,6 +21,7 @@ from tests.federation.processes import Process, a_process
 from tests.federation.random_rooms import USERS, RandomRoom
 from tests.federation.room_model import RoomModel, State
 from tests.federation.stored_rooms import ids_of, stored_events
+from tests.protocol.builders import HOME, OTHER
 
 SEEDS = int(os.environ.get("HEARTH_GRAPH_SEEDS", "3"))
 FIRST = int(os.environ.get("HEARTH_GRAPH_FIRST", "0"))
@@ -174,6 +177,32 @@ async def check_visible(tx: Tx, delivery: Delivery, stored: Sequence[StoredEvent
     assert [each.event.event_id for each in seen] == expected
 
 
+async def check_visible_to_server(
+    tx: Tx, delivery: Delivery, stored: Sequence[StoredEvent], server_name: ServerName
+) -> None:
+    """A server may see what one of its users may see, by the rules and whole states."""
+    model = delivery.model
+    users = [user_id for user_id in USERS if server_name_of(user_id) == server_name]
+    placed = [event for event in stored if not event.flags & (Flag.REJECTED | Flag.OUTLIER)]
+    seen = await ServerAccess().seen_by(tx, delivery.room, server_name, placed)
+    joined_at = [
+        version
+        for version, state in delivery.currents.items()
+        if any(model.membership(state, user_id) == "join" for user_id in users)
+    ]
+    expected = []
+    for event in placed:
+        before = model.before[event.event_id]
+        visibility_id = before.get(("m.room.history_visibility", ""))
+        visibility = get_visibility(None if visibility_id is None else model.pdus[visibility_id].content)
+        memberships = {model.membership(before, user_id) for user_id in users}
+        joins_later = any(version >= event.trunk_version for version in joined_at)
+        pdu = model.pdus[event.event_id]
+        if may_server_see(pdu, server_name, visibility, memberships, joins_later=joins_later):
+            expected.append(event.event_id)
+    assert [event.event_id for event in seen] == expected
+
+
 def shapes(stored: Sequence[StoredEvent]) -> dict[str, int]:
     """What a random room has exercised."""
     return {
@@ -204,6 +233,8 @@ async def test_random_graphs_are_as_the_model_has_them(conninfo: str, version: s
                 await check_deltas(tx, delivery)
                 for user_id in USERS:
                     await check_visible(tx, delivery, stored, user_id)
+                for server_name in (HOME, OTHER, ServerName("elsewhere.example")):
+                    await check_visible_to_server(tx, delivery, stored, server_name)
                 total["lines"] += len(await room_state.lines(tx, room.number, range(1000)))
             total["gaps"] += delivery.gaps
             total["outliers"] += delivery.outliers
