@@ -15,7 +15,7 @@ from federation.rooms.doors import RoomDoors
 from federation.rooms.joining import RemoteJoins
 from federation.rooms.remote_memberships import RemoteMemberships
 from storage import memberships, outside_memberships, rooms
-from storage.database import Database
+from storage.database import Database, Tx
 from storage.memberships import Membership
 from storage.outside_memberships import OutsideMembership
 
@@ -124,6 +124,7 @@ class RemoteRooms:
             raise InvalidInput("Not a valid room ID")
         async with self._database.read() as tx:
             before = await outside_memberships.find(tx, user_id, room_id)
+            before = before or await _when_we_were_in(tx, user_id, room_id)
         servers: list[str] = list(via)
         if before is not None:
             servers += before.via
@@ -136,3 +137,19 @@ class RemoteRooms:
     def _check_enabled(self) -> None:
         if not self._enabled:
             raise Forbidden("This server does not speak to other servers")
+
+
+async def _when_we_were_in(tx: Tx, user_id: UserID, room_id: str) -> OutsideMembership | None:
+    """The user's invite or knock by the state of a room that all others of ours have left since."""
+    room = await rooms.find(tx, room_id)
+    membership = None if room is None else await memberships.membership_of(tx, room.number, user_id)
+    if room is None or membership not in (Membership.INVITE, Membership.KNOCK):
+        return None
+    return OutsideMembership(
+        user_id=user_id,
+        room_id=room.room_id,
+        membership=membership,
+        room_version=room.rules.version,
+        event_id=EventID(""),
+        json=b"",
+    )

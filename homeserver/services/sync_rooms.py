@@ -126,10 +126,7 @@ class SyncRooms:
         await self._note_met(moment.view.user_id, request, sections, found.entered, news)
         await self._strip(moment, sections, found)
         await self._leave(request, reading, sections, span, found.left)
-        for part, room_id, told in await self._outside.collect(
-            request, moment.view.user_id, moment.outside, moment.ignored
-        ):
-            sections.put(part, room_id, told)
+        await self._add_outside(request, moment, sections)
         return sections
 
     # --- what besides events
@@ -336,6 +333,16 @@ class SyncRooms:
         return summaries
 
     # --- other rooms
+
+    async def _add_outside(self, request: RoomsRequest, moment: Moment, sections: RoomSections) -> None:
+        """Rooms without us: what is newer of them than what their state said when we were in."""
+        for room_id, member in moment.outside.items():
+            if member.membership in (Membership.LEAVE, Membership.BAN):
+                sections.invite.pop(room_id, None)
+                sections.knock.pop(room_id, None)
+        user_id = moment.view.user_id
+        for part, room_id, told in await self._outside.collect(request, user_id, moment.outside, moment.ignored):
+            sections.put(part, room_id, told)
 
     async def _strip(self, moment: Moment, sections: RoomSections, found: SortedRooms) -> None:
         """Rooms to which the user is invited, or at which they knock: what they are told of them."""

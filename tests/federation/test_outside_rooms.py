@@ -154,3 +154,19 @@ async def test_an_invite_outlives_that_others_of_our_server_come_in(pair: Pair) 
     await leave(bob, room_id)
     await told(bob, room_id, "leave", token)
     assert await parts(bob, room_id) == []
+
+
+async def test_an_invite_is_rejected_when_the_others_of_our_server_have_left(pair: Pair) -> None:
+    alice, bob = await people(pair)
+    carol = await pair.far.register("carol")
+    room_id = await create_room(alice)
+    await invite(alice, room_id, bob)
+    await invite(alice, room_id, carol)
+    await join(carol, room_id)
+    await leave(carol, room_id)
+    token = (await sync(bob))["next_batch"]
+
+    await leave(bob, room_id)
+    await told(bob, room_id, "leave", token)
+    assert await parts(bob, room_id) == []
+    assert await membership_in(pair.near, room_id, bob.user_id) == "leave"
