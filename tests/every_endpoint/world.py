@@ -83,10 +83,11 @@ class World:
 
     async def new_victim(self) -> Client:
         """A user with a session that may end."""
-        self.victim = await self.server.register("victim", refresh_token=True)
-        self.add("refresh_token", self.victim.refresh_token)
-        await join(self.victim, self.rooms[0])
-        return self.victim
+        victim = await self.server.register("victim", refresh_token=True)
+        await join(victim, self.rooms[0])
+        self.victim = victim  # from here on other lanes may end it
+        self.add("refresh_token", victim.refresh_token)
+        return victim
 
 
 @dataclass(slots=True)
