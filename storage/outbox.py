@@ -10,6 +10,9 @@ from typing import ClassVar, Self
 
 import orjson
 
+from federation.protocol import canonical_json
+from federation.protocol.redaction import redact
+from federation.protocol.room_versions import get_rules
 from federation.protocol.types import DeviceID, EventID, JsonObject, ServerName, UserID
 from storage import strings
 from storage.database import Row, Tx
@@ -189,8 +192,10 @@ async def events_between(
         "  from relayed_events join events on events.event_id = relayed_events.event_id and flags = 0"
         "  join strings as senders on senders.id = events.sender"
         "  where relayed_events.position > %s and relayed_events.position <= %s)"
-        " select candidates.at, candidates.room, event_id, low, high, candidates.sender, targets.value, json"
+        " select candidates.at, candidates.room, event_id, low, high, candidates.sender, targets.value, json,"
+        "  case when redacted_by is not null then rooms.room_version end"
         " from candidates join events on events.room = candidates.room and events.position = candidates.position"
+        " join rooms on rooms.room = candidates.room"
         " left join strings as targets on targets.id = candidates.state_key"
         f"  and candidates.type = {strings.MEMBER} and left(targets.value, 1) = '@'"
         f"{concerned} order by candidates.at limit %s",
@@ -203,7 +208,7 @@ async def find_relayed(tx: Tx, position: int) -> OutgoingEvent | None:
     """What an `EventRelayed` at this position passes on."""
     row = await tx.fetch_one(
         "select relayed_events.position, events.room, events.event_id, trunk_version, trunk_version, senders.value,"
-        f" case when events.type = {strings.MEMBER} then targets.value end, json"
+        f" case when events.type = {strings.MEMBER} then targets.value end, json, null"
         " from relayed_events join events on events.event_id = relayed_events.event_id and flags = 0"
         " join strings as senders on senders.id = events.sender"
         " left join strings as targets on targets.id = events.state_key where relayed_events.position = %s",
@@ -215,7 +220,9 @@ async def find_relayed(tx: Tx, position: int) -> OutgoingEvent | None:
 def _outgoing(row: Row) -> OutgoingEvent:
     try:
         canonical = unpack(row[7])
-    except ValueError:
+        if row[8] is not None:  # redacted since
+            canonical = canonical_json.encode(redact(orjson.loads(canonical), get_rules(row[8])))
+    except (ValueError, LookupError, TypeError):
         canonical = b""
     return OutgoingEvent(
         position=row[0],

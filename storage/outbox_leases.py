@@ -132,6 +132,14 @@ async def servers_behind(tx: Tx) -> dict[ServerName, int]:
     return {ServerName(server): position for server, position in rows}
 
 
+async def forget_relayed(tx: Tx) -> int:
+    """Delete what every server has of `relayed_events`; how many."""
+    return await tx.execute(
+        "delete from relayed_events where position <= least((select min(position) from outbox_shards),"
+        " (select min(position) from destinations))"
+    )
+
+
 async def count_processes(tx: Tx) -> int:
     """How many processes send."""
     row = await tx.fetch_one(f"select count(*) from outbox_processes where expires_ts > {_NOW}")

@@ -184,7 +184,8 @@ class Delivery:
             if len(stored) == limit:
                 destination.has_messages = True
             parcel.messages = [sequence for sequence, _ in stored]
-            parcel.edus[:0] = [orjson.loads(json) for _, json in stored]
+            edus = [orjson.loads(json) for _, json in stored]
+            parcel.edus[:0] = await self._encodable(destination.server, edus, "message_id")
         return parcel
 
     async def _announced(
@@ -201,13 +202,17 @@ class Delivery:
         if not changes:
             return []
         edus = await outgoing_edus.device_changes(tx, changes, self._keys_of, with_names=self._with_device_names)
+        return await self._encodable(server, edus, "user_id")
+
+    async def _encodable(self, server: ServerName, edus: Sequence[JsonObject], name: str) -> list[JsonObject]:
+        """Those that are canonical JSON, as all should be; the others are set aside."""
         good = []
         for edu in edus:
             try:
                 canonical_json.encode(edu)
             except (MatrixError, ValueError) as error:
-                user_id = str(edu["content"]["user_id"])
-                await self._set_aside([Undeliverable(server, str(edu["edu_type"]), user_id, str(error))])
+                item = Undeliverable(server, str(edu["edu_type"]), str(edu["content"].get(name)), str(error))
+                await self._set_aside([item])
             else:
                 good.append(edu)
         return good

@@ -99,9 +99,9 @@ class Destination:
         "has_messages",
         "is_alone_until",
         "is_behind",
-        "is_noted",
         "is_running",
         "latest",
+        "noted",
         "presence",
         "server",
         "typing",
@@ -119,8 +119,8 @@ class Destination:
         self.is_alone_until = 0
         """Things up to this position are sent one by one: it refused them together."""
         self.is_running = False
-        self.is_noted = False
-        """Whether the database says that it is behind."""
+        self.noted: int | None = None
+        """Where the database says that it is, behind the others."""
         self.typing: dict[tuple[RoomID, UserID], bool] = {}
         self.presence: dict[UserID, JsonObject] = {}
         self._events: deque[QueuedEvent] = deque()

@@ -34,6 +34,7 @@ from storage.device_lists import DeviceListChanged
 from storage.log import Change
 from storage.outbox import EventRelayed, OutgoingDeviceChange, OutgoingEvent, OutgoingMessages, OutgoingReceipt
 from storage.receipts import ReceiptMoved
+from storage.rooms import Room
 from storage.tail import Tail
 
 logger = logging.getLogger(__name__)
@@ -55,6 +56,8 @@ MAX_UNSAVED = 5_000
 """Positions by which what is stored may stay behind while nothing is sent."""
 TYPING_SECONDS = 15.0
 """After which who still types is told of again: others forget it after 30."""
+FORGET_SECONDS = 600.0
+UNKNOWN = -1
 MAX_KNOWN_GOOD = 50_000
 
 
@@ -110,6 +113,8 @@ class Sender:
         self._saved = 0
         self._owned: set[int] = set()
         self._asked_for: set[int] = set()
+        self._given: set[int] = set()
+        """Those that are held and no longer wanted: others get them when nothing is under way to their servers."""
         self._lease_until = 0.0
         self._destinations: dict[ServerName, Destination] = {}
         self._refusals: dict[ServerName, int] = {}
@@ -121,6 +126,7 @@ class Sender:
         self._typing_told: dict[tuple[int, UserID], float] = {}
         self._caught_up: set[ServerName] = set()
         self._has_dispatched = False
+        self._forgot_at = time.monotonic()
 
     # --- what others tell
 
@@ -314,14 +320,19 @@ class Sender:
         return recipients
 
     async def _dispatch_short_lived(self, item: _Typing | _Presence) -> None:
-        async with self._database.read() as tx:
-            if isinstance(item, _Typing):
-                in_rooms: Collection[int] = (item.room,)
-                known = await rooms.get_many(tx, in_rooms)
-            else:
-                in_rooms, known = await memberships.joined_rooms(tx, item.user_id), {}
+        in_rooms: Collection[int] = ()
+        if isinstance(item, _Typing):
+            in_rooms = (item.room,)
+        else:
+            async with self._database.read() as tx:
+                in_rooms = await memberships.joined_rooms(tx, item.user_id)
         servers = await self._room_servers.now(in_rooms)
-        for destination in self._wanted(server for server in servers if not self._availability.seconds_left(server)):
+        reached = self._wanted(server for server in servers if not self._availability.seconds_left(server))
+        known: Mapping[int, Room] = {}
+        if reached and isinstance(item, _Typing):
+            async with self._database.read() as tx:
+                known = await rooms.get_many(tx, in_rooms)
+        for destination in reached:
             if destination.is_behind:
                 continue
             if isinstance(item, _Presence):
@@ -355,7 +366,7 @@ class Sender:
                 (destination,) = self._wanted((server,)) or (None,)
                 if destination is not None:
                     destination.resume(cursor, self._position)
-                    destination.is_noted = True
+                    destination.noted = cursor
         await self._read_back(positions, self._position)
         for destination in self._wanted(messages):
             destination.has_messages = True
@@ -421,9 +432,10 @@ class Sender:
         self._asked_for &= held
         self._lease_until = began + outbox_leases.LEASE_MS / 1000
         wanted = {number for number in shards if _owner(number, processes) == self._process}
-        if self._owned - wanted:
+        self._given = self._owned - wanted
+        busy = {outbox_leases.shard_of(each.server) for each in self._destinations.values() if each.is_running}
+        if surplus := self._given - busy:
             await self._save()
-            surplus = self._owned - wanted
             self._drop(surplus)
             async with self._database.transaction() as tx:
                 await outbox_leases.release(tx, self._process, surplus)
@@ -438,6 +450,10 @@ class Sender:
                 self._put(self._seen, _Taken(taken))
         if self._has_dispatched or self._position - self._saved > MAX_UNSAVED:
             await self._save()
+        if began - self._forgot_at > FORGET_SECONDS:
+            self._forgot_at = began
+            async with self._database.transaction() as tx:
+                await outbox_leases.forget_relayed(tx)
         for destination in list(self._destinations.values()):
             self._start(destination)
 
@@ -446,6 +462,7 @@ class Sender:
         if shards:
             self._owned -= set(shards)
             self._asked_for -= set(shards)
+            self._given -= set(shards)
             for server in [each for each in self._destinations if outbox_leases.shard_of(each) in shards]:
                 del self._destinations[server]
 
@@ -457,21 +474,24 @@ class Sender:
         for destination in self._destinations.values():
             shard = outbox_leases.shard_of(destination.server)
             if destination.is_behind:
-                behind[destination.server] = destination.cursor
-                destination.is_noted = True
+                if destination.noted != destination.cursor:
+                    behind[destination.server] = destination.noted = destination.cursor
             else:
                 confirmed = destination.confirmed
                 if confirmed is not None:
                     positions[shard] = min(positions[shard], confirmed)
                     self._has_dispatched = True
-                if destination.is_noted:
-                    destination.is_noted = False
+                if destination.noted is not None:
+                    destination.noted = None
                     self._caught_up.add(destination.server)
         caught_up, self._caught_up = self._caught_up - behind.keys(), set()
         try:
             async with self._database.transaction() as tx:
                 await outbox_leases.save(tx, self._process, positions, behind, caught_up)
         except BaseException:
+            for server in behind:
+                if server in self._destinations:
+                    self._destinations[server].noted = UNKNOWN
             self._caught_up |= caught_up
             self._has_dispatched = True
             raise
@@ -483,6 +503,7 @@ class Sender:
         return (
             self._destinations.get(destination.server) is destination
             and time.monotonic() < self._lease_until
+            and not (self._given and outbox_leases.shard_of(destination.server) in self._given)
             and not destination.is_idle
             and not self._availability.seconds_left(destination.server)
         )
@@ -511,7 +532,7 @@ class Sender:
             self._has_dispatched = True
             if self._destinations.get(server) is destination and destination.is_idle:
                 del self._destinations[server]
-                if destination.is_noted:
+                if destination.noted is not None:
                     self._caught_up.add(server)
 
     async def _is_delivered(self, destination: Destination) -> bool:

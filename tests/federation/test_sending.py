@@ -5,9 +5,11 @@ from collections.abc import AsyncIterator
 
 import pytest_asyncio
 
+from federation.protocol.types import EventID
 from tests.clients import Client, Server, unique
 from tests.federation.authority import Authority
 from tests.federation.listening_peer import ListeningPeer, listening
+from tests.federation.peer import path_of
 from tests.federation.resident_rooms import SharedRoom
 from tests.federation.servers import federating
 
@@ -151,6 +153,52 @@ async def test_to_device_messages_wait_for_a_peer_that_is_away(
     assert [edu["messages"][peer.user()]["DEVICE"]["number"] for edu in edus] == [0, 1, 2]
     assert {(edu["sender"], edu["type"]) for edu in edus} == {(alice.user_id, "m.test")}
     assert len({edu["message_id"] for edu in edus}) == 3
+
+
+async def test_a_join_by_way_of_us_is_passed_on_to_the_others(
+    server: Server, peer: ListeningPeer, room: SharedRoom, authority: Authority
+) -> None:
+    async with listening(server, authority) as other:
+        eve = other.user("eve")
+        template = await other.ok("GET", path_of("/v1/make_join/{}/{}", room.room_id, eve), ver=room.room.rules.version)
+        join = other.finish(template["event"], room.room.rules)
+        join_id = other.id_of(join, room.room.rules)
+        await other.ok("PUT", path_of("/v2/send_join/{}/{}", room.room_id, join_id), join)
+        passed_on = await peer.until(lambda: [pdu for pdu in peer.pdus if pdu.get("state_key") == eve])
+        await say(room.owner, room.room_id, "welcome")
+        await other.until_messages(["welcome"])
+
+        assert [peer.id_of(pdu, room.room.rules) for pdu in passed_on] == [join_id]
+        assert not [pdu for pdu in other.pdus if pdu.get("state_key") == eve], "who brought it has it"
+
+
+async def test_what_was_redacted_meanwhile_is_sent_without_its_content(
+    server: Server, alice: Client, peer: ListeningPeer, room: SharedRoom
+) -> None:
+    await peer.stop()
+    event_id = await say(alice, room.room_id, "regretted")
+    await _until_left_alone(server, peer)
+    await alice.ok("PUT", f"/v3/rooms/{room.room_id}/redact/{event_id}/{unique('txn')}", {})
+    await say(alice, room.room_id, "last")
+    await peer.start()
+    server.application.outbound.availability.alive(peer.name)
+    await peer.until(lambda: "last" in str(peer.pdus))
+
+    pdus = {peer.id_of(pdu, room.room.rules): pdu for pdu in peer.pdus}
+    assert pdus[EventID(event_id)]["content"] == {}
+    assert "regretted" not in str(peer.transactions[-1])
+
+
+async def test_an_invite_that_is_taken_back_reaches_a_server_outside(
+    server: Server, alice: Client, peer: ListeningPeer
+) -> None:
+    shared = await SharedRoom.made(server, alice, peer)
+    await shared.invite(peer.user())
+    await alice.ok("POST", f"/v3/rooms/{shared.room_id}/kick", {"user_id": peer.user()})
+
+    (pdu,) = await peer.until(lambda: peer.pdus)
+
+    assert (pdu["state_key"], pdu["content"]["membership"]) == (peer.user(), "leave")
 
 
 async def _until_left_alone(server: Server, peer: ListeningPeer) -> None:

@@ -301,8 +301,8 @@ async def test_an_event_that_is_damaged_here_blocks_nothing(installation: Instal
         await say(alice, room_id, "two")
         async with server.application.database.transaction() as tx:
             await tx.execute("update events set json = '\\xff00' where event_id = %s", (event_id,))
-        await peer.start()
         await _until_left_alone(server, peer)
+        await peer.start()
         server.application.outbound.availability.alive(peer.name)
 
         await peer.until_messages(["one", "two"])
