@@ -208,7 +208,6 @@ class Egress:
     async def close(self) -> None:
         """Close all connections."""
         self._is_closed = True
-        self.lookup.close()
         if self._session is not None:
             await self._session.close()
             self._session = None

@@ -5,10 +5,11 @@ SRV records it cannot give; dnspython asks the system's name servers for them.
 """
 
 import asyncio
+import contextlib
 import random
 import socket
+import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -49,26 +50,22 @@ class NameLookup(Protocol):
     async def services(self, name: str) -> Sequence[Service]:
         """What its SRV records say, in the order to be tried; none if there are none; raises LookupFailed."""
 
-    def close(self) -> None:
-        """Ask nothing more."""
-
 
 class SystemNameLookup:
     """By the system's own settings."""
 
     def __init__(self, nameservers: Sequence[str] | None = None, port: int = 53) -> None:
         """`nameservers`, instead of those of the system, are asked for SRV records."""
-        self._threads = ThreadPoolExecutor(_THREADS, "name lookup")
+        self._slots = asyncio.Semaphore(_THREADS)
         self._nameservers = nameservers
         self._port = port
         self._resolver: dns.asyncresolver.Resolver | None = None
 
     async def addresses(self, host: str) -> Sequence[str]:
         """As NameLookup says."""
-        loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(SECONDS):
-                found = await loop.run_in_executor(self._threads, _get_addresses, host)
+                found = await self._ask_system(host)
         except TimeoutError:
             raise LookupFailed(f"looking up {host} takes too long") from None
         except (OSError, UnicodeError) as error:  # UnicodeError: of a label that is empty or too long
@@ -89,9 +86,33 @@ class SystemNameLookup:
             raise LookupFailed(f"{name} says that there is no such service")
         return [Service(str(each.target).rstrip("."), each.port) for each in _in_order(records)][:MAX_ADDRESSES]
 
-    def close(self) -> None:
-        """As NameLookup says."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+    async def _ask_system(self, host: str) -> list[str]:
+        """In a thread that nobody waits for: an executor's would keep the process from ending until DNS answers."""
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[list[str]] = loop.create_future()
+
+        def deliver(found: list[str], error: BaseException | None) -> None:
+            self._slots.release()
+            if answer.done():  # it took too long
+                return
+            if error is None:
+                answer.set_result(found)
+            else:
+                answer.set_exception(error)
+
+        def ask() -> None:
+            found: list[str] = []
+            failure = None
+            try:
+                found = _get_addresses(host)
+            except (OSError, UnicodeError) as error:
+                failure = error
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(deliver, found, failure)
+
+        await self._slots.acquire()  # given back by the thread's end
+        threading.Thread(target=ask, name=f"lookup of {host}", daemon=True).start()
+        return await answer
 
     def _dns(self) -> dns.asyncresolver.Resolver:
         if self._resolver is None:

@@ -157,9 +157,6 @@ class Names:
             raise LookupFailed(f"nobody answers for {name}")
         return found
 
-    def close(self) -> None:
-        """As NameLookup says."""
-
 
 def loopback_policy(allowed: Sequence[str] = ("127.0.0.0/8",)) -> AddressPolicy:
     """As by default, with exceptions."""

@@ -1,8 +1,12 @@
 """SRV records from a real DNS server on loopback, addresses from the system."""
 
 import asyncio
+import subprocess
+import sys
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import cast
 
 import dns.flags
@@ -13,6 +17,7 @@ import pytest
 
 from federation.outbound.name_lookup import LookupFailed, Service, SystemNameLookup
 
+ROOT = Path(__file__).parents[2]
 NAME = "_matrix-fed._tcp.far.test"
 Answer = Callable[[dns.message.Message], bytes]
 
@@ -39,7 +44,6 @@ async def a_lookup(answer: Answer) -> AsyncIterator[SystemNameLookup]:
     try:
         yield lookup
     finally:
-        lookup.close()
         transport.close()
 
 
@@ -107,3 +111,36 @@ async def test_the_system_knows_its_own_addresses() -> None:
         for name in ("nowhere.test", "a..test", "a" * 70 + ".test", "x" * 300):
             with pytest.raises(LookupFailed):
                 await lookup.addresses(name)
+
+
+async def test_a_lookup_that_hangs_is_given_up_and_holds_up_few_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on = threading.Event()
+    asked: list[str] = []
+
+    def hang(host: str, *_arguments: object, **_options: object) -> list[object]:
+        asked.append(host)
+        go_on.wait(60)
+        raise OSError("too late")
+
+    monkeypatch.setattr("federation.outbound.name_lookup.SECONDS", 0.3)
+    monkeypatch.setattr("socket.getaddrinfo", hang)
+    async with a_lookup(failure(dns.rcode.NXDOMAIN)) as lookup:
+        found = await asyncio.gather(*(lookup.addresses(f"h{n}.test") for n in range(40)), return_exceptions=True)
+        assert all(isinstance(each, LookupFailed) for each in found)
+        assert len(asked) == 16  # so many threads, and no more while they hang
+        go_on.set()
+        monkeypatch.undo()
+        assert "127.0.0.1" in await lookup.addresses("localhost")
+
+
+def test_a_process_ends_although_a_lookup_hangs() -> None:
+    program = """
+import asyncio, socket, time
+from federation.outbound.name_lookup import SystemNameLookup
+socket.getaddrinfo = lambda *_, **__: time.sleep(60)
+async def main():
+    asyncio.create_task(SystemNameLookup().addresses("far.test"))
+    await asyncio.sleep(0.2)
+asyncio.run(main())
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=30, cwd=ROOT)
