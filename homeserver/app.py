@@ -344,7 +344,7 @@ class Application:
             is_invite_blocked=self.account_data.blocks_invites,
             settings=room_settings,
         )
-        self.member_upkeep = MemberUpkeep(self.database, self.writer)
+        self.member_upkeep = MemberUpkeep(self.database, self.writer, self.handshaking.rooms)
         self.room_creation = RoomCreationService(
             self.writer,
             self.memberships,

@@ -91,14 +91,14 @@ class RemoteJoins:
             servers=tuple(candidates(servers, besides=self._server_name)),
             started_ts=_now_ms(),
         )
-        if not join.servers:
-            raise Refusals("").error
         async with self._database.transaction() as tx:
-            is_first = await remote_joins.insert(tx, join, leased_until_ts=self._lease_end())
+            is_first = bool(join.servers) and await remote_joins.insert(tx, join, leased_until_ts=self._lease_end())
             running = None if is_first else await remote_joins.find(tx, wish.room_id)
         if is_first:
             await asyncio.shield(self._start(join))
             return True
+        if running is None and not join.servers:
+            raise Refusals("").error
         task = self._tasks.get(wish.room_id)
         if task is None:
             await self._wait_for_another_process(wish.room_id)

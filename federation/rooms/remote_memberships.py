@@ -19,13 +19,14 @@ from federation.protocol.errors import (
     RemoteServerError,
     Unavailable,
 )
-from federation.protocol.identifiers import fits, is_user_id, server_name_of
+from federation.protocol.identifiers import is_user_id, server_name_of
 from federation.protocol.member_template import Wish
 from federation.protocol.pdu import Draft, VerifiedPDU
 from federation.protocol.types import EventID, JsonObject, RoomID, ServerName, UserID
 from federation.rooms.append import Outcome, RoomWriter
 from federation.rooms.handshakes import Handshakes
 from federation.rooms.peer_answers import Refusals, candidates, is_unknown_endpoint
+from federation.rooms.stripped_state import strip_leniently
 from storage.log import Entry, Log
 from storage.memberships import Membership
 from storage.outside_memberships import OutsideMembership
@@ -33,9 +34,8 @@ from storage.rooms import Room
 
 logger = logging.getLogger(__name__)
 
-MAX_STRIPPED = 50
-"""Events by which a server describes its room to who knocks."""
-MAX_STRIPPED_BYTES = 256 * 1024
+MAX_ANSWER_BYTES = 1024 * 1024
+"""Of an answer to a knock or an invite."""
 
 StrippedState = Callable[[Room], Awaitable[list[JsonObject]]]
 """What an invited server is told of a room: whole events."""
@@ -80,7 +80,8 @@ class RemoteMemberships:
         refusals = Refusals(f"knocking at {wish.room_id} for {wish.user_id}")
         pdu, answer = await self._hand_in(wish, servers, refusals)
         asked = tuple(candidates(servers, besides=self._server_name))
-        await self._note(pdu, Membership.KNOCK, stripped=_stripped(answer.get("knock_room_state"), pdu), via=asked)
+        told = canonical_json.encode(strip_leniently(answer.get("knock_room_state"), pdu))
+        await self._note(pdu, Membership.KNOCK, stripped=told, via=asked)
         return pdu.event_id
 
     async def _hand_in(self, wish: Wish, servers: Sequence[str], refusals: Refusals) -> tuple[VerifiedPDU, JsonObject]:
@@ -99,12 +100,12 @@ class RemoteMemberships:
         newest = "v1" if membership == "knock" else "v2"
         path = path_of(f"/_matrix/federation/{newest}/send_{membership}/{{}}/{{}}", pdu.room_id, pdu.event_id)
         try:
-            return await self._client.put(destination, path, pdu.json, patient=True)
+            return await self._client.put(destination, path, pdu.json, max_bytes=MAX_ANSWER_BYTES, patient=True)
         except PeerRefused as error:
             if newest == "v1" or not is_unknown_endpoint(error):
                 raise
         path = path_of(f"/_matrix/federation/v1/send_{membership}/{{}}/{{}}", pdu.room_id, pdu.event_id)
-        return await self._client.put(destination, path, pdu.json, patient=True)
+        return await self._client.put(destination, path, pdu.json, max_bytes=MAX_ANSWER_BYTES, patient=True)
 
     async def _note(
         self,
@@ -178,7 +179,7 @@ class RemoteMemberships:
         path = path_of("/_matrix/federation/v2/invite/{}/{}", pdu.room_id, pdu.event_id)
         body: JsonObject = {"event": pdu.json, "invite_room_state": stripped, "room_version": pdu.rules.version}
         try:
-            return await self._client.put(destination, path, body, patient=True)
+            return await self._client.put(destination, path, body, max_bytes=MAX_ANSWER_BYTES, patient=True)
         except PeerRefused as error:
             # Version 1 says nothing of the room's version, which has to be 1 or 2 then.
             is_old = pdu.rules.event_id_format == "server" and error.status in (400, 404, 405)
@@ -186,7 +187,11 @@ class RemoteMemberships:
                 raise
         path = path_of("/_matrix/federation/v1/invite/{}/{}", pdu.room_id, pdu.event_id)
         return await self._client.put(
-            destination, path, {**pdu.json, "unsigned": {"invite_room_state": stripped}}, patient=True
+            destination,
+            path,
+            {**pdu.json, "unsigned": {"invite_room_state": stripped}},
+            max_bytes=MAX_ANSWER_BYTES,
+            patient=True,
         )
 
     async def exchange_third_party_invite(
@@ -219,37 +224,6 @@ def _refused_invite(error: PeerRefused) -> MatrixError:
     if error.errcode in ("M_INCOMPATIBLE_ROOM_VERSION", "M_UNSUPPORTED_ROOM_VERSION"):
         return MatrixError(error.errcode, error.error, 400)
     return error
-
-
-def _stripped(given: object, own: VerifiedPDU) -> bytes:
-    """What a server tells of its room to who knocks, as clients see it: each event's four members, our own added."""
-    found: list[JsonObject] = []
-    for event in given[:MAX_STRIPPED] if isinstance(given, list) else []:
-        stripped = _stripped_event(event)
-        if stripped is not None and (stripped["type"], stripped["state_key"]) != own.state_pair:
-            found.append(stripped)
-    found.append({key: own.json[key] for key in ("content", "sender", "state_key", "type")})
-    encoded = canonical_json.encode(found)
-    return encoded if len(encoded) <= MAX_STRIPPED_BYTES else canonical_json.encode(found[-1:])
-
-
-def _stripped_event(event: object) -> JsonObject | None:
-    if not isinstance(event, dict):
-        return None
-    content, sender = event.get("content"), event.get("sender")
-    event_type, state_key = event.get("type"), event.get("state_key")
-    if not isinstance(content, dict) or not is_user_id(sender):
-        return None
-    if not isinstance(event_type, str) or not isinstance(state_key, str):
-        return None
-    if not fits(event_type) or not fits(state_key) or "\0" in event_type or "\0" in state_key:
-        return None
-    stripped = {"content": content, "sender": sender, "state_key": state_key, "type": event_type}
-    try:
-        canonical_json.check_depth(stripped, canonical_json.encode(stripped))
-    except InvalidInput:
-        return None
-    return stripped
 
 
 def _now_ms() -> int:

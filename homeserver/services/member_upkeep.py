@@ -9,6 +9,7 @@ from federation.protocol.pdu import Draft
 from federation.protocol.types import JsonObject, StateKey, UserID
 from federation.rooms.append import RoomWriter, content_of
 from homeserver.services.membership import GUEST_ACCESS
+from homeserver.services.remote_rooms import RemoteRooms
 from storage import memberships, rooms
 from storage.database import Database
 from storage.memberships import Membership
@@ -25,9 +26,10 @@ _TRANSIENT = ("reason", "join_authorised_via_users_server", "third_party_invite"
 class MemberUpkeep:
     """Writes member events in the name of our users."""
 
-    def __init__(self, database: Database, writer: RoomWriter) -> None:
+    def __init__(self, database: Database, writer: RoomWriter, remote: RemoteRooms) -> None:
         self._database = database
         self._writer = writer
+        self._remote = remote
 
     async def remove_guests(self, room_id: str) -> None:
         """Have the guests of this server leave a room that is not open to them (any longer)."""
@@ -57,6 +59,7 @@ class MemberUpkeep:
         """Leave every room, reject every invite, take back every knock: the account has ended."""
         wanted = (Membership.JOIN, Membership.INVITE, Membership.KNOCK)
         await self._in_all_rooms(user_id, wanted, lambda _current: {"membership": "leave"})
+        await self._remote.leave_all(user_id)
 
     async def _in_all_rooms(
         self, user_id: UserID, wanted: Sequence[Membership], changed: Callable[[JsonObject], JsonObject]

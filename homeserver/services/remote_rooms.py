@@ -2,6 +2,7 @@
 membership"; Server-Server API, "Joining rooms").
 """
 
+import asyncio
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,9 @@ from storage.outside_memberships import OutsideMembership
 
 logger = logging.getLogger(__name__)
 
+AT_ONCE = 16
+"""Rooms that are left at the same time when an account ends."""
+LEAVE_SECONDS = 20.0
 MAX_ROUNDS = 4
 """How often a user waits for somebody else's join before their own has to have its turn."""
 
@@ -97,6 +101,26 @@ class RemoteRooms:
             return found.before.event_id
         wish = Wish(room_id=RoomID(room_id), user_id=user_id, membership="leave", content=content)
         return await self._outside.leave(wish, found.servers, found.before)
+
+    async def leave_all(self, user_id: UserID) -> None:
+        """Reject every invite and take back every knock from outside, as far as the servers answer in time."""
+        async with self._database.read() as tx:
+            found = await outside_memberships.of_user(tx, user_id)
+        wanted = (Membership.INVITE, Membership.KNOCK)
+        slots = asyncio.Semaphore(AT_ONCE)
+
+        async def leave(room_id: RoomID) -> None:
+            async with slots:
+                try:
+                    async with asyncio.timeout(LEAVE_SECONDS):
+                        await self.leave(room_id, user_id, {"membership": "leave"})
+                except (MatrixError, TimeoutError) as error:
+                    logger.warning("%s could not leave %s: %s", user_id, room_id, error)
+
+        async with asyncio.TaskGroup() as group:
+            for room_id, (membership, _) in found.items():
+                if membership in wanted:
+                    group.create_task(leave(room_id))
 
     async def invite(self, draft: Draft) -> EventID:
         """Invite a user of another server."""

@@ -1,15 +1,28 @@
 """Inviting users of another server, rejecting its invites, knocking at its rooms: two whole servers."""
 
 import asyncio
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+import pytest_asyncio
 
-from tests.clients import Client, quote
-from tests.federation.servers import Pair
-from tests.federation.test_joining import create, joined, say, state_of, until_members, until_synced
+from federation.protocol import canonical_json
+from tests.clients import Client, Server, quote
+from tests.federation.authority import Authority
+from tests.federation.lying_resident import resident
+from tests.federation.peer import path_of
+from tests.federation.servers import Pair, federating
+from tests.federation.test_joining import create, join, joined, say, state_of, until_members, until_synced
+from tests.federation.test_third_party_invites import IDENTITY, TOKEN, a_promise
 from tests.homeserver.syncs import part, sync, token
 from tests.protocol.builders import VERSIONS
+
+
+@pytest_asyncio.fixture(scope="module")
+async def server(maintenance_conninfo: str, authority: Authority) -> AsyncIterator[Server]:
+    async with federating(maintenance_conninfo, authority) as running:
+        yield running
 
 
 async def until_part(client: Client, name: str, room: str, since: str | None = None) -> Any:
@@ -133,3 +146,44 @@ async def test_an_invite_that_the_other_server_does_not_take_is_none(pair: Pair)
 
     assert (answer.status, answer.body["errcode"]) == (502, "M_UNKNOWN")
     assert await membership(alice, room, "@nobody:127.0.0.1:1") == 404
+
+
+async def test_an_account_that_ends_rejects_its_invites(pair: Pair) -> None:
+    alice, bob = await pair.near.register("alice"), await pair.far.register("bob")
+    room = await create(alice, preset="private_chat")
+    await alice.ok("POST", f"/v3/rooms/{quote(room)}/invite", {"user_id": bob.user_id})
+    await until_part(bob, "invite", room)
+
+    await bob.ok("POST", "/v3/account/deactivate", {"auth": bob.password_auth()})
+
+    await until_membership(alice, room, bob.user_id, "leave")
+
+
+async def test_an_invite_is_rejected_here_where_its_server_is_gone(server: Server, authority: Authority) -> None:
+    bob = await server.register("bob")
+    async with resident(server, authority) as other:
+        member = {"membership": "invite"}
+        invite = other.room.add("m.room.member", other.user(), member, bob.user_id)
+        path = path_of("/v2/invite/{}/{}", other.room_id, invite.event_id)
+        create_event = other.room.events[0].json
+        body = {"event": invite.json, "invite_room_state": [create_event], "room_version": "11"}
+        await other.ok("PUT", path, body)
+    await until_part(bob, "invite", other.room_id)
+
+    await bob.ok("POST", f"/v3/rooms/{quote(other.room_id)}/leave", {})
+
+    assert part(await sync(bob), "invite", other.room_id) == {}
+    assert (await join(bob, other.room_id)).status == 502
+
+
+async def test_an_invite_by_address_is_accepted_by_way_of_who_sent_it(pair: Pair) -> None:
+    alice, bob = await pair.near.register("alice"), await pair.far.register("bob")
+    room = await a_promise(alice)
+    what = {"mxid": bob.user_id, "sender": alice.user_id, "token": TOKEN}
+    signature = IDENTITY.sign(canonical_json.encode(what))
+    proof = {**what, "signatures": {"id.example.org": {IDENTITY.key_id: signature}}}
+
+    answer = await bob.post(f"/v3/join/{quote(room)}", {"third_party_signed": proof})
+
+    assert answer.status == 200, answer.body
+    assert await state_of(bob, room) == await state_of(alice, room)
