@@ -28,6 +28,8 @@ from storage.log import Conflict
 from storage.rooms import Room
 from storage.unread import PersonalCount
 
+_BYTES_OF_A_CHANGE = 200
+
 
 class Head(Protocol):
     """The writer's picture of a room. Once something built on it was refused, all that stands on it falls."""
@@ -102,8 +104,9 @@ class RoomEvents:
 
     @property
     def held_bytes(self) -> int:
-        """What the events take in memory: as they are, and as clients see them."""
-        return sum(2 * len(event.canonical) for event in self.stored)
+        """What the events take in memory, as they are and as clients see them, and what they changed: with the join
+        to a large room comes its whole state."""
+        return sum(2 * len(event.canonical) for event in self.stored) + _BYTES_OF_A_CHANGE * len(self.trunk)
 
     @property
     def visible(self) -> list[StoredEvent]:
