@@ -1,0 +1,76 @@
+"""Messages to devices of the other server, and what a server is owed that was away."""
+
+from typing import Any
+
+from tests.clients import unique
+from tests.interop.border import Border
+from tests.interop.people import Person, Seen
+from tests.interop.test_membership import a_shared_room
+
+
+async def send_to(sender: Person, recipient: Person, content: dict[str, Any], device_id: str = "") -> None:
+    """A to-device message to their device, or to all with `*`."""
+    messages = {recipient.user_id: {device_id or recipient.client.device_id: content}}
+    await sender.ok("PUT", f"/sendToDevice/org.example.note/{unique('t')}", {"messages": messages})
+
+
+def received(number: int) -> Any:
+    """Whether the message with this number has come."""
+
+    def look(seen: Seen) -> bool:
+        return any(event["content"].get("number") == number for event in seen.to_device)
+
+    return look
+
+
+async def test_messages_to_devices_arrive(host: Person, guest: Person) -> None:
+    second = await guest.client.login()
+
+    await send_to(host, guest, {"number": 1})
+    await send_to(host, guest, {"number": 2}, "*")
+
+    await guest.until(received(2))
+    assert [event["content"]["number"] for event in guest.seen.to_device] == [1, 2]
+    assert all(event["sender"] == host.user_id for event in guest.seen.to_device)
+    other = Person(second, guest.server_name)
+    await other.until(received(2))
+    assert [event["content"]["number"] for event in other.seen.to_device] == [2]
+
+
+async def test_what_was_sent_while_a_server_was_down_arrives(border: Border, host: Person, guest: Person) -> None:
+    room_id = await a_shared_room(host, guest)
+    away = border.server_of(guest)
+    await away.stop()
+    event_ids = []
+    try:
+        for number in range(3):
+            await send_to(host, guest, {"number": number})
+            event_ids.append(await host.says(room_id, f"while you were away {number}"))
+    finally:
+        await away.start()
+
+    # It hears nothing by itself: the other server notices, at the latest when there is something to say.
+    await guest.says(room_id, "back")
+    for number in range(3):
+        await guest.until(received(number))
+    for event_id in event_ids:
+        await guest.sees(room_id, event_id)
+    numbers = [event["content"]["number"] for event in guest.seen.to_device]
+    assert sorted(numbers) == [0, 1, 2]  # in their order or not: Synapse lets them race
+
+
+async def test_a_server_that_was_killed_loses_nothing_that_it_owes(border: Border, host: Person, guest: Person) -> None:
+    room_id = await a_shared_room(host, guest)
+    away, sender = border.server_of(guest), border.server_of(host)
+    await away.stop()
+    try:
+        await send_to(host, guest, {"number": 7})
+        event_id = await host.says(room_id, "owed")
+        await sender.restart()
+    finally:
+        await away.start()
+
+    await guest.says(room_id, "back")
+
+    await guest.until(received(7))
+    await guest.sees(room_id, event_id)
