@@ -275,22 +275,22 @@ async def has_member(tx: Tx, room: int, server: ServerName, version: int) -> boo
     return row is not None and bool(row[0])
 
 
-async def server_acls(tx: Tx, rooms: Sequence[tuple[int, int]]) -> dict[int, JsonObject | None]:
-    """The content of the server ACL of each room at a version; None where there is none."""
+async def server_acls(tx: Tx, rooms: Collection[tuple[int, int]]) -> dict[tuple[int, int], JsonObject | None]:
+    """The content of the server ACL for each (room, version); None where there is none."""
     rows = await tx.fetch(
-        "select events.room, events.json from unnest(%s::int[], %s::int[]) as given (room, version)"
+        "select given.room, given.version, events.json from unnest(%s::int[], %s::int[]) as given (room, version)"
         f" join room_state on room_state.room = given.room and type = {_ACL} and state_key = 1 and room_state.line = 0"
         "  and since_version <= given.version and (until_version is null or until_version > given.version)"
         " join events on events.room = room_state.room and events.position = room_state.event",
         ([room for room, _ in rooms], [version for _, version in rooms]),
     )
-    found: dict[int, JsonObject | None] = dict.fromkeys(room for room, _ in rooms)
-    for room, json in rows:
+    found: dict[tuple[int, int], JsonObject | None] = dict.fromkeys(rooms)
+    for room, version, json in rows:
         try:
             content = orjson.loads(unpack(json))["content"]
         except (ValueError, LookupError):
             content = {}
-        found[room] = content if isinstance(content, dict) else {}
+        found[room, version] = content if isinstance(content, dict) else {}
     return found
 
 

@@ -138,8 +138,8 @@ class Delivery:
         elsewhere = {
             event.position for event in joins if self._server_name not in before[event.room, event.low, event.low]
         }
-        acls = await outbox.server_acls(tx, list({event.room: event.high for event in events}.items()))
-        allowed = {room: acl is None or is_allowed(acl, server) for room, acl in acls.items()}
+        acls = await outbox.server_acls(tx, {(event.room, event.high) for event in events})
+        allowed = {at: acl is None or is_allowed(acl, server) for at, acl in acls.items()}
         inside = await outbox.servers_between(
             tx, [(event.room, event.low, event.high) for event in events if is_about(event, server)]
         )
@@ -147,7 +147,7 @@ class Delivery:
             event
             for event in events
             if event.position not in elsewhere
-            and allowed[event.room]
+            and allowed[event.room, event.high]
             and server_name_of(event.sender) != server
             and (
                 not is_about(event, server) or server in inside[event.room, event.low, event.high] or takes_away(event)

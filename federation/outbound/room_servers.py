@@ -64,7 +64,7 @@ class RoomServers:
             spans = [(room, low, low), (room, low, high)]
             async with self._database.read() as tx:
                 found = await outbox.servers_between(tx, spans)
-                acl = (await outbox.server_acls(tx, [(room, high)]))[room]
+                acl = (await outbox.server_acls(tx, [(room, high)]))[room, high]
             await self.advance(room, changes)
             return found[spans[0]], _allowed(found[spans[1]], None if acl is None else ServerACL(acl))
         if not changes:
@@ -100,7 +100,7 @@ class RoomServers:
                     if not await outbox.has_member(tx, room, server, version):
                         known.servers.discard(server)
                 if has_new_acl:
-                    acl = (await outbox.server_acls(tx, [(room, version)]))[room]
+                    acl = (await outbox.server_acls(tx, [(room, version)]))[room, version]
                     known.acl = None if acl is None else ServerACL(acl)
         known.version = version
 
@@ -117,7 +117,7 @@ class RoomServers:
                 found = await outbox.servers_now(tx, missing)
                 acls = await outbox.server_acls(tx, [(room, version) for room, (version, _) in found.items()])
             for room, (version, in_room) in found.items():
-                acl = acls[room]
+                acl = acls[room, version]
                 known = self._keep(room, _Known(version, set(in_room), None if acl is None else ServerACL(acl)))
                 servers.update(_allowed(known.servers, known.acl))
         return servers
@@ -126,7 +126,7 @@ class RoomServers:
         span = (room, version, version)
         async with self._database.read() as tx:
             servers = (await outbox.servers_between(tx, [span]))[span]
-            acl = (await outbox.server_acls(tx, [(room, version)]))[room]
+            acl = (await outbox.server_acls(tx, [(room, version)]))[room, version]
         return self._keep(room, _Known(version, set(servers), None if acl is None else ServerACL(acl)))
 
     def _keep(self, room: int, known: _Known) -> _Known:

@@ -1,8 +1,10 @@
 """What happens here reaches the servers that it concerns, once they can be reached, and nobody else."""
 
 import asyncio
+import random
 from collections.abc import AsyncIterator
 
+import pytest
 import pytest_asyncio
 
 from federation.protocol.types import EventID
@@ -199,6 +201,59 @@ async def test_an_invite_that_is_taken_back_reaches_a_server_outside(
     (pdu,) = await peer.until(lambda: peer.pdus)
 
     assert (pdu["state_key"], pdu["content"]["membership"]) == (peer.user(), "leave")
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_who_was_away_gets_the_same_as_who_was_not(
+    server: Server, alice: Client, authority: Authority, seed: int
+) -> None:
+    """Through kicks, returns, access lists and second users, what is read back is what would have been sent."""
+    choose = random.Random(seed)  # no secret
+    async with listening(server, authority) as here, listening(server, authority) as away:
+        await away.stop()
+        shared = await SharedRoom.made(server, alice, here)
+        theirs = SharedRoom(server, alice, away, shared.room)
+        joined: dict[str, bool] = {"one": False, "two": False}
+        for number in range(50):
+            name = choose.choice(list(joined))
+            match choose.choice(["say", "say", "say", "topic", "member", "member", "acl"]):
+                case "say":
+                    await say(alice, shared.room_id, f"message {number}")
+                case "topic":
+                    await alice.ok("PUT", f"/v3/rooms/{shared.room_id}/state/m.room.topic", {"topic": str(number)})
+                case "acl":
+                    content = {"allow": ["*"], "deny": choose.choice([[], ["127.0.0.1"]])}
+                    await alice.ok("PUT", f"/v3/rooms/{shared.room_id}/state/m.room.server_acl", content)
+                case "member":
+                    for world in (shared, theirs):
+                        user_id = world.peer.user(name)
+                        if not joined[name]:
+                            await world.join(user_id)
+                        elif choose.random() < 0.5:
+                            await world.member(user_id, "leave")
+                        else:
+                            await alice.ok("POST", f"/v3/rooms/{shared.room_id}/kick", {"user_id": user_id})
+                    joined[name] = not joined[name]
+        await alice.ok("PUT", f"/v3/rooms/{shared.room_id}/state/m.room.server_acl", {"allow": ["*"]})
+        for world in (shared, theirs):
+            if not any(joined.values()):
+                await world.join(world.peer.user("three"))
+        await say(alice, shared.room_id, "the end")
+        await here.until_messages(["the end"])
+        await away.start()
+        server.application.outbound.availability.alive(away.name)
+        await away.until_messages(["the end"])
+
+        assert _without_members(away) == _without_members(here)
+        assert len(here.messages) > 3
+
+
+def _without_members(peer: ListeningPeer) -> list[tuple[str, str]]:
+    return [
+        (pdu["type"], str(pdu["content"].get("body") or pdu["content"].get("topic") or pdu["content"]))
+        for pdu in peer.pdus
+        if pdu["type"] != "m.room.member"
+    ]
 
 
 async def _until_left_alone(server: Server, peer: ListeningPeer) -> None:
