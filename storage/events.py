@@ -289,6 +289,18 @@ async def by_id(tx: Tx, event_ids: Collection[str]) -> dict[EventID, StoredEvent
     return {row[2]: from_row(row) for row in rows}
 
 
+async def stood_before(tx: Tx, room: int, positions: Collection[int], *, limit: int) -> dict[EventID, StoredEvent]:
+    """State events that once were current where those at these positions were later, the newest of them."""
+    rows = await tx.fetch(
+        f"select {COLUMNS} from events where room = %s and position in ("
+        "  select older.event from events cited join room_state older on older.room = cited.room and older.line = 0"
+        "  and older.type = cited.type and older.state_key = cited.state_key and older.event < cited.position"
+        "  where cited.room = %s and cited.position = any(%s::bigint[]) order by older.event desc limit %s)",
+        (room, room, list(positions), limit),
+    )
+    return {row[2]: from_row(row) for row in rows}
+
+
 async def find_transaction(tx: Tx, device: int, txn_id: str, room: int, event_type: int) -> EventID | None:
     """The event that a client's transaction ID made at this endpoint, if it made one."""
     row = await tx.fetch_one(

@@ -4,6 +4,7 @@ import asyncio
 import tracemalloc
 from typing import Any
 
+import orjson
 import pytest
 import pytest_asyncio
 
@@ -61,33 +62,64 @@ async def a_large_room(server: Server, owner: Client, members: int) -> str:
     return room_id
 
 
+async def an_answer(server: Server, peer: Peer, room_id: str) -> JoinAnswer:
+    """What the peer's user, who joins now, will be told."""
+    event = await member_event(peer, room_id)
+    answer = await peer.request("PUT", path_for(peer, room_id, event), event)
+    assert answer.status == 200
+    application, event_id = server.application, peer.id_of(event, get_rules("11"))
+    async with application.database.read() as tx:
+        room = await rooms.find(tx, room_id)
+        stored = (await events.by_id(tx, [event_id]))[event_id]
+    assert room is not None
+    return JoinAnswer(application.database, ServerName(server.name), Entered(room, stored), omits_members=False)
+
+
+def asked(statements: list[tuple[object, str]]) -> int:
+    """How many queries this very test has made."""
+    return sum(task is asyncio.current_task() for task, _ in statements)
+
+
+async def test_a_long_chain_of_authority_takes_few_queries(
+    server: Server, alice: Client, peer: Peer, statements: list[tuple[object, str]]
+) -> None:
+    room_id = await a_public_room(alice)
+    drafts = [
+        Draft(
+            room_id=RoomID(room_id),
+            type="m.room.power_levels",
+            sender=UserID(alice.user_id),
+            content={"users": {alice.user_id: 100}, "events_default": number % 2},
+            state_key="",
+        )
+        for number in range(300)
+    ]
+    await server.application.writer.append(drafts)
+    made = await an_answer(server, peer, room_id)
+    statements.clear()
+
+    told = orjson.loads(b"".join([chunk async for chunk in made.chunks()]))
+    levels = [pdu for pdu in told["auth_chain"] if pdu["type"] == "m.room.power_levels"]
+    assert len(levels) == 301
+    assert 0 < asked(statements) < 20
+
+
 async def test_the_state_of_a_large_room_is_streamed(
     server: Server, alice: Client, peer: Peer, statements: list[tuple[object, str]]
 ) -> None:
     room_id = await a_large_room(server, alice, MEMBERS)
-    event = await member_event(peer, room_id)
-    answer = await peer.request("PUT", path_for(peer, room_id, event), event)
-    assert answer.status == 200
-    members = [pdu["state_key"] for pdu in answer.body["state"] if pdu["type"] == "m.room.member"]
-    assert len(members) == len(set(members)) == MEMBERS + 1
-
-    application = server.application
-    async with application.database.read() as tx:
-        room = await rooms.find(tx, room_id)
-        event_id = peer.id_of(event, get_rules("11"))
-        stored = (await events.by_id(tx, [event_id]))[event_id]
-    assert room is not None
-    made = JoinAnswer(application.database, ServerName(server.name), Entered(room, stored), omits_members=False)
+    made = await an_answer(server, peer, room_id)
     statements.clear()
-    size = 0
+    size = members = 0
     tracemalloc.start()
     async for chunk in made.chunks():
         size += len(chunk)
+        members += chunk.count(b'"type":"m.room.member"')
         del chunk
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    asked = [sql for task, sql in statements if task is asyncio.current_task()]
 
-    assert 0 < len(asked) <= 5 + MEMBERS / BATCH
+    assert 0 < asked(statements) <= 5 + MEMBERS / BATCH
     assert size > 500 * MEMBERS
+    assert members == MEMBERS + 3  # besides the join itself, and the owner's in the chain
     assert peak < 8_000_000  # a batch as objects, and IDs; all of it at once would be 25 MB
