@@ -18,8 +18,10 @@ from federation.protocol.event_hashes import encode_base64
 from federation.protocol.pdu import PDU, VerifiedPDU
 from federation.protocol.request_signing import SignedRequest, make_header, parse_header
 from federation.protocol.room_versions import get_rules
+from federation.protocol.server_keys import OldKey
 from federation.protocol.signatures import SigningKey
 from federation.protocol.types import JsonObject, KeyID, ServerName
+from homeserver.signing_keys import OwnKeys
 from tests.clients import Server
 from tests.federation.key_servers import KeyServer, key_server
 from tests.federation.peer import Peer, now_ms
@@ -483,6 +485,23 @@ async def test_our_own_events_are_verified_without_asking(pair: Pair, keyring: K
     results = await keyring.verify_events([right, wrong])
 
     assert list(map(is_verified, results)) == [True, False]
+
+
+async def test_our_own_events_from_before_a_rotation_stay_valid(pair: Pair, origin: KeyServer) -> None:
+    us, retired_ts = Peer(pair.near, pair.near.name), now_ms() - DAY_MS
+    old = OldKey(key_id=us.key.key_id, public_key=us.key.public_key, expired_ts=retired_ts)
+    new = SigningKey.from_seed("new", b"n" * 32)
+    keyring = Keyring(
+        pair.near.application.database,
+        KeyRequests(pair.near.application.outbound.client),
+        server_name=us.name,
+        own_keys=OwnKeys(new, (old,)).verify_keys(),
+    )
+    before, after = (an_event(us, ts=retired_ts + shift) for shift in (0, 1))
+    us.key = new
+    since = an_event(us)
+
+    assert list(map(is_verified, await keyring.verify_events([before, after, since]))) == [True, False, True]
 
 
 # --- JSON
