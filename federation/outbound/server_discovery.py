@@ -191,7 +191,7 @@ class ServerDiscovery:
         except (EgressError, MatrixError) as error:
             logger.debug("no delegation by %s: %s", host, error)
             return self._note_error(host, known)
-        lifetime = _lifetime(response.headers)
+        lifetime = lifetime_of(response.headers)
         until = self._now() + lifetime
         _keep(self._well_known, host, _Remembered(delegated, until, usable_until=until + GRACE))
         return delegated
@@ -224,7 +224,7 @@ def _parse_well_known(status: int, body: bytes) -> ServerName:
     return delegated
 
 
-def _lifetime(headers: Mapping[str, str]) -> float:
+def lifetime_of(headers: Mapping[str, str]) -> float:
     """How long the answer may be used, in seconds (RFC 9111: max-age less Age)."""
     directives = headers.get("Cache-Control", "")
     if _NOT_STORED.search(directives):
@@ -243,7 +243,7 @@ def _lifetime(headers: Mapping[str, str]) -> float:
 def _seconds_until(date: str) -> float:
     try:
         moment = parsedate_to_datetime(date)
-    except ValueError:  # `0`, for instance, which means the past
+    except (ValueError, OverflowError):  # `0`, for instance, which means the past
         return 0.0
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)

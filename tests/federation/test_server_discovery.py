@@ -7,9 +7,11 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from federation.outbound.name_lookup import Service
-from federation.outbound.server_discovery import Ports, ServerDiscovery, Target
+from federation.outbound.server_discovery import Ports, ServerDiscovery, Target, lifetime_of
 from federation.protocol.types import ServerName
 from tests.federation.authority import Authority
 from tests.federation.https_servers import (
@@ -335,3 +337,20 @@ async def test_a_server_that_was_not_found_where_it_was_is_looked_up_anew_soon(a
         world.discovery.forget(FAR)
         world.clock.seconds += 301
         assert [target.host for target in await world.find()] == ["two.test"]
+
+
+HEADER = st.one_of(
+    st.text(max_size=100),
+    st.lists(
+        st.sampled_from(
+            ["max-age=", "no-store", "99", "9" * 30, ",", '"', " ", "=", "Mon", "01 Jan", "2030", "00:00:00", "+9999"]
+        )
+    ).map("".join),
+)
+
+
+@given(HEADER, HEADER, HEADER)
+@example("", "", "Feb 31 99:9901 99999999999999999999 01 ")
+def test_whatever_the_headers_say_a_delegation_is_kept_within_bounds(control: str, age: str, expires: str) -> None:
+    assert 300 <= lifetime_of({"Cache-Control": control, "Age": age}) <= 48 * HOUR
+    assert 300 <= lifetime_of({"Expires": expires}) <= 48 * HOUR
