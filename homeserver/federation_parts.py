@@ -202,6 +202,11 @@ class Inbound:
         may_be_invited: MayBeInvited,
     ) -> None:
         database, resident = ground.database, handshaking.resident
+
+        async def within_budget(target: UserID, sender: UserID) -> None:
+            ground.rate_limits.spend("invites", f"to {target}")
+            await may_be_invited(target, sender)
+
         self.invitations = Invitations(
             database=database,
             outside=reception.outside,

@@ -83,7 +83,7 @@ class Invitations:
         told = await self._told(verified, invite.room_state)
         signed = signatures.add_signature(verified, self._server_name, self._signing_key)
         if not is_resident:
-            await self._outside.note(signed, target, stripped_state=told, via=(origin,))
+            await self._outside.note(signed, target, told=told, via=(origin,))
         logger.info("%s invited %s to %s", pdu.sender, target, pdu.room_id)
         return signed.canonical
 

@@ -4,9 +4,7 @@ All that is kept of such a room is `storage/outside_memberships.py`.
 """
 
 import logging
-from collections.abc import Collection
-
-import orjson
+from collections.abc import Collection, Sequence
 
 from federation.protocol import event_format
 from federation.protocol.errors import InvalidInput
@@ -14,6 +12,7 @@ from federation.protocol.identifiers import is_room_id, is_user_id, server_name_
 from federation.protocol.pdu import VerifiedPDU
 from federation.protocol.room_versions import get_rules
 from federation.protocol.types import EventID, JsonObject, ServerName, UserID
+from federation.rooms import stripped_state
 from federation.rooms.resident import VerifyEvents, verify_whole
 from storage import memberships, outside_memberships, rooms
 from storage.database import Database
@@ -38,10 +37,10 @@ class OutsideRooms:
         pdu: VerifiedPDU,
         target: UserID,
         *,
-        stripped_state: Collection[JsonObject] = (),
+        told: Sequence[JsonObject] = (),
         via: Collection[ServerName] = (),
     ) -> None:
-        """Have the user hear of a member event about them, and of what is told of its room; once, if it comes again.
+        """Have the user hear of a member event about them, and of what was told of its room; once, if it comes again.
 
         Raises InvalidInput for a membership that nobody has from outside.
         """
@@ -59,7 +58,7 @@ class OutsideRooms:
             room_version=pdu.rules.version,
             event_id=pdu.event_id,
             json=pdu.canonical,
-            stripped_state=orjson.dumps(list(stripped_state)),
+            stripped_state=stripped_state.encode(told),
             via=tuple(via),
         )
         await self._log.append(Entry(changes=[change]))

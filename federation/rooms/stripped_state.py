@@ -4,7 +4,7 @@ Since version 1.16 of the specification servers exchange whole events; older one
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import orjson
 
@@ -29,11 +29,25 @@ KEYS: tuple[StateKey, ...] = (
 """What is told."""
 
 MAX_ENTRIES = 100
+MAX_BYTES = 64 * 1024
+"""So much of what is told of a room is kept: the user's syncs show it until they come in, or do not."""
 
 
 def strip(events: Iterable[JsonObject]) -> list[JsonObject]:
     """These state events, all of which were verified, as clients see them."""
     return [{name: event[name] for name in ("content", "sender", "state_key", "type")} for event in events]
+
+
+def encode(told: Sequence[JsonObject]) -> bytes:
+    """What was told as a JSON array: the last event, which is the user's own, and of the others what is not too much."""
+    encoded = [canonical_json.encode(event) for event in told]
+    left = MAX_BYTES - sum(map(len, encoded[-1:]))
+    kept: list[bytes] = []
+    for event in encoded[:-1]:
+        if len(event) <= left:
+            kept.append(event)
+            left -= len(event)
+    return b"[" + b",".join([*kept, *encoded[-1:]]) + b"]"
 
 
 def strip_leniently(entries: object, member: PDU) -> list[JsonObject]:

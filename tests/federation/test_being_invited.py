@@ -239,6 +239,36 @@ async def test_old_rooms_are_told_of_as_far_as_it_makes_sense(server: Server, al
     assert events == [name, told(alice, room)[-1]]
 
 
+@pytest.mark.parametrize("version", ["10", "12"])
+async def test_of_much_that_is_told_a_part_is_kept(server: Server, alice: Client, peer: Peer, version: str) -> None:
+    room = TheirRoom(peer, version)
+    room.add("m.room.topic", {"topic": "x" * 60_000})
+    room.add("m.room.avatar", {"url": "x" * 60_000})
+    room.add("m.room.canonical_alias", {"alias": "#x:y"})
+
+    assert (await room.send(room.invite(alice.user_id))).status == 200
+    events = (await sync(alice))["rooms"]["invite"][room.room_id]["invite_state"]["events"]
+    kept = ["m.room.create", "m.room.name", "m.room.topic", "m.room.canonical_alias", "m.room.member"]
+    assert [event["type"] for event in events] == kept
+
+
+async def test_odd_numbers_in_an_old_invite(server: Server, alice: Client, peer: Peer) -> None:
+    room = TheirRoom(peer, "5")
+    content = {"membership": "invite", "x": 10**30, "y": 0.5}
+
+    assert (await room.send(room.invite(alice.user_id, content=content))).status in (200, 400)
+    await sync(alice)
+
+
+async def test_nobody_is_flooded_with_invites(conninfo: str) -> None:
+    async with running(conninfo, rate_limits=RateLimits(invites=RateLimit(0.001, 2))) as server:
+        alice, peer = await server.register("alice"), await Peer(server).trust()
+        for expected in (200, 200, 429):
+            room = TheirRoom(peer)
+            assert (await room.send(room.invite(alice.user_id))).status == expected
+        assert len((await sync(alice))["rooms"]["invite"]) == 2
+
+
 # --- what becomes of invites
 
 
