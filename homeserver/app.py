@@ -164,6 +164,7 @@ class Application:
             config=config, database=self.database, log=self.log, server_name=server_name, keys=keys
         )
         self.fetching = Fetching(self.outbound, database=self.database, writer=self.writer)
+        self.tail.add_view(self.fetching.access.apply)
 
         # services
         self.rate_limits = configured.rate_limits(config.rate_limits)

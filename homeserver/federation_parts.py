@@ -138,7 +138,7 @@ class Reception:
         edu_receivers: EDUReceivers,
     ) -> None:
         database, verify = ground.database, outbound.keyring.verify_events
-        missing = fetching.missing
+        missing, self.access = fetching.missing, fetching.access
         self.receiver = Receiver(writer=ground.writer, verify=verify, missing=missing, doors=doors)
         self.dead_letters = DeadLetters(database, self.receiver)
         edus = EDUs(database=database, receiver=self.receiver, doors=doors, receivers=edu_receivers)
@@ -222,8 +222,7 @@ class Inbound:
             note_alive=outbound.availability.alive,
             speaks_with=outbound.speaks_with,
         )
-        self.access = ServerAccess()
-        events = EventsAPI(ServerReader(database, self.access), outbound.server_name)
+        events = EventsAPI(ServerReader(database, reception.access), outbound.server_name)
         self.routes: list[Route] = build_federation_routes(
             [
                 *routes.version_routes(VersionAPI("Hearth", release.number())),

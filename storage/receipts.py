@@ -8,6 +8,7 @@ from federation.protocol.errors import MatrixError
 from federation.protocol.types import EventID, UserID
 from storage import read_marks
 from storage.database import Row, Tx
+from storage.events import UNSEEN
 
 READ = "m.read"
 READ_PRIVATE = "m.read.private"
@@ -144,7 +145,9 @@ class Place(NamedTuple):
 async def place_of(tx: Tx, room: int, event_id: str) -> Place | None:
     """Where an event that clients may see stands; None when the room has no such event."""
     row = await tx.fetch_one(
-        "select position, thread from events where event_id = %s and room = %s and flags = 0", (event_id, room)
+        "select coalesce(place, position), thread from events where event_id = %s and room = %s"
+        f" and flags & {UNSEEN:d} = 0",
+        (event_id, room),
     )
     return None if row is None else Place(row[0], row[1])
 

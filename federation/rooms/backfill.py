@@ -158,7 +158,7 @@ class Backfill:
         await self._fetch_cited(server, room, pdus, allowance)
         states: dict[EventID, dict[StateKey, EventID]] = {}
         for pdu in await self._loose_ends(room, pdus):
-            if len(states) == MAX_STATES:
+            if len(states) == MAX_STATES or await self._appender.continues(room, gap, pdus):
                 break
             states[pdu.event_id] = await self._fetcher.state_before(server, room, pdu, allowance)
         return bool(await self._appender.append(room, gap, pdus, states, first_place=first_place))

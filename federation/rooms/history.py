@@ -19,6 +19,7 @@ from federation.rooms.ordering import cited_by
 from federation.rooms.state import Graph, MissingEvents, View, resolve
 from storage import event_pages, events, history, room_state, rooms
 from storage import outliers as stored_outliers
+from storage.auth_chains import references
 from storage.database import Database, Tx
 from storage.events import Flag, NewEvent, NewLine, StateWrite, StoredEvent
 from storage.history import Gap as Gap
@@ -94,8 +95,12 @@ class _Stretch:
     lines: _Lines
     held: Mapping[EventID, StoredEvent]
     """Those of its events, and of those before them, that are here in whatever form."""
+    above: Point
+    """The state before the event above the gap."""
+    continues: bool
+    """Whether that is the state before all of the events."""
     anchor: Point
-    """The state before the event above the gap, from which most states hardly differ."""
+    """From which most states hardly differ: the same, or the room's present one."""
     trunk_version: int
     after: dict[EventID, View] = field(default_factory=dict)
     """The states after the events that were placed."""
@@ -119,8 +124,9 @@ class HistoryAppender:
         """
         async with self._database.transaction() as tx:
             reserved = await stored_outliers.reserve(tx, room, len(pdus))
+        continues = await self.continues(room, gap, pdus)
         async with self._database.read() as tx:
-            stretch = await self._begin(tx, room, gap, pdus, states)
+            stretch = await self._begin(tx, room, gap, (pdus, states), continues=continues)
             for index, pdu in enumerate(pdus):
                 await _place(stretch, pdu, first_place + index, reserved.first + index)
         if not stretch.placed:
@@ -139,11 +145,28 @@ class HistoryAppender:
                 await history.save(tx, room.number, changed)
         return [placed.event.pdu.event_id for placed in stretch.placed]
 
-    async def _begin(self, tx: Tx, room: Room, gap: Gap, pdus: Sequence[VerifiedPDU], states: States) -> _Stretch:
+    async def continues(self, room: Room, gap: Gap, pdus: Sequence[VerifiedPDU]) -> bool:
+        """Whether these events are messages in a line that ends at the event above the gap.
+
+        The state before that one is the state before all of them then.
+        """
+        if any(pdu.state_key is not None for pdu in pdus):
+            return False
+        chain = [pdu.event_id for pdu in pdus]
+        if any(pdu.prev_event_ids != (before,) for pdu, before in zip(pdus[1:], chain, strict=False)):
+            return False
+        async with self._database.read() as tx:
+            above = await event_pages.preceding(tx, room.number, gap.bottom, 1)
+        return bool(above) and references(above[0], "prev_events", room) == [chain[-1]]
+
+    async def _begin(
+        self, tx: Tx, room: Room, gap: Gap, given: tuple[Sequence[VerifiedPDU], States], *, continues: bool
+    ) -> _Stretch:
+        pdus, states = given
         wanted = {pdu.event_id for pdu in pdus}.union(*(pdu.prev_event_ids for pdu in pdus))
         held = {event_id: stored for event_id, stored in (await events.by_id(tx, wanted)).items()}
         above = await event_pages.preceding(tx, room.number, gap.bottom, 1)
-        anchor = (above[0].line, above[0].version) if above else (TRUNK, 0)
+        anchor = before_above = (above[0].line, above[0].version) if above else (TRUNK, 0)
         known = await room_state.lines(tx, room.number, [anchor[0]]) if anchor[0] != TRUNK else {}
         if len(room_state.path(anchor, known)) > MAX_LINES:
             anchor = (TRUNK, (await rooms.rows(tx, [room.number]))[room.number].state_version)
@@ -158,6 +181,8 @@ class HistoryAppender:
             graph=graph,
             lines=lines,
             held=held,
+            above=before_above,
+            continues=continues,
             anchor=anchor,
             trunk_version=version,
         )
@@ -174,7 +199,8 @@ async def _place(stretch: _Stretch, pdu: VerifiedPDU, place: int, arrival: int) 
     held = stretch.held.get(pdu.event_id)
     if pdu.event_id in stretch.after or (held is not None and held.room != stretch.room.number):
         return
-    before = await _state_before(stretch, pdu)
+    is_root = not stretch.placed and stretch.continues and pdu.event_id not in stretch.states
+    before = View(stretch.above) if is_root else await _state_before(stretch, pdu)
     if before is None:
         return
     graph = stretch.graph

@@ -10,6 +10,7 @@ here knows, only to servers in the room.
 """
 
 from bisect import bisect_right
+from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -24,12 +25,16 @@ from federation.protocol.types import ServerName, StateKey
 from federation.rooms.heads import to_pdu
 from federation.rooms.reader import END, VISIBILITY, visibility_spans
 from storage import erasure, events, memberships, room_state, rooms
+from storage.append_events import RoomEvents
 from storage.database import Tx
 from storage.events import Flag, StoredEvent
+from storage.log import Change
 from storage.memberships import Membership
 from storage.room_state import TRUNK, Span
 from storage.rooms import Room
 
+MAX_REMEMBERED = 50_000
+"""Servers and rooms of which it is known whether they are in them."""
 SERVER_ACL: StateKey = ("m.room.server_acl", "")
 
 
@@ -84,7 +89,20 @@ class _Server:
 
 
 class ServerAccess:
-    """Decides what other servers may read."""
+    """Decides what other servers may read. It remembers who is in which room: a view of the log."""
+
+    def __init__(self) -> None:
+        self._present: OrderedDict[tuple[int, str], bool] = OrderedDict()
+        self._changes = 0
+
+    def apply(self, _position: int, change: Change) -> None:
+        """A view of the log: forget of a server what changes with its members."""
+        if not isinstance(change, RoomEvents):
+            return
+        for each in change.trunk:
+            if each.type == "m.room.member":
+                self._changes += 1
+                self._present.pop((change.room.number, each.state_key.partition(":")[2]), None)
 
     async def check_in_room(self, tx: Tx, room_id: str, origin: ServerName) -> Room:
         """The room, if the server takes part in it; raises Forbidden otherwise.
@@ -101,7 +119,16 @@ class ServerAccess:
 
     async def is_in_room(self, tx: Tx, room: Room, server_name: ServerName) -> bool:
         """Whether a user of the server is joined now."""
-        return bool(await memberships.local_members(tx, room.number, server_name, limit=1))
+        key = (room.number, server_name)
+        known = self._present.get(key)
+        if known is None:
+            changes = self._changes
+            known = bool(await memberships.local_members(tx, room.number, server_name, limit=1))
+            if changes == self._changes:  # else what was read may be older than what was forgotten
+                self._present[key] = known
+                while len(self._present) > MAX_REMEMBERED:
+                    self._present.popitem(last=False)
+        return known
 
     async def check_acl(self, tx: Tx, room: Room, origin: ServerName) -> None:
         """Raise Forbidden where the room's access control list shuts the server out."""

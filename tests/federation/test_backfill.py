@@ -315,3 +315,29 @@ async def until(is_so: Any) -> None:
     async with asyncio.timeout(15):
         while not await is_so():  # noqa: ASYNC110  # another server, which tells nobody
             await asyncio.sleep(0.05)
+
+
+async def test_messages_alone_need_no_state_from_others(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    alice, bob = await both(pair)
+    room_id, _ = await a_room_with(alice, 150)
+    await join(bob, room_id, pair.near.name)
+    questions = backfill_of(pair.far)._questions
+    asked: list[str] = []
+    backfill, state_ids = questions.backfill, questions.state_ids
+
+    async def counted(*arguments: Any) -> list[JsonObject]:
+        asked.append("history")
+        return await backfill(*arguments)
+
+    async def counted_state(*arguments: Any) -> Any:
+        asked.append("state")
+        return await state_ids(*arguments)
+
+    monkeypatch.setattr(questions, "backfill", counted)
+    monkeypatch.setattr(questions, "state_ids", counted_state)
+
+    pages = await history(bob, room_id, limit=20)
+
+    assert bodies(pages) == [f"{number}" for number in range(149, -1, -1)]
+    assert asked == ["history", "history"]  # the second reaches the room's creation, before which is no state
+    assert ids(pages) == ids(await history(alice, room_id))
