@@ -39,7 +39,7 @@ def strip(events: Iterable[JsonObject]) -> list[JsonObject]:
 
 
 def encode(told: Sequence[JsonObject]) -> bytes:
-    """What was told as a JSON array: the last event, which is the user's own, and of the others what is not too much."""
+    """What was told as a JSON array: the last event, the user's own, and of the others what is not too much."""
     encoded = [canonical_json.encode(event) for event in told]
     left = MAX_BYTES - sum(map(len, encoded[-1:]))
     kept: list[bytes] = []
