@@ -2,13 +2,13 @@
 rooms", "Knocking upon a room", "Inviting to a room", "Leaving rooms").
 """
 
-import asyncio
-import logging
-from weakref import WeakValueDictionary
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 
 from aiohttp import web
 
 from federation.inbound.authentication import FederationCall
+from federation.inbound.streaming import stream_json
 from federation.protocol.errors import InvalidInput
 from federation.protocol.types import JsonObject, ServerName
 from federation.rooms.join_answers import JoinAnswer
@@ -16,13 +16,7 @@ from federation.rooms.resident import Resident
 from federation.web import Answer
 from storage.database import Database
 
-logger = logging.getLogger(__name__)
-
 MAX_VERSIONS = 100
-STREAMS = 4
-"""States of rooms that are sent to one server at the same time; the others wait."""
-STREAM_SECONDS = 900
-"""In so long a peer must have read the state of a room."""
 
 
 class MembershipAPI:
@@ -32,7 +26,6 @@ class MembershipAPI:
         self._database = database
         self._resident = resident
         self._server_name = server_name
-        self._streams: WeakValueDictionary[ServerName, asyncio.Semaphore] = WeakValueDictionary()
 
     # --- join
 
@@ -53,25 +46,7 @@ class MembershipAPI:
     ) -> web.StreamResponse:
         entered = await self._resident.accept(call.origin, _room_and_event(call), call.json, "join")
         answer = JoinAnswer(self._database, self._server_name, entered, omits_members=omits_members)
-        streams = self._streams.get(call.origin)
-        if streams is None:
-            streams = self._streams[call.origin] = asyncio.Semaphore(STREAMS)
-        response = web.StreamResponse(headers={"Content-Type": "application/json"})
-        await response.prepare(call.request)
-        try:
-            async with streams, asyncio.timeout(STREAM_SECONDS):
-                await response.write(before)
-                async for chunk in answer.chunks():
-                    await response.write(chunk)
-                await response.write_eof(after)
-        except ConnectionError:
-            raise
-        except Exception as error:  # what was begun as a success can only break off
-            logger.exception("the state of %s could not be sent to %s", entered.room.room_id, call.origin)
-            if call.request.transport is not None:
-                call.request.transport.abort()
-            raise ConnectionResetError("broken off") from error
-        return response
+        return await stream_json(call.request, _enclosed(before, answer.chunks(), after))
 
     # --- leave
 
@@ -108,6 +83,14 @@ class MembershipAPI:
             call.origin, call.path["room_id"], call.path["user_id"], membership, versions
         )
         return {"event": event, "room_version": version}
+
+
+async def _enclosed(before: bytes, chunks: AsyncGenerator[bytes, None], after: bytes) -> AsyncGenerator[bytes, None]:
+    yield before
+    async with aclosing(chunks):
+        async for chunk in chunks:
+            yield chunk
+    yield after
 
 
 def _versions(call: FederationCall) -> list[str]:

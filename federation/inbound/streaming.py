@@ -19,7 +19,7 @@ SECONDS = 900
 STALLED_SECONDS = 60
 """For so long it may read nothing."""
 
-PER_ORIGIN = 8
+PER_ORIGIN = 4
 """Large answers that are made for one server at a time; each keeps the state of a room in memory."""
 
 MAX_WAITING = 50

@@ -4,7 +4,7 @@ However large the room is, a thousand events at a time are read, each batch with
 own, and their stored bytes are put into the answer as they are. What is remembered meanwhile is IDs and positions.
 """
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 
 import orjson
 
@@ -40,7 +40,7 @@ class JoinAnswer:
         self._ahead: dict[EventID, StoredEvent] = {}
         """What is likely to be cited next."""
 
-    async def chunks(self) -> AsyncIterator[bytes]:
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
         """The answer's JSON, piece by piece."""
         positions, servers = await self._begin()
         self._cite(self._event)
