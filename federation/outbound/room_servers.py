@@ -123,6 +123,8 @@ class RoomServers:
         return servers
 
     async def _load(self, room: int, version: int) -> _Known:
+        if version == 0:  # before its first event
+            return self._keep(room, _Known(0, set(), None))
         span = (room, version, version)
         async with self._database.read() as tx:
             servers = (await outbox.servers_between(tx, [span]))[span]

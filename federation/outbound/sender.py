@@ -225,10 +225,13 @@ class Sender:
             except Exception:
                 attempts += 1
                 logger.exception("an entry of the log could not be handed out")
-                if attempts == MAX_ATTEMPTS and self._waiting:
-                    self._waiting.popleft()
-                    attempts = 0
-                await asyncio.sleep(0.1)
+                await asyncio.sleep(0.1 * attempts)
+                if attempts == MAX_ATTEMPTS:
+                    self._was_lost = True  # by way of the database it may work
+                elif attempts == 3 * MAX_ATTEMPTS:
+                    logger.critical("other servers are not told of what is in the log up to %d", self._seen)
+                    self._was_lost, self._position, attempts = False, self._seen, 0
+                    self._forget_waiting()
 
     async def _dispatch_next(self) -> None:
         """Hand out the oldest change that waits; it stays until that is done."""

@@ -63,6 +63,9 @@ class SharedAvailability:
             except MatrixError:  # logged where it arose
                 self._has_news.set()
                 await asyncio.sleep(PAUSE_SECONDS)
+            except Exception:
+                logger.exception("what is known of other servers' availability could not be shared")
+                await asyncio.sleep(PAUSE_SECONDS)
 
     async def _write(self) -> None:
         while self._to_write:

@@ -10,6 +10,8 @@ from typing import Any
 import aiohttp
 import pytest
 
+from federation.outbound import destinations as queues
+from federation.outbound import sender
 from federation.protocol.errors import NotFound
 from federation.protocol.types import JsonObject
 from homeserver import federation_commands
@@ -327,6 +329,37 @@ async def test_nothing_is_left_behind_once_a_peer_has_everything(installation: I
         async with server.application.database.read() as tx:
             assert await destinations.list_status(tx, 10) == []
             assert await outbox.awaiting_messages(tx) == []
+
+
+async def test_a_burst_that_is_too_large_to_wait_is_read_again(
+    installation: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sender, "MAX_WAITING", 5)
+    async with installation.running() as server, listening(server, installation.authority) as peer:
+        alice, room_id = await a_room_with(peer, server)
+        texts = [f"{number}" for number in range(100)]
+        await asyncio.gather(*(say(alice, room_id, text) for text in texts))
+
+        await peer.until_messages(texts)
+
+    assert sorted(peer.messages) == sorted(texts)
+
+
+async def test_a_peer_that_is_too_slow_is_read_to_from_the_log(
+    installation: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queues, "MAX_QUEUED", 7)
+    async with installation.running() as server, listening(server, installation.authority) as peer:
+        alice, room_id = await a_room_with(peer, server)
+        peer.answers.clear()
+        texts = [f"{number}" for number in range(60)]
+        for text in texts:
+            await say(alice, room_id, text)
+        peer.answers.set()
+
+        await peer.until_messages(texts)
+
+    assert peer.messages == texts
 
 
 async def test_an_operator_sees_who_is_away_and_has_them_tried_again(installation: Installation) -> None:

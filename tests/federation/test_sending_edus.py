@@ -102,6 +102,28 @@ async def test_several_devices_that_go_at_once_leave_a_gap_to_ask_about(
     assert not known & set(edu["prev_id"])
 
 
+async def test_a_peer_that_was_away_is_told_of_devices_and_keys(
+    server: Server, alice: Client, peer: ListeningPeer, room: SharedRoom
+) -> None:
+    await a_device(alice)
+    await peer.until(lambda: [each for each in _devices(peer) if "keys" in each])
+    known = _devices(peer)[-1]["stream_id"]
+    await peer.stop()
+    await say(alice, room.room_id, "missed")
+    other = await alice.login()
+    await a_device(other)
+    await cross_signing(alice)
+    await peer.start()
+    server.application.outbound.availability.alive(peer.name)
+
+    await peer.until(lambda: peer.edus("m.signing_key_update"))
+
+    missed = [each for each in _devices(peer) if each["stream_id"] > known]
+    assert missed[0]["prev_id"] == [known]
+    assert missed[-1]["device_id"] == other.device_id
+    assert "keys" in missed[-1]
+
+
 async def test_new_cross_signing_keys_are_told(alice: Client, peer: ListeningPeer, room: SharedRoom) -> None:
     keys = await cross_signing(alice)
 
