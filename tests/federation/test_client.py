@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from ipaddress import ip_network
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -31,6 +32,7 @@ from tests.federation.https_servers import (
     an_egress,
     https_server,
     json_answer,
+    loopback_policy,
     redirect_to,
     whole_answer,
 )
@@ -139,6 +141,20 @@ async def test_the_signature_covers_method_path_query_and_body(authority: Author
         authorization = request_signing.parse_header(request.headers["authorization"])
         assert authorization.destination == far
         request_signing.verify(authorization, signed, KEY.public_key)
+
+
+@pytest.mark.skipif(not Path("/proc/net/if_inet6").exists(), reason="this machine has no IPv6")
+async def test_a_server_whose_name_is_an_ipv6_address(authority: Authority) -> None:
+    policy = loopback_policy(["::1/128"])
+    async with (
+        https_server(authority, "::1", answer=json_answer({"a": 1}), address="::1") as place,
+        an_egress(authority, policy=policy) as egress,
+    ):
+        client = FederationClient(
+            NEAR, KEY, egress, ServerDiscovery(egress), Availability(), speaks_with=lambda _name: True
+        )
+        assert await client.get(at(place, "[::1]"), PATH) == {"a": 1}
+    assert place.requests[0].headers["host"] == f"[::1]:{place.port}"
 
 
 async def test_the_place_of_a_service_is_asked_for_the_server(authority: Authority) -> None:
