@@ -202,11 +202,6 @@ class Inbound:
         may_be_invited: MayBeInvited,
     ) -> None:
         database, resident = ground.database, handshaking.resident
-
-        async def within_budget(target: UserID, sender: UserID) -> None:
-            ground.rate_limits.spend("invites", f"to {target}")
-            await may_be_invited(target, sender)
-
         self.invitations = Invitations(
             database=database,
             outside=reception.outside,
@@ -265,7 +260,10 @@ async def _keys_of(tx: Tx, users: Collection[UserID]) -> JsonObject:
 
 
 def _within_budget(may_be_invited: MayBeInvited, rate_limits: RateLimits) -> MayBeInvited:
-    """The same, and no server invites one user more often than `rate_limits.invites` says."""
+    """The same, and no server invites one user more often than `rate_limits.invites` says.
+
+    Not one budget for all servers: then anybody could keep a user from being invited.
+    """
 
     async def check(target: UserID, sender: UserID) -> None:
         rate_limits.spend("invites", f"{server_name_of(sender)} {target}")
