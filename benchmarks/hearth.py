@@ -108,5 +108,7 @@ def _settings_among_others(listeners: list[dict[str, Any]], peering: Peering) ->
             "allowed_ranges": ["127.0.0.0/8", "::1/128"],
             "certificate_authorities": [str(peering.authority)],
             "notary_servers": [],
+            "send_presence": True,
+            "show_device_names": True,
         },
     }

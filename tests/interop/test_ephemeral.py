@@ -64,6 +64,21 @@ async def test_a_private_receipt_stays_at_home(host: Person, guest: Person) -> N
     assert all(set(content) == {first} and set(content[first]) == {"m.read"} for content in receipts(host.seen))
 
 
+async def test_presence_is_seen_across_the_border(alice: Person, bob: Person) -> None:
+    room_id = await a_shared_room(alice, bob)
+
+    for person, other in ((alice, bob), (bob, alice)):
+        person.set_presence = "online"
+        await person.sync()
+        status = {"presence": "online", "status_msg": f"busy with {room_id}"}
+        await person.ok("PUT", f"/presence/{quote(person.user_id)}/status", status)
+
+        def look(seen: Seen, person: Person = person, status: dict[str, str] = status) -> bool:
+            return status.items() <= seen.presence.get(person.user_id, {}).items()
+
+        await other.until(look)
+
+
 async def test_a_new_name_is_seen_in_shared_rooms(host: Person, guest: Person) -> None:
     room_id = await a_shared_room(host, guest)
 
