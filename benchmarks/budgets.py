@@ -52,6 +52,8 @@ COSTS: Mapping[str, Cost] = {
     "incremental sync, nothing new": Cost(0.15, None, (1.6, 0)),
     "local join": Cost(2, 1, (28, 19)),
     "first sync, lazy members, cold": Cost(250, 150),
+    "replicate one event, sending server": Cost(1, 0.5, (17, 9)),
+    "replicate one event, receiving server": Cost(1.5, 0.7, (23, 12)),
 }
 LIMITS: Mapping[str, Limit] = {
     "start, server CPU": Limit(0.6, 0.93),

@@ -40,6 +40,10 @@ class Hearth(Server):
         self._profiler = profiler
         self._log = log
 
+    def another(self, cluster: Databases, name: str, peering: Peering) -> Server:
+        """Without a profiler."""
+        return Hearth(cluster, name=name, peering=peering)
+
     @property
     def profile_file(self) -> Path:
         """Where a profiled server leaves what was found."""

@@ -67,6 +67,10 @@ class Server(ABC):
     async def new_users(self, names: Sequence[str]) -> list[User]:
         """Make accounts, logged in."""
 
+    @abstractmethod
+    def another(self, cluster: Databases, name: str, peering: Peering) -> "Server":
+        """One more of its kind, which speaks with others."""
+
     async def add_users(self, count: int) -> list[User]:
         """As many accounts that nobody had before."""
         first = self._users + 1

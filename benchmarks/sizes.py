@@ -29,6 +29,9 @@ class Sizes:
     growth_rounds: int = 6
     growth_operations: int = 50
     """Of each kind, in each room, a round."""
+    replicated: int = 2000
+    replicated_slowly: int = 100
+    remote_members: tuple[int, ...] = (10, 500, 5000)
     disk_messages: int = 100_000
     disk_rooms: int = 100
     disk_state_changes: int = 20_000
@@ -49,6 +52,8 @@ class Sizes:
             joins=times(self.joins),
             page_readers=times(self.page_readers),
             growth_rounds=times(self.growth_rounds),
+            replicated=max(64, times(self.replicated)),
+            replicated_slowly=times(self.replicated_slowly),
         )
 
 
@@ -68,6 +73,9 @@ SYNAPSE = Sizes(
     growth_members=(10, 300),
     growth_rounds=2,
     growth_operations=15,
+    replicated=480,
+    replicated_slowly=50,
+    remote_members=(10, 500),
     disk_messages=2000,
     disk_rooms=20,
     disk_state_changes=500,
@@ -89,6 +97,9 @@ HEARTH_QUICK = Sizes(
     growth_members=(10, 1000),
     growth_rounds=3,
     growth_operations=20,
+    replicated=480,
+    replicated_slowly=50,
+    remote_members=(10, 500),
     disk_messages=10_000,
     disk_rooms=20,
     disk_state_changes=2000,
@@ -110,6 +121,9 @@ SYNAPSE_QUICK = Sizes(
     growth_members=(10, 100),
     growth_rounds=2,
     growth_operations=8,
+    replicated=160,
+    replicated_slowly=25,
+    remote_members=(10, 100),
     disk_messages=400,
     disk_rooms=5,
     disk_state_changes=150,

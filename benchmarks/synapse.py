@@ -54,6 +54,10 @@ class Synapse(Server):
         super().__init__(name, cluster, peering)
         self._python = python
 
+    def another(self, cluster: Databases, name: str, peering: Peering) -> Server:
+        """Of the same installation."""
+        return Synapse(cluster, self._python, name=name, peering=peering)
+
     def command(self) -> Sequence[str | Path]:
         """Its configuration file names the cluster's database; the signing key is made once."""
         place = self.cluster.directory / self.name

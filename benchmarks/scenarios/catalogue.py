@@ -3,7 +3,18 @@
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from benchmarks.figures import Figure
-from benchmarks.scenarios import delivery, disk, first_sync, growth, incremental_sync, joins, paging, send, starting
+from benchmarks.scenarios import (
+    delivery,
+    disk,
+    federation,
+    first_sync,
+    growth,
+    incremental_sync,
+    joins,
+    paging,
+    send,
+    starting,
+)
 from benchmarks.server import Server
 from benchmarks.sizes import Sizes
 
@@ -22,6 +33,7 @@ SCENARIOS: Mapping[str, Scenario] = {
     "joins": joins.run,
     "paging": paging.run,
     "growth": growth.run,
+    "federation": federation.run,
     "disk-messages": disk.run_messages,
     "disk-state": disk.run_state,
 }
