@@ -9,6 +9,7 @@ from typing import Any
 import orjson
 
 from federation.protocol.errors import InvalidInput
+from federation.protocol.types import UserID
 from federation.rooms.pages import Page, PageRequest
 from federation.rooms.timelines import BEGINNING, Reading, Span, Timelines
 from federation.web import Answer, Call
@@ -18,9 +19,10 @@ from homeserver.services.account_data import client_event
 from homeserver.services.presence import content_of
 from homeserver.services.requester import Requester
 from homeserver.services.sync_filter import EVERYTHING
+from homeserver.services.sync_outside import client_form
 from homeserver.services.user_views import UserViews
 from homeserver.tokens import page_token, parse_page_token
-from storage import memberships, room_directory, rooms
+from storage import memberships, outside_memberships, room_directory, rooms
 from storage.database import Tx
 from storage.ephemeral import PresenceBoard
 from storage.memberships import Membership
@@ -152,6 +154,7 @@ class OldSyncAPI:
                 entry["messages"] = _chunk(chunk, each.before, span.upto)
                 entry["state"] = fragments(await self._timelines.render_state(each.state_after, who.device))
             overview.rooms.append(entry)
+        overview.rooms += await _outside(tx, who.user_id)
         return overview
 
     # --- the stream
@@ -207,6 +210,22 @@ class OldSyncAPI:
         while room is not None and seconds > 0 and self._tail.last_in_room(room.number) <= upto:
             await self._tail.wait_beyond(self._tail.position, seconds)
             seconds = deadline - asyncio.get_running_loop().time()
+
+
+async def _outside(tx: Tx, user_id: UserID) -> list[dict[str, Any]]:
+    """Rooms of other servers to which the user is invited."""
+    wanted = [
+        room_id
+        for room_id, (membership, _) in (await outside_memberships.of_user(tx, user_id)).items()
+        if membership is Membership.INVITE
+    ]
+    found = await outside_memberships.get_many(tx, user_id, wanted) if wanted else []
+    entries: list[dict[str, Any]] = []
+    for each in found:
+        event = client_form(each, orjson.loads(each.json))
+        entry = {"room_id": each.room_id, "membership": each.membership.text, "visibility": "private"}
+        entries.append({**entry, "account_data": [], "inviter": event["sender"], "invite": event})
+    return entries
 
 
 def _current(found: dict[int, tuple[Membership, int]], after: int) -> Collection[int]:

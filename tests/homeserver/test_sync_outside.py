@@ -91,3 +91,13 @@ async def test_nobody_else_is_told(server: Server, alice: Client, bob: Client) -
 
     assert "rooms" not in await sync(bob, since=before["next_batch"])
     assert "rooms" not in await sync(bob)
+
+
+async def test_old_clients_are_told_of_invites(server: Server, alice: Client) -> None:
+    room_id = a_room()
+    await note(server, alice, room_id, Membership.INVITE)
+    await note(server, alice, a_room(), Membership.KNOCK)
+
+    (told,) = (await alice.get("/v3/initialSync")).body["rooms"]
+    assert (told["room_id"], told["membership"], told["inviter"]) == (room_id, "invite", EVE)
+    assert told["invite"]["state_key"] == alice.user_id
