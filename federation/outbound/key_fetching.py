@@ -20,8 +20,14 @@ logger = logging.getLogger(__name__)
 DIRECT_AT_ONCE = 200
 """So many servers are asked at the same time: most of those that do not answer take until the time-out."""
 
-MAX_UNDER_WAY = 2000
-"""So many are waited for, or wait for their turn; of more, nobody is asked."""
+NOTARY_AT_ONCE = 4
+"""So many requests notaries get at the same time."""
+
+SECONDS = 15.0
+"""For an answer."""
+
+SECONDS_OF_MANY = 6.0
+"""The same where many are asked, of which notaries know nothing: most of them are gone for good."""
 
 FEW = 5
 """Up to so many servers are asked themselves first; of more, notaries are asked first, in batches."""
@@ -41,8 +47,8 @@ _MAX_REMEMBERED = 20_000
 class KeySource(Protocol):
     """Sends the requests. Both raise MatrixError when there is no answer, or one that is no JSON object."""
 
-    async def get_keys(self, server_name: ServerName) -> JsonObject:
-        """What the server says of itself."""
+    async def get_keys(self, server_name: ServerName, timeout: float) -> JsonObject:
+        """What the server says of itself, within so many seconds."""
 
     async def query_notary(self, notary: ServerName, body: JsonObject) -> JsonObject:
         """What a notary says of others."""
@@ -65,24 +71,24 @@ class KeyFetcher:
         learn: Learn,
         *,
         at_once: int = DIRECT_AT_ONCE,
-        at_most: int = MAX_UNDER_WAY,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._source = source
         self._notaries = tuple(notaries)
         self._learn = learn
         self._clock = clock
-        self._at_most = at_most
         self._slots = asyncio.Semaphore(at_once)
+        self._notary_slots = asyncio.Semaphore(NOTARY_AT_ONCE)
         self._tasks: set[asyncio.Task[None]] = set()
         self._under_way: dict[ServerName, asyncio.Future[MatrixError | None]] = {}
         self._asked_at: dict[ServerName, float] = {}
         self._notary_keys: dict[ServerName, ServerKeys] = {}
 
-    async def fetch(self, wanted: Wanted, *, pause: float, present_only: bool = False) -> None:
+    async def fetch(self, wanted: Wanted, *, pause: float, at_most: int, present_only: bool = False) -> None:
         """Ask for the keys of those servers that were not asked within `pause` seconds; wait for the answers.
 
-        Whether there are any, `learn` knows; its failure is raised. Where too many are asked already, nobody else is.
+        Whether there are any, `learn` knows; its failure is raised. Where `at_most` servers are asked already, or wait
+        for their turn, nobody else is.
         `present_only` says that the keys are in use now, so that a server which answers need not be doubted. Requests
         go on for others when this one is cancelled.
         """
@@ -93,7 +99,7 @@ class KeyFetcher:
             for name, keys in wanted.items()
             if name not in self._under_way and self._asked_at.get(name, -pause) + pause <= now
         }
-        room = max(0, self._at_most - len(self._under_way))
+        room = max(0, at_most - len(self._under_way))
         for group in _groups(dict(list(new.items())[:room])):
             waiting |= self._start({name: new[name] for name in group}, present_only=present_only)
         if waiting:
@@ -125,9 +131,9 @@ class KeyFetcher:
         try:
             if len(wanted) > FEW:
                 await self._ask_notaries(wanted)
-                await self._ask_directly(wanted, present_only=True)
+                await self._ask_directly(wanted, present_only=True, timeout=SECONDS_OF_MANY)
             else:
-                await self._ask_directly(wanted, present_only=present_only)
+                await self._ask_directly(wanted, present_only=present_only, timeout=SECONDS)
                 await self._ask_notaries(wanted)
         except* Unavailable:  # raised by `learn`, one for each server
             failure = Unavailable("Keys cannot be stored at the moment, try again")
@@ -148,13 +154,16 @@ class KeyFetcher:
         while len(self._asked_at) > _MAX_REMEMBERED:
             del self._asked_at[next(iter(self._asked_at))]
 
-    async def _ask_directly(self, wanted: dict[ServerName, Mapping[KeyID, int]], *, present_only: bool) -> None:
+    async def _ask_directly(
+        self, wanted: dict[ServerName, Mapping[KeyID, int]], *, present_only: bool, timeout: float
+    ) -> None:
         """Ask each server itself."""
 
         async def ask(name: ServerName) -> None:
             try:
                 async with self._slots:
-                    keys = server_keys.parse(await self._source.get_keys(name), name, _now_ms())
+                    answer = await self._source.get_keys(name, timeout)
+                keys = server_keys.parse(answer, name, _now_ms())
             except MatrixError as error:
                 logger.info("no keys from %s: %s", name, error.message)
                 return
@@ -171,7 +180,7 @@ class KeyFetcher:
             if not others:
                 break
             try:
-                async with self._slots:
+                async with self._notary_slots:
                     own = await self._keys_of_notary(notary)
                     answer = await self._source.query_notary(notary, _query(others))
                 lists = _read_notary(answer, own, others)
@@ -185,7 +194,7 @@ class KeyFetcher:
         known = self._notary_keys.get(notary)
         now = _now_ms()
         if known is None or known.valid_until_ts <= now or known.read_ts + NOTARY_KEYS_MS <= now:
-            known = server_keys.parse(await self._source.get_keys(notary), notary, now)
+            known = server_keys.parse(await self._source.get_keys(notary, SECONDS), notary, now)
             self._notary_keys[notary] = known
         return known
 

@@ -35,6 +35,9 @@ MAX_SIGNATURES = 20
 IN_THREAD = 16
 """So many events are verified in a thread: each takes some 150 microseconds."""
 
+MAX_ASKED = 20_000
+"""Servers that are asked, or wait for their turn, because of events; of requests, which anybody makes up, a tenth."""
+
 MAX_ASKED_FOR_OTHERS = 50
 """Who asks us as a notary makes us ask so many servers at most."""
 
@@ -69,7 +72,7 @@ class Keyring:
         self._own_keys = dict(own_keys)
         others = [name for name in notaries if name != server_name]
         self._fetcher = KeyFetcher(source, others, self._learn, clock=clock)
-        self._fetcher_for_others = KeyFetcher(source, (), self._learn, at_once=10, at_most=200, clock=clock)
+        self._fetcher_for_others = KeyFetcher(source, (), self._learn, at_once=10, clock=clock)
         self._cache: dict[Name, VerifyKey] = {}
 
     async def close(self) -> None:
@@ -146,7 +149,7 @@ class Keyring:
             first = dict(list(ask.items())[:MAX_ASKED_FOR_OTHERS])
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(PATIENCE_FOR_OTHERS_SECONDS):
-                    await self._fetcher_for_others.fetch(first, pause=EVENT_PAUSE_SECONDS)
+                    await self._fetcher_for_others.fetch(first, pause=EVENT_PAUSE_SECONDS, at_most=200)
             async with self._database.read() as tx:
                 known = {**known, **await server_keys.find_answers(tx, first.keys(), MAX_ANSWER_BYTES)}
         return [known[name].json for name in wanted if name in known]
@@ -166,8 +169,10 @@ class Keyring:
             if ts <= latest or (server_name, key_id) not in found:
                 ask.setdefault(server_name, {})[key_id] = ts
         if ask:
-            pause = REQUEST_PAUSE_SECONDS if now_used else EVENT_PAUSE_SECONDS
-            await self._fetcher.fetch(ask, pause=pause, present_only=now_used)
+            if now_used:
+                await self._fetcher.fetch(ask, pause=REQUEST_PAUSE_SECONDS, at_most=MAX_ASKED // 10, present_only=True)
+            else:
+                await self._fetcher.fetch(ask, pause=EVENT_PAUSE_SECONDS, at_most=MAX_ASKED)
             found, _ = self._sort(wanted, stored)
         return found
 

@@ -142,12 +142,13 @@ async def test_there_is_no_end_to_names_but_to_whom_we_ask(pair: Pair) -> None:
         silent = [await stack.enter_async_context(key_server(pair.near, pair.authority)) for _ in range(5)]
         for each in silent:
             each.may_answer.clear()
-        fetcher = KeyFetcher(KeyRequests(pair.near.application.outbound.client), (), learn, at_most=3)
+        fetcher = KeyFetcher(KeyRequests(pair.near.application.outbound.client), (), learn)
         wanted = {each.name: {KeyID("ed25519:a"): 0} for each in silent}
-        first = asyncio.create_task(fetcher.fetch(wanted, pause=10))
+        first = asyncio.create_task(fetcher.fetch(wanted, pause=10, at_most=3))
         await asyncio.sleep(0.2)
 
-        await asyncio.wait_for(fetcher.fetch({ServerName("one.more.invalid"): {KeyID("ed25519:a"): 0}}, pause=10), 1)
+        one_more = {ServerName("one.more.invalid"): {KeyID("ed25519:a"): 0}}
+        await asyncio.wait_for(fetcher.fetch(one_more, pause=10, at_most=3), 1)
 
         for each in silent:
             each.may_answer.set()
@@ -540,9 +541,9 @@ class CountingRequests(KeyRequests):
         super().__init__(server.application.outbound.client)
         self.asked: list[str] = []
 
-    async def get_keys(self, server_name: ServerName) -> JsonObject:
+    async def get_keys(self, server_name: ServerName, timeout: float) -> JsonObject:
         self.asked.append(server_name)
-        return await super().get_keys(server_name)
+        return await super().get_keys(server_name, timeout)
 
     async def query_notary(self, notary: ServerName, body: JsonObject) -> JsonObject:
         self.asked.append(f"{notary} for {len(body['server_keys'])}")
