@@ -6,8 +6,7 @@ One that was tried often enough stays for the operator to see, without a time fo
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-import orjson
-
+from federation.protocol import canonical_json
 from federation.protocol.types import EventID, JsonObject, RoomID, ServerName
 from storage.database import Tx
 
@@ -57,7 +56,7 @@ async def keep(tx: Tx, letters: Sequence[DeadLetter], now_ts: int, first_pause_m
             [letter.room_id for letter in letters],
             [letter.event_id for letter in letters],
             [letter.reason.replace("\0", "")[:MAX_REASON] for letter in letters],
-            [orjson.dumps(letter.json) for letter in letters],
+            [canonical_json.encode(letter.json) for letter in letters],
         ),
     )
     await tx.execute(
@@ -140,5 +139,10 @@ def _from_row(row: Sequence[object]) -> DeadLetter:
         attempts=int(str(attempts)),
         received_ts=int(str(received_ts)),
         retry_ts=None if retry_ts is None else int(str(retry_ts)),
-        json=orjson.loads(bytes(json)) if isinstance(json, (bytes, memoryview)) else {},
+        json=_parsed(json),
     )
+
+
+def _parsed(json: object) -> JsonObject:
+    parsed = canonical_json.loads(bytes(json), max_depth=None) if isinstance(json, (bytes, memoryview)) else None
+    return parsed if isinstance(parsed, dict) else {}

@@ -10,6 +10,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 
 from federation.inbound.authentication import FederationCall, FederationRoute
 from federation.inbound.dead_letters import DeadLetters
@@ -33,6 +34,7 @@ MAX_BYTES = 10 * 1024 * 1024
 MAX_PER_ORIGIN = 3
 """Transactions of one server at work at the same time: it should wait for each answer. So its memory is bounded."""
 MAX_AT_ONCE = 200
+CLOSING_SECONDS = 5.0
 ROOM_SECONDS = 25.0
 """For how long a room may keep the answer waiting."""
 
@@ -76,18 +78,25 @@ class TransactionsAPI:
             task = asyncio.get_running_loop().create_task(self._take(origin, txn_id, transaction))
             self._at_work[origin, txn_id] = task
             self._by_origin[origin] += 1
-            task.add_done_callback(lambda _: self._done(origin, txn_id))
+            task.add_done_callback(partial(self._done, origin, txn_id))
         return await asyncio.shield(task)  # who asked may go away, and asks again
 
     async def close(self) -> None:
-        """Wait for what is at work."""
-        await asyncio.gather(*self._at_work.values(), return_exceptions=True)
+        """Wait a little for what is at work; the rest, which was not answered, will be sent again."""
+        tasks = list(self._at_work.values())
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=CLOSING_SECONDS)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
 
     def _check_room_for(self, origin: ServerName) -> None:
         if self._by_origin[origin] >= MAX_PER_ORIGIN or len(self._at_work) >= MAX_AT_ONCE:
             raise LimitExceeded(1000)
 
-    def _done(self, origin: ServerName, txn_id: str) -> None:
+    def _done(self, origin: ServerName, txn_id: str, task: "asyncio.Task[JsonObject]") -> None:
+        if not task.cancelled():
+            task.exception()  # told to who asks, if anybody still does
         self._at_work.pop((origin, txn_id), None)
         self._by_origin[origin] -= 1
         if not self._by_origin[origin]:
@@ -122,6 +131,9 @@ class TransactionsAPI:
                 raise
             except MatrixError as error:  # without its room's version, or its format, it has no ID
                 logger.info("a PDU from %s was dropped: %s", origin, error.message)
+                continue
+            except Exception:  # it may fail, others may not
+                logger.exception("a PDU from %s was dropped", origin)
                 continue
             by_room.setdefault(room.number, (room, []))[1].append(pdu)
         found = await asyncio.gather(*(self._receive_room(origin, room, pdus) for room, pdus in by_room.values()))

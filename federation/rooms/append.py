@@ -22,9 +22,9 @@ from federation.protocol.signatures import SigningKey
 from federation.protocol.types import EventID, JsonObject, RoomID, ServerName, StateKey, UserID
 from federation.rooms.append_join import GivenEntry, JoinAppender
 from federation.rooms.append_line import LineAppender
+from federation.rooms.append_remote import HELD, RemoteAppender
 from federation.rooms.append_remote import Outcome as Outcome
 from federation.rooms.append_remote import Received as Received
-from federation.rooms.append_remote import RemoteAppender
 from federation.rooms.contention import Contention
 from federation.rooms.counting import NOT_COUNTED as NOT_COUNTED
 from federation.rooms.counting import Counted as Counted
@@ -32,6 +32,7 @@ from federation.rooms.counting import Counter as Counter
 from federation.rooms.counting import related_event as related_event
 from federation.rooms.counting import thread_of as thread_of
 from federation.rooms.heads import RoomHead, RoomHeads, described
+from federation.rooms.history import HistoryAppender
 from federation.rooms.outliers import OutlierAppender
 from storage import events, rooms
 from storage.append_events import RoomEvents
@@ -83,6 +84,7 @@ class RoomWriter:
         self._remote = RemoteAppender(database=database, log=log, counter=counter)
         self._line = LineAppender(database=database, log=log, heads=heads, counter=counter)
         self._outliers = OutlierAppender(database)
+        self._history = HistoryAppender(database)
         self._joins = JoinAppender(database=database, log=log, server_name=server_name)
 
     async def get_room(self, room_id: str) -> Room:
@@ -192,16 +194,42 @@ class RoomWriter:
 
         Raises MissingEvents for events that it cites and that are not held, and, unless `state_before` is given, for
         previous events. `state_before` is the whole state before the event; its events, and what authorises them,
-        must be held. An event that is here already is a duplicate, and nothing happens.
-        `changes` are committed with it.
+        must be held. An event that is here already is a duplicate, and nothing happens; one that is here as an outlier
+        gets its place in the room's history. `changes` are committed with it, or after that.
         """
-        return await self._remote.append(pdu, state_before, changes=changes)
+        received = await self._remote.append(pdu, state_before, changes=changes)
+        if received.position == HELD:
+            return await self._place_held(pdu, state_before, received, changes)
+        return received
 
     async def append_signed(
         self, pdu: VerifiedPDU, *, state_before: Mapping[StateKey, EventID] | None = None
     ) -> Received:
         """As `append_remote`, for an event of our own user that another server had to see or sign first."""
-        return await self._remote.append(pdu, state_before, is_local=True)
+        received = await self._remote.append(pdu, state_before, is_local=True)
+        if received.position == HELD:
+            return await self._place_held(pdu, state_before, received)
+        return received
+
+    async def _place_held(
+        self,
+        pdu: VerifiedPDU,
+        state_before: Mapping[StateKey, EventID] | None,
+        received: Received,
+        changes: Sequence[Change] = (),
+    ) -> Received:
+        """Give an outlier its place; one that is soft-failed stays as it is, since nobody may see it."""
+        contention = Contention()
+        room = await self.get_room(pdu.room_id)
+        while received.outcome is not Outcome.SOFT_FAILED:
+            try:
+                await self._history.place_held(room, pdu, state_before)
+                break
+            except Conflict as error:
+                await contention.give_way(error)
+        if changes:
+            await self._log.append(Entry(changes=list(changes)))
+        return replace(received, position=0)
 
     async def append_join(self, pdu: VerifiedPDU, state_before: Sequence[GivenEntry]) -> Received:
         """Append the join of our user to a room that nobody of ours is in, with the whole state before it.

@@ -54,6 +54,10 @@ class Outcome(Enum):
     DUPLICATE = "duplicate"
 
 
+HELD = -1
+"""In place of a position: the event is an outlier still, which `RoomWriter` gives its place in history."""
+
+
 @dataclass(frozen=True, slots=True)
 class Received:
     """An event that is in the log now, or was before."""
@@ -61,7 +65,7 @@ class Received:
     event_id: EventID
     outcome: Outcome
     position: int
-    """Where it stands; 0 for a duplicate."""
+    """Where it stands in the log; 0 for what is no news: a duplicate, or an outlier that got its place."""
     reason: str = ""
     """Why it is not shown to clients."""
 
@@ -77,6 +81,8 @@ class _Placing:
     prev: dict[EventID, StoredEvent]
     missing: list[EventID]
     is_local: bool
+    is_held: bool = False
+    """Whether it is here as an outlier."""
     flags: Flag = Flag.NONE
     reason: str = ""
     lines: list[NewLine] = field(default_factory=list)
@@ -136,6 +142,8 @@ class RemoteAppender:
                     return Received(pdu.event_id, Outcome.DUPLICATE, 0)
                 placing.is_local = is_local
                 change = await self._place(tx, placing, state_before)
+            if placing.is_held:
+                return Received(pdu.event_id, _OUTCOMES[placing.flags], HELD, placing.reason)
             try:
                 appended = await self._log.append(Entry(changes=[change, *changes]))
             except DuplicateEvent:
@@ -169,7 +177,16 @@ class RemoteAppender:
             and not stored.flags & Flag.OUTLIER
         }
         missing = [event_id for event_id in pdu.prev_event_ids if event_id not in prev]
-        return _Placing(room=room, row=row, pdu=pdu, graph=graph, prev=prev, missing=missing, is_local=False)
+        return _Placing(
+            room=room,
+            row=row,
+            pdu=pdu,
+            graph=graph,
+            prev=prev,
+            missing=missing,
+            is_local=False,
+            is_held=held is not None,
+        )
 
     async def _place(self, tx: Tx, placing: _Placing, state_before: Mapping[StateKey, EventID] | None) -> RoomEvents:
         """The change that appends the event."""

@@ -134,16 +134,32 @@ class HistoryAppender:
         async with self._database.transaction() as tx:
             if await history.lock(tx, room.number, gap.position) != gap:
                 raise Conflict("The room's history has grown meanwhile")
-            if await history.newest_line(tx, room.number) != stretch.lines.last:
-                raise Conflict("The room's history has grown meanwhile")
-            if stretch.lines.new:
-                await history.write_lines(tx, room.number, stretch.lines.new, stretch.lines.writes)
-            written = await history.insert(tx, room.number, stretch.placed)
-            if len(written) != len(stretch.placed):
-                raise Conflict("Some of the room's history came by other ways meanwhile")
+            await _write(tx, stretch)
             for changed in _gaps_after(stretch):
                 await history.save(tx, room.number, changed)
         return [placed.event.pdu.event_id for placed in stretch.placed]
+
+    async def place_held(self, room: Room, pdu: VerifiedPDU, state_before: Mapping[StateKey, EventID] | None) -> bool:
+        """Give an outlier that comes once more, by itself, its place in the graph: where it has stood since it was
+        first heard of, before all that made us hold it. So nothing current changes by it.
+
+        Whether it has one now. Its previous events must be here, or the state before it be given; raises Conflict when
+        others write to the room's history at the same time.
+        """
+        states = {} if state_before is None else {pdu.event_id: state_before}
+        async with self._database.read() as tx:
+            held = (await events.by_id(tx, [pdu.event_id])).get(pdu.event_id)
+            if held is None or held.room != room.number or not held.flags & Flag.OUTLIER:
+                return False
+            place = Gap(held.position, held.position - 1, held.position, is_first=False, frontier=())
+            stretch = await self._begin(tx, room, place, ([pdu], states), continues=False)
+            await _place(stretch, pdu, held.position, held.arrival)
+        if not stretch.placed:
+            return False
+        async with self._database.transaction() as tx:
+            await history.lock(tx, room.number, held.position)
+            await _write(tx, stretch)
+        return True
 
     async def continues(self, room: Room, gap: Gap, pdus: Sequence[VerifiedPDU]) -> bool:
         """Whether these events are messages in a line that ends at the event above the gap.
@@ -192,6 +208,18 @@ class HistoryAppender:
             if stored.room == room.number and not stored.flags & Flag.OUTLIER
         }
         return stretch
+
+
+async def _write(tx: Tx, stretch: _Stretch) -> None:
+    """Write what was placed; the room's history is locked."""
+    room = stretch.room.number
+    if await history.newest_line(tx, room) != stretch.lines.last:
+        raise Conflict("The room's history has grown meanwhile")
+    if stretch.lines.new:
+        await history.write_lines(tx, room, stretch.lines.new, stretch.lines.writes)
+    written = await history.insert(tx, room, stretch.placed)
+    if len(written) != len(stretch.placed):
+        raise Conflict("Some of the room's history came by other ways meanwhile")
 
 
 async def _place(stretch: _Stretch, pdu: VerifiedPDU, place: int, arrival: int) -> None:

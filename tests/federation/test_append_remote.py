@@ -9,9 +9,10 @@ from federation.protocol.types import StateKey, UserID
 from federation.rooms.append import Outcome
 from federation.rooms.state import MissingEvents
 from storage import events, room_state, rooms
-from storage.events import StoredEvent
+from storage.events import Flag, StoredEvent
 from storage.rooms import Room as StoredRoom
 from tests.federation.processes import Process, a_process
+from tests.federation.stored_rooms import ids_of
 from tests.protocol.builders import ALICE, BOB, EVE, NOW, Room, a_room, a_signed_event
 
 VERSIONS = ["1", "3", "11", "12"]
@@ -205,3 +206,70 @@ async def test_a_redaction_that_is_soft_failed_redacts_nothing(process: Process)
 
     assert (await process.writer.append_remote(redacts)).outcome is Outcome.SOFT_FAILED
     assert (await event_of(process, target)).redacted_by is None
+
+
+# --- outliers that come once more
+
+
+async def outlier_and_rest(process: Process, version: str) -> tuple[Room, StoredRoom, VerifiedPDU]:
+    """A room with a gap: a topic that is known from the state after it alone, and a message that follows it."""
+    room = a_joined_room(version)
+    stored = await store(process, room)
+    room.add("m.room.message", ALICE, {"body": "unseen"})
+    topic = room.add("m.room.topic", ALICE, {"topic": "held"}, "")
+    state = {key: pdu.event_id for key, pdu in room.state.items()}
+    later = room.add("m.room.message", EVE, {"body": "later"})
+    assert await process.writer.append_outliers(stored, [topic]) == {topic.event_id}
+    assert (await process.writer.append_remote(later, state_before=state)).outcome is Outcome.ACCEPTED
+    return room, stored, topic
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+async def test_an_outlier_that_comes_once_more_gets_its_place(process: Process, version: str) -> None:
+    room, stored, topic = await outlier_and_rest(process, version)
+    held = await event_of(process, topic)
+    assert held.flags & Flag.OUTLIER
+    before = {key: pdu.event_id for key, pdu in room.state.items() if key[0] != "m.room.topic"}
+    ends = await extremities(process, stored)
+
+    with pytest.raises(MissingEvents):
+        await process.writer.append_remote(topic)
+    received = await process.writer.append_remote(topic, state_before=before)
+    assert received.outcome is Outcome.ACCEPTED
+
+    placed = await event_of(process, topic)
+    assert not placed.flags & events.UNSEEN
+    assert placed.position == held.position
+    async with process.database.read() as tx:
+        points = [(placed.line, placed.version), placed.point_after]
+        states = await room_state.at(tx, stored.number, points)
+        assert await ids_of(tx, states[points[0]]) == before
+        assert await ids_of(tx, states[points[1]]) == {**before, ("m.room.topic", ""): topic.event_id}
+        current = await room_state.current(tx, stored.number, [("m.room.topic", "")])
+        assert current == {("m.room.topic", ""): held.position}
+        missing = await tx.fetch("select event_id from missing_events")
+    assert missing == [(topic.prev_event_ids[0],)]
+    assert await extremities(process, stored) == ends
+    assert (await process.writer.append_remote(topic)).outcome is Outcome.DUPLICATE
+
+
+async def test_an_outlier_with_a_place_is_no_gap_for_others(process: Process) -> None:
+    room, _stored, topic = await outlier_and_rest(process, "11")
+    before = {key: pdu.event_id for key, pdu in room.state.items() if key[0] != "m.room.topic"}
+    fork = room.add("m.room.message", BOB, {"body": "fork"}, prev_events=[topic])
+    with pytest.raises(MissingEvents):
+        await process.writer.append_remote(fork)
+    await process.writer.append_remote(topic, state_before=before)
+
+    assert (await process.writer.append_remote(fork)).outcome is Outcome.ACCEPTED
+
+
+async def test_an_outlier_that_may_not_be_sent_any_more_stays_one(process: Process) -> None:
+    room, _stored, topic = await outlier_and_rest(process, "11")
+    before = {key: pdu.event_id for key, pdu in room.state.items() if key[0] != "m.room.topic"}
+    levels = {"users": {ALICE: 50}, "events": {"m.room.topic": 100}}
+    await process.writer.append_remote(room.add("m.room.power_levels", ALICE, levels, ""))
+
+    received = await process.writer.append_remote(topic, state_before=before)
+    assert received.outcome is Outcome.SOFT_FAILED
+    assert (await event_of(process, topic)).flags == Flag.OUTLIER

@@ -65,9 +65,7 @@ class Delivery:
     async def _deliver(self, pdu: VerifiedPDU) -> bool:
         """Whether the event has its place now, or never gets one."""
         if self.model.flags.get(pdu.event_id) == Flag.OUTLIER:
-            received = await self.process.writer.append_remote(pdu, state_before={})
-            assert received.outcome is Outcome.DUPLICATE
-            return True
+            return True  # what becomes of it then: test_append_remote.py
         state_before: State | None = None
         needed = [*pdu.auth_event_ids]
         if self.model.missing(pdu):
