@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from federation.protocol import signatures
 from federation.protocol.errors import MatrixError
 from federation.protocol.room_versions import get_rules
 from federation.protocol.types import JsonObject
@@ -305,3 +306,30 @@ async def test_who_is_invited_needs_nobody_to_vouch(server: Server, alice: Clien
 
     again = await make(peer, room_id)  # a member's new profile, say
     assert again.body["event"]["content"] == {"membership": "join"}
+
+
+async def test_another_server_may_vouch_but_has_to_sign(server: Server, alice: Client, peer: Peer) -> None:
+    space, voucher = await a_public_room(alice), await Peer(server).trust()
+    room_id = await a_restricted_room(alice, space)
+    for each in (peer, voucher):
+        await joined(each, space)
+    await joined(voucher, room_id, "10")
+    state = await state_of(server, room_id)
+    cited = [("m.room.create", ""), ("m.room.power_levels", ""), ("m.room.join_rules", "")]
+    event = await member_event(
+        peer,
+        room_id,
+        "10",
+        content={"membership": "join", "join_authorised_via_users_server": voucher.user()},
+        auth_events=[state[key]["event_id"] for key in (*cited, ("m.room.member", voucher.user()))],
+    )
+
+    assert refusal(await send_join(peer, room_id, event, "10")) == INVALID
+    forged = {**event["signatures"], voucher.name: {voucher.key.key_id: "A" * 86}}
+    assert refusal(await send_join(peer, room_id, {**event, "signatures": forged}, "10")) == INVALID
+    signed = signatures.sign_event(event, get_rules("10"), voucher.name, voucher.key)
+    assert (await send_join(peer, room_id, signed, "10")).status == 200
+    assert set((await state_of(server, room_id))["m.room.member", peer.user()]["signatures"]) == {
+        peer.name,
+        voucher.name,
+    }
