@@ -23,8 +23,9 @@ from hashlib import sha256
 from federation.outbound.availability import Availability
 from federation.outbound.delivery import Delivery, came_by_others, queued, takes_away
 from federation.outbound.destinations import Destination
+from federation.outbound.queues import Queues
 from federation.outbound.room_servers import RoomServers, StateChange
-from federation.protocol.errors import MatrixError, PeerRefused, PeerUnreachable, Unavailable
+from federation.protocol.errors import MatrixError, Unavailable
 from federation.protocol.identifiers import server_name_of
 from federation.protocol.types import JsonObject, ServerName, UserID
 from storage import memberships, outbox, outbox_leases, rooms
@@ -40,10 +41,6 @@ from storage.tail import Tail
 logger = logging.getLogger(__name__)
 
 TICK_SECONDS = 1.0
-MAX_SENDING = 100
-"""Transactions under way at once, to servers that answered before."""
-MAX_TRYING = 30
-"""The same, to servers of which that is not known: who does not answer takes no place from who does."""
 MAX_WAITING = 20_000
 """Changes that may wait to be looked at; beyond it they are read again from the log."""
 SCANNED = 5_000
@@ -57,8 +54,6 @@ MAX_UNSAVED = 5_000
 TYPING_SECONDS = 15.0
 """After which who still types is told of again: others forget it after 30."""
 FORGET_SECONDS = 600.0
-UNKNOWN = -1
-MAX_KNOWN_GOOD = 50_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +94,8 @@ class Sender:
         self._database = database
         self._tail = tail
         self._server_name = server_name
-        self._delivery = delivery
         self._availability = availability
+        self._queues = Queues(server_name, delivery, availability)
         self._room_servers = RoomServers(database)
         self._process = secrets.token_urlsafe(9)
         self._waiting: deque[tuple[int, _Item]] = deque()
@@ -111,21 +106,9 @@ class Sender:
         self._position = 0
         """Up to here everything was handed to the destinations of the shards that are held."""
         self._saved = 0
-        self._owned: set[int] = set()
         self._asked_for: set[int] = set()
-        self._given: set[int] = set()
-        """Those that are held and no longer wanted: others get them when nothing is under way to their servers."""
-        self._lease_until = 0.0
-        self._destinations: dict[ServerName, Destination] = {}
-        self._refusals: dict[ServerName, int] = {}
-        """Who answers, but took nothing so often, one time after the other."""
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._good: dict[ServerName, None] = {}
-        self._sending = asyncio.Semaphore(MAX_SENDING)
-        self._trying = asyncio.Semaphore(MAX_TRYING)
+        """Shards that are taken, and not yet held."""
         self._typing_told: dict[tuple[int, UserID], float] = {}
-        self._caught_up: set[ServerName] = set()
-        self._has_dispatched = False
         self._forgot_at = time.monotonic()
 
     # --- what others tell
@@ -166,9 +149,7 @@ class Sender:
 
     def wake(self, server: ServerName) -> None:
         """The server can be reached again, or should be tried."""
-        destination = self._destinations.get(server)
-        if destination is not None:
-            self._start(destination)
+        self._queues.wake(server)
 
     def _is_ours(self, user_id: str) -> bool:
         return user_id.endswith(self._server_name) and server_name_of(UserID(user_id)) == self._server_name
@@ -198,9 +179,7 @@ class Sender:
                 tasks.create_task(self._dispatch_forever())
                 tasks.create_task(self._tick_forever())
         finally:
-            for task in self._tasks:
-                task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await self._queues.close()
             try:
                 await self._save()
                 async with self._database.transaction() as tx:
@@ -239,7 +218,7 @@ class Sender:
             self._forget_waiting()
             self._room_servers.forget_all()
             upto = self._seen
-            await self._read_back(dict.fromkeys(self._owned, self._position), upto)
+            await self._read_back(dict.fromkeys(self._queues.owned, self._position), upto)
             self._was_lost, self._position = False, upto
             return
         last, item = self._waiting[0]
@@ -261,16 +240,16 @@ class Sender:
                 change = OutgoingDeviceChange(last, item.user_id, item.device_ids)
                 for destination in self._wanted(await self._room_servers.now(item.changed_in)):
                     destination.add_device_change(change)
-                    self._start(destination)
+                    self._queues.start(destination)
             case ReceiptMoved():
                 receipt = OutgoingReceipt(last, item.room, item.user_id, item.thread, item.event_id, item.ts)
                 for destination in self._wanted(await self._room_servers.now((item.room,))):
                     destination.add_receipt(receipt)
-                    self._start(destination)
+                    self._queues.start(destination)
             case OutgoingMessages():
                 for destination in self._wanted({message.destination for message in item.messages}):
                     destination.has_messages = True
-                    self._start(destination)
+                    self._queues.start(destination)
             case _Taken():
                 await self._begin(item.positions)
             case _Typing() | _Presence():
@@ -309,7 +288,7 @@ class Sender:
         waiting = queued(event)
         for destination in self._wanted(self._recipients(event, before, servers)):
             destination.add_event(waiting)
-            self._start(destination)
+            self._queues.start(destination)
 
     def _recipients(
         self, event: OutgoingEvent, before: Collection[ServerName], servers: Collection[ServerName]
@@ -342,19 +321,10 @@ class Sender:
                 destination.presence[item.user_id] = {"user_id": item.user_id, **item.content}
             elif item.room in known:
                 destination.typing[known[item.room].room_id, item.user_id] = item.is_typing
-            self._start(destination)
+            self._queues.start(destination)
 
     def _wanted(self, servers: Iterable[ServerName]) -> list[Destination]:
-        """The destinations among these servers that this process sends to."""
-        found = []
-        for server in servers:
-            if server != self._server_name and outbox_leases.shard_of(server) in self._owned:
-                destination = self._destinations.get(server)
-                if destination is None:
-                    destination = self._destinations[server] = Destination(server, self._position)
-                found.append(destination)
-        self._has_dispatched = self._has_dispatched or bool(found)
-        return found
+        return self._queues.of(servers, self._position)
 
     # --- taking over
 
@@ -363,7 +333,7 @@ class Sender:
         async with self._database.read() as tx:
             behind = await outbox_leases.servers_behind(tx)
             messages = await outbox.awaiting_messages(tx)
-        self._owned |= positions.keys()
+        self._queues.hold(positions)
         for server, cursor in behind.items():
             if outbox_leases.shard_of(server) in positions:
                 (destination,) = self._wanted((server,)) or (None,)
@@ -371,9 +341,10 @@ class Sender:
                     destination.resume(cursor, self._position)
                     destination.noted = cursor
         await self._read_back(positions, self._position)
+        self._queues.floors.clear()
         for destination in self._wanted(messages):
             destination.has_messages = True
-            self._start(destination)
+            self._queues.start(destination)
 
     async def _read_back(self, positions: Mapping[int, int], upto: int) -> None:
         """Have the servers of these shards sent what concerns them in the log after their positions, up to `upto`."""
@@ -387,9 +358,7 @@ class Sender:
                     for destination in self._wanted((server,)):
                         destination.resume(known_upto, upto)
             after = end
-        for destination in list(self._destinations.values()):
-            if outbox_leases.shard_of(destination.server) in positions:
-                self._start(destination)
+        self._queues.start_all()
 
     async def _concerned(self, after: int, upto: int) -> tuple[dict[ServerName, int], int]:
         """The servers that something in this part of the log concerns, with the newest; and how far that part goes."""
@@ -431,19 +400,20 @@ class Sender:
         async with self._database.read() as tx:
             shards = await outbox_leases.shards(tx)
         held = {number for number, shard in shards.items() if shard.process == self._process}
-        self._drop(self._owned - held)
-        self._asked_for &= held
-        self._lease_until = began + outbox_leases.LEASE_MS / 1000
+        self._queues.drop(self._queues.owned - held)
+        self._asked_for &= held - self._queues.owned
+        self._queues.lease_until = began + outbox_leases.LEASE_MS / 1000
         wanted = {number for number in shards if _owner(number, processes) == self._process}
-        self._given = self._owned - wanted
-        busy = {outbox_leases.shard_of(each.server) for each in self._destinations.values() if each.is_running}
-        if surplus := self._given - busy:
+        self._queues.given = self._queues.owned - wanted
+        if surplus := self._queues.given - self._queues.busy:
             await self._save()
-            self._drop(surplus)
+            self._queues.drop(surplus)
             async with self._database.transaction() as tx:
                 await outbox_leases.release(tx, self._process, surplus)
         missing = {
-            number for number in wanted - self._owned - self._asked_for if number in held or not shards[number].is_held
+            number
+            for number in wanted - self._queues.owned - self._asked_for
+            if number in held or not shards[number].is_held
         }
         if missing:
             async with self._database.transaction() as tx:
@@ -451,121 +421,25 @@ class Sender:
             if taken:
                 self._asked_for |= taken.keys()
                 self._put(self._seen, _Taken(taken))
-        if self._has_dispatched or self._position - self._saved > MAX_UNSAVED:
+        if self._queues.has_moved or self._position - self._saved > MAX_UNSAVED:
             await self._save()
         if began - self._forgot_at > FORGET_SECONDS:
             self._forgot_at = began
             async with self._database.transaction() as tx:
                 await outbox_leases.forget_relayed(tx)
-        for destination in list(self._destinations.values()):
-            self._start(destination)
-
-    def _drop(self, shards: Collection[int]) -> None:
-        """Others send to these from now on."""
-        if shards:
-            self._owned -= set(shards)
-            self._asked_for -= set(shards)
-            self._given -= set(shards)
-            for server in [each for each in self._destinations if outbox_leases.shard_of(each) in shards]:
-                del self._destinations[server]
+        self._queues.start_all()
 
     async def _save(self) -> None:
         """Note how far everybody is."""
-        position, self._has_dispatched = self._position, False
-        positions = dict.fromkeys(self._owned, position)
-        behind: dict[ServerName, int] = {}
-        for destination in self._destinations.values():
-            shard = outbox_leases.shard_of(destination.server)
-            if destination.is_behind:
-                if destination.noted != destination.cursor:
-                    behind[destination.server] = destination.noted = destination.cursor
-            else:
-                confirmed = destination.confirmed
-                if confirmed is not None:
-                    positions[shard] = min(positions[shard], confirmed)
-                    self._has_dispatched = True
-                if destination.noted is not None:
-                    destination.noted = None
-                    self._caught_up.add(destination.server)
-        caught_up, self._caught_up = self._caught_up - behind.keys(), set()
+        position = self._position
+        progress = self._queues.progress(position)
         try:
             async with self._database.transaction() as tx:
-                await outbox_leases.save(tx, self._process, positions, behind, caught_up)
+                await outbox_leases.save(tx, self._process, progress.positions, progress.behind, progress.caught_up)
         except BaseException:
-            for server in behind:
-                if server in self._destinations:
-                    self._destinations[server].noted = UNKNOWN
-            self._caught_up |= caught_up
-            self._has_dispatched = True
+            self._queues.note_unsaved(progress)
             raise
         self._saved = position
-
-    # --- sending
-
-    def _may_send(self, destination: Destination) -> bool:
-        return (
-            self._destinations.get(destination.server) is destination
-            and time.monotonic() < self._lease_until
-            and not (self._given and outbox_leases.shard_of(destination.server) in self._given)
-            and not destination.is_idle
-            and not self._availability.seconds_left(destination.server)
-        )
-
-    def _start(self, destination: Destination) -> None:
-        if destination.is_running:
-            return
-        if self._may_send(destination):
-            destination.is_running = True
-            task = asyncio.get_running_loop().create_task(self._send(destination))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-        elif self._availability.seconds_left(destination.server):
-            destination.fall_behind()
-
-    async def _send(self, destination: Destination) -> None:
-        """Send to one server until it has everything, or fails."""
-        server = destination.server
-        try:
-            while self._may_send(destination):
-                async with self._sending if server in self._good else self._trying:
-                    if self._may_send(destination) and not await self._is_delivered(destination):
-                        break
-        finally:
-            destination.is_running = False
-            self._has_dispatched = True
-            if self._destinations.get(server) is destination and destination.is_idle:
-                del self._destinations[server]
-                if destination.noted is not None:
-                    self._caught_up.add(server)
-
-    async def _is_delivered(self, destination: Destination) -> bool:
-        """Send one transaction; False where the server is to be left alone for a while."""
-        server = destination.server
-        try:
-            await self._delivery.deliver(destination)
-        except (PeerUnreachable, PeerRefused) as error:
-            self._good.pop(server, None)
-            if isinstance(error, PeerRefused) or not self._availability.seconds_left(server):
-                self._leave_alone(server, error.message)
-            logger.info("nothing can be sent to %s: %s", server, error.message)
-        except Unavailable:
-            pass  # logged where it arose; the next tick tries again
-        except Exception:
-            logger.exception("nothing can be sent to %s", server)
-            self._leave_alone(server, "a mistake of this server: see its log")
-        else:
-            self._refusals.pop(server, None)
-            self._good[server] = None
-            if len(self._good) > MAX_KNOWN_GOOD:
-                del self._good[next(iter(self._good))]
-            return True
-        destination.fall_behind()
-        return False
-
-    def _leave_alone(self, server: ServerName, reason: str) -> None:
-        """It answers, but takes nothing."""
-        failures = self._refusals[server] = self._refusals.get(server, 0) + 1
-        self._availability.leave_alone(server, failures, reason)
 
 
 def _owner(shard: int, processes: Sequence[str]) -> str:

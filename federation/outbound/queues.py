@@ -1,0 +1,213 @@
+"""The servers to which there is something to send, and the tasks that send it.
+
+A server has a task only while something is sent to it. Which shards are held, and until when, is for `sender.py` to
+say; how far their servers are is asked for here.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+
+from federation.outbound.availability import Availability
+from federation.outbound.delivery import Delivery
+from federation.outbound.destinations import Destination
+from federation.protocol.errors import PeerRefused, PeerUnreachable, Unavailable
+from federation.protocol.types import ServerName
+from storage.outbox_leases import shard_of
+
+logger = logging.getLogger(__name__)
+
+MAX_SENDING = 100
+"""Transactions under way at once, to servers that answered before."""
+MAX_TRYING = 30
+"""The same, to servers of which that is not known: who does not answer takes no place from who does."""
+MAX_KNOWN_GOOD = 50_000
+UNKNOWN = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far everybody is."""
+
+    positions: dict[int, int]
+    """Shards."""
+    behind: dict[ServerName, int]
+    """Servers that are not as far as their shard, where that is not noted yet."""
+    caught_up: set[ServerName]
+
+
+class Queues:
+    """Destinations of the shards that this process holds."""
+
+    def __init__(self, server_name: ServerName, delivery: Delivery, availability: Availability) -> None:
+        self._server_name = server_name
+        self._delivery = delivery
+        self._availability = availability
+        self.owned: set[int] = set()
+        """The shards that are held."""
+        self.given: set[int] = set()
+        """Those of them that others shall have: nothing more is sent, and they go when nothing is under way."""
+        self.floors: dict[int, int] = {}
+        """Up to where the servers of a shard have everything, while it is read back what they lack."""
+        self.lease_until = 0.0
+        self.has_moved = False
+        """Whether there is progress to note."""
+        self._destinations: dict[ServerName, Destination] = {}
+        self._caught_up: set[ServerName] = set()
+        self._refusals: dict[ServerName, int] = {}
+        """Who answers, but took nothing so often, one time after the other."""
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._good: dict[ServerName, None] = {}
+        self._sending = asyncio.Semaphore(MAX_SENDING)
+        self._trying = asyncio.Semaphore(MAX_TRYING)
+
+    # --- which there are
+
+    def of(self, servers: Iterable[ServerName], position: int) -> list[Destination]:
+        """The destinations among these servers, of which new ones have everything up to a position."""
+        found = []
+        for server in servers:
+            if server != self._server_name and shard_of(server) in self.owned:
+                destination = self._destinations.get(server)
+                if destination is None:
+                    destination = self._destinations[server] = Destination(server, position)
+                found.append(destination)
+        self.has_moved = self.has_moved or bool(found)
+        return found
+
+    def hold(self, positions: Mapping[int, int]) -> None:
+        """Hold these shards, whose servers have everything up to a position; `floors` is cleared once that is so of
+        what came after."""
+        self.owned |= positions.keys()
+        self.floors.update(positions)
+
+    def drop(self, shards: Collection[int]) -> None:
+        """Others send to these from now on."""
+        if shards:
+            self.owned -= set(shards)
+            self.given -= set(shards)
+            for server in [each for each in self._destinations if shard_of(each) in shards]:
+                del self._destinations[server]
+
+    @property
+    def busy(self) -> set[int]:
+        """The shards to whose servers something is under way."""
+        return {shard_of(each.server) for each in self._destinations.values() if each.is_running}
+
+    def wake(self, server: ServerName) -> None:
+        """The server can be reached again, or should be tried."""
+        destination = self._destinations.get(server)
+        if destination is not None:
+            self.start(destination)
+
+    def start_all(self) -> None:
+        """Send to whoever may be sent to."""
+        for destination in list(self._destinations.values()):
+            self.start(destination)
+
+    async def close(self) -> None:
+        """End what is under way; it counts as not delivered."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    # --- how far they are
+
+    def progress(self, position: int) -> Progress:
+        """How far everybody is when everything up to a position was handed out; to be stored."""
+        self.has_moved = False
+        positions = {shard: min(position, self.floors.get(shard, position)) for shard in self.owned}
+        behind: dict[ServerName, int] = {}
+        for destination in self._destinations.values():
+            shard = shard_of(destination.server)
+            if destination.is_behind:
+                if destination.noted != destination.cursor:
+                    behind[destination.server] = destination.noted = destination.cursor
+                continue
+            confirmed = destination.confirmed
+            if confirmed is not None:
+                positions[shard] = min(positions[shard], confirmed)
+                self.has_moved = True
+            if destination.noted is not None:
+                destination.noted = None
+                self._caught_up.add(destination.server)
+        caught_up, self._caught_up = self._caught_up - behind.keys(), set()
+        return Progress(positions, behind, caught_up)
+
+    def note_unsaved(self, progress: Progress) -> None:
+        """It was not stored, or nobody knows."""
+        for server in progress.behind:
+            if server in self._destinations:
+                self._destinations[server].noted = UNKNOWN
+        self._caught_up |= progress.caught_up
+        self.has_moved = True
+
+    # --- sending
+
+    def _may_send(self, destination: Destination) -> bool:
+        return (
+            self._destinations.get(destination.server) is destination
+            and time.monotonic() < self.lease_until
+            and not (self.given and shard_of(destination.server) in self.given)
+            and not destination.is_idle
+            and not self._availability.seconds_left(destination.server)
+        )
+
+    def start(self, destination: Destination) -> None:
+        """Send to it, if it may be sent to; one that is left alone is behind."""
+        if destination.is_running:
+            return
+        if self._may_send(destination):
+            destination.is_running = True
+            task = asyncio.get_running_loop().create_task(self._send(destination))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        elif self._availability.seconds_left(destination.server):
+            destination.fall_behind()
+
+    async def _send(self, destination: Destination) -> None:
+        """Send to one server until it has everything, or fails."""
+        server = destination.server
+        try:
+            while self._may_send(destination):
+                async with self._sending if server in self._good else self._trying:
+                    if self._may_send(destination) and not await self._is_delivered(destination):
+                        break
+        finally:
+            destination.is_running = False
+            self.has_moved = True
+            if self._destinations.get(server) is destination and destination.is_idle:
+                del self._destinations[server]
+                if destination.noted is not None:
+                    self._caught_up.add(server)
+
+    async def _is_delivered(self, destination: Destination) -> bool:
+        """Send one transaction; False where the server is to be left alone for a while."""
+        server = destination.server
+        try:
+            await self._delivery.deliver(destination)
+        except (PeerUnreachable, PeerRefused) as error:
+            self._good.pop(server, None)
+            if isinstance(error, PeerRefused) or not self._availability.seconds_left(server):
+                self._leave_alone(server, error.message)
+            logger.info("nothing can be sent to %s: %s", server, error.message)
+        except Unavailable:
+            pass  # logged where it arose; the next tick tries again
+        except Exception:
+            logger.exception("nothing can be sent to %s", server)
+            self._leave_alone(server, "a mistake of this server: see its log")
+        else:
+            self._refusals.pop(server, None)
+            self._good[server] = None
+            if len(self._good) > MAX_KNOWN_GOOD:
+                del self._good[next(iter(self._good))]
+            return True
+        destination.fall_behind()
+        return False
+
+    def _leave_alone(self, server: ServerName, reason: str) -> None:
+        """It answers, but takes nothing."""
+        failures = self._refusals[server] = self._refusals.get(server, 0) + 1
+        self._availability.leave_alone(server, failures, reason)
