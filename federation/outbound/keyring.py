@@ -49,6 +49,9 @@ PATIENCE_FOR_OTHERS_SECONDS = 20.0
 LISTS_KEPT_MS = 60 * 24 * 3600 * 1000
 """After its end a list is still given out for so long, to those who check old events."""
 
+CACHED_SECONDS = 600.0
+"""After that a key is read from the database again: another process may have heard that it was retired."""
+
 _MAX_CACHED = 50_000
 
 Name = tuple[ServerName, KeyID]
@@ -73,7 +76,8 @@ class Keyring:
         others = [name for name in notaries if name != server_name]
         self._fetcher = KeyFetcher(source, others, self._learn, clock=clock)
         self._fetcher_for_others = KeyFetcher(source, (), self._learn, at_once=10, clock=clock)
-        self._cache: dict[Name, VerifyKey] = {}
+        self._cache: dict[Name, tuple[VerifyKey, float]] = {}
+        self._clock = clock
 
     async def close(self) -> None:
         """Stop asking for keys."""
@@ -184,18 +188,22 @@ class Keyring:
         missing: dict[Name, int] = {}
         for name, ts in wanted.items():
             is_own = name[0] == self._server_name
-            key = self._own_keys.get(name[1]) if is_own else self._cache.get(name, stored.get(name))
+            key = self._own_keys.get(name[1]) if is_own else self._find_cached(name) or stored.get(name)
             if key is not None:
                 found[name] = key
             if not is_own and (key is None or (key.expired_ts is None and not key.is_valid_at(ts))):
                 missing[name] = ts
         return found, missing
 
+    def _find_cached(self, name: Name) -> VerifyKey | None:
+        key, until = self._cache.get(name, (None, 0.0))
+        return key if until > self._clock() else None
+
     def _remember(self, keys: Mapping[Name, VerifyKey]) -> None:
+        until = self._clock() + CACHED_SECONDS
         for name, key in keys.items():
-            known = self._cache.pop(name, None)
-            newer = known is None or _version(known) <= _version(key)
-            self._cache[name] = key if newer or known is None else known
+            known, _ = self._cache.pop(name, (None, 0.0))
+            self._cache[name] = (key if known is None or _version(known) <= _version(key) else known), until
         while len(self._cache) > _MAX_CACHED:
             del self._cache[next(iter(self._cache))]
 

@@ -466,6 +466,25 @@ async def test_an_old_key_is_good_for_what_was_signed_before(keyring: Keyring, c
     assert origin.asked == [OWN, OWN]
 
 
+async def test_what_one_process_heard_of_a_key_others_know_soon(
+    pair: Pair, keyring: Keyring, clock: Clock, origin: KeyServer
+) -> None:
+    retired = origin.peer.key
+    await verify_request(keyring, origin.peer)
+    origin.peer.key = SigningKey.from_seed("newer", b"n" * 32)
+    old_keys = {retired.key_id: {"key": encode_base64(retired.public_key), "expired_ts": now_ms() - 1}}
+    origin.answer = origin.peer.key_answer(old_verify_keys=old_keys)
+    await verify_request(a_keyring(pair.near, clock), origin.peer)
+    origin.peer.key = retired
+    await verify_request(keyring, origin.peer)
+
+    clock.now += 601
+
+    with pytest.raises(Unauthorized):
+        await verify_request(keyring, origin.peer)
+    assert origin.asked == [OWN, OWN]
+
+
 async def test_an_old_key_counts_as_retired_now_at_the_latest(keyring: Keyring, origin: KeyServer) -> None:
     retired = origin.peer.key
     later = an_event(origin.peer, ts=now_ms() + DAY_MS)
