@@ -155,7 +155,7 @@ class ReceivedState:
         Raises InvalidInput where the state has no create event of this room and version: then all of it is worthless.
         """
         await self._look_up_foreign(database, room)
-        ordered = self._in_order()
+        ordered = await asyncio.to_thread(self._in_order)
         for event_id in self._known.keys() - set(ordered):
             self.dropped += 1
             del self._known[event_id]

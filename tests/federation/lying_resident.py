@@ -11,9 +11,10 @@ from typing import Any
 
 from aiohttp import web
 
+from federation.protocol import signatures
 from federation.protocol.auth_events import auth_keys_for
 from federation.protocol.room_versions import get_rules
-from federation.protocol.types import JsonObject, RoomID, UserID
+from federation.protocol.types import JsonObject, RoomID
 from tests.clients import Server
 from tests.federation.authority import Authority
 from tests.federation.listening_peer import ListeningPeer
@@ -69,6 +70,7 @@ class LyingResident(ListeningPeer):
         v = "/_matrix/federation/{version}"
         application.router.add_get(v + "/make_{membership}/{room_id}/{user_id}", self._make)
         application.router.add_put(v + "/send_{membership}/{room_id}/{event_id}", self._send)
+        application.router.add_put(v + "/invite/{room_id}/{event_id}", self._invite)
 
     def honest_template(self, user_id: str, membership: str = "join") -> JsonObject:
         """The template for a user."""
@@ -113,9 +115,19 @@ class LyingResident(ListeningPeer):
         await self.stream(response, b"[200," + body + b"]" if request.match_info["version"] == "v1" else body)
         return response
 
-    def member(self, localpart: str) -> UserID:
-        """A user of the server."""
-        return self.user(localpart)
+    async def _invite(self, request: web.Request) -> web.Response:
+        version = request.match_info["version"]
+        if version == "v2" and not self.knows_v2:
+            return web.json_response({"errcode": "M_UNRECOGNIZED", "error": "?"}, status=404)
+        self.asked.append(f"invite {version}")
+        if self.status != 200:
+            return web.json_response({"errcode": "M_FORBIDDEN", "error": "no"}, status=self.status)
+        self.sent = await request.json()
+        event = self.sent if version == "v1" else self.sent["event"]
+        event = {key: value for key, value in event.items() if key != "unsigned"}
+        rules = get_rules("1" if version == "v1" else self.sent["room_version"])
+        answer = self.answer({"event": signatures.sign_event(event, rules, self.name, self.key)})
+        return web.json_response([200, answer] if version == "v1" else answer)
 
 
 def builders_json(value: Any) -> bytes:

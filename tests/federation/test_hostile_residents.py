@@ -9,13 +9,15 @@ import pytest
 import pytest_asyncio
 from aiohttp import web
 
+from federation.protocol import signatures
 from federation.protocol.types import JsonObject
+from federation.rooms import received_state
 from storage.events import Flag
-from tests.clients import Client, Server
+from tests.clients import Client, Server, quote
 from tests.federation.authority import Authority
 from tests.federation.lying_resident import LyingResident, resident
 from tests.federation.servers import federating
-from tests.federation.test_joining import join, state_of
+from tests.federation.test_joining import create, join, state_of
 from tests.protocol.builders import VERSIONS, a_signed_event, resigned
 
 
@@ -229,6 +231,92 @@ async def test_a_key_that_is_repeated_is_refused(bob: Client, other: LyingReside
 async def test_a_server_that_refuses_the_join_after_all_is_passed_on(bob: Client, other: LyingResident) -> None:
     other.status = 403
     assert (await join(bob, other.room_id, other.name)).status == 403
+
+
+async def test_a_large_state_waits_on_disk(bob: Client, other: LyingResident, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(received_state, "MAX_BYTES_IN_MEMORY", 2_000)
+    monkeypatch.setattr(received_state, "CHUNK", 7)
+    other.add_members(50)
+
+    assert len(await members_after(bob, other)) == 52
+    events = (await bob.get(f"/v3/rooms/{other.room_id}/members")).body["chunk"]
+    names = {event["content"].get("displayname") for event in events}
+    assert names == {None, *(f"M {number}" for number in range(50))}
+
+
+@pytest.mark.parametrize("lie", ["unsigned", "signed wrongly", "signed by us alone", "nothing"])
+async def test_who_is_vouched_for_needs_the_signature(bob: Client, other: LyingResident, lie: str) -> None:
+    eve = other.user()
+    lobby = {"type": "m.room_membership", "room_id": "!lobby:x"}
+    other.room.add("m.room.join_rules", eve, {"join_rule": "restricted", "allow": [lobby]}, "")
+
+    def template(answer: JsonObject) -> JsonObject:
+        answer["event"]["content"]["join_authorised_via_users_server"] = eve
+        answer["event"]["auth_events"].append(other.room.events[1].event_id)
+        return answer
+
+    def answered(answer: JsonObject) -> JsonObject:
+        event = signatures.sign_event(answer["event"], other.room.rules, other.name, other.key)
+        if lie == "unsigned":
+            event = {**event, "signatures": {}}
+        elif lie == "signed wrongly":
+            event["signatures"][other.name] = {other.key.key_id: "x" * 86}
+        elif lie == "signed by us alone":
+            event = answer["event"]
+        elif lie == "nothing":
+            return {**answer, "event": None}
+        return {**answer, "event": event}
+
+    other.template, other.answer = template, answered
+    await refused(bob, other)
+    lie = "none"
+    assert (await join(bob, other.room_id, other.name)).status == 200
+
+
+# --- invites
+
+
+@pytest.mark.parametrize("version", ["1", "6", "12"])
+async def test_a_server_that_knows_an_old_invite_alone(bob: Client, other: LyingResident, version: str) -> None:
+    room_id = await create(bob, room_version=version)
+    other.knows_v2 = False
+
+    answer = await bob.post(f"/v3/rooms/{quote(room_id)}/invite", {"user_id": other.user()})
+
+    assert answer.status == (200 if version == "1" else 502), answer.body
+    assert (("m.room.member", other.user()) in await state_of(bob, room_id)) == (version == "1")
+
+
+@pytest.mark.parametrize("lie", ["unsigned", "signed wrongly", "nothing", "refused"])
+async def test_an_invite_that_is_not_signed_is_not_in_the_room(bob: Client, other: LyingResident, lie: str) -> None:
+    room_id = await create(bob)
+    if lie == "unsigned":
+        other.answer = lambda answer: {"event": {**answer["event"], "signatures": {}}}
+    elif lie == "signed wrongly":
+        wrong = {other.name: {other.key.key_id: "x" * 86}}
+        other.answer = lambda answer: {"event": {**answer["event"], "signatures": wrong}}
+    elif lie == "nothing":
+        other.answer = lambda answer: {}
+    else:
+        other.status = 403
+
+    answer = await bob.post(f"/v3/rooms/{quote(room_id)}/invite", {"user_id": other.user()})
+
+    assert answer.status == (403 if lie == "refused" else 502), answer.body
+    assert ("m.room.member", other.user()) not in await state_of(bob, room_id)
+
+
+async def test_of_an_invite_that_is_signed_only_the_signature_is_taken(bob: Client, other: LyingResident) -> None:
+    room_id = await create(bob)
+    other.answer = lambda answer: {
+        "event": {**answer["event"], "content": {"membership": "join"}, "unsigned": {"a": 1}}
+    }
+
+    answer = await bob.post(f"/v3/rooms/{quote(room_id)}/invite", {"user_id": other.user()})
+
+    assert answer.status == 200, answer.body
+    member = await bob.get(f"/v3/rooms/{quote(room_id)}/state/m.room.member/{quote(other.user())}")
+    assert member.body == {"membership": "invite"}
 
 
 # --- endless, slow, broken off
