@@ -33,8 +33,8 @@ logger = logging.getLogger(__name__)
 MAX_EVENTS = 1_000_000
 MAX_WORTHLESS = 1_000
 """Events more than good ones that may be repeated or dropped: the state is often repeated in its auth chain."""
-MAX_BYTES_IN_MEMORY = 8 * 1024 * 1024
-"""Of events as JSON; parsed they take several times as much."""
+MAX_BYTES_IN_MEMORY = 4 * 1024 * 1024
+"""Of events as JSON; parsed they take some ten times as much."""
 CHUNK = 500
 """Events that are verified, judged or stored at once."""
 MAX_FOREIGN = 1_000
