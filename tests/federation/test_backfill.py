@@ -1,16 +1,20 @@
 """Who joins a room of another server reads what was before: fetched when they page back to it."""
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from federation.protocol.errors import PeerUnreachable
 from federation.protocol.types import EventID, JsonObject, ServerName
+from federation.rooms.append import Outcome
 from federation.rooms.backfill import Backfill
+from federation.rooms.heads import to_pdu
+from storage import events, room_state
 from storage import history as stored_history
 from tests.clients import Client, Server, quote
-from tests.federation.servers import Pair
+from tests.federation.servers import Pair, two_servers
 from tests.homeserver.rooms import a_room, bodies, history, leave, page, redact, say, set_state, set_visibility
 
 HISTORY = 60
@@ -173,6 +177,47 @@ async def test_who_comes_back_reads_what_happened_meanwhile_in_its_place(pair: P
     assert bodies(pages) == [*(f"meanwhile {number}" for number in range(19, -1, -1)), "mine", "2", "1", "0"]
     assert ids(pages) == ids(await history(alice, room_id))
     assert len(await gaps_of(pair.far, room_id)) == 2
+
+
+async def test_what_was_missed_meanwhile_is_fetched_into_its_place(
+    maintenance_conninfo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with two_servers(maintenance_conninfo, tmp_path) as pair:
+        alice, bob = await both(pair)
+        room_id, _ = await a_room_with(alice, 2)
+        await join(bob, room_id, pair.near.name)
+        mine = await say(bob, room_id, "mine")
+        await until(lambda: has(alice, room_id, mine))
+        since = (await bob.get("/v3/sync")).body["next_batch"]
+
+        async def away(*_arguments: Any, **_options: Any) -> JsonObject:
+            raise PeerUnreachable(ServerName(pair.far.name), "it is away")
+
+        monkeypatch.setattr(pair.near.application.outbound.client, "put", away)
+        missed = [await say(alice, room_id, f"missed {number}") for number in range(8)]
+        await arrive_alone(pair, room_id, missed[-1])
+
+        synced = (await bob.get("/v3/sync", since=since)).body["rooms"]["join"][room_id]["timeline"]
+        assert (ids(synced["events"]), synced["limited"]) == ([missed[-1]], True)
+        older = await page(bob, room_id, limit=5, from_=synced["prev_batch"])
+        assert ids(older["chunk"]) == missed[-2:-7:-1]
+        assert ids(await history(bob, room_id, limit=4)) == ids(await history(alice, room_id))
+        later = (await bob.get("/v3/sync", since=since)).body["rooms"]["join"][room_id]["timeline"]
+        assert (ids(later["events"]), later["limited"]) == ([missed[-1]], True)
+
+
+async def arrive_alone(pair: Pair, room_id: str, event_id: str) -> None:
+    """An event of the near server comes to the far one, without what precedes it, but with the state before it."""
+    near, far = pair.near.application, pair.far.application
+    room = await far.writer.get_room(room_id)
+    async with near.database.read() as tx:
+        stored = (await events.by_id(tx, [event_id]))[EventID(event_id)]
+    async with far.database.read() as tx:
+        positions = await room_state.current_whole(tx, room.number)
+        held = await events.ids_of(tx, room.number, list(positions.values()))
+    state = {key: held[position] for key, position in positions.items()}
+    received = await far.writer.append_remote(to_pdu(stored, room), state_before=state)
+    assert received.outcome is Outcome.ACCEPTED
 
 
 async def test_the_context_of_the_first_known_event_reaches_back(pair: Pair) -> None:
