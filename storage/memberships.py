@@ -165,8 +165,8 @@ async def local_members(tx: Tx, room: int, server_name: ServerName, *, limit: in
     rows = await tx.fetch(
         "select strings.value from room_state join strings on strings.id = room_state.state_key"
         " where room = %s and type = %s and line = 0 and until_version is null and membership = %s"
-        " and strings.value like %s limit %s",
-        (room, strings.MEMBER, int(Membership.JOIN), f"%:{server_name}", limit),
+        " and left(strings.value, 1) = '@' and substr(strings.value, strpos(strings.value, ':') + 1) = %s limit %s",
+        (room, strings.MEMBER, int(Membership.JOIN), server_name, limit),
     )
     return [UserID(user_id) for (user_id,) in rows]
 

@@ -210,7 +210,7 @@ async def histories(tx: Tx, rooms: Collection[int], key: StateKey) -> dict[int, 
     return found
 
 
-_OF_SERVER = "substr(strings.value, strpos(strings.value, ':') + 1) = %s"
+_OF_SERVER = "left(strings.value, 1) = '@' and substr(strings.value, strpos(strings.value, ':') + 1) = %s"
 
 
 async def spans_of_server(tx: Tx, room: int, server_name: ServerName) -> list[Span]:

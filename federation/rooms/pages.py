@@ -2,7 +2,8 @@
 
 A page looks at a bounded number of events, whatever its filter: it may hold less than was asked for, or nothing, and
 say where to go on. Only at the true end of what the reader may see it says so. Order is that of the log: when this
-server came to know of an event, with history that was fetched later before everything else.
+server came to know of an event, with history that was fetched later in its place (`storage/history.py`). Going back, a
+page ends where history is missing.
 """
 
 from collections.abc import Collection
