@@ -240,7 +240,8 @@ class MembershipService:
         content = {**await self._profile_of(who.user_id), **content}
         if content["membership"] == "knock":
             return await self._remote.knock(room_id, who.user_id, content, via)
-        await self._remote.join(room_id, who.user_id, content, via)
+        if not await self._remote.join(room_id, who.user_id, content, via):
+            return await self.set(who, room_id, who.user_id, content, via=via)
         room = await self._writer.get_room(room_id)
         own: StateKey = ("m.room.member", who.user_id)
         state = await self._writer.state_for(room, [CREATE, own])

@@ -73,13 +73,18 @@ class RemoteRooms:
             row = (await rooms.rows(tx, [room.number]))[room.number]
         return row.state_version == 0 or row.joined_members > 0
 
-    async def join(self, room_id: str, user_id: UserID, content: JsonObject, via: Sequence[str]) -> None:
-        """Join a room that nobody of ours is in, or that needs another server's user to let ours in."""
+    async def join(self, room_id: str, user_id: UserID, content: JsonObject, via: Sequence[str]) -> bool:
+        """Join a room that nobody of ours is in, or that needs another server's user to let ours in.
+
+        False where somebody else of ours came in meanwhile: then no other server is needed, most likely.
+        """
         found = await self._look(room_id, user_id, via)
         wish = Wish(room_id=RoomID(room_id), user_id=user_id, membership="join", content=content)
         for _ in range(MAX_ROUNDS):
             if await self._joins.join(wish, found.servers):
-                return
+                return True
+            if not await self.is_outside(room_id):
+                return False
         raise MatrixError("M_UNKNOWN", "Others are joining this room, try again", 503, {"retry_after_ms": 2000})
 
     async def knock(self, room_id: str, user_id: UserID, content: JsonObject, via: Sequence[str]) -> EventID:

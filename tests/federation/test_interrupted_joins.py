@@ -97,3 +97,56 @@ async def test_a_join_that_a_killed_process_left_is_taken_over_when_its_lease_en
         await until_joined(bob, other.room_id)
         members = {key for event_type, key in await state_of(bob, other.room_id) if event_type == "m.room.member"}
         assert members == {other.user(), bob.user_id, carol.user_id}
+
+
+async def test_who_comes_later_waits_for_the_join_under_way_and_needs_no_other_server(
+    maintenance_conninfo: str, authority: Authority
+) -> None:
+    async with federating(maintenance_conninfo, authority) as server, resident(server, authority) as other:
+        goes_on, began = asyncio.Event(), asyncio.Event()
+
+        async def wait(response: web.StreamResponse, body: bytes) -> None:
+            began.set()
+            await goes_on.wait()
+            await response.write(body)
+
+        other.stream = wait
+        users = [await server.register("user") for _ in range(3)]
+        first = asyncio.create_task(join(users[0], other.room_id, other.name))
+        await began.wait()
+        others = [asyncio.create_task(join(user, other.room_id)) for user in users]
+        await asyncio.sleep(0.2)
+        assert not any(task.done() for task in others)
+        goes_on.set()
+
+        answers = [await task for task in (first, *others)]
+
+        assert [answer.status for answer in answers] == [200] * 4
+        assert other.asked == ["make_join", "send_join"]
+        members = {key for event_type, key in await state_of(users[0], other.room_id) if event_type == "m.room.member"}
+        assert members == {other.user(), *(user.user_id for user in users)}
+
+
+async def test_who_comes_later_tries_for_themselves_when_the_first_is_refused(
+    maintenance_conninfo: str, authority: Authority
+) -> None:
+    async with federating(maintenance_conninfo, authority) as server, resident(server, authority) as other:
+        eve = other.user()
+        banned, welcome = await server.register("banned"), await server.register("welcome")
+        other.room.add("m.room.member", eve, {"membership": "ban"}, banned.user_id)
+        began, goes_on = asyncio.Event(), asyncio.Event()
+
+        async def wait(response: web.StreamResponse, body: bytes) -> None:
+            began.set()
+            await goes_on.wait()
+            await response.write(body)
+
+        other.stream = wait
+        first = asyncio.create_task(join(banned, other.room_id, other.name))
+        await began.wait()
+        second = asyncio.create_task(join(welcome, other.room_id, other.name))
+        await asyncio.sleep(0.1)
+        goes_on.set()
+
+        assert (await first).status == 502  # the server would have let them in, the room's rules do not
+        assert (await second).status == 200
