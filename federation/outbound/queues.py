@@ -19,9 +19,9 @@ from storage.outbox_leases import shard_of
 
 logger = logging.getLogger(__name__)
 
-MAX_SENDING = 100
+MAX_SENDING = 200
 """Transactions under way at once, to servers that answered before."""
-MAX_TRYING = 30
+MAX_TRYING = 100
 """The same, to servers of which that is not known: who does not answer takes no place from who does."""
 MAX_KNOWN_GOOD = 50_000
 UNKNOWN = -1

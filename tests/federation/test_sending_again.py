@@ -21,6 +21,7 @@ from tests.clients import Client, Server, unique
 from tests.federation import sending_process
 from tests.federation.authority import Authority
 from tests.federation.listening_peer import ListeningPeer, listening
+from tests.federation.peer import path_of
 from tests.federation.resident_rooms import SharedRoom
 from tests.federation.sending_process import Running
 from tests.federation.servers import federating_on, free_port
@@ -220,6 +221,25 @@ async def test_of_two_processes_one_sends_each_thing_once(installation: Installa
         await peer.until_messages(["the last"])
 
     assert sorted(peer.messages) == sorted([*texts, "the last"])
+
+
+async def test_a_request_to_one_process_ends_the_wait_in_both(installation: Installation) -> None:
+    async with installation.running() as server, listening(server, installation.authority) as peer:
+        alice, room_id = await a_room_with(peer, server)
+        async with installation.running() as other:
+            await asyncio.sleep(2)  # they share the work now
+            await peer.stop()
+            event_id = await say(alice, room_id, "missed")
+            for each in (server, other):
+                await _until_left_alone(each, peer)
+            await peer.start()
+
+            await peer.ok("GET", path_of("/v1/event/{}", event_id))  # to the first, whichever it is that sends
+
+            await peer.until_messages(["missed"], seconds=4)
+            async with asyncio.timeout(3):
+                while other.application.outbound.availability.seconds_left(peer.name):  # noqa: ASYNC110  # as above
+                    await asyncio.sleep(0.02)
 
 
 async def test_a_thing_that_a_peer_cannot_take_is_set_aside(installation: Installation) -> None:
