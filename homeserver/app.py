@@ -10,8 +10,9 @@ from collections.abc import Coroutine, Sequence
 from typing import Any
 
 from federation.inbound.edus import EDUReceivers
-from federation.protocol.errors import NotFound, Unavailable
-from federation.protocol.types import JsonObject, ServerName, UserID
+from federation.inbound.queries import QueryAnswers
+from federation.protocol.errors import Unavailable
+from federation.protocol.types import ServerName
 from federation.rooms import client_events
 from federation.rooms.append import RoomWriter
 from federation.rooms.heads import RoomHeads
@@ -227,6 +228,12 @@ class Application:
             self.database, self.accounts, self.sessions, passwords, self.profiles, names
         )
         pages = PagesAPI(self.interactive_auth, server_name=server_name)
+        directory = RoomDirectoryAPI(
+            self.room_directory,
+            PublishedRooms(self.database, self.summaries),
+            server_name,
+            self.outbound.queries.public_rooms,
+        )
         client_routes = [
             *routes.discovery_routes(discovery),
             *routes.login_routes(
@@ -281,9 +288,7 @@ class Application:
             ),
             *routes.reading_routes(ReadingEventsAPI(self.reading), ReadingStateAPI(self.reading)),
             *routes.delayed_event_routes(DelayedEventsAPI(self.delayed_events)),
-            *routes.directory_routes(
-                RoomDirectoryAPI(self.room_directory, PublishedRooms(self.database, self.summaries), server_name)
-            ),
+            *routes.directory_routes(directory),
             *RoomSummariesAPI(
                 self.database, RoomSummaryService(self.database, self.summaries, self.room_directory)
             ).routes(),
@@ -309,6 +314,9 @@ class Application:
             reception=self.reception,
             handshaking=self.handshaking,
             may_be_invited=self.memberships.check_may_be_invited,
+            answers=QueryAnswers(
+                alias=self.room_directory.resolve, profile=self.profiles.get_local, public_rooms=directory.search
+            ),
         )
         served: dict[API, list[Route]] = {
             API.CLIENT: [
@@ -362,7 +370,12 @@ class Application:
             self.database, self.writer, self.room_creation, room_settings, member_fields.get
         )
         self.room_directory = RoomDirectory(
-            self.database, self.writer, self.reader, self.application_services, server_name
+            self.database,
+            self.writer,
+            self.reader,
+            self.application_services,
+            server_name=server_name,
+            resolve_remote=self.outbound.queries.alias,
         )
         self.delayed_events = DelayedEventService(self.database, self.writer)
         self.tail.add_view(self.delayed_events.on_change)
@@ -378,7 +391,7 @@ class Application:
             self.log,
             server_name=server_name,
             propagate=self.member_upkeep.update_profile,
-            query_remote=_know_no_other_server,
+            query_remote=self.outbound.queries.profile,
         )
         self.receipts = ReceiptService(self.database, self.log)
         self.to_device = SendToDeviceService(self.log, server_name)
@@ -490,8 +503,3 @@ class Application:
                 continue
             except Exception:
                 logger.exception("what expired could not be forgotten; the next turn tries again")
-
-
-async def _know_no_other_server(_user_id: UserID, _field: str | None) -> JsonObject:
-    """For as long as there is no federation."""
-    raise NotFound("Profile not found")

@@ -11,6 +11,7 @@ from federation.inbound.events import EventsAPI
 from federation.inbound.invitations import InvitationAPI, ThirdPartyInviteAPI
 from federation.inbound.membership import MembershipAPI
 from federation.inbound.openid import OpenIDAPI
+from federation.inbound.queries import QueriesAPI, QueryAnswers
 from federation.inbound.server_keys import ServerKeysAPI
 from federation.inbound.transactions import TransactionsAPI
 from federation.inbound.version import VersionAPI
@@ -22,6 +23,7 @@ from federation.outbound.egress import Egress
 from federation.outbound.key_requests import KeyRequests
 from federation.outbound.keyring import Keyring
 from federation.outbound.name_lookup import SystemNameLookup
+from federation.outbound.queries import Queries
 from federation.outbound.sender import Sender
 from federation.outbound.server_discovery import ServerDiscovery
 from federation.outbound.shared_availability import SharedAvailability
@@ -79,6 +81,7 @@ class Outbound:
             self.availability,
             speaks_with=self.speaks_with,
         )
+        self.queries = Queries(self.client)
         self.keyring = Keyring(
             database,
             KeyRequests(self.client),
@@ -200,6 +203,7 @@ class Inbound:
         reception: Reception,
         handshaking: Handshaking,
         may_be_invited: MayBeInvited,
+        answers: QueryAnswers,
     ) -> None:
         database, resident = ground.database, handshaking.resident
         self.invitations = Invitations(
@@ -229,6 +233,7 @@ class Inbound:
                 *routes.membership_routes(MembershipAPI(database, resident, outbound.server_name)),
                 *routes.third_party_invite_routes(ThirdPartyInviteAPI(handshaking.third_party_invites)),
                 *routes.event_routes(events),
+                *routes.query_routes(QueriesAPI(answers, outbound.server_name)),
                 *routes.transaction_routes(reception.transactions),
             ],
             authenticator,

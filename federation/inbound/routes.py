@@ -10,6 +10,7 @@ from federation.inbound.events import EventsAPI
 from federation.inbound.invitations import InvitationAPI, ThirdPartyInviteAPI
 from federation.inbound.membership import MembershipAPI
 from federation.inbound.openid import OpenIDAPI
+from federation.inbound.queries import QueriesAPI
 from federation.inbound.server_keys import ServerKeysAPI
 from federation.inbound.transactions import TransactionsAPI
 from federation.inbound.version import VersionAPI
@@ -52,6 +53,17 @@ def event_routes(api: EventsAPI) -> Sequence[FederationRoute]:
         FederationRoute("GET", f"{v1}/backfill/{{room_id}}", api.backfill),
         FederationRoute("POST", f"{v1}/get_missing_events/{{room_id}}", api.get_missing_events),
         FederationRoute("GET", f"{v1}/timestamp_to_event/{{room_id}}", api.get_by_timestamp),
+    ]
+
+
+def query_routes(api: QueriesAPI) -> Sequence[FederationRoute]:
+    """Aliases, profiles and published rooms."""
+    v1 = "/_matrix/federation/v1"
+    return [
+        FederationRoute("GET", v1 + "/query/directory", api.get_alias),
+        FederationRoute("GET", v1 + "/query/profile", api.get_profile),
+        FederationRoute("GET", v1 + "/publicRooms", api.list_rooms),
+        FederationRoute("POST", v1 + "/publicRooms", api.search_rooms),
     ]
 
 

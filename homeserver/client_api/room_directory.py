@@ -1,14 +1,18 @@
 """Aliases and published rooms (Client-Server API v1.19, "Room aliases", "Published room directory")."""
 
-from collections.abc import Collection
+from collections.abc import Awaitable, Callable, Collection
 
-from federation.protocol.errors import InvalidInput, RemoteServerError
+from federation.protocol.errors import Forbidden, InvalidInput
+from federation.protocol.identifiers import check_server_name
 from federation.protocol.types import JsonObject, ServerName
 from federation.web import Answer, Call
 from homeserver.client_api import fields
-from homeserver.client_api.routing import requester
+from homeserver.client_api.routing import optional_requester, requester
 from homeserver.services.published_rooms import DEFAULT_LIMIT, PublishedRooms, Query
 from homeserver.services.room_directory import RoomDirectory
+
+AskOther = Callable[[ServerName, JsonObject], Awaitable[JsonObject]]
+"""Asks another server for a page of its published rooms."""
 
 MAX_SEARCH_TERM = 1000
 MAX_ROOM_TYPES = 100
@@ -17,10 +21,13 @@ MAX_ROOM_TYPES = 100
 class RoomDirectoryAPI:
     """Finding rooms."""
 
-    def __init__(self, directory: RoomDirectory, published: PublishedRooms, server_name: ServerName) -> None:
+    def __init__(
+        self, directory: RoomDirectory, published: PublishedRooms, server_name: ServerName, ask_other: AskOther
+    ) -> None:
         self._directory = directory
         self._published = published
         self._server_name = server_name
+        self._ask_other = ask_other
 
     async def get_alias(self, call: Call) -> Answer:
         """GET /directory/room/{roomAlias}."""
@@ -66,15 +73,22 @@ class RoomDirectoryAPI:
 
     async def list_public_rooms(self, call: Call) -> Answer:
         """GET /publicRooms."""
-        self._check_server(call)
-        return await self._published.page(
-            Query(limit=call.query_int("limit", DEFAULT_LIMIT, minimum=1), since=call.query_text("since"))
-        )
+        limit, since = call.query_int("limit", DEFAULT_LIMIT, minimum=1), call.query_text("since")
+        server = self._other_server(call)
+        if server is None:
+            return await self._published.page(Query(limit=limit, since=since))
+        if optional_requester(call) is None:
+            raise Forbidden("Log in to see rooms of other servers")
+        return await self._ask_other(server, {"limit": limit} if since is None else {"limit": limit, "since": since})
 
     async def search_public_rooms(self, call: Call) -> Answer:
         """POST /publicRooms."""
         body = await call.body(optional=True)
-        self._check_server(call)
+        server = self._other_server(call)
+        return await self.search(body) if server is None else await self._ask_other(server, body)
+
+    async def search(self, body: JsonObject) -> JsonObject:
+        """The page of our own directory that a body asks for; for other servers, too."""
         limit = fields.find_int(body, "limit")
         if limit is not None and limit < 1:
             raise InvalidInput("limit must be at least 1")
@@ -89,10 +103,9 @@ class RoomDirectoryAPI:
             )
         )
 
-    def _check_server(self, call: Call) -> None:
+    def _other_server(self, call: Call) -> ServerName | None:
         server = call.query_text("server")
-        if server and server != self._server_name:
-            raise RemoteServerError("The directory of another server cannot be asked yet", is_transient=False)
+        return None if not server or server == self._server_name else check_server_name(server)
 
 
 def _room_types(filtered: JsonObject) -> Collection[str | None] | None:

@@ -380,7 +380,14 @@ def directory_routes(api: RoomDirectoryAPI) -> Sequence[ClientRoute]:
         ClientRoute(
             method="PUT", path="v3/directory/list/appservice/{network_id}/{room_id}", endpoint=api.put_on_network
         ),
-        ClientRoute(method="GET", path="v3/publicRooms", endpoint=api.list_public_rooms, login=NONE, limit="requests"),
+        ClientRoute(
+            method="GET",
+            path="v3/publicRooms",
+            endpoint=api.list_public_rooms,
+            login=OPTIONAL,
+            guests=True,
+            limit="requests",
+        ),
         ClientRoute(
             method="POST", path="v3/publicRooms", endpoint=api.search_public_rooms, guests=True, limit="requests"
         ),

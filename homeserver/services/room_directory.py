@@ -1,9 +1,10 @@
 """Room aliases and published rooms (Client-Server API v1.19, "Room aliases", "Published room directory")."""
 
 import time
+from collections.abc import Awaitable, Callable
 
 from federation.protocol.auth_events import CREATE
-from federation.protocol.errors import Forbidden, InvalidInput, MatrixError, NotFound, RemoteServerError
+from federation.protocol.errors import Forbidden, InvalidInput, MatrixError, NotFound
 from federation.protocol.identifiers import check_room_alias, fits, server_of_alias
 from federation.protocol.pdu import Draft
 from federation.protocol.types import JsonObject, RoomAlias, RoomID, ServerName, StateKey
@@ -19,6 +20,9 @@ CANONICAL_ALIAS: StateKey = ("m.room.canonical_alias", "")
 MAX_ALIASES = 1000
 """Of one room."""
 
+ResolveRemote = Callable[[RoomAlias], Awaitable[tuple[RoomID, list[ServerName]]]]
+"""Asks an alias's server; raises NotFound."""
+
 
 class RoomDirectory:
     """Which alias stands for which room, and which rooms are published."""
@@ -29,13 +33,16 @@ class RoomDirectory:
         writer: RoomWriter,
         reader: RoomReader,
         application_services: ApplicationServices,
+        *,
         server_name: ServerName,
+        resolve_remote: ResolveRemote,
     ) -> None:
         self._database = database
         self._writer = writer
         self._reader = reader
         self._application_services = application_services
         self._server_name = server_name
+        self._resolve_remote = resolve_remote
 
     # --- aliases
 
@@ -51,9 +58,7 @@ class RoomDirectory:
         """The room that an alias stands for, and servers that are in it; raises M_INVALID_PARAM or M_NOT_FOUND."""
         checked = check_room_alias(alias)
         if server_of_alias(checked) != self._server_name:
-            raise RemoteServerError(
-                "Aliases of other servers cannot be resolved yet", is_transient=False, http_status=404
-            )
+            return await self._resolve_remote(checked)
         room_id = await self.find(checked)
         if room_id is None:
             raise NotFound(f"Room alias {alias} not found")
