@@ -149,7 +149,12 @@ class TransactionsAPI:
         for error in results.values():
             if isinstance(error, Unavailable):
                 raise error
-        await self._dead_letters.keep(origin, room, pdus, results)
+        try:
+            await self._dead_letters.keep(origin, room, pdus, results)
+        except Unavailable:
+            raise
+        except MatrixError as error:
+            logger.warning("events of %s from %s could not be set aside: %s", room.room_id, origin, error.message)
         return {pdu.event_id: results.get(pdu.event_id) for pdu in pdus}
 
 

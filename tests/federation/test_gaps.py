@@ -5,8 +5,11 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
+import pytest
 import pytest_asyncio
 
+from federation.inbound import transactions
+from storage import dead_letters
 from tests.clients import Client
 from tests.federation.answering_peer import AnsweringPeer, answering_peer
 from tests.federation.authority import Authority
@@ -170,6 +173,25 @@ async def test_a_silent_peer_does_not_stall_the_room(pair: Pair, alice: Client, 
         assert not hanging.done()
         peer.release.set()
         await hanging
+
+
+async def test_a_slow_room_does_not_keep_a_server_waiting(
+    pair: Pair, alice: Client, peer: AnsweringPeer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transactions, "ROOM_SECONDS", 0.5)
+    slow, quick = await a_room(alice, peer), await a_room(alice, peer)
+    peer.pause_seconds = 600.0
+    waiting = [slow.make(prev=["$" + "x" * 43]), slow.make()]
+    event = quick.add()
+    answer = await quick.push([*waiting, event])
+
+    assert answer[quick.id_of(event)] == {}
+    assert quick.id_of(event) in await stored(pair, quick)
+    async with pair.near.application.database.read() as tx:
+        kept = {letter.event_id for letter in await dead_letters.listed(tx, 1000)}
+    missing = {slow.id_of(each) for each in waiting} - set(await stored(pair, slow))
+    assert missing
+    assert missing <= kept
 
 
 async def test_a_state_with_a_forged_event_is_taken_without_it(pair: Pair, alice: Client, peer: AnsweringPeer) -> None:

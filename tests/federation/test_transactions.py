@@ -7,6 +7,7 @@ import pytest
 import pytest_asyncio
 
 from federation.protocol import event_hashes
+from federation.rooms.append_remote import MAX_EXTREMITIES
 from tests.clients import Client, Server
 from tests.federation.peer import Peer, path_of
 from tests.federation.remote_room import RemoteRoom, joined_room, push, transaction
@@ -72,6 +73,24 @@ async def test_forks_arrive_whole(server: Server, alice: Client, peer: Peer) -> 
     room.add(prev=[room.keep(event) for event in events][-20:])
 
     assert sorted(map(int, await bodies(server, room))) == list(range(50))
+
+
+async def test_a_flood_of_forks_leaves_a_room_that_works(server: Server, alice: Client, peer: Peer) -> None:
+    room = await joined_room(alice, peer)
+    start = room.last
+    events = [room.make(content={"body": str(number)}, prev=start) for number in range(100)]
+    for first in (0, 50):
+        await room.push(events[first : first + 50])
+
+    assert sorted(map(int, await bodies(server, room))) == list(range(100))  # all are there
+    async with server.application.database.read() as tx:
+        row = await tx.fetch_one("select cardinality(extremities) from rooms where room_id = %s", (room.room_id,))
+    assert row == (MAX_EXTREMITIES,)
+    for _ in range(3):
+        await send(alice, room.room_id, "joining the ends")
+    async with server.application.database.read() as tx:
+        row = await tx.fetch_one("select cardinality(extremities) from rooms where room_id = %s", (room.room_id,))
+    assert row == (1,)
 
 
 async def test_rooms_of_one_transaction_do_not_mix(server: Server, alice: Client, peer: Peer) -> None:
