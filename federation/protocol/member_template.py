@@ -11,7 +11,7 @@ from typing import Any
 from federation.protocol import event_builder, event_format
 from federation.protocol.errors import InvalidInput, MatrixError
 from federation.protocol.event_builder import Placement
-from federation.protocol.identifiers import is_event_id_of, is_user_id
+from federation.protocol.identifiers import is_event_id_of, is_user_id, server_name_of
 from federation.protocol.pdu import Draft, VerifiedPDU
 from federation.protocol.room_versions import ROOM_VERSIONS, RoomVersionRules
 from federation.protocol.signatures import SigningKey
@@ -130,6 +130,9 @@ def _authoriser(content: Mapping[str, Any], wish: Wish, rules: RoomVersionRules)
         return None
     if not is_user_id(authoriser):
         raise InvalidInput("The template's join_authorised_via_users_server is not a user ID", "M_BAD_JSON")
+    if server_name_of(authoriser) == server_name_of(wish.user_id):
+        # Our signature on the join would be that user's word, which nobody asked for.
+        raise InvalidInput("The template has a user of ours vouch for another", "M_BAD_JSON")
     return authoriser
 
 

@@ -14,6 +14,7 @@ from federation.protocol.types import JsonObject
 from tests.protocol.builders import (
     ALICE,
     BOB,
+    EVE,
     HOME,
     HOME_KEY,
     KEY_RING,
@@ -104,6 +105,7 @@ def test_our_event_stands_where_the_template_says_and_says_what_we_want(version:
         {"auth_events": {}},
         {"content": {"membership": "join", "join_authorised_via_users_server": "bob"}},
         {"content": {"membership": "join", "join_authorised_via_users_server": 1}},
+        {"content": {"membership": "join", "join_authorised_via_users_server": BOB}},
     ],
 )
 def test_a_template_that_is_not_of_what_we_want_is_refused(changes: JsonObject) -> None:
@@ -150,8 +152,11 @@ def test_without_a_version_it_is_version_1() -> None:
 
 
 def test_who_vouches_is_taken_over_only_where_somebody_has_to() -> None:
-    vouched = {"join_authorised_via_users_server": BOB}
-    assert member_template.read(an_answer("11", vouched), a_wish()).authoriser == BOB
+    vouched = {"join_authorised_via_users_server": EVE}
+    template = member_template.read(an_answer("11", vouched), a_wish())
+    assert template.authoriser == EVE
+    pdu = template.build(server_name=HOME, signing_key=HOME_KEY, now_ts=NOW, event_id_localpart="made")
+    assert pdu.content == {"membership": "join", "displayname": "Alice", **vouched}
     assert member_template.read(an_answer("7", vouched), a_wish("7")).authoriser is None
     knock = an_answer("11", {**vouched, "membership": "knock"})
     assert member_template.read(knock, a_wish(membership="knock")).authoriser is None

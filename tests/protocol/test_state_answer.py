@@ -104,3 +104,10 @@ def test_every_array_that_was_there_is_named() -> None:
     splitter.feed(b'{"state":[],"auth_chain":null}')
     assert splitter.finish() == ([], {"auth_chain": None})
     assert splitter.arrays_seen == {"state"}
+
+
+def test_too_much_besides_events_is_refused() -> None:
+    splitter = EventSplitter(("state",))
+    splitter.feed(b"{")
+    with pytest.raises(InvalidInput):
+        feed_often(splitter, b'"x":"' + b"y" * 65536 + b'",')
