@@ -25,6 +25,10 @@ class _NobodyFollows:
     async def on_commit(self, batch: Batch) -> None:
         """Nothing to do."""
 
+    async def catch_up(self) -> bool:
+        """Nothing is new to nobody."""
+        return False
+
 
 async def status(database: Database, show: Callable[[str], None]) -> None:
     """Say which servers lack something, and why."""

@@ -170,6 +170,9 @@ class Follower(Protocol):
     async def on_commit(self, batch: Batch) -> None:
         """Take the process's own batch; the appender holds `reading` since before the commit."""
 
+    async def catch_up(self) -> bool:
+        """Apply all that is committed; whether there was anything new."""
+
 
 class _MustStandAloneError(Exception):
     """An entry was refused whose work, in the same transaction, is done already."""
@@ -199,6 +202,10 @@ class Log:
         self._is_uncertain = False
         """Whether something may be committed that the tail was not told of."""
         self._closing = False
+
+    async def catch_up(self) -> bool:
+        """Hear of what other processes have committed by now; whether there was anything."""
+        return await self._tail.catch_up()
 
     async def append(self, entry: Entry) -> Appended:
         """Commit an entry; returns when it is durable and this process's tail has it.

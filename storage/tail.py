@@ -150,11 +150,14 @@ class Tail:
         if batch.position > self.position:
             self._apply(batch.changes, batch.position)
 
-    async def catch_up(self, upto: int | None = None) -> None:
-        """Apply what is committed: all of it, or at least to `upto`."""
-        if upto is None or upto > self.position:
-            async with self.reading:
-                await self._read(None)
+    async def catch_up(self, upto: int | None = None) -> bool:
+        """Apply what is committed: all of it, or at least to `upto`; whether anything new was, meanwhile."""
+        if upto is not None and upto <= self.position:
+            return False
+        before = self.position
+        async with self.reading:
+            await self._read(None)
+        return self.position > before
 
     async def _read(self, upto: int | None) -> None:
         async with self._database.read() as tx:

@@ -13,7 +13,7 @@ from typing import Any
 
 from federation.protocol import auth_rules, event_builder
 from federation.protocol.auth_events import CREATE, POWER_LEVELS, auth_keys_for
-from federation.protocol.errors import Forbidden, MatrixError, NotFound
+from federation.protocol.errors import AuthRuleViolated, Forbidden, MatrixError, NotFound
 from federation.protocol.identifiers import is_user_id, server_name_of
 from federation.protocol.pdu import Draft, VerifiedPDU
 from federation.protocol.power_levels import PowerLevels
@@ -166,12 +166,18 @@ class RoomWriter:
         for draft in drafts:
             if draft.redacts is not None:
                 await self._check_may_redact(room, draft.sender, draft.redacts)
-        contention = Contention()
+        contention, has_heard = Contention(), False
         while True:
             head = await self._head_with(room, keys)
             version = head.version
             change = RoomEvents(room=room, new=[], expected_version=version, new_version=version, head=head)
-            built = self._build_all(head, drafts)
+            try:
+                built = self._build_all(head, drafts)
+            except AuthRuleViolated:  # by now it may be allowed
+                if has_heard or not await self._log.catch_up():
+                    raise
+                has_heard = True
+                continue
             if any(pdu.state_key is not None for pdu in built):
                 change.expected_extremities = frozenset(head.extremities)
             for pdu in built:
@@ -182,6 +188,14 @@ class RoomWriter:
                 if isinstance(error, AlreadyWritten) and (txn_id is not None or work is not None):
                     raise
                 await contention.give_way(error)
+
+    async def catch_up(self) -> bool:
+        """Hear of what other processes have done by now; whether there was anything.
+
+        For whoever is about to answer that something is so already, or may not be: a user may have changed that a
+        moment ago by way of another process.
+        """
+        return await self._log.catch_up()
 
     async def append_remote(
         self,

@@ -14,6 +14,7 @@ from storage import memberships, room_state
 from storage.append_events import RoomEvents
 from storage.database import Database
 from storage.log import Change
+from storage.memberships import Membership
 from storage.rooms import Room
 
 MAX_REMEMBERED = 20_000
@@ -45,7 +46,9 @@ class RoomDoors:
             is_own_member = each.type == "m.room.member" and each.state_key.endswith(f":{self._server_name}")
             if is_own_member or (each.type, each.state_key) == _ACL:
                 self._changes += 1
-                self._doors.pop(change.room.number, None)
+                door = self._doors.get(change.room.number)
+                if door is not None and not (door.is_ours and each.membership is Membership.JOIN):
+                    del self._doors[change.room.number]
 
     async def is_ours(self, room: Room) -> bool:
         """Whether we are in the room."""

@@ -100,10 +100,25 @@ class MembershipService:
         if target == who.user_id and membership in _FROM_OUTSIDE and await self._remote.is_outside(room_id):
             return await self._set_from_outside(who, room_id, content, via)
         room = await self._writer.get_room(room_id)
+        change = await self._change(who, room, target, content)
+        if change.membership == membership and await self._writer.catch_up():
+            change = await self._change(who, room, target, content)
+        try:
+            return await self._make(change, exactly=exactly)
+        except Forbidden:
+            has_heard, before = await self._writer.catch_up(), change.current
+            change = await self._change(who, room, target, content)
+            if not has_heard and change.current == before:
+                raise
+            return await self._make(change, exactly=exactly)
+
+    async def _change(self, who: Requester, room: Room, target: UserID, content: JsonObject) -> "_Change":
         key: StateKey = ("m.room.member", target)
-        current = (await self._writer.state_for(room, [key])).get(key)
-        change = _Change(who, room, target, content, current)
-        match membership:
+        return _Change(who, room, target, content, (await self._writer.state_for(room, [key])).get(key))
+
+    async def _make(self, change: "_Change", *, exactly: bool) -> EventID:
+        who, target, current = change.who, change.target, change.current
+        match change.content.get("membership"):
             case "join":
                 if change.membership == "join" and current is not None and target == who.user_id:
                     return await self._change_own(change, current) if exactly else current.event_id

@@ -167,6 +167,26 @@ class MessageService:
         who.check_not_suspended()
         room = await self._writer.get_room(message.room_id)
         key: StateKey = (message.type, state_key)
+        if await self._find_same(who, room, message, key) is not None:
+            await self._writer.catch_up()
+            same = await self._find_same(who, room, message, key)
+            if same is not None:
+                return same
+        if key == ("m.room.canonical_alias", ""):
+            current = (await self._writer.state_for(room, [key])).get(key)
+            await self._check_aliases(room, content_of(current), message.content)
+        draft = Draft(
+            room_id=room.room_id,
+            type=message.type,
+            sender=who.user_id,
+            content=message.content,
+            state_key=state_key,
+            origin_server_ts=message.origin_server_ts,
+        )
+        return (await self._writer.append([draft])).events[0].event_id
+
+    async def _find_same(self, who: Requester, room: Room, message: Message, key: StateKey) -> EventID | None:
+        """The room's current state event under this key, if the user set it to this content."""
         own: StateKey = ("m.room.member", who.user_id)
         state = await self._writer.state_for(room, [key, own])
         current = state.get(key)
@@ -178,17 +198,7 @@ class MessageService:
             and not await self._sent.is_redacted(room, current.event_id)
         ):
             return current.event_id
-        if key == ("m.room.canonical_alias", ""):
-            await self._check_aliases(room, content_of(current), message.content)
-        draft = Draft(
-            room_id=room.room_id,
-            type=message.type,
-            sender=who.user_id,
-            content=message.content,
-            state_key=state_key,
-            origin_server_ts=message.origin_server_ts,
-        )
-        return (await self._writer.append([draft])).events[0].event_id
+        return None
 
     async def _check_aliases(self, room: Room, old: JsonObject, new: JsonObject) -> None:
         """Aliases that come new into `m.room.canonical_alias` must be aliases, of this room."""

@@ -95,6 +95,9 @@ class Follower:
         self.batches.append(batch)
         await self.tail.on_commit(batch)
 
+    async def catch_up(self) -> bool:
+        return await self.tail.catch_up()
+
     def _view(self, position: int, change: Change) -> None:
         assert isinstance(change, Note)
         self.seen.append((position, change.text))

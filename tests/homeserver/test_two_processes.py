@@ -1,0 +1,70 @@
+"""Two processes serve one database: who changed something through one of them is answered rightly by the other."""
+
+import asyncio
+import dataclasses
+from collections.abc import Awaitable
+from typing import Any
+
+import pytest
+
+from tests.clients import Client, Server, quote
+from tests.rooms import create_room, join, send
+from tests.servers import running
+
+
+async def unheard(other: Server, change: Awaitable[Any], request: Awaitable[Any]) -> Any:
+    """The answer to a request of which this process begins before it has heard of the change."""
+    async with other.application.tail.reading:
+        await change
+        asked = asyncio.ensure_future(request)
+        await asyncio.sleep(0.2)
+    return await asked
+
+
+async def known_to_both(client: Client, at_other: Client, room_id: str) -> None:
+    """Have either process keep what it knows of the room and its member in memory."""
+    for each in (client, at_other):
+        await send(each, room_id, "x")
+
+
+@pytest.mark.parametrize("first", ["leave", "join"])
+async def test_a_membership_that_was_changed_back_a_moment_ago_is_changed_again(conninfo: str, first: str) -> None:
+    async with running(conninfo) as one, running(conninfo) as other:
+        alice, bob = await one.register("alice"), await one.register("bob")
+        room_id = await create_room(alice, preset="public_chat")
+        await join(bob, room_id)
+        elsewhere = dataclasses.replace(bob, base_url=other.anonymous.base_url)
+        await known_to_both(bob, elsewhere, room_id)
+        if first == "join":
+            await bob.ok("POST", f"/v3/rooms/{quote(room_id)}/leave", {})
+            await elsewhere.ok("POST", f"/v3/rooms/{quote(room_id)}/leave", {})
+        second = "join" if first == "leave" else "leave"
+        path = f"/v3/rooms/{quote(room_id)}/"
+        await unheard(other, bob.ok("POST", path + first, {}), elsewhere.ok("POST", path + second, {}))
+
+        events = (await alice.ok("GET", f"/v3/rooms/{quote(room_id)}/members"))["chunk"]
+        assert {each["state_key"]: each["content"]["membership"] for each in events}[bob.user_id] == second
+
+
+async def test_state_that_was_set_back_a_moment_ago_is_set_again(conninfo: str) -> None:
+    async with running(conninfo) as one, running(conninfo) as other:
+        alice = await one.register("alice")
+        room_id = await create_room(alice)
+        elsewhere = dataclasses.replace(alice, base_url=other.anonymous.base_url)
+        path = f"/v3/rooms/{quote(room_id)}/state/m.room.topic/"
+        await alice.ok("PUT", path, {"topic": "a"})
+        await elsewhere.ok("PUT", path, {"topic": "a"})
+        await unheard(other, alice.ok("PUT", path, {"topic": "b"}), elsewhere.ok("PUT", path, {"topic": "a"}))
+
+        assert (await alice.ok("GET", path))["topic"] == "a"
+
+
+async def test_who_has_just_joined_may_speak_at_once_everywhere(conninfo: str) -> None:
+    async with running(conninfo) as one, running(conninfo) as other:
+        alice, bob = await one.register("alice"), await one.register("bob")
+        room_id = await create_room(alice, preset="public_chat")
+        elsewhere = dataclasses.replace(bob, base_url=other.anonymous.base_url)
+        path = f"/v3/rooms/{quote(room_id)}/send/m.room.message/1"
+        refused = await elsewhere.put(path, {"body": "too early"})
+        assert refused.status == 403
+        await unheard(other, join(bob, room_id), elsewhere.ok("PUT", path, {"body": "hello"}))
