@@ -143,6 +143,7 @@ def _settings_among_others(settings: dict[str, Any], peering: Peering) -> dict[s
         "federation_ip_range_blacklist": [],
         "ip_range_blacklist": [],
         "allow_public_rooms_over_federation": True,
+        "room_list_publication_rules": [{"action": "allow"}],
         # A server that was away is back soon here.
         "federation": {
             "destination_min_retry_interval": "1s",

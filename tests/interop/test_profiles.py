@@ -1,0 +1,15 @@
+"""What people of the other server are called."""
+
+from tests.clients import quote
+from tests.interop.people import Person
+
+
+async def test_a_profile_is_looked_up(host: Person, guest: Person) -> None:
+    await host.ok("PUT", f"/profile/{quote(host.user_id)}/displayname", {"displayname": "Hosťka"})
+
+    profile = await guest.ok("GET", f"/profile/{quote(host.user_id)}")
+    name = await guest.ok("GET", f"/profile/{quote(host.user_id)}/displayname")
+    status, body = await guest.client.get(f"/v3/profile/{quote('@nobody:' + host.server_name)}")
+
+    assert profile["displayname"] == name["displayname"] == "Hosťka"
+    assert (status, body["errcode"]) == (404, "M_NOT_FOUND")
