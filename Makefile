@@ -11,13 +11,14 @@ INSTALL := $(PIP) install --require-hashes --only-binary :all:
 PROTOCOL := federation/protocol/*
 
 .DEFAULT_GOAL := help
-.PHONY: help run test quick kill-test check fix fuzz bench lock initial-migration clean
+.PHONY: help run test quick kill-test partition-test check fix fuzz bench lock initial-migration clean
 
 help:
 	@echo 'make run     set up what is missing and run a server on port 8008 (settings: config.yaml)'
 	@echo 'make test    all checks and all tests'
 	@echo 'make quick   the same without whole stories and interoperability'
 	@echo 'make kill-test  kill the server and its PostgreSQL under load, ROUNDS times (30)'
+	@echo 'make partition-test  cut and restore the links between three servers, ROUNDS times (30)'
 	@echo 'make fix     repair formatting and what else can be repaired'
 	@echo 'make bench   measure, beside Synapse (ARGS=--quick; benchmarks/README.md)'
 	@echo 'make fuzz    send random requests to every endpoint (REQUESTS=1000 to each, SEED=1)'
@@ -67,6 +68,10 @@ quick: check
 
 kill-test: $(VENV)/.installed-dev
 	HEARTH_KILL_ROUNDS=$(ROUNDS) $(BIN)/python -m pytest tests/scenarios/test_kills.py
+
+partition-test: $(VENV)/.installed-dev
+	@$(BIN)/python -m benchmarks.synapse
+	HEARTH_PARTITION_ROUNDS=$(ROUNDS) $(BIN)/python -m pytest tests/interop/test_cut_links.py
 
 fix: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .

@@ -101,7 +101,7 @@ def _settings_among_others(listeners: list[dict[str, Any]], peering: Peering) ->
         listener["apis"] = ["client", "admin"]
     to_servers = {
         "address": peering.address,
-        "port": peering.port,
+        "port": peering.own_port,
         "tls_certificate": str(peering.certificate),
         "tls_key": str(peering.key),
         "apis": ["federation"],

@@ -16,12 +16,14 @@ class Peering:
     key: Path
     authority: Path
     """The certificate of the authority that signed everybody's."""
+    own_port: int
+    """Where it listens: `port`, unless something stands in between."""
 
     @classmethod
-    def of(cls, authority: Authority, port: int, host: str = "localhost") -> "Peering":
+    def of(cls, authority: Authority, port: int, host: str = "localhost", own_port: int | None = None) -> "Peering":
         """With a certificate for the host, which is this machine or one of its own addresses."""
         certificate, key = authority.issue(host)
-        return cls(host, port, certificate, key, authority.certificate)
+        return cls(host, port, certificate, key, authority.certificate, port if own_port is None else own_port)
 
     @property
     def server_name(self) -> str:

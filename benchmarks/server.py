@@ -123,6 +123,14 @@ class Server(ABC):
             process.kill()
             await asyncio.to_thread(process.wait)
 
+    def kill(self) -> None:
+        """SIGKILL; `start` makes it live again."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.wait()
+            self.http.close()
+
     async def restart(self) -> Start:
         """With the same data, but nothing in memory."""
         await self.stop()

@@ -129,7 +129,7 @@ def _settings_among_others(settings: dict[str, Any], peering: Peering) -> dict[s
     for listener in settings["listeners"]:
         listener["resources"] = [{"names": ["client"]}]
     to_servers = {
-        "port": peering.port,
+        "port": peering.own_port,
         "bind_addresses": [peering.address],
         "type": "http",
         "tls": True,

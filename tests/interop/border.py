@@ -18,6 +18,7 @@ from benchmarks.server import Server
 from benchmarks.synapse import Synapse
 from tests.clients import Client
 from tests.federation.authority import Authority
+from tests.interop.links import Links
 from tests.interop.people import PATIENCE_SECONDS, Person
 from tests.scenarios.hearth_process import free_port
 
@@ -36,11 +37,12 @@ class Border:
         self._authority = Authority(directory)
         self._session = session
         self._servers: dict[str, Server] = {}
+        self.links = Links()
 
     async def hearth(self, name: str = "hearth", host: str = "127.0.0.1") -> Server:
         """A Hearth that runs; any name and host but its own is one more of them."""
         if name not in self._servers:
-            peering = Peering.of(self._authority, free_port(), host)
+            peering = self._peering(host)
             if _SYNAPSES_ONLY:
                 await self._add(Synapse(self._databases, synapse.install(), name=name, peering=peering))
             else:
@@ -50,15 +52,19 @@ class Border:
     async def synapse(self) -> Server:
         """The Synapse, which runs."""
         if "synapse" not in self._servers:
-            peering = Peering.of(self._authority, free_port())
+            peering = self._peering()
             await self._add(Synapse(self._databases, synapse.install(), peering=peering))
         return self._servers["synapse"]
+
+    def _peering(self, host: str = "localhost") -> Peering:
+        return Peering.of(self._authority, free_port(), host, free_port())
 
     async def _add(self, server: Server) -> None:
         server.database = f"interop_{server.name}"
         self._databases.create_database(server.database, "template0")
         self._servers[server.name] = server
         await server.start()
+        await self.links.add(server)
 
     async def person(self, server: Server, name: str) -> Person:
         """A new user; their name gets a number."""
@@ -93,6 +99,7 @@ class Border:
 
     async def close(self) -> None:
         """Stop them and remove their databases."""
+        await self.links.close()
         for server in self._servers.values():
             await server.stop()
             self._databases.drop_database(server.database)
