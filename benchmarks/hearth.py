@@ -114,5 +114,6 @@ def _settings_among_others(listeners: list[dict[str, Any]], peering: Peering) ->
             "notary_servers": [],
             "send_presence": True,
             "show_device_names": True,
+            "publish_rooms": True,
         },
     }

@@ -315,7 +315,9 @@ class Application:
             handshaking=self.handshaking,
             may_be_invited=self.memberships.check_may_be_invited,
             answers=QueryAnswers(
-                alias=self.room_directory.resolve, profile=self.profiles.get_local, public_rooms=directory.search
+                alias=self.room_directory.resolve,
+                profile=self.profiles.get_local,
+                public_rooms=directory.search if config.federation.publish_rooms else None,
             ),
         )
         served: dict[API, list[Route]] = {

@@ -209,6 +209,8 @@ class Federation:
     """Whether other servers are told who is online."""
     show_device_names: bool = False
     """Whether other servers are told what users call their devices."""
+    publish_rooms: bool = False
+    """Whether other servers are told which rooms are in the directory."""
 
     def complaints(self) -> Iterator[tuple[str, str]]:
         """Names that are none."""

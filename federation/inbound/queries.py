@@ -5,10 +5,13 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from federation.inbound.authentication import FederationCall
-from federation.protocol.errors import InvalidInput, NotFound
+from federation.protocol.errors import Forbidden, InvalidInput, NotFound
 from federation.protocol.identifiers import check_room_alias, check_user_id, server_name_of, server_of_alias
 from federation.protocol.types import JsonObject, RoomAlias, RoomID, ServerName, UserID
 from federation.web import Answer
+
+MAX_ROOMS = 500
+"""Of a page."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,8 +22,8 @@ class QueryAnswers:
     """An alias of ours; raises NotFound."""
     profile: Callable[[UserID], Awaitable[JsonObject]]
     """All fields of a user of ours; raises NotFound."""
-    public_rooms: Callable[[JsonObject], Awaitable[JsonObject]]
-    """The page that a body of POST /publicRooms asks for."""
+    public_rooms: Callable[[JsonObject], Awaitable[JsonObject]] | None
+    """The page that a body of POST /publicRooms asks for; None where other servers are not told."""
 
 
 class QueriesAPI:
@@ -56,15 +59,19 @@ class QueriesAPI:
             value = call.query_text(name)
             if value is not None:
                 body[name] = value
-        if call.query_text("limit") is not None:
-            body["limit"] = call.query_int("limit", 0, minimum=0)
-        if call.query_text("include_all_networks") == "true":
-            body["include_all_networks"] = True
-        return await self._answers.public_rooms(body)
+        body["limit"] = call.query_int("limit", 0, minimum=0)
+        body["include_all_networks"] = call.query_bool("include_all_networks")
+        return await self._page(body)
 
     async def search_rooms(self, call: FederationCall) -> Answer:
         """POST /publicRooms."""
-        return await self._answers.public_rooms(call.json)
+        return await self._page(call.json)
+
+    async def _page(self, body: JsonObject) -> JsonObject:
+        """No limit, or one of 0, is as many rooms as a page may hold."""
+        if self._answers.public_rooms is None:
+            raise Forbidden("This server's rooms are published to its own users")
+        return await self._answers.public_rooms({**body, "limit": body.get("limit") or MAX_ROOMS})
 
 
 def _required(call: FederationCall, name: str) -> str:

@@ -1,6 +1,7 @@
 """Aliases and published rooms (Client-Server API v1.19, "Room aliases", "Published room directory")."""
 
 from collections.abc import Awaitable, Callable, Collection
+from dataclasses import replace
 
 from federation.protocol.errors import Forbidden, InvalidInput
 from federation.protocol.identifiers import check_server_name
@@ -8,7 +9,7 @@ from federation.protocol.types import JsonObject, ServerName
 from federation.web import Answer, Call
 from homeserver.client_api import fields
 from homeserver.client_api.routing import optional_requester, requester
-from homeserver.services.published_rooms import DEFAULT_LIMIT, PublishedRooms, Query
+from homeserver.services.published_rooms import DEFAULT_LIMIT, MAX_LIMIT, PublishedRooms, Query
 from homeserver.services.room_directory import RoomDirectory
 
 AskOther = Callable[[ServerName, JsonObject], Awaitable[JsonObject]]
@@ -16,6 +17,8 @@ AskOther = Callable[[ServerName, JsonObject], Awaitable[JsonObject]]
 
 MAX_SEARCH_TERM = 1000
 MAX_ROOM_TYPES = 100
+MAX_TOKEN = 2048
+"""Of characters, in what names another server's page or network."""
 
 
 class RoomDirectoryAPI:
@@ -75,37 +78,65 @@ class RoomDirectoryAPI:
         """GET /publicRooms."""
         limit, since = call.query_int("limit", DEFAULT_LIMIT, minimum=1), call.query_text("since")
         server = self._other_server(call)
+        query = Query(limit=limit, since=since)
         if server is None:
-            return await self._published.page(Query(limit=limit, since=since))
+            return await self._published.page(query)
         if optional_requester(call) is None:
             raise Forbidden("Log in to see rooms of other servers")
-        return await self._ask_other(server, {"limit": limit} if since is None else {"limit": limit, "since": since})
+        return await self._ask_other(server, _as_json(query))
 
     async def search_public_rooms(self, call: Call) -> Answer:
         """POST /publicRooms."""
         body = await call.body(optional=True)
         server = self._other_server(call)
-        return await self.search(body) if server is None else await self._ask_other(server, body)
+        return await self.search(body) if server is None else await self._ask_other(server, _as_json(_query(body)))
 
     async def search(self, body: JsonObject) -> JsonObject:
         """The page of our own directory that a body asks for; for other servers, too."""
-        limit = fields.find_int(body, "limit")
-        if limit is not None and limit < 1:
-            raise InvalidInput("limit must be at least 1")
-        filtered = fields.get_object(body, "filter")
-        return await self._published.page(
-            Query(
-                limit=DEFAULT_LIMIT if limit is None else limit,
-                since=fields.find_text(body, "since"),
-                search_term=_search_term(filtered),
-                room_types=_room_types(filtered),
-                networks=_networks(body),
-            )
-        )
+        query = _query(body)
+        if query.search_term is not None:
+            query = replace(query, search_term=query.search_term.casefold())
+        return await self._published.page(query)
 
     def _other_server(self, call: Call) -> ServerName | None:
         server = call.query_text("server")
         return None if not server or server == self._server_name else check_server_name(server)
+
+
+def _query(body: JsonObject) -> Query:
+    """What a body asks for, the search term as it came."""
+    limit = fields.find_int(body, "limit")
+    if limit is not None and limit < 1:
+        raise InvalidInput("limit must be at least 1")
+    filtered = fields.get_object(body, "filter")
+    return Query(
+        limit=DEFAULT_LIMIT if limit is None else limit,
+        since=fields.find_text(body, "since"),
+        search_term=_search_term(filtered),
+        room_types=_room_types(filtered),
+        networks=_networks(body),
+    )
+
+
+def _as_json(query: Query) -> JsonObject:
+    """The query as another server is asked: of what the client sent, what the specification names."""
+    body: JsonObject = {"limit": min(query.limit, MAX_LIMIT)}
+    if query.since is not None:
+        if len(query.since) > MAX_TOKEN:
+            raise InvalidInput("since is too long")
+        body["since"] = query.since
+    filtered: JsonObject = {}
+    if query.search_term is not None:
+        filtered["generic_search_term"] = query.search_term
+    if query.room_types is not None:
+        filtered["room_types"] = sorted(query.room_types, key=str)
+    if filtered:
+        body["filter"] = filtered
+    if query.networks is None:
+        body["include_all_networks"] = True
+    elif network := next(iter(query.networks)):
+        body["third_party_instance_id"] = network
+    return body
 
 
 def _room_types(filtered: JsonObject) -> Collection[str | None] | None:
@@ -123,11 +154,13 @@ def _search_term(filtered: JsonObject) -> str | None:
     term = fields.find_text(filtered, "generic_search_term")
     if term is not None and len(term) > MAX_SEARCH_TERM:
         raise InvalidInput(f"The search term is longer than {MAX_SEARCH_TERM} characters")
-    return None if term is None else term.casefold()
+    return term
 
 
 def _networks(body: JsonObject) -> Collection[str] | None:
     instance = fields.find_text(body, "third_party_instance_id")
+    if instance is not None and len(instance) > MAX_TOKEN:
+        raise InvalidInput("third_party_instance_id is too long")
     if fields.get_bool(body, "include_all_networks"):
         if instance:
             raise InvalidInput("include_all_networks and third_party_instance_id exclude each other")

@@ -12,13 +12,17 @@ from federation.rooms.append import RoomWriter
 from federation.rooms.reader import RoomReader
 from homeserver.services.application_services import ApplicationServices
 from homeserver.services.requester import Requester
-from storage import room_directory
+from storage import memberships, room_directory, rooms
 from storage.database import Database
 from storage.rooms import Room
 
 CANONICAL_ALIAS: StateKey = ("m.room.canonical_alias", "")
 MAX_ALIASES = 1000
 """Of one room."""
+MAX_SERVERS = 20
+"""Of those in a room, so many are told with its alias."""
+MAX_MEMBERS = 1000
+"""Of so many members of a room, the servers are looked at."""
 
 ResolveRemote = Callable[[RoomAlias], Awaitable[tuple[RoomID, list[ServerName]]]]
 """Asks an alias's server; raises NotFound."""
@@ -55,14 +59,21 @@ class RoomDirectory:
         return None if found is None else found.room_id
 
     async def resolve(self, alias: str) -> tuple[RoomID, list[ServerName]]:
-        """The room that an alias stands for, and servers that are in it; raises M_INVALID_PARAM or M_NOT_FOUND."""
+        """The room that an alias stands for, and servers that are in it; raises M_INVALID_PARAM or M_NOT_FOUND.
+
+        An alias of ours comes with this server first if it is in the room, and with others by how many users they have.
+        """
         checked = check_room_alias(alias)
         if server_of_alias(checked) != self._server_name:
             return await self._resolve_remote(checked)
-        room_id = await self.find(checked)
-        if room_id is None:
-            raise NotFound(f"Room alias {alias} not found")
-        return room_id, [self._server_name]
+        async with self._database.read() as tx:
+            found = await room_directory.find_alias(tx, checked)
+            if found is None:
+                raise NotFound(f"Room alias {alias} not found")
+            room = await rooms.find(tx, found.room_id)
+            servers = [] if room is None else await memberships.some_servers_of(tx, room.number, members=MAX_MEMBERS)
+        servers.sort(key=lambda server: server != self._server_name)
+        return found.room_id, servers[:MAX_SERVERS] or [self._server_name]
 
     async def create(self, who: Requester, alias: str, room_id: str) -> None:
         """Give a room that the user is in an alias; 409 where it stands for a room already."""

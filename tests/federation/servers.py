@@ -103,6 +103,7 @@ async def federating_on(
             allowed_ranges=(ip_network("127.0.0.0/8"),),
             certificate_authorities=(ExistingFile(authority.certificate),),
             notary_servers=(),
+            publish_rooms=True,
         ),
         **changes,
     }

@@ -5,14 +5,15 @@ from typing import Any
 
 import pytest
 
-from federation.outbound.queries import Queries
-from federation.protocol.errors import NotFound, PeerRefused, PeerUnreachable
+from federation.outbound.queries import MAX_PROFILES, MAX_REMEMBERED, PROFILE_SECONDS, Queries
+from federation.protocol.errors import Forbidden, NotFound, PeerRefused, PeerUnreachable
 from federation.protocol.types import JsonObject, RoomAlias, ServerName, UserID
 from tests.clients import quote, unique
 from tests.federation.servers import Pair
 
 THERE = ServerName("there.example")
 ALIAS = RoomAlias(f"#hall:{THERE}")
+BOB = UserID(f"@bob:{THERE}")
 
 
 async def test_users_join_by_an_alias_of_another_server(pair: Pair) -> None:
@@ -64,11 +65,13 @@ class Peer:
 
     def __init__(self, answer: JsonObject | PeerRefused) -> None:
         self.answer = answer
+        self.asked = 0
 
     async def get(
         self, _server: ServerName, _path: str, _query: Iterable[tuple[str, str]], **_options: Any
     ) -> JsonObject:
         """The answer."""
+        self.asked += 1
         if isinstance(self.answer, PeerRefused):
             raise self.answer
         return self.answer
@@ -104,14 +107,58 @@ async def test_servers_that_are_none_are_left_out_and_the_aliass_own_is_asked_fi
 async def test_what_another_server_does_not_know_is_not_found() -> None:
     with pytest.raises(NotFound):
         await asking(PeerRefused(THERE, 404, "M_NOT_FOUND", "?")).alias(ALIAS)
+    with pytest.raises(Forbidden):
+        await asking(PeerRefused(THERE, 403, "M_FORBIDDEN", "no")).profile(BOB, None)
     with pytest.raises(PeerRefused):
-        await asking(PeerRefused(THERE, 403, "M_FORBIDDEN", "no")).profile(UserID(f"@bob:{THERE}"), None)
+        await asking(PeerRefused(THERE, 500, "M_UNKNOWN", "?")).profile(BOB, None)
 
 
 async def test_names_that_are_no_text_are_left_out_of_profiles() -> None:
     answer = {"displayname": {"a": 1}, "avatar_url": 7, "m.tz": "Europe/Berlin"}
 
-    assert await asking(answer).profile(UserID(f"@bob:{THERE}"), None) == {"m.tz": "Europe/Berlin"}
+    assert await asking(answer).profile(BOB, None) == {"m.tz": "Europe/Berlin"}
+
+
+async def test_a_field_is_just_that_field() -> None:
+    answer = {"displayname": "Bob", "m.tz": "Europe/Berlin", "org.example.cat": {"name": "Tom"}}
+
+    assert await asking(answer).profile(BOB, "org.example.cat") == {"org.example.cat": {"name": "Tom"}}
+    assert await asking(answer).profile(BOB, "org.example.dog") == {}
+
+
+async def test_a_profile_is_asked_for_once_a_minute() -> None:
+    now = 1000.0
+    peer = Peer({"displayname": "Bob"})
+    queries = Queries(peer, lambda: now)  # type: ignore[arg-type]  # it has what they use
+
+    assert [await queries.profile(BOB, None) for _ in range(3)] == [{"displayname": "Bob"}] * 3
+    assert await queries.profile(BOB, "displayname") == {"displayname": "Bob"}
+    assert peer.asked == 1
+    peer.answer = {"displayname": "Robert"}
+    now += PROFILE_SECONDS + 1
+    assert await queries.profile(BOB, None) == {"displayname": "Robert"}
+    peer.answer = PeerRefused(THERE, 404, "M_NOT_FOUND", "?")
+    now += PROFILE_SECONDS + 1
+    for _ in range(2):
+        with pytest.raises(NotFound):
+            await queries.profile(BOB, None)
+    assert peer.asked == 3
+
+
+async def test_profiles_are_not_remembered_without_end() -> None:
+    peer = Peer({"displayname": "Bob", "org.example.big": "x" * MAX_REMEMBERED})
+    queries = Queries(peer)  # type: ignore[arg-type]  # it has what they use
+    await queries.profile(BOB, None)
+    await queries.profile(BOB, None)
+    assert peer.asked == 2  # too large to be remembered
+    peer.answer = {"displayname": "Bob"}
+    await queries.profile(BOB, None)
+    for number in range(MAX_PROFILES):
+        await queries.profile(UserID(f"@user{number}:{THERE}"), None)
+
+    await queries.profile(BOB, None)
+
+    assert peer.asked == 4 + MAX_PROFILES
 
 
 async def test_rooms_that_are_none_are_left_out_of_lists() -> None:
