@@ -67,7 +67,7 @@ quick: check
 	$(BIN)/python -m pytest -n $(WORKERS) --ignore=tests/scenarios -m 'not interoperability'
 
 kill-test: $(VENV)/.installed-dev
-	HEARTH_KILL_ROUNDS=$(ROUNDS) $(BIN)/python -m pytest tests/scenarios/test_kills.py
+	HEARTH_KILL_ROUNDS=$(ROUNDS) $(BIN)/python -m pytest tests/scenarios/test_kills.py tests/scenarios/test_federation_kills.py
 
 partition-test: $(VENV)/.installed-dev
 	@$(BIN)/python -m benchmarks.synapse

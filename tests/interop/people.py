@@ -29,15 +29,12 @@ class SeenRoom:
     ephemeral: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     """The contents of each type, oldest first."""
     unread: dict[str, int] = field(default_factory=dict)
-    gaps: int = 0
-    """How often a timeline did not go on where the one before ended."""
     is_left: bool = False
 
     def take(self, section: Any) -> None:
         """Add what one sync says."""
         for event in section.get("state", {}).get("events", []):
             self.state[event["type"], event["state_key"]] = event
-        self.gaps += section.get("timeline", {}).get("limited", False)
         for event in section.get("timeline", {}).get("events", []):
             self.timeline.append(event)
             if "state_key" in event:

@@ -8,8 +8,6 @@ import asyncio
 import itertools
 import os
 import random
-import subprocess
-import sys
 from collections.abc import Sequence
 
 import pytest
@@ -17,7 +15,7 @@ import pytest
 from benchmarks.hearth import Hearth
 from benchmarks.server import Server
 from tests.clients import quote
-from tests.interop.border import Border
+from tests.interop.border import Border, retry_all
 from tests.interop.people import Person
 from tests.interop.test_membership import a_shared_room
 
@@ -109,13 +107,6 @@ class Story:
             other = {key: value for key, value in state.items() if pictures[0][1].get(key) != value}
             lines.append(f"{person.user_id} has other state than {self.people[0].user_id}: {other}")
         return lines
-
-
-def retry_all(server: Server) -> None:
-    """As its operator does: have servers tried again that were left alone."""
-    config = server.cluster.directory / f"{server.name}.yaml"
-    command = [sys.executable, "-m", "homeserver", "federation", "retry", "--config", str(config)]
-    subprocess.run(command, check=True, capture_output=True, timeout=60)
 
 
 @pytest.mark.timeout(120 + 90 * ROUNDS)
