@@ -9,6 +9,7 @@ import time
 from collections.abc import Coroutine, Sequence
 from typing import Any
 
+from federation.inbound.devices import DeviceAnswers
 from federation.inbound.edus import EDUReceivers
 from federation.inbound.queries import QueryAnswers
 from federation.protocol.errors import Unavailable
@@ -58,7 +59,16 @@ from homeserver.client_api.server_administration import ServerAdministrationAPI,
 from homeserver.client_api.syncing import SyncAPI
 from homeserver.client_api.user_administration import UserAdministrationAPI
 from homeserver.config import API, Config
-from homeserver.federation_parts import Fetching, Ground, Handshaking, Inbound, Outbound, Reception, build_sender
+from homeserver.federation_parts import (
+    Answers,
+    Fetching,
+    Ground,
+    Handshaking,
+    Inbound,
+    Outbound,
+    Reception,
+    build_sender,
+)
 from homeserver.listening import Listening
 from homeserver.services import device_keys
 from homeserver.services.account_data import AccountDataService
@@ -72,6 +82,7 @@ from homeserver.services.filters import FilterService
 from homeserver.services.impersonation import Impersonation
 from homeserver.services.key_backups import KeyBackupService
 from homeserver.services.key_upkeep import KeyUpkeep
+from homeserver.services.keys_for_servers import KeysForServers
 from homeserver.services.member_upkeep import MemberUpkeep
 from homeserver.services.membership import MembershipService
 from homeserver.services.messages import MessageService
@@ -81,6 +92,7 @@ from homeserver.services.profiles import MemberFields, ProfileService
 from homeserver.services.published_rooms import PublishedRooms
 from homeserver.services.push import PushRuleService
 from homeserver.services.receipts import ReceiptService
+from homeserver.services.remote_keys import RemoteKeys
 from homeserver.services.room_creation import RoomCreationService
 from homeserver.services.room_directory import RoomDirectory
 from homeserver.services.room_settings import RoomSettings
@@ -199,6 +211,7 @@ class Application:
         self.tail.add_view(self.key_counts.view)
         self.tail.add_view(send_to_device.drop_large_contents)
         self._build_user_data(server_name)
+        self._build_keys(server_name)
 
         # the client API
         authenticator = TokenAuthenticator(
@@ -260,7 +273,7 @@ class Application:
             ),
             *routes.end_to_end_encryption_routes(
                 EndToEndEncryptionAPI(
-                    device_keys.DeviceKeysService(self.database, self.log, server_name),
+                    self.device_keys,
                     CrossSigningService(self.log),
                     self.interactive_auth,
                 )
@@ -314,10 +327,17 @@ class Application:
             reception=self.reception,
             handshaking=self.handshaking,
             may_be_invited=self.memberships.check_may_be_invited,
-            answers=QueryAnswers(
-                alias=self.room_directory.resolve,
-                profile=self.profiles.get_local,
-                public_rooms=directory.search if config.federation.publish_rooms else None,
+            answers=Answers(
+                queries=QueryAnswers(
+                    alias=self.room_directory.resolve,
+                    profile=self.profiles.get_local,
+                    public_rooms=directory.search if config.federation.publish_rooms else None,
+                ),
+                devices=DeviceAnswers(
+                    devices=self.keys_for_servers.devices,
+                    query=self.keys_for_servers.query,
+                    claim=self.keys_for_servers.claim,
+                ),
             ),
         )
         served: dict[API, list[Route]] = {
@@ -410,6 +430,17 @@ class Application:
             self.typists.observers.append(self.sender.typing)
             if self.config.federation.send_presence:
                 self.presence.observers.append(self.sender.presence)
+
+    def _build_keys(self, server_name: ServerName) -> None:
+        """Keys of devices, ours and those of other servers' users."""
+        remote = RemoteKeys(self.database, self.outbound.devices)
+        self.device_keys = device_keys.DeviceKeysService(self.database, self.log, server_name, remote)
+        self.keys_for_servers = KeysForServers(
+            self.database,
+            self.device_keys,
+            server_name,
+            with_device_names=self.config.federation.show_device_names,
+        )
 
     def _build_sync(self, board: PresenceBoard) -> None:
         """What syncs are answered from; the views of users come last, when all else knows of an entry."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from federation.inbound import routes
 from federation.inbound.authentication import Authenticator, build_federation_routes
 from federation.inbound.dead_letters import DeadLetters
+from federation.inbound.devices import DeviceAnswers, DevicesAPI
 from federation.inbound.edus import EDUReceivers, EDUs
 from federation.inbound.events import EventsAPI
 from federation.inbound.invitations import InvitationAPI, ThirdPartyInviteAPI
@@ -19,6 +20,7 @@ from federation.outbound.addresses import AddressPolicy
 from federation.outbound.availability import Availability
 from federation.outbound.client import FederationClient
 from federation.outbound.delivery import Delivery
+from federation.outbound.device_requests import DeviceRequests
 from federation.outbound.egress import Egress
 from federation.outbound.key_requests import KeyRequests
 from federation.outbound.keyring import Keyring
@@ -47,7 +49,7 @@ from federation.rooms.third_party_invites import ThirdPartyInvites
 from federation.web import Route
 from homeserver import configured, release
 from homeserver.config import Config
-from homeserver.services import device_keys
+from homeserver.services import key_answers
 from homeserver.services.rate_limits import RateLimits
 from homeserver.services.remote_rooms import RemoteRooms
 from homeserver.signing_keys import OwnKeys
@@ -82,6 +84,7 @@ class Outbound:
             speaks_with=self.speaks_with,
         )
         self.queries = Queries(self.client)
+        self.devices = DeviceRequests(self.client)
         self.keyring = Keyring(
             database,
             KeyRequests(self.client),
@@ -192,6 +195,14 @@ class Handshaking:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answers:
+    """What is known of this server's users and rooms."""
+
+    queries: QueryAnswers
+    devices: DeviceAnswers
+
+
 class Inbound:
     """What answers other servers; built after the services that it asks."""
 
@@ -203,7 +214,7 @@ class Inbound:
         reception: Reception,
         handshaking: Handshaking,
         may_be_invited: MayBeInvited,
-        answers: QueryAnswers,
+        answers: Answers,
     ) -> None:
         database, resident = ground.database, handshaking.resident
         self.invitations = Invitations(
@@ -233,7 +244,8 @@ class Inbound:
                 *routes.membership_routes(MembershipAPI(database, resident, outbound.server_name)),
                 *routes.third_party_invite_routes(ThirdPartyInviteAPI(handshaking.third_party_invites)),
                 *routes.event_routes(events),
-                *routes.query_routes(QueriesAPI(answers, outbound.server_name)),
+                *routes.query_routes(QueriesAPI(answers.queries, outbound.server_name)),
+                *routes.device_routes(DevicesAPI(answers.devices)),
                 *routes.transaction_routes(reception.transactions),
             ],
             authenticator,
@@ -261,7 +273,7 @@ def build_sender(outbound: Outbound, config: Config, database: Database, tail: T
 
 
 async def _keys_of(tx: Tx, users: Collection[UserID]) -> JsonObject:
-    return await device_keys.answer_query(tx, {user_id: frozenset() for user_id in users}, None)
+    return await key_answers.answer_query(tx, {user_id: frozenset() for user_id in users}, None)
 
 
 def _within_budget(may_be_invited: MayBeInvited, rate_limits: RateLimits) -> MayBeInvited:

@@ -6,6 +6,7 @@ A `FederationRoute` is asked with a signature, a plain `Route` without.
 from collections.abc import Sequence
 
 from federation.inbound.authentication import FederationRoute
+from federation.inbound.devices import DevicesAPI
 from federation.inbound.events import EventsAPI
 from federation.inbound.invitations import InvitationAPI, ThirdPartyInviteAPI
 from federation.inbound.membership import MembershipAPI
@@ -64,6 +65,16 @@ def query_routes(api: QueriesAPI) -> Sequence[FederationRoute]:
         FederationRoute("GET", v1 + "/query/profile", api.get_profile),
         FederationRoute("GET", v1 + "/publicRooms", api.list_rooms),
         FederationRoute("POST", v1 + "/publicRooms", api.search_rooms),
+    ]
+
+
+def device_routes(api: DevicesAPI) -> Sequence[FederationRoute]:
+    """Devices and their keys."""
+    v1 = "/_matrix/federation/v1"
+    return [
+        FederationRoute("GET", v1 + "/user/devices/{user_id}", api.get_devices),
+        FederationRoute("POST", v1 + "/user/keys/query", api.query_keys),
+        FederationRoute("POST", v1 + "/user/keys/claim", api.claim_keys),
     ]
 
 

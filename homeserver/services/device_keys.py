@@ -1,13 +1,11 @@
 """Keys of devices: upload, query and claim ("Key management API").
 
-Keys of other servers' users are asked for over federation; as long as a server cannot be reached its name is in
-`failures`.
+Those of other servers' users are in `remote_keys.py`; a server that does not answer is named in `failures`.
 """
 
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import orjson
 
@@ -15,11 +13,12 @@ from federation.protocol.errors import InvalidInput, TooLarge
 from federation.protocol.identifiers import server_name_of
 from federation.protocol.types import DeviceID, JsonObject, ServerName, UserID
 from homeserver.services import key_checks
+from homeserver.services.key_answers import answer_query
+from homeserver.services.remote_keys import RemoteKeys
 from homeserver.services.requester import Requester
 from storage import cross_signing, device_lists, end_to_end_keys, send_to_device
-from storage.cross_signing import KeySignature, Usage
 from storage.database import Database, Tx
-from storage.end_to_end_keys import Claim, DeviceKeys, Key
+from storage.end_to_end_keys import Claim, Key
 from storage.invalidations import Invalidated, Kind
 from storage.log import Change, Entry, Log
 
@@ -60,10 +59,11 @@ def parse_upload(body: JsonObject, user_id: UserID, device_id: DeviceID) -> Uplo
 class DeviceKeysService:
     """Uploads, queries and claims of keys."""
 
-    def __init__(self, database: Database, log: Log, server_name: ServerName) -> None:
+    def __init__(self, database: Database, log: Log, server_name: ServerName, remote: RemoteKeys) -> None:
         self._database = database
         self._log = log
         self._server_name = server_name
+        self._remote = remote
 
     async def upload(self, requester: Requester, body: JsonObject) -> dict[str, int]:
         """Publish keys of the device that asks; the counts of its one-time keys afterwards."""
@@ -93,21 +93,23 @@ class DeviceKeysService:
 
     async def query(self, requester: Requester, body: JsonObject) -> JsonObject:
         """The keys of devices and users, with the signatures that the requester may see."""
-        wanted = _wanted_devices(body)
-        local = [user_id for user_id in wanted if server_name_of(user_id) == self._server_name]
+        wanted = wanted_devices(body)
+        remote = {user_id: ids for user_id, ids in wanted.items() if server_name_of(user_id) != self._server_name}
+        others = await self._remote.query(remote, requester.user_id)
+        local = {user_id: wanted[user_id] for user_id in wanted.keys() - remote.keys()}
         async with self._database.read() as tx:
-            found = await answer_query(tx, {user_id: wanted[user_id] for user_id in local}, requester.user_id)
-        return {**found, "failures": self._failures(wanted)}
+            found = await answer_query(tx, local, requester.user_id)
+        for name, keys in others.answer.items():
+            found[name] |= keys
+        return {**found, "failures": others.failures}
 
     async def claim(self, body: JsonObject) -> JsonObject:
         """One key for each device that is asked for, as far as there are any."""
-        wanted = key_checks.an_object(key_checks.required(body, "one_time_keys"), "one_time_keys")
-        claims = _wanted_claims(wanted)
+        claims = wanted_claims(body)
         local = [claim for claim in claims if server_name_of(claim.user_id) == self._server_name]
-        return {
-            "one_time_keys": await self.claim_local(local),
-            "failures": self._failures({claim.user_id for claim in claims}),
-        }
+        remote = [claim for claim in claims if server_name_of(claim.user_id) != self._server_name]
+        found = await self._remote.claim(remote)
+        return {"one_time_keys": {**await self.claim_local(local), **found.answer}, "failures": found.failures}
 
     async def changes(self, requester: Requester, after: int, upto: int) -> JsonObject:
         """Whose keys the requester must look up again after a gap in its syncs, and whose it can forget."""
@@ -137,10 +139,6 @@ class DeviceKeysService:
         found: list[tuple[Claim, Key]] = (await self._log.append(entry)).result
         return found
 
-    def _failures(self, users: Iterable[UserID]) -> JsonObject:
-        others = {server_name_of(user_id) for user_id in users} - {self._server_name}
-        return {name: {"errcode": "M_UNKNOWN", "error": "The server cannot be asked"} for name in sorted(others)}
-
 
 async def store(tx: Tx, user_id: UserID, device_id: DeviceID, device: int, keys: Upload) -> bool:
     """Store what a device publishes; whether its identity keys are other than before. Under the log's lock."""
@@ -166,45 +164,6 @@ async def devices_changed(tx: Tx, user_id: UserID, device_ids: Sequence[DeviceID
     return [await device_lists.of_user(tx, user_id, device_ids)]
 
 
-async def answer_query(tx: Tx, wanted: Mapping[UserID, Collection[str]], asker: UserID | None) -> JsonObject:
-    """What is known here of users' keys, without `failures`; `asker` is None for another server.
-
-    Every user who is asked for is named, those without devices or unknown with an empty object.
-    """
-    users = list(wanted)
-    device_keys = await end_to_end_keys.list_device_keys(tx, users)
-    keys = await cross_signing.list_keys(tx, users)
-    about: dict[tuple[UserID, str], list[KeySignature]] = {}
-    for signature in await cross_signing.list_signatures(tx, users, asker):
-        about.setdefault((signature.user_id, signature.key_name), []).append(signature)
-
-    devices: JsonObject = {user_id: {} for user_id in users}
-    for device in device_keys:
-        if not wanted[device.user_id] or device.device_id in wanted[device.user_id]:
-            signed = about.get((device.user_id, device.device_id), [])
-            devices[device.user_id][device.device_id] = _device_information(device, signed)
-    answer: JsonObject = {"device_keys": devices, "master_keys": {}, "self_signing_keys": {}, "user_signing_keys": {}}
-    for key in keys:
-        if key.usage is not Usage.USER_SIGNING or key.user_id == asker:
-            answer[f"{key.usage}_keys"][key.user_id] = _with_signatures(
-                orjson.loads(key.json), about.get((key.user_id, key.public_key), [])
-            )
-    return answer
-
-
-def _device_information(device: DeviceKeys, signed: Sequence[KeySignature]) -> JsonObject:
-    json = _with_signatures(orjson.loads(device.json), signed)
-    json["unsigned"] = {} if device.display_name is None else {"device_display_name": device.display_name}
-    return json
-
-
-def _with_signatures(json: JsonObject, signed: Sequence[KeySignature]) -> JsonObject:
-    for signature in signed:
-        by_user = json.setdefault("signatures", {}).setdefault(signature.signer, {})
-        by_user[signature.signing_key_id] = signature.signature
-    return json
-
-
 async def _put_identity(tx: Tx, user_id: UserID, device_id: DeviceID, device: int, json: bytes) -> bool:
     before = await end_to_end_keys.find_device_keys(tx, device)
     if before == json:
@@ -226,7 +185,8 @@ async def _add_one_time_keys(tx: Tx, device: int, keys: Sequence[Key]) -> None:
         raise InvalidInput(f"A device may have at most {MAX_HELD_KEYS} one-time keys")
 
 
-def _wanted_devices(body: JsonObject) -> dict[UserID, frozenset[str]]:
+def wanted_devices(body: JsonObject) -> dict[UserID, frozenset[str]]:
+    """The users and devices that a body of /keys/query names; no devices stand for all."""
     asked = key_checks.an_object(key_checks.required(body, "device_keys"), "device_keys")
     _check_timeout(body)
     if len(asked) > MAX_USERS:
@@ -240,7 +200,9 @@ def _wanted_devices(body: JsonObject) -> dict[UserID, frozenset[str]]:
     return wanted
 
 
-def _wanted_claims(wanted: Mapping[str, Any]) -> list[Claim]:
+def wanted_claims(body: JsonObject) -> list[Claim]:
+    """The devices of which a body of /keys/claim wants keys."""
+    wanted = key_checks.an_object(key_checks.required(body, "one_time_keys"), "one_time_keys")
     claims: list[Claim] = []
     for user_id in key_checks.user_ids(wanted):
         devices = key_checks.an_object(wanted[user_id], "one_time_keys of a user")

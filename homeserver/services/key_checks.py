@@ -97,6 +97,14 @@ def fallback_keys(value: object) -> list[Key]:
     return keys
 
 
+def claimed_key(name: str, value: object, algorithm: str) -> Key:
+    """A key that another server gave out for this algorithm."""
+    key = _key(name, value, "one_time_keys")
+    if key.algorithm != algorithm:
+        raise InvalidInput("A key of another algorithm than was asked for")
+    return key
+
+
 def _some_keys(value: object, name: str) -> Iterable[tuple[str, Any]]:
     keys = an_object(value, name)
     if len(keys) > MAX_KEYS:
@@ -139,6 +147,7 @@ def _encode(value: object, where: str, max_bytes: int) -> bytes:
     encoded = canonical_json.encode_checked(value)
     if len(encoded) > max_bytes:
         raise InvalidInput(f"{where}: larger than {max_bytes} bytes", "M_TOO_LARGE", 413)
+    canonical_json.check_depth(value, encoded)
     return encoded
 
 
