@@ -19,11 +19,12 @@ from tests.interop.border import Border, retry_all
 from tests.interop.people import Person
 from tests.interop.test_membership import a_shared_room
 
-ROUNDS = int(os.environ.get("HEARTH_PARTITION_ROUNDS", "2"))
+ROUNDS = int(os.environ.get("HEARTH_PARTITION_ROUNDS", "0"))
 SEED = os.environ.get("HEARTH_PARTITION_SEED", "hearth")
 CUTS = 4
 """In each round."""
-PATIENCE_SECONDS = 60.0
+PATIENCE_SECONDS = 90.0
+"""Longer than a gap is left alone that could not be filled at once."""
 
 Way = tuple[Server, Server]
 Picture = tuple[frozenset[str], dict[tuple[str, str], str]]
@@ -109,6 +110,7 @@ class Story:
         return lines
 
 
+@pytest.mark.skipif(ROUNDS == 0, reason="make partition-test runs it")
 @pytest.mark.timeout(120 + 90 * ROUNDS)
 async def test_servers_agree_whatever_links_were_cut_meanwhile(border: Border, alice: Person, bob: Person) -> None:
     carol = await border.somebody_third()
