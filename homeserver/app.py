@@ -92,6 +92,7 @@ from homeserver.services.profiles import MemberFields, ProfileService
 from homeserver.services.published_rooms import PublishedRooms
 from homeserver.services.push import PushRuleService
 from homeserver.services.receipts import ReceiptService
+from homeserver.services.remote_devices import RemoteDevices
 from homeserver.services.remote_keys import RemoteKeys
 from homeserver.services.room_creation import RoomCreationService
 from homeserver.services.room_directory import RoomDirectory
@@ -319,6 +320,8 @@ class Application:
                 presence=self.presence.receive,
                 receipt=self.receipts.receive,
                 to_device=self.to_device.receive,
+                device_list=self.remote_devices.receive_update,
+                signing_keys=self.remote_devices.receive_signing_keys,
             ),
         )
         inbound = Inbound(
@@ -433,6 +436,7 @@ class Application:
 
     def _build_keys(self, server_name: ServerName) -> None:
         """Keys of devices, ours and those of other servers' users."""
+        self.remote_devices = RemoteDevices(self.log)
         remote = RemoteKeys(self.database, self.outbound.devices)
         self.device_keys = device_keys.DeviceKeysService(self.database, self.log, server_name, remote)
         self.keys_for_servers = KeysForServers(

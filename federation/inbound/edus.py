@@ -31,8 +31,8 @@ class EDUReceivers:
     presence: Callable[[edu.UserPresence], Awaitable[None]]
     receipt: Callable[[edu.Receipt], Awaitable[None]]
     to_device: Callable[[edu.DirectToDevice], Awaitable[None]]
-    device_list: Callable[[edu.DeviceListUpdate], Awaitable[None]] | None = None
-    signing_keys: Callable[[edu.SigningKeyUpdate], Awaitable[None]] | None = None
+    device_list: Callable[[edu.DeviceListUpdate], Awaitable[None]]
+    signing_keys: Callable[[edu.SigningKeyUpdate], Awaitable[None]]
 
 
 class EDUs:
@@ -71,9 +71,9 @@ class EDUs:
                 await self._receive_presence(unit.updates)
             case edu.DirectToDevice():
                 await self._receivers.to_device(unit)
-            case edu.DeviceListUpdate() if self._receivers.device_list is not None:
+            case edu.DeviceListUpdate():
                 await self._receivers.device_list(unit)
-            case edu.SigningKeyUpdate() if self._receivers.signing_keys is not None:
+            case edu.SigningKeyUpdate():
                 await self._receivers.signing_keys(unit)
 
     async def _receive_receipts(self, origin: ServerName, receipts: Iterable[edu.Receipt]) -> None:
