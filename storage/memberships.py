@@ -252,16 +252,3 @@ async def servers_of(tx: Tx, room: int, *, version: int | None = None) -> list[S
         (room, *params),
     )
     return [ServerName(name) for (name,) in rows]
-
-
-async def some_servers_of(tx: Tx, room: int, *, members: int) -> list[ServerName]:
-    """The servers of so many of those who are joined to the room: the ones with most of them first."""
-    rows = await tx.fetch(
-        "select substring(strings.value from position(':' in strings.value) + 1) as server from ("
-        "select state_key from room_state"
-        f" where room = %s and type = {strings.MEMBER} and line = 0 and membership = {int(Membership.JOIN)}"
-        " and until_version is null limit %s"
-        ") as joined join strings on strings.id = joined.state_key group by server order by count(*) desc, server",
-        (room, members),
-    )
-    return [ServerName(name) for (name,) in rows]

@@ -13,7 +13,7 @@ from federation.rooms.reader import RoomReader
 from homeserver.services.application_services import ApplicationServices
 from homeserver.services.requester import Requester
 from storage import memberships, room_directory, rooms
-from storage.database import Database
+from storage.database import Database, Tx
 from storage.rooms import Room
 
 CANONICAL_ALIAS: StateKey = ("m.room.canonical_alias", "")
@@ -71,9 +71,14 @@ class RoomDirectory:
             if found is None:
                 raise NotFound(f"Room alias {alias} not found")
             room = await rooms.find(tx, found.room_id)
-            servers = [] if room is None else await memberships.some_servers_of(tx, room.number, members=MAX_MEMBERS)
-        servers.sort(key=lambda server: server != self._server_name)
+            servers = [] if room is None else await self._servers_in(tx, room)
         return found.room_id, servers[:MAX_SERVERS] or [self._server_name]
+
+    async def _servers_in(self, tx: Tx, room: Room) -> list[ServerName]:
+        others = await memberships.some_servers(tx, room.number, sample=MAX_MEMBERS)
+        if not await memberships.local_members(tx, room.number, self._server_name, limit=1):
+            return others
+        return [self._server_name, *(server for server in others if server != self._server_name)]
 
     async def create(self, who: Requester, alias: str, room_id: str) -> None:
         """Give a room that the user is in an alias; 409 where it stands for a room already."""
