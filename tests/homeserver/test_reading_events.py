@@ -8,6 +8,7 @@ import pytest
 from storage.database import Tx
 from tests.clients import Client, Server, quote
 from tests.homeserver.rooms import a_room, bodies, history, join, leave, page, redact, say, set_state, set_visibility
+from tests.queries import is_answering
 
 ALL = [f"m{number}" for number in range(9)]
 
@@ -436,7 +437,8 @@ async def test_a_page_costs_the_same_few_queries_whatever_its_length(
     fetch = Tx.fetch
 
     async def counted(tx: Tx, sql: str, params: Any = ()) -> Any:
-        queries.append(sql)
+        if is_answering():
+            queries.append(sql)
         return await fetch(tx, sql, params)
 
     monkeypatch.setattr(Tx, "fetch", counted)
@@ -445,7 +447,7 @@ async def test_a_page_costs_the_same_few_queries_whatever_its_length(
         queries.clear()
         answer = await page(alice, room_id, limit=limit, filter='{"lazy_load_members": true}')
         assert len(answer["chunk"]) == limit
-        return len([sql for sql in queries if "log_head" not in sql])
+        return len(queries)
 
     await cost(1)  # whom the reader ignores is remembered from then on
-    assert await cost(60) == await cost(15) <= 9
+    assert 0 < await cost(60) == await cost(15) <= 9
