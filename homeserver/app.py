@@ -17,6 +17,7 @@ from federation.protocol.types import ServerName
 from federation.rooms import client_events
 from federation.rooms.append import RoomWriter
 from federation.rooms.heads import RoomHeads
+from federation.rooms.hierarchy import Hierarchy
 from federation.rooms.pages import Pages
 from federation.rooms.reader import RoomReader
 from federation.rooms.sent import SentEvents
@@ -304,7 +305,14 @@ class Application:
             *routes.delayed_event_routes(DelayedEventsAPI(self.delayed_events)),
             *routes.directory_routes(directory),
             *RoomSummariesAPI(
-                self.database, RoomSummaryService(self.database, self.summaries, self.room_directory)
+                self.database,
+                RoomSummaryService(
+                    self.database,
+                    self.summaries,
+                    self.room_directory,
+                    self.handshaking.rooms,
+                    self.outbound.queries.room_summary,
+                ),
             ).routes(),
             *self.old_syncs.routes(),
         ]
@@ -335,6 +343,7 @@ class Application:
                     alias=self.room_directory.resolve,
                     profile=self.profiles.get_local,
                     public_rooms=directory.search if config.federation.publish_rooms else None,
+                    hierarchy=Hierarchy(self.database, self.summaries, server_name),
                 ),
                 devices=DeviceAnswers(
                     devices=self.keys_for_servers.devices,

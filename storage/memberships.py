@@ -239,6 +239,20 @@ async def joined_among(
     return {RoomID(room_id): is_joined for room_id, is_joined in rows}
 
 
+async def of_server(tx: Tx, room_ids: Collection[str], server_name: ServerName) -> dict[RoomID, Membership]:
+    """Those of these rooms that users of a server are in, invited to or knock at; whichever is the most of that."""
+    wanted = [int(Membership.JOIN), int(Membership.INVITE), int(Membership.KNOCK)]
+    rows = await tx.fetch(
+        "select rooms.room_id, min(membership) from rooms join room_state on room_state.room = rooms.room"
+        " join strings on strings.id = room_state.state_key where rooms.room_id = any(%s::text[])"
+        " and type = %s and line = 0 and until_version is null and membership = any(%s::smallint[])"
+        " and left(strings.value, 1) = '@' and substr(strings.value, strpos(strings.value, ':') + 1) = %s"
+        " group by rooms.room_id",
+        (list(room_ids), strings.MEMBER, wanted, server_name),
+    )
+    return {RoomID(room_id): Membership(membership) for room_id, membership in rows}
+
+
 async def servers_of(tx: Tx, room: int, *, version: int | None = None) -> list[ServerName]:
     """The servers with users who are joined to the room, now or at a version of the trunk."""
     when = "until_version is null"

@@ -85,6 +85,12 @@ async def get_many(tx: Tx, numbers: Collection[int]) -> dict[int, Room]:
     return found
 
 
+async def find_many(tx: Tx, room_ids: Collection[str]) -> dict[RoomID, int]:
+    """The numbers of those of these rooms that we know."""
+    rows = await tx.fetch("select room_id, room from rooms where room_id = any(%s::text[])", (list(room_ids),))
+    return {RoomID(room_id): number for room_id, number in rows}
+
+
 async def create(tx: Tx, room_id: RoomID, rules: RoomVersionRules) -> Room:
     """Note a room without any event yet; nobody sees it before its first events are appended."""
     row = await tx.fetch_one(

@@ -1,5 +1,5 @@
 """What other servers ask on behalf of their clients (Server-Server API v1.18, "Querying for information", "Published
-room directory"): aliases, profiles and published rooms of this server."""
+room directory", "Spaces"): aliases, profiles, published rooms and spaces of this server."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ from federation.inbound.authentication import FederationCall
 from federation.protocol.errors import Forbidden, InvalidInput, NotFound
 from federation.protocol.identifiers import check_room_alias, check_user_id, server_name_of, server_of_alias
 from federation.protocol.types import JsonObject, RoomAlias, RoomID, ServerName, UserID
+from federation.rooms.hierarchy import Hierarchy
 from federation.web import Answer
 
 MAX_ROOMS = 500
@@ -24,6 +25,7 @@ class QueryAnswers:
     """All fields of a user of ours; raises NotFound."""
     public_rooms: Callable[[JsonObject], Awaitable[JsonObject]] | None
     """The page that a body of POST /publicRooms asks for; None where other servers are not told."""
+    hierarchy: Hierarchy
 
 
 class QueriesAPI:
@@ -66,6 +68,11 @@ class QueriesAPI:
     async def search_rooms(self, call: FederationCall) -> Answer:
         """POST /publicRooms."""
         return await self._page(call.json)
+
+    async def get_hierarchy(self, call: FederationCall) -> Answer:
+        """GET /hierarchy/{roomId}."""
+        suggested_only = call.query_bool("suggested_only")
+        return await self._answers.hierarchy.read(call.origin, call.path["room_id"], suggested_only=suggested_only)
 
     async def _page(self, body: JsonObject) -> JsonObject:
         """No limit, or one of 0, is as many rooms as a page may hold."""

@@ -58,13 +58,14 @@ def event_routes(api: EventsAPI) -> Sequence[FederationRoute]:
 
 
 def query_routes(api: QueriesAPI) -> Sequence[FederationRoute]:
-    """Aliases, profiles and published rooms."""
+    """Aliases, profiles, published rooms and spaces."""
     v1 = "/_matrix/federation/v1"
     return [
         FederationRoute("GET", v1 + "/query/directory", api.get_alias),
         FederationRoute("GET", v1 + "/query/profile", api.get_profile),
         FederationRoute("GET", v1 + "/publicRooms", api.list_rooms),
         FederationRoute("POST", v1 + "/publicRooms", api.search_rooms),
+        FederationRoute("GET", v1 + "/hierarchy/{room_id}", api.get_hierarchy, is_large=True),
     ]
 
 

@@ -31,6 +31,10 @@ KEYS: tuple[StateKey, ...] = tuple(
         "m.room.encryption",
     )
 )
+OPEN = frozenset(("public", "knock", "knock_restricted"))
+"""Join rules by which anybody may know of a room."""
+BY_MEMBERSHIP = frozenset(("restricted", "knock_restricted"))
+"""Join rules by which the members of other rooms may."""
 REMEMBERED = 10_000
 MAX_NAME = 1000
 MAX_TOPIC = 4000
@@ -73,6 +77,15 @@ class Summary:
             "guest_can_join": self.guest_can_join,
             "join_rule": self.join_rule,
         } | {name: value for name, value in optional.items() if value is not None}
+
+    def as_whole_json(self, joined_members: int) -> JsonObject:
+        """As `as_json`, with what only single summaries and spaces tell."""
+        answer = self.as_json(joined_members) | {"room_version": self.room.rules.version}
+        if self.encryption is not None:
+            answer["encryption"] = self.encryption
+        if self.join_rule in BY_MEMBERSHIP:
+            answer["allowed_room_ids"] = list(self.allowed_room_ids)
+        return answer
 
 
 class RoomSummaries:

@@ -2,6 +2,7 @@
 
 from federation.protocol.errors import InvalidInput
 from federation.protocol.identifiers import check_user_id
+from federation.protocol.types import JsonObject
 from federation.web import Answer, Call
 from homeserver.client_api.routing import ClientRoute, Login, optional_requester, requester
 from homeserver.services.room_summaries import RoomSummaryService
@@ -51,19 +52,22 @@ class RoomSummariesAPI:
 
     async def get_summary(self, call: Call) -> Answer:
         """GET /room_summary/{roomIdOrAlias}."""
-        who = optional_requester(call)
-        return await self._summaries.get(call.path["room"], None if who is None else who.user_id)
+        return await self._get(call)
 
     async def get_unstable_summary(self, call: Call) -> Answer:
         """The same with the names that MSC3266 gave two members before it was accepted."""
-        who = optional_requester(call)
-        summary = await self._summaries.get(call.path["room"], None if who is None else who.user_id)
+        summary = await self._get(call)
         old = {
             f"im.nheko.summary.{name}": summary[member]
             for name, member in (("room_version", "room_version"), ("version", "room_version"), ("encryption",) * 2)
             if member in summary
         }
         return summary | old
+
+    async def _get(self, call: Call) -> JsonObject:
+        who = optional_requester(call)
+        via = [value for name, value in call.query if name == "via"]
+        return await self._summaries.get(call.path["room"], None if who is None else who.user_id, via)
 
     async def get_mutual_rooms(self, call: Call) -> Answer:
         """GET /mutual_rooms."""

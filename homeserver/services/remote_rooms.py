@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from federation.protocol.errors import Forbidden, InvalidInput, MatrixError, NotFound
-from federation.protocol.identifiers import is_room_id
+from federation.protocol.identifiers import is_room_id, is_server_name
 from federation.protocol.member_template import Wish
 from federation.protocol.pdu import Draft
 from federation.protocol.types import EventID, JsonObject, RoomID, ServerName, UserID
@@ -145,6 +145,14 @@ class RemoteRooms:
             room = await rooms.find(tx, room_id)
             found = [] if room is None else await memberships.servers_of(tx, room.number)
         return [name for name in found if name != self.server_name]
+
+    async def whom_to_ask(
+        self, room_id: str, user_id: UserID, via: Sequence[str]
+    ) -> tuple[Membership | None, list[ServerName]]:
+        """The user's invite or knock, and other servers that may know of a room that nobody of ours is in."""
+        found = await self._look(room_id, user_id, via)
+        servers = dict.fromkeys(name for name in found.servers if is_server_name(name) and name != self.server_name)
+        return (None if found.before is None else found.before.membership), list(servers)
 
     async def _look(self, room_id: str, user_id: UserID, via: Sequence[str]) -> _Outside:
         """Whom to ask: whom the client names, who invited the user, who was in the room when we last knew, whose room

@@ -1,0 +1,33 @@
+"""Rooms and spaces of the other server, described to who is not in them."""
+
+from typing import Any
+
+from tests.clients import quote
+from tests.interop.people import Person
+
+
+async def test_a_room_is_summed_up(host: Person, guest: Person) -> None:
+    room_id = await host.create_room(name="Hall", topic="echo")
+    closed = await host.create_room(preset="private_chat")
+
+    told = await guest.client.get(f"/v1/room_summary/{quote(room_id)}", via=host.server_name)
+    untold = await guest.client.get(f"/v1/room_summary/{quote(closed)}", via=host.server_name)
+
+    assert told.status == 200, told
+    names = ("room_id", "name", "topic", "join_rule", "num_joined_members", "world_readable")
+    assert [told.body[name] for name in names] == [room_id, "Hall", "echo", "public", 1, False]
+    assert untold.status in (403, 404)
+
+
+async def test_a_space_of_hearth_is_walked_on_synapse(alice: Person, bob: Person) -> None:
+    space = await alice.create_room(name="Space", creation_content={"type": "m.space"})
+    rooms = {name: await alice.create_room(name=name) for name in ("One", "Two")}
+    rooms["Closed"] = await alice.create_room(name="Closed", preset="private_chat")
+    for name, room_id in rooms.items():
+        path = f"/rooms/{quote(space)}/state/m.space.child/{quote(room_id)}"
+        await alice.ok("PUT", path, {"via": [alice.server_name], "order": name})
+    await bob.join(space, via=[alice])
+
+    body: Any = await bob.client.ok("GET", f"/v1/rooms/{quote(space)}/hierarchy")
+
+    assert {room.get("name") for room in body["rooms"]} == {"Space", "One", "Two"}
