@@ -154,6 +154,9 @@ def _encode(value: object, where: str, max_bytes: int) -> bytes:
 # --- what /keys/device_signing/upload takes
 
 
+_USAGES = frozenset(usage.value for usage in Usage)
+
+
 def cross_signing_key(value: object, user_id: UserID, usage: Usage) -> CrossSigningKey:
     """A cross-signing key for this usage, with the signatures of its own user only; those are not verified yet."""
     name = f"{usage}_key"
@@ -163,8 +166,8 @@ def cross_signing_key(value: object, user_id: UserID, usage: Usage) -> CrossSign
     usages = required(json, "usage")
     if not isinstance(usages, list) or not all(isinstance(each, str) for each in usages):
         raise malformed(f"{name}.usage must be a list of texts")
-    if usage not in usages:
-        raise InvalidInput(f"{name}.usage must name {usage}")
+    if usage not in usages or not _USAGES.issuperset(usages):
+        raise InvalidInput(f"{name}.usage must name {usage}, and nothing that there is not")
     keys = an_object(required(json, "keys"), f"{name}.keys")
     if len(keys) != 1:
         raise InvalidInput(f"{name}.keys must hold exactly one key")

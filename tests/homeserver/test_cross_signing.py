@@ -121,6 +121,7 @@ async def test_a_key_with_the_name_of_a_device_is_refused(alice: Client) -> None
         {"usage": "master"},
         {"usage": [1]},
         {"usage": ["self_signing"]},
+        {"usage": ["master", "true"]},
         {"keys": None},
         {"keys": {}},
         {"keys": {"ed25519:A": "A"}},
