@@ -445,8 +445,9 @@ class Application:
 
     def _build_keys(self, server_name: ServerName) -> None:
         """Keys of devices, ours and those of other servers' users."""
-        self.remote_devices = RemoteDevices(self.log)
-        remote = RemoteKeys(self.database, self.outbound.devices)
+        self.remote_devices = RemoteDevices(self.database, self.log, self.tail, self.outbound.devices)
+        self.outbound.availability.observers.append(self.remote_devices.server_is_back)
+        remote = RemoteKeys(self.database, self.outbound.devices, self.remote_devices)
         self.device_keys = device_keys.DeviceKeysService(self.database, self.log, server_name, remote)
         self.keys_for_servers = KeysForServers(
             self.database,
@@ -496,6 +497,7 @@ class Application:
             self._run("dead letters", self.reception.dead_letters.run())
             self._run("availability", self.outbound.shared_availability.run())
             self._run("sender", self.sender.run())
+            self._run("device lists of other servers", self.remote_devices.run())
         self._run("joins to rooms of other servers", self.handshaking.joins.run())
         if self.presence.enabled:
             self._run("presence", self.presence.run())

@@ -24,6 +24,7 @@ from sqlalchemy import (
     UniqueConstraint,
     false,
     text,
+    true,
 )
 from sqlalchemy.dialects.postgresql import ExcludeConstraint
 
@@ -615,6 +616,30 @@ received_to_device = Table(
     Column("received_ts", BigInteger, nullable=False),
     Index("received_to_device_received_ts_idx", "received_ts"),
     comment="To-device messages that other servers sent lately: each is delivered once, however often it comes.",
+)
+
+remote_device_lists = Table(
+    "remote_device_lists",
+    metadata,
+    Column("user_id", Text, primary_key=True),
+    Column("stream_ids", ARRAY(BigInteger), nullable=False, comment="The newest updates that it contains."),
+    Column("position", BigInteger, comment="Where the log was before it was fetched; null where it never was."),
+    Column("is_stale", Boolean, nullable=False, server_default=true()),
+    Column("version", Integer, nullable=False, server_default=text("0")),
+    Column("retry_ts", BigInteger, nullable=False, comment="If it is stale: it is not fetched before."),
+    Column("failures", Integer, nullable=False, server_default=text("0")),
+    Index("remote_device_lists_retry_ts_idx", "retry_ts", postgresql_where=text("is_stale")),
+    comment="Users of other servers whose devices our clients follow.",
+)
+
+remote_devices = Table(
+    "remote_devices",
+    metadata,
+    Column("user_id", Text, ForeignKey("remote_device_lists.user_id", ondelete="cascade"), primary_key=True),
+    Column("device_id", Text, primary_key=True),
+    Column("json", LargeBinary, nullable=False),
+    Column("display_name", Text),
+    comment="Identity keys of devices of other servers' users, checked, as canonical JSON.",
 )
 
 received_transactions = Table(

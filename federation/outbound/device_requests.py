@@ -7,7 +7,7 @@ from federation.outbound.client import FederationClient, path_of
 from federation.protocol.identifiers import server_name_of
 from federation.protocol.types import DeviceID, JsonObject, ServerName, UserID
 
-MAX_BYTES = 16 * 1024 * 1024
+MAX_BYTES = 8 * 1024 * 1024
 QUERY_SECONDS = 10.0
 """For what a client waits for."""
 LIST_SECONDS = 30.0

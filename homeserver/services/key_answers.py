@@ -16,8 +16,14 @@ async def answer_query(tx: Tx, wanted: Mapping[UserID, Collection[str]], asker: 
 
     Every user who is asked for is named, those without devices or unknown with an empty object.
     """
+    return await answer_about(tx, wanted, asker, await end_to_end_keys.list_device_keys(tx, list(wanted)))
+
+
+async def answer_about(
+    tx: Tx, wanted: Mapping[UserID, Collection[str]], asker: UserID | None, device_keys: Sequence[DeviceKeys]
+) -> JsonObject:
+    """As `answer_query`, of these devices."""
     users = list(wanted)
-    device_keys = await end_to_end_keys.list_device_keys(tx, users)
     keys = await cross_signing.list_keys(tx, users)
     about: dict[tuple[UserID, str], list[KeySignature]] = {}
     for signature in await cross_signing.list_signatures(tx, users, asker):
@@ -27,7 +33,7 @@ async def answer_query(tx: Tx, wanted: Mapping[UserID, Collection[str]], asker: 
     for device in device_keys:
         if not wanted[device.user_id] or device.device_id in wanted[device.user_id]:
             signed = about.get((device.user_id, device.device_id), [])
-            devices[device.user_id][device.device_id] = _device_information(device, signed)
+            devices[device.user_id][device.device_id] = device_information(device, signed)
     answer: JsonObject = {"device_keys": devices, "master_keys": {}, "self_signing_keys": {}, "user_signing_keys": {}}
     for key in keys:
         if key.usage is not Usage.USER_SIGNING or key.user_id == asker:
@@ -37,7 +43,8 @@ async def answer_query(tx: Tx, wanted: Mapping[UserID, Collection[str]], asker: 
     return answer
 
 
-def _device_information(device: DeviceKeys, signed: Sequence[KeySignature]) -> JsonObject:
+def device_information(device: DeviceKeys, signed: Sequence[KeySignature]) -> JsonObject:
+    """A device as a query answers it."""
     json = with_signatures(orjson.loads(device.json), signed)
     json["unsigned"] = {} if device.display_name is None else {"device_display_name": device.display_name}
     return json

@@ -465,6 +465,27 @@ CREATE TABLE relayed_events (
 
 COMMENT ON TABLE relayed_events IS 'Events of other servers that we pass on: joins, leaves and knocks that were made with our help.';
 
+CREATE TABLE remote_device_lists (
+	user_id TEXT NOT NULL,
+	stream_ids BIGINT[] NOT NULL,
+	position BIGINT,
+	is_stale BOOLEAN DEFAULT true NOT NULL,
+	version INTEGER DEFAULT 0 NOT NULL,
+	retry_ts BIGINT NOT NULL,
+	failures INTEGER DEFAULT 0 NOT NULL,
+	CONSTRAINT remote_device_lists_pkey PRIMARY KEY (user_id)
+);
+
+CREATE INDEX remote_device_lists_retry_ts_idx ON remote_device_lists (retry_ts) WHERE is_stale;
+
+COMMENT ON TABLE remote_device_lists IS 'Users of other servers whose devices our clients follow.';
+
+COMMENT ON COLUMN remote_device_lists.stream_ids IS 'The newest updates that it contains.';
+
+COMMENT ON COLUMN remote_device_lists.position IS 'Where the log was before it was fetched; null where it never was.';
+
+COMMENT ON COLUMN remote_device_lists.retry_ts IS 'If it is stale: it is not fetched before.';
+
 CREATE TABLE remote_joins (
 	room_id TEXT NOT NULL,
 	user_id TEXT NOT NULL,
@@ -704,6 +725,17 @@ CREATE TABLE key_backup_keys (
 );
 
 COMMENT ON TABLE key_backup_keys IS 'Room keys that only the user''s devices can read.';
+
+CREATE TABLE remote_devices (
+	user_id TEXT NOT NULL,
+	device_id TEXT NOT NULL,
+	json BYTEA NOT NULL,
+	display_name TEXT,
+	CONSTRAINT remote_devices_pkey PRIMARY KEY (user_id, device_id),
+	CONSTRAINT remote_devices_user_id_fkey FOREIGN KEY(user_id) REFERENCES remote_device_lists (user_id) ON DELETE cascade
+);
+
+COMMENT ON TABLE remote_devices IS 'Identity keys of devices of other servers'' users, checked, as canonical JSON.';
 
 CREATE TABLE short_lived_tokens (
 	token_hash BYTEA NOT NULL,

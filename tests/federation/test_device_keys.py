@@ -8,9 +8,9 @@ from olm.utility import ed25519_verify
 
 from federation.protocol.errors import InvalidInput
 from federation.protocol.types import DeviceID, UserID
-from homeserver.services.remote_keys import checked_answer, checked_claims
+from homeserver.services.remote_key_checks import checked_answer, checked_claims, checked_keys, checked_list
 from tests.clients import Client, quote
-from tests.devices import a_device, claim, cross_signing, query, signable
+from tests.devices import CrossSigning, a_device, claim, cross_signing, query, signable
 from tests.federation.servers import Pair
 
 
@@ -170,3 +170,49 @@ def test_malformed_claimed_keys_are_left_out(keys: object) -> None:
     answer = {"one_time_keys": {HERE: {DEVICE: keys}, OTHER: {DEVICE: {"signed_curve25519:A": {"key": "k"}}}}}
 
     assert checked_claims(answer, {HERE: {DEVICE: "signed_curve25519"}}) == {}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"user_id": OTHER},
+        {"user_id": None},
+        {"stream_id": "1"},
+        {"stream_id": True},
+        {"stream_id": 2**64},
+        {"devices": None},
+        {"devices": {}},
+    ],
+)
+def test_a_list_of_another_shape_is_none(changes: dict[str, Any]) -> None:
+    with pytest.raises(InvalidInput):
+        checked_list({"user_id": HERE, "stream_id": 1, "devices": [], **changes}, HERE)
+
+
+def test_what_is_malformed_in_a_list_is_left_out() -> None:
+    good = {"device_id": DEVICE, "keys": a_key(), "device_display_name": "telephone"}
+    nameless = {"device_id": "B", "keys": a_key(device_id="B"), "device_display_name": "\0"}
+    devices = [1, {}, {"device_id": DEVICE, "keys": a_key(OTHER)}, {"device_id": 1, "keys": a_key()}, good, nameless]
+
+    found = checked_list({"user_id": HERE, "stream_id": 7, "devices": devices, "master_key": 1}, HERE)
+
+    assert [(device.device_id, device.display_name) for device in found.devices] == [(DEVICE, "telephone"), ("B", None)]
+    assert (found.stream_id, found.keys) == (7, [])
+
+
+def test_a_user_has_no_endless_devices() -> None:
+    devices = [{"device_id": str(number), "keys": a_key(device_id=str(number))} for number in range(3000)]
+
+    assert len(checked_list({"user_id": HERE, "stream_id": 7, "devices": devices}, HERE).devices) == 2000
+
+
+def test_a_self_signing_key_that_the_master_key_did_not_sign_is_none() -> None:
+    owner = Client("", None, user_id=HERE)  # type: ignore[arg-type]  # it says nothing
+    keys, others = CrossSigning(owner), CrossSigning(owner)
+
+    both = checked_keys(HERE, keys.key("master"), keys.key("self_signing"))
+    one = checked_keys(HERE, keys.key("master"), others.key("self_signing"))
+
+    assert [key.usage for key in both] == ["master", "self_signing"]
+    assert [key.usage for key in one] == ["master"]
+    assert checked_keys(HERE, None, keys.key("self_signing")) == []
