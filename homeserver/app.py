@@ -21,6 +21,7 @@ from federation.rooms.hierarchy import Hierarchy
 from federation.rooms.pages import Pages
 from federation.rooms.reader import RoomReader
 from federation.rooms.sent import SentEvents
+from federation.rooms.spaces import SpaceReader
 from federation.rooms.summaries import RoomSummaries
 from federation.rooms.timelines import Timelines
 from federation.web import Route
@@ -57,6 +58,7 @@ from homeserver.client_api.routing import build_routes
 from homeserver.client_api.send_to_device import SendToDeviceAPI
 from homeserver.client_api.sending_events import SendingEventsAPI
 from homeserver.client_api.server_administration import ServerAdministrationAPI, SharedSecretRegistrationAPI
+from homeserver.client_api.spaces import SpacesAPI
 from homeserver.client_api.syncing import SyncAPI
 from homeserver.client_api.user_administration import UserAdministrationAPI
 from homeserver.config import API, Config
@@ -102,6 +104,7 @@ from homeserver.services.room_summaries import RoomSummaryService
 from homeserver.services.room_upgrades import RoomUpgradeService
 from homeserver.services.send_to_device import SendToDeviceService
 from homeserver.services.sessions import SessionService
+from homeserver.services.spaces import SpaceService
 from homeserver.services.sync import SyncService, SyncSources
 from homeserver.services.sync_rooms import SyncRooms
 from homeserver.services.typing import TypingService
@@ -314,6 +317,7 @@ class Application:
                     self.outbound.queries.room_summary,
                 ),
             ).routes(),
+            *SpacesAPI(self.spaces).routes(),
             *self.old_syncs.routes(),
         ]
 
@@ -397,6 +401,7 @@ class Application:
             application_services=self.application_services,
         )
         self.summaries = RoomSummaries()
+        self.spaces = SpaceService(self.database, SpaceReader(self.summaries), self.fetching.spaces, server_name)
         self.reading = RoomReading(
             self.database, self.tail, self.reader, Pages(self.reader), self.account_data, self.fetching.backfill
         )

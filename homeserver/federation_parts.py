@@ -42,6 +42,7 @@ from federation.rooms.outside import OutsideRooms
 from federation.rooms.questions import Questions
 from federation.rooms.receive import Receiver
 from federation.rooms.remote_memberships import RemoteMemberships
+from federation.rooms.remote_spaces import RemoteSpaces
 from federation.rooms.resident import Resident
 from federation.rooms.server_access import ServerAccess
 from federation.rooms.server_reader import ServerReader
@@ -111,11 +112,12 @@ class Ground:
 
 
 class Fetching:
-    """What fetches events of rooms from other servers: what newer events refer to, and history."""
+    """What fetches from other servers what there is in rooms: events that newer ones refer to, history, spaces."""
 
     def __init__(self, outbound: Outbound, *, database: Database, writer: RoomWriter) -> None:
         questions = Questions(outbound.client)
         self.access = ServerAccess()
+        self.spaces = RemoteSpaces(outbound.client, outbound.server_name)
         self.missing = MissingEventsFetcher(
             database=database,
             writer=writer,

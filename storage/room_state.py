@@ -73,6 +73,25 @@ async def current_of_type(tx: Tx, room: int, event_type: str, *, limit: int) -> 
     return [from_row(row) for row in rows]
 
 
+async def current_of_type_in_many(
+    tx: Tx, rooms: Collection[int], event_type: str, *, limit: int, max_bytes: int
+) -> dict[int, list[StoredEvent]]:
+    """The current state events of one type in several rooms: so many of each, and none that is stored in more bytes."""
+    rows = await tx.fetch(
+        f"select {COLUMNS} from unnest(%s::int[]) as given(number) cross join lateral ("
+        "  select event from room_state where room = given.number and room_state.line = 0 and until_version is null"
+        "  and type = (select id from strings where value = %s) and event is not null order by state_key limit %s"
+        " ) as found join events on events.room = given.number and events.position = found.event"
+        " where octet_length(json) <= %s",
+        (list(rooms), event_type, limit, max_bytes),
+    )
+    found: dict[int, list[StoredEvent]] = {}
+    for row in rows:
+        event = from_row(row)
+        found.setdefault(event.room, []).append(event)
+    return found
+
+
 async def current_whole(tx: Tx, room: int) -> dict[StateKey, int]:
     """The whole current state."""
     rows = await tx.fetch(

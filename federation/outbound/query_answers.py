@@ -48,14 +48,14 @@ def read_page(server: ServerName, answer: JsonObject) -> JsonObject:
     chunk = answer.get("chunk")
     if not isinstance(chunk, list):
         raise PeerUnreachable(server, "its list of rooms is malformed")
-    page: JsonObject = {"chunk": [room for each in chunk[:MAX_ROOMS] if (room := _room(each)) is not None]}
+    page: JsonObject = {"chunk": [room for each in chunk[:MAX_ROOMS] if (room := read_room(each)) is not None]}
     return page | _those(_OF_PAGES, answer)
 
 
 def read_summary(server: ServerName, answer: JsonObject, room_id: RoomID) -> JsonObject:
     """The room of a hierarchy, without its children; raises PeerUnreachable where it is another, or none."""
     given = answer.get("room")
-    room = _room(given)
+    room = read_room(given)
     if not isinstance(given, dict) or room is None or room["room_id"] != room_id:
         raise PeerUnreachable(server, "what it says of a room is malformed")
     allowed = given.get("allowed_room_ids")
@@ -64,7 +64,7 @@ def read_summary(server: ServerName, answer: JsonObject, room_id: RoomID) -> Jso
     return room | _those(_OF_SUMMARIES, given)
 
 
-def _room(given: Any) -> JsonObject | None:  # noqa: ANN401  # whatever another server says
+def read_room(given: Any) -> JsonObject | None:  # noqa: ANN401  # whatever another server says
     """A room, None for what is none."""
     if not isinstance(given, dict) or not is_room_id(given.get("room_id")):
         return None

@@ -112,7 +112,7 @@ class RoomSummaries:
             known_rooms = await rooms.get_many(tx, stale)
             for number in stale:
                 contents = {
-                    key: _content(stored[position], known_rooms[number]) for key, position in states[number].items()
+                    key: content_of(stored[position], known_rooms[number]) for key, position in states[number].items()
                 }
                 found[number] = summary = _summary(known_rooms[number], contents)
                 self._known[number] = (frozenset(states[number].values()), now + REMEMBERED_SECONDS, summary)
@@ -121,7 +121,8 @@ class RoomSummaries:
         return found
 
 
-def _content(event: StoredEvent, room: Room) -> JsonObject:
+def content_of(event: StoredEvent, room: Room) -> JsonObject:
+    """An event's content, or what redaction left of it."""
     if event.redacted_by is None:
         return event.content
     content: JsonObject = redact(event.json, room.rules)["content"]

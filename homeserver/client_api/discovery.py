@@ -12,9 +12,9 @@ from homeserver.client_api.routing import requester
 # instance, js-sdk leaves threads to the server, without it puts them together itself. What a client can use of later
 # versions is named below, one by one. r0 and v1.1 are named although some of their modules (media, pushers, search)
 # are not there yet and answer M_UNRECOGNIZED: nobody switches by them, and clients refuse a server without them.
-# Missing before the next: v1.2 space hierarchy; v1.3 relations; v1.4 list of threads; v1.7 asynchronous uploads and
+# Missing before the next: v1.3 relations; v1.4 list of threads; v1.7 asynchronous uploads and
 # pings of application services; v1.11 authenticated media.
-VERSIONS = ("r0.0.1", "r0.1.0", "r0.2.0", "r0.3.0", "r0.4.0", "r0.5.0", "r0.6.0", "r0.6.1", "v1.1")
+VERSIONS = ("r0.0.1", "r0.1.0", "r0.2.0", "r0.3.0", "r0.4.0", "r0.5.0", "r0.6.0", "r0.6.1", "v1.1", "v1.2")
 
 # Names that clients look for where no version tells them, each served whole.
 UNSTABLE_FEATURES: dict[str, bool] = {
