@@ -73,6 +73,7 @@ from homeserver.federation_parts import (
     build_sender,
 )
 from homeserver.listening import Listening
+from homeserver.media_parts import MediaParts
 from homeserver.services import device_keys
 from homeserver.services.account_data import AccountDataService
 from homeserver.services.accounts import AccountService
@@ -319,6 +320,7 @@ class Application:
             ).routes(),
             *SpacesAPI(self.spaces).routes(),
             *self.old_syncs.routes(),
+            *routes.media_routes(self.media.api),
         ]
 
         # what each listener serves
@@ -354,6 +356,7 @@ class Application:
                     query=self.keys_for_servers.query,
                     claim=self.keys_for_servers.claim,
                 ),
+                media=self.media.answers,
             ),
         )
         served: dict[API, list[Route]] = {
@@ -423,6 +426,7 @@ class Application:
     def _build_user_data(self, server_name: ServerName) -> None:
         """What users keep, and what they tell of themselves."""
         self.filters = FilterService(self.database)
+        self.media = MediaParts(self.config, self.database, self.outbound)
         self.push_rules = PushRuleService(self.database, self.log, self.event_counter.follow)
         self.tail.add_view(self.push_rules.on_change)
         self.profiles = ProfileService(
@@ -517,6 +521,7 @@ class Application:
         self.tail.close()
         await self.listening.stop()
         await self.reception.transactions.close()
+        await self.media.repository.close()
         for task in self._tasks[1:]:
             task.cancel()
         await asyncio.gather(*self._tasks[1:], return_exceptions=True)
@@ -549,6 +554,7 @@ class Application:
                 self.views.drop_unused()
                 await self.key_upkeep.run_once()
                 await self.outbound.keyring.forget_old_lists()
+                await self.media.repository.forget_unused()
                 self.views.drop_unused()
                 async with self.database.transaction() as tx:
                     await short_lived_tokens.delete_expired(tx, int(time.time() * 1000))

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from federation.inbound import routes
 from federation.inbound.authentication import Authenticator, build_federation_routes
+from federation.inbound.content_repository import FederationMediaAPI, MediaAnswers
 from federation.inbound.dead_letters import DeadLetters
 from federation.inbound.devices import DeviceAnswers, DevicesAPI
 from federation.inbound.edus import EDUReceivers, EDUs
@@ -203,6 +204,7 @@ class Answers:
 
     queries: QueryAnswers
     devices: DeviceAnswers
+    media: MediaAnswers
 
 
 class Inbound:
@@ -249,6 +251,7 @@ class Inbound:
                 *routes.query_routes(QueriesAPI(answers.queries, outbound.server_name)),
                 *routes.device_routes(DevicesAPI(answers.devices)),
                 *routes.transaction_routes(reception.transactions),
+                *routes.media_routes(FederationMediaAPI(answers.media)),
             ],
             authenticator,
         )

@@ -791,3 +791,22 @@ undeliverable = Table(
     Index("undeliverable_destination_idx", "destination"),
     comment="What was set aside because its server would never take it.",
 )
+
+# --- media ---------------------------------------------------------------------------------------------------
+
+media = Table(
+    "media",
+    metadata,
+    Column("server_name", Text, nullable=False),
+    Column("media_id", Text, nullable=False),
+    Column("created_ts", BigInteger, nullable=False),
+    Column("user_id", Text, comment="Who uploads it; null for media of other servers."),
+    Column("unused_expires_ts", BigInteger),
+    Column("sha256", LargeBinary, comment="Names the file; null before it is uploaded."),
+    Column("size", BigInteger, nullable=False),
+    Column("content_type", Text, nullable=False),
+    Column("filename", Text),
+    PrimaryKeyConstraint("server_name", "media_id"),
+    Index("media_user_id_idx", "user_id"),
+    comment="Media of this server and, as far as they were fetched, of others.",
+)

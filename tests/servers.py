@@ -1,8 +1,12 @@
 """Running servers for tests, each one `Application` on a database and a random port."""
 
+import atexit
 import dataclasses
+import shutil
+import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -13,8 +17,12 @@ from homeserver.config import Config, Listener, RateLimits, Registration, Regist
 from homeserver.signing_keys import OwnKeys
 from tests.clients import Client, Server
 
+_DATA = Path(tempfile.mkdtemp(prefix="hearth-test-"))
+atexit.register(shutil.rmtree, _DATA, ignore_errors=True)
+
 TEST_CONFIG = Config(
     server_name="hearth.test",
+    data_directory=_DATA,
     listeners=(Listener(address="127.0.0.1", port=0),),
     registration=Registration(mode=RegistrationMode.OPEN, allow_guests=True),
     rate_limits=RateLimits(enabled=False),

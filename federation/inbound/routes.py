@@ -6,6 +6,7 @@ A `FederationRoute` is asked with a signature, a plain `Route` without.
 from collections.abc import Sequence
 
 from federation.inbound.authentication import FederationRoute
+from federation.inbound.content_repository import FederationMediaAPI
 from federation.inbound.devices import DevicesAPI
 from federation.inbound.events import EventsAPI
 from federation.inbound.invitations import InvitationAPI, ThirdPartyInviteAPI
@@ -111,4 +112,13 @@ def third_party_invite_routes(api: ThirdPartyInviteAPI) -> Sequence[Route | Fede
         FederationRoute("PUT", v1 + "/exchange_third_party_invite/{room_id}", api.exchange),
         Route("PUT", v1 + "/3pid/onbind", api.bind),
         Route("POST", v1 + "/3pid/onbind", api.bind),
+    ]
+
+
+def media_routes(api: FederationMediaAPI) -> Sequence[FederationRoute]:
+    """Media of this server."""
+    v1 = "/_matrix/federation/v1/media"
+    return [
+        FederationRoute("GET", v1 + "/download/{media_id}", api.download),
+        FederationRoute("GET", v1 + "/thumbnail/{media_id}", api.thumbnail),
     ]

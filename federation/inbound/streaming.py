@@ -29,8 +29,15 @@ PATIENCE_SECONDS = 30
 
 
 async def stream_json(request: web.BaseRequest, pieces: AsyncGenerator[bytes, None]) -> web.StreamResponse:
+    """Answer 200 with these pieces of JSON as they are made."""
+    return await stream(request, pieces, "application/json")
+
+
+async def stream(
+    request: web.BaseRequest, pieces: AsyncGenerator[bytes, None], content_type: str
+) -> web.StreamResponse:
     """Answer 200 with these pieces as they are made. What fails after it was begun can only break off, not raise."""
-    response = web.StreamResponse(headers={"Content-Type": "application/json"})
+    response = web.StreamResponse(headers={"Content-Type": content_type})
     await response.prepare(request)
     try:
         async with asyncio.timeout(SECONDS), aclosing(pieces):

@@ -36,6 +36,9 @@ _ERRCODE = re.compile(r"[A-Z0-9_.a-z]{1,100}")
 _AWAY = frozenset((502, 503, 504))
 """What a proxy answers when the server behind it does not."""
 
+_ANSWERED = frozenset(("M_NOT_YET_UPLOADED", "M_TOO_LARGE"))
+"""What a server that is there answers of media with 502 and 504."""
+
 Query = Iterable[tuple[str, str]]
 
 
@@ -169,11 +172,8 @@ class FederationClient:
             stream = await self._connect(signed, options)
         except EgressError as error:
             raise self._failure(destination, error) from None
-        if stream.status in _AWAY:
-            self._availability.failed(destination, f"status {stream.status}")
-        else:
-            self._availability.alive(destination)
         if stream.status == 200:
+            self._availability.alive(destination)
             return stream
         try:
             refusal = await _refusal(destination, stream)
@@ -181,6 +181,10 @@ class FederationClient:
             raise self._failure(destination, error) from None
         finally:
             stream.close()
+        if stream.status in _AWAY and refusal.errcode not in _ANSWERED:
+            self._availability.failed(destination, f"status {stream.status}")
+        else:
+            self._availability.alive(destination)
         raise refusal
 
     async def _connect(self, signed: _Signed, options: Options) -> EgressStream:

@@ -10,10 +10,10 @@ from homeserver.client_api.routing import requester
 
 # Clients switch features on by these, so a version is named only when all is served that it brought: with v1.4, for
 # instance, js-sdk leaves threads to the server, without it puts them together itself. What a client can use of later
-# versions is named below, one by one. r0 and v1.1 are named although some of their modules (media, pushers, search)
+# versions is named below, one by one. r0 and v1.1 are named although some of their modules (pushers, search)
 # are not there yet and answer M_UNRECOGNIZED: nobody switches by them, and clients refuse a server without them.
-# Missing before the next: v1.3 relations; v1.4 list of threads; v1.7 asynchronous uploads and
-# pings of application services; v1.11 authenticated media.
+# Missing before the next: v1.3 relations; v1.4 list of threads; v1.7 pings of application services; v1.11 previews
+# of URLs.
 VERSIONS = ("r0.0.1", "r0.1.0", "r0.2.0", "r0.3.0", "r0.4.0", "r0.5.0", "r0.6.0", "r0.6.1", "v1.1", "v1.2")
 
 # Names that clients look for where no version tells them, each served whole.
@@ -25,6 +25,7 @@ UNSTABLE_FEATURES: dict[str, bool] = {
     "org.matrix.msc3771": True,  # receipts in threads
     "org.matrix.msc3773": True,  # unread counts by thread
     "org.matrix.msc3827.stable": True,  # published rooms by type
+    "org.matrix.msc3916.stable": True,  # media for who is logged in; previews of URLs are not there yet
     "org.matrix.msc4140": True,  # delayed events
     "uk.half-shot.msc2666.query_mutual_rooms": True,
     "uk.half-shot.msc2666.query_mutual_rooms.stable": True,

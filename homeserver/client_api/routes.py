@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 
-from federation.web import Route
+from federation.web import Endpoint, Route
 from homeserver.client_api.account_data import AccountDataAPI
 from homeserver.client_api.accounts import AccountsAPI
+from homeserver.client_api.content_repository import ContentRepositoryAPI
 from homeserver.client_api.dehydrated_devices import DehydratedDevicesAPI
 from homeserver.client_api.delayed_events import DelayedEventsAPI
 from homeserver.client_api.device_management import DeviceManagementAPI
@@ -473,4 +474,56 @@ def admin_api_routes(
         admin_route("GET", tokens, api.list_tokens, authenticator),
         admin_route("POST", f"{tokens}/new", api.new_token, authenticator),
         admin_route("DELETE", f"{tokens}/{{token}}", api.delete_token, authenticator),
+    ]
+
+
+def media_routes(api: ContentRepositoryAPI) -> Sequence[ClientRoute]:
+    """Media; the old paths without a login know none."""
+    one = "{server_name}/{media_id}"
+    old = "/_matrix/media"
+
+    def frozen(path: str) -> ClientRoute:
+        return ClientRoute(
+            method="GET",
+            path=f"{old}/v3/{path}",
+            endpoint=api.refuse_frozen,
+            login=NONE,
+            limit="requests",
+            unstable=(f"{old}/r0/{path}", f"{old}/v1/{path}"),
+        )
+
+    def given(path: str, endpoint: Endpoint) -> ClientRoute:
+        return ClientRoute(
+            method="GET",
+            path=f"v1/media/{path}",
+            endpoint=endpoint,
+            guests=True,
+            limit="requests",
+            waits=True,
+            unstable=(f"unstable/org.matrix.msc3916/media/{path}",),
+        )
+
+    return [
+        ClientRoute(
+            method="POST",
+            path=f"{old}/v3/upload",
+            endpoint=api.upload,
+            limit="requests",
+            unstable=(f"{old}/r0/upload", f"{old}/v1/upload"),
+        ),
+        ClientRoute(method="POST", path=f"{old}/v1/create", endpoint=api.create, limit="requests"),
+        ClientRoute(method="PUT", path=f"{old}/v3/upload/{one}", endpoint=api.upload_to, limit="requests"),
+        ClientRoute(
+            method="GET",
+            path="v1/media/config",
+            endpoint=api.get_config,
+            guests=True,
+            unstable=(f"{old}/v3/config", f"{old}/r0/config"),
+        ),
+        given(f"download/{one}", api.download),
+        given(f"download/{one}/{{file_name}}", api.download),
+        given(f"thumbnail/{one}", api.thumbnail),
+        frozen(f"download/{one}"),
+        frozen(f"download/{one}/{{file_name}}"),
+        frozen(f"thumbnail/{one}"),
     ]

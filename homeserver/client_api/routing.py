@@ -24,7 +24,10 @@ class ClientRoute:
 
     method: str
     path: str
-    """Below `/_matrix/client/`, with its version, such as `v3/account/whoami`. What is `v3` is also served as `r0`."""
+    """Below `/_matrix/client/`, with its version, such as `v3/account/whoami`. What is `v3` is also served as `r0`.
+
+    With a slash before it, it is whole.
+    """
     endpoint: Endpoint
     login: Login = Login.REQUIRED
     limit: str | None = None
@@ -36,7 +39,7 @@ class ClientRoute:
     waits: bool = False
     """Whether a call may wait long: before its answer is given, it is asked again whether who asks may have it."""
     unstable: tuple[str, ...] = ()
-    """Further paths below `/_matrix/client/`."""
+    """Further paths, of either kind."""
 
 
 class Authenticator(Protocol):
@@ -71,8 +74,12 @@ def build_routes(
     built: list[Route] = []
     for route in routes:
         endpoint = _gated(route, authenticator, limits)
-        built.extend(Route(route.method, f"/_matrix/client/{path}", endpoint) for path in _paths(route))
+        built.extend(Route(route.method, _whole(path), endpoint) for path in _paths(route))
     return built
+
+
+def _whole(path: str) -> str:
+    return path if path.startswith("/") else f"/_matrix/client/{path}"
 
 
 def _paths(route: ClientRoute) -> list[str]:

@@ -253,6 +253,27 @@ CREATE TABLE log_head (
 
 COMMENT ON TABLE log_head IS 'One row: the newest position. Its row lock is the log''s lock: who holds it appends.';
 
+CREATE TABLE media (
+	server_name TEXT NOT NULL,
+	media_id TEXT NOT NULL,
+	created_ts BIGINT NOT NULL,
+	user_id TEXT,
+	unused_expires_ts BIGINT,
+	sha256 BYTEA,
+	size BIGINT NOT NULL,
+	content_type TEXT NOT NULL,
+	filename TEXT,
+	CONSTRAINT media_pkey PRIMARY KEY (server_name, media_id)
+);
+
+CREATE INDEX media_user_id_idx ON media (user_id);
+
+COMMENT ON TABLE media IS 'Media of this server and, as far as they were fetched, of others.';
+
+COMMENT ON COLUMN media.user_id IS 'Who uploads it; null for media of other servers.';
+
+COMMENT ON COLUMN media.sha256 IS 'Names the file; null before it is uploaded.';
+
 CREATE TABLE missing_events (
 	room INTEGER NOT NULL,
 	event_id TEXT NOT NULL,

@@ -1,0 +1,161 @@
+"""Thumbnails, made in a process of their own that has little memory and little time (`thumbnail_process.py`).
+
+They are kept on the disk under the hash of what they were made from. The sizes that are made are few, so that nobody
+fills the disk by asking for one pixel more each time.
+"""
+
+import asyncio
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+from federation.protocol.errors import InvalidInput, MatrixError, TooLarge
+from federation.protocol.types import ServerName
+from homeserver.services.content_repository import Found
+from storage.media_files import MediaFiles
+
+SECONDS = 30.0
+"""After which a process is killed."""
+
+MAX_PROCESSES = 2
+MAX_WAITING = 100
+MAX_RESULT_BYTES = 20 * 1024 * 1024
+LADDER = (16, 32, 48, 64, 96, 128, 160, 192, 256, 320, 400, 480, 600, 640, 800, 1024, 1280, 1600)
+"""Of the larger side; more than the last is cut to it."""
+
+_PROGRAM = Path(__file__).with_name("thumbnail_process.py")
+_TOO_LARGE, _ORIGINAL = 3, 5
+_EXTENSIONS: Mapping[str, str] = MappingProxyType(
+    {"image/png": "png", "image/jpeg": "jpg", "image/gif": "gif", "image/webp": "webp"}
+)
+_TYPES = {extension: content_type for content_type, extension in _EXTENSIONS.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class ThumbnailRequest:
+    """What somebody wants."""
+
+    width: int
+    height: int
+    crop: bool
+    animated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Thumbnail:
+    """A file with an image."""
+
+    path: Path
+    content_type: str
+
+    @property
+    def filename(self) -> str:
+        """What to call it."""
+        return f"thumbnail.{_EXTENSIONS[self.content_type]}"
+
+
+class Thumbnails:
+    """Makes and keeps them."""
+
+    def __init__(self, files: MediaFiles, server_name: ServerName, *, max_pixels: int) -> None:
+        self._files = files
+        self._server_name = server_name
+        self._max_pixels = max_pixels
+        self._processes = asyncio.Semaphore(MAX_PROCESSES)
+        self._waiting = 0
+
+    async def get(self, found: Found, request: ThumbnailRequest) -> Thumbnail:
+        """A thumbnail of an image; the image itself where it is small enough.
+
+        Raises M_UNKNOWN (400) for what is no image, M_TOO_LARGE (413, or 502 for another server's).
+        """
+        width, height = _rounded(request.width, request.height)
+        variant = f"{width}x{height}-{'crop' if request.crop else 'scale'}-{'moving' if request.animated else 'still'}"
+        kept = await asyncio.to_thread(self._find_kept, found.sha256, variant)
+        if kept is not None:
+            return kept
+        if self._waiting >= MAX_WAITING:
+            raise MatrixError("M_LIMIT_EXCEEDED", "Too many thumbnails are being made", 429, {"retry_after_ms": 5000})
+        self._waiting += 1
+        try:
+            async with self._processes:
+                code, output = await self._run(
+                    found.path,
+                    str(width),
+                    str(height),
+                    "crop" if request.crop else "scale",
+                    "1" if request.animated else "0",
+                    str(self._max_pixels),
+                )
+        finally:
+            self._waiting -= 1
+        if code == _TOO_LARGE:
+            raise self._too_large(found)
+        content_type, _, data = output.partition(b"\n")
+        extension = _EXTENSIONS.get(content_type.decode(errors="replace"))
+        if code not in (0, _ORIGINAL) or extension is None:
+            raise InvalidInput("There can be no thumbnail of this media", "M_UNKNOWN")
+        if code == _ORIGINAL:
+            return Thumbnail(found.path, _TYPES[extension])
+        path = self._files.thumbnail_path(found.sha256, f"{variant}.{extension}")
+        await self._files.put_thumbnail(path, data)
+        return Thumbnail(path, _TYPES[extension])
+
+    def _find_kept(self, sha256: bytes, variant: str) -> Thumbnail | None:
+        for extension, content_type in _TYPES.items():
+            path = self._files.thumbnail_path(sha256, f"{variant}.{extension}")
+            if path.is_file():
+                return Thumbnail(path, content_type)
+        return None
+
+    async def _run(self, image: Path, *arguments: str) -> tuple[int, bytes]:
+        """The exit code and the output of the process, which is killed when it takes too long or says too much."""
+        file = await asyncio.to_thread(image.open, "rb")
+        try:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-B",
+                "-P",
+                "-s",
+                str(_PROGRAM),
+                *arguments,
+                stdin=file,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.DEVNULL,
+                env={name: os.environ[name] for name in ("PYTHONPATH",) if name in os.environ},
+                cwd="/",
+            )
+        finally:
+            file.close()
+        assert process.stdout is not None
+        output = bytearray()
+        try:
+            async with asyncio.timeout(SECONDS):
+                while chunk := await process.stdout.read(65_536):
+                    output += chunk
+                    if len(output) > MAX_RESULT_BYTES:
+                        break
+                else:
+                    return await process.wait(), bytes(output)
+        except TimeoutError:
+            pass
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        return -1, b""
+
+    def _too_large(self, found: Found) -> MatrixError:
+        if found.media.server_name == self._server_name:
+            return TooLarge("The image is too large to make a thumbnail of it")
+        return MatrixError("M_TOO_LARGE", "The image is too large to make a thumbnail of it", 502)
+
+
+def _rounded(width: int, height: int) -> tuple[int, int]:
+    """The sizes of which thumbnails are made: the next in the ladder, in the same proportion."""
+    larger = max(width, height)
+    step = next((each for each in LADDER if each >= larger), LADDER[-1])
+    return max(1, round(width * step / larger)), max(1, round(height * step / larger))

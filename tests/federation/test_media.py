@@ -1,0 +1,192 @@
+"""Media between servers: two of ours, and peers that lie."""
+
+import dataclasses
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+
+from homeserver.config import ByteCount, Media
+from tests.clients import Answer, Client, Server
+from tests.federation.authority import Authority
+from tests.federation.listening_peer import ListeningPeer
+from tests.federation.peer import Peer
+from tests.federation.servers import Pair, federating
+
+UPLOAD = "/_matrix/media/v3/upload"
+
+
+async def upload(client: Client, content: bytes, content_type: str = "image/png", filename: str = "cat.png") -> str:
+    body = await client.ok(
+        "POST", UPLOAD, content, headers={"Content-Type": content_type}, params={"filename": filename}
+    )
+    uri: str = body["content_uri"]
+    return uri.removeprefix("mxc://")
+
+
+async def download(client: Client, place: str, **params: str) -> Answer:
+    client = dataclasses.replace(client, is_held_to_specification=False)
+    return await client.request("GET", f"/v1/media/download/{place}", params=params)
+
+
+class MediaPeer(ListeningPeer):
+    """A peer that answers for its media with what a test says, by path."""
+
+    def __init__(self, server: Server, authority: Authority) -> None:
+        super().__init__(server, authority)
+        self.media: web.Response | None = None
+        self.old: web.Response | None = None
+        self.asked: list[str] = []
+
+    def routes(self, application: web.Application) -> None:
+        """Both ways to media, and a place to be sent to."""
+        application.router.add_get("/_matrix/federation/v1/media/download/{media_id}", self._media)
+        application.router.add_get("/_matrix/media/v3/download/{server}/{media_id}", self._old)
+
+    async def _media(self, request: web.Request) -> web.Response:
+        self.asked.append(request.path_qs)
+        return self.media or web.json_response({"errcode": "M_UNRECOGNIZED", "error": "no"}, status=404)
+
+    async def _old(self, request: web.Request) -> web.Response:
+        self.asked.append(request.path_qs)
+        return self.old or web.json_response({"errcode": "M_NOT_FOUND", "error": "no"}, status=404)
+
+
+@asynccontextmanager
+async def media_peer(server: Server, authority: Authority) -> AsyncIterator[MediaPeer]:
+    peer = MediaPeer(server, authority)
+    await peer.start()
+    try:
+        yield peer
+    finally:
+        await peer.stop()
+
+
+@pytest.fixture
+async def small(
+    maintenance_conninfo: str, authority: Authority, tmp_path: Path
+) -> AsyncIterator[tuple[Server, Client]]:
+    """A server that fetches at most 10,000 bytes, and a user."""
+    limits = Media(max_remote_size=ByteCount(10_000))
+    async with federating(maintenance_conninfo, authority, media=limits, data_directory=tmp_path) as server:
+        yield server, await server.register("alice")
+
+
+def multipart(body: bytes, headers: str = "Content-Type: image/png\r\n") -> web.Response:
+    content = b"--b\r\nContent-Type: application/json\r\n\r\n{}\r\n--b\r\n" + headers.encode() + b"\r\n" + body
+    return web.Response(body=content + b"\r\n--b--\r\n", headers={"Content-Type": "multipart/mixed; boundary=b"})
+
+
+async def test_media_of_another_server_is_fetched_once(pair: Pair) -> None:
+    alice, bob = await pair.near.register("alice"), await pair.far.register("bob")
+    content = os.urandom(700_000) + b"\r\n--" + os.urandom(10)
+    place = await upload(alice, content, filename="käse.png")
+
+    for _ in range(2):
+        answer = await download(bob, place)
+        assert (answer.status, answer.body) == (200, content)
+        assert answer.headers["Content-Type"] == "image/png"
+        assert answer.headers["Content-Disposition"] == "inline; filename*=utf-8''k%C3%A4se.png"
+
+
+async def test_media_that_is_not_there_is_not_found(pair: Pair) -> None:
+    bob = await pair.far.register("bob")
+
+    answer = await bob.get(f"/v1/media/download/{pair.near.name}/unknown")
+    assert (answer.status, answer.body["errcode"]) == (404, "M_NOT_FOUND")
+
+
+async def test_an_upload_is_awaited_across_servers(pair: Pair) -> None:
+    alice, bob = await pair.near.register("alice"), await pair.far.register("bob")
+    created = await alice.ok("POST", "/_matrix/media/v1/create", {})
+    place = created["content_uri"].removeprefix("mxc://")
+
+    early = await bob.get(f"/v1/media/download/{place}", timeout_ms=10)
+    assert (early.status, early.body["errcode"]) == (504, "M_NOT_YET_UPLOADED")
+    await alice.ok("PUT", f"{UPLOAD}/{place}", b"here")
+    assert (await download(bob, place)).body == b"here"  # and the server was not taken for one that is away
+
+
+async def test_only_servers_that_sign_get_media_and_only_ours(server: Server, alice: Client) -> None:
+    media_id = (await upload(alice, b"bytes")).partition("/")[2]
+    peer = await Peer(server).trust()
+
+    answer = await peer.request("GET", f"/v1/media/download/{media_id}")
+    assert answer.status == 200
+    assert answer.headers["Content-Type"].startswith("multipart/mixed; boundary=")
+    assert answer.body.count(b"bytes") == 1
+    assert b'Content-Disposition: attachment; filename="cat.png"' in answer.body
+    assert (await peer.request("GET", "/v1/media/download/..%2f..%2fsigning.key")).status == 404
+    unsigned = await server.anonymous.get(f"/_matrix/federation/v1/media/download/{media_id}")
+    assert unsigned.status == 401
+
+
+async def test_the_old_way_is_taken_where_the_new_is_not_known(
+    small: tuple[Server, Client], authority: Authority
+) -> None:
+    server, alice = small
+    async with media_peer(server, authority) as peer:
+        peer.old = web.Response(body=b"old", headers={"Content-Type": "text/html"})
+        answer = await download(alice, f"{peer.name}/a")
+
+        assert (answer.status, answer.body) == (200, b"old")
+        assert answer.headers["Content-Disposition"] == "attachment"
+        assert peer.asked[1].endswith("/a?allow_remote=false")
+
+
+@pytest.mark.parametrize("claims", [True, False])
+async def test_more_than_the_limit_is_refused(
+    small: tuple[Server, Client], authority: Authority, tmp_path: Path, claims: bool
+) -> None:
+    server, alice = small
+    async with media_peer(server, authority) as peer:
+        peer.media = multipart(b"x" * (10_001 if claims else 300_000))
+        if not claims:
+            peer.media.enable_chunked_encoding()
+        answer = await alice.get(f"/v1/media/download/{peer.name}/a")
+
+        assert (answer.status, answer.body["errcode"]) == (502, "M_TOO_LARGE")
+        peer.media = multipart(b"x" * 10_000)
+        assert (await download(alice, f"{peer.name}/a")).status == 200
+    assert list((tmp_path / "media" / "incoming").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "media",
+    [
+        web.Response(body=b"--b\r\n\r\n{}\r\n--b\r\n\r\ncut", headers={"Content-Type": "multipart/mixed; boundary=b"}),
+        web.Response(body=b"--b\r\n\r\n{}\r\n--b--", headers={"Content-Type": "multipart/mixed; boundary=b"}),
+        web.Response(body=b"--b--", headers={"Content-Type": "multipart/mixed"}),
+        web.Response(body=b"{}", headers={"Content-Type": "application/json"}),
+        multipart(b"", "Location: https://10.0.0.1/x\r\n"),
+        multipart(b"", "Location: http://127.0.0.1/x\r\n"),
+        multipart(b"", "Location: file:///etc/passwd\r\n"),
+        multipart(b"", "Location: /relative\r\n"),
+        multipart(b"x\r\n--b\r\n\r\nthird"),
+    ],
+    ids=range(9),
+)
+async def test_answers_that_mean_nothing_are_refused(
+    small: tuple[Server, Client], authority: Authority, media: web.Response
+) -> None:
+    server, alice = small
+    async with media_peer(server, authority) as peer:
+        peer.media = web.Response(body=media.body, headers=dict(media.headers))
+        answer = await alice.get(f"/v1/media/download/{peer.name}/a")
+        assert answer.status == 502
+
+
+async def test_a_location_is_followed(small: tuple[Server, Client], authority: Authority) -> None:
+    server, alice = small
+    async with media_peer(server, authority) as peer:
+        peer.media = multipart(b"", f"Location: https://{peer.name}/_matrix/media/v3/download/x/y\r\n")
+        peer.old = web.Response(body=b"elsewhere", headers={"Content-Type": "text/plain"})
+        answer = await download(alice, f"{peer.name}/a")
+        assert (answer.status, answer.body, answer.headers["Content-Type"]) == (200, b"elsewhere", "text/plain")
+
+        peer.media = multipart(b"", f"Location: https://{peer.name}/_matrix/media/v3/download/x/y\r\n")
+        peer.old = web.Response(body=b"x" * 10_001)
+        assert (await alice.get(f"/v1/media/download/{peer.name}/b")).body["errcode"] == "M_TOO_LARGE"
