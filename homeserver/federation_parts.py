@@ -133,6 +133,7 @@ class Fetching:
             access=self.access,
             server_name=outbound.server_name,
         )
+        outbound.availability.observers.append(self.backfill.notice)
 
 
 class Reception:

@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from federation.protocol.errors import MatrixError
+from federation.protocol.errors import MatrixError, PeerUnreachable
 from federation.protocol.identifiers import server_name_of
 from federation.protocol.pdu import VerifiedPDU
 from federation.protocol.types import EventID, ServerName, StateKey
@@ -71,6 +71,8 @@ class Backfill:
         self._appender = HistoryAppender(database)
         self._locks: dict[tuple[int, int], tuple[asyncio.Lock, int]] = {}
         self._failed_at: OrderedDict[tuple[int, int], float] = OrderedDict()
+        self._silent: dict[ServerName, set[tuple[int, int]]] = {}
+        """By servers that could not be reached: what failed meanwhile."""
         self._free = asyncio.Semaphore(AT_ONCE)
 
     async def reach(self, room: Room, gap: Gap, start: int, limit: int) -> bool:
@@ -100,9 +102,11 @@ class Backfill:
             async with asyncio.timeout(SECONDS), _Turn(self._locks, key):
                 now = await self._find(room, gap)
                 if now != gap:
-                    return now is not None and now.bottom < gap.bottom
+                    return now is not None
                 if self._has_failed(key):
                     return False
+                if await self._pass_over(room, gap):
+                    return True
                 async with self._free:
                     is_filled = await self._fill(room, gap)
         except TimeoutError:
@@ -110,6 +114,17 @@ class Backfill:
         if not is_filled:
             self._note_failure(key)
         return is_filled
+
+    def notice(self, server: ServerName) -> None:
+        """A server is there again: what it could not be asked for is no longer left alone."""
+        for key in self._silent.pop(server, ()):
+            self._failed_at.pop(key, None)
+
+    async def _pass_over(self, room: Room, gap: Gap) -> bool:
+        try:
+            return await self._appender.pass_over(room, gap)
+        except Conflict:  # somebody else was faster
+            return True
 
     async def _find(self, room: Room, gap: Gap) -> Gap | None:
         async with self._database.read() as tx:
@@ -124,6 +139,11 @@ class Backfill:
         while len(self._failed_at) > MAX_REMEMBERED:
             self._failed_at.popitem(last=False)
 
+    def _note_silence(self, server: ServerName, key: tuple[int, int]) -> None:
+        if sum(map(len, self._silent.values())) >= MAX_REMEMBERED:
+            self._silent.clear()
+        self._silent.setdefault(server, set()).add(key)
+
     async def _fill(self, room: Room, gap: Gap) -> bool:
         for server in await self._servers(room, gap.frontier):
             try:
@@ -132,6 +152,8 @@ class Backfill:
             except Conflict:  # somebody else was faster
                 return True
             except MatrixError as error:
+                if isinstance(error, PeerUnreachable):
+                    self._note_silence(server, (room.number, gap.position))
                 logger.info("%s gave no history of %s: %s", server, room.room_id, error.message)
         return False
 

@@ -159,7 +159,26 @@ class HistoryAppender:
         async with self._database.transaction() as tx:
             await history.lock(tx, room.number, held.position)
             await _write(tx, stretch)
+            await _open_up(tx, room, stretch.placed[0])
         return True
+
+    async def pass_over(self, room: Room, gap: Gap) -> bool:
+        """Have a gap no longer ask for what has come by other ways meanwhile; whether there was any of that.
+
+        What such an event follows is asked for where it stands. Raises Conflict when the gap has changed meanwhile.
+        """
+        async with self._database.transaction() as tx:
+            if await history.lock(tx, room.number, gap.position) != gap:
+                raise Conflict("The room's history has grown meanwhile")
+            found = await events.flags_of(tx, gap.frontier)
+            left = tuple(
+                event_id
+                for event_id in gap.frontier
+                if event_id not in found or (found[event_id][0] == room.number and found[event_id][1] & Flag.OUTLIER)
+            )
+            if left != gap.frontier:
+                await history.save(tx, room.number, replace(gap, frontier=left))
+        return left != gap.frontier
 
     async def continues(self, room: Room, gap: Gap, pdus: Sequence[VerifiedPDU]) -> bool:
         """Whether these events are messages in a line that ends at the event above the gap.
@@ -220,6 +239,18 @@ async def _write(tx: Tx, stretch: _Stretch) -> None:
     written = await history.insert(tx, room, stretch.placed)
     if len(written) != len(stretch.placed):
         raise Conflict("Some of the room's history came by other ways meanwhile")
+
+
+async def _open_up(tx: Tx, room: Room, placed: Placed) -> None:
+    """Have readers come to an event that got its place by itself, and ask above it for what it follows."""
+    above = [gap for gap in await history.gaps(tx, room.number) if gap.bottom > placed.place]
+    for gap in above:
+        changed = replace(gap, is_first=gap.is_first and gap.low < placed.place)
+        if gap is above[-1]:
+            frontier = tuple(dict.fromkeys((*gap.frontier, *placed.event.missing)))
+            changed = replace(changed, frontier=frontier[: history.MAX_FRONTIER])
+        if changed != gap:
+            await history.save(tx, room.number, changed)
 
 
 async def _place(stretch: _Stretch, pdu: VerifiedPDU, place: int, arrival: int) -> None:

@@ -7,7 +7,7 @@ event, and what was not asked for is left out. A gap has an `Allowance`; who mak
 
 import asyncio
 import itertools
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 
 from federation.protocol import event_format
 from federation.protocol.auth_events import CREATE
@@ -81,8 +81,11 @@ class MissingEventsFetcher:
             except MatrixError:
                 break
             verified = await self.verified(room, answer)
+            placed = await self._placed(room, {each.event_id for each in verified})
+            # What comes before those that have a place is no business of this event, but of `backfill.py`.
+            fresh = [each for each in verified if each.event_id not in placed]
             missing = itertools.chain.from_iterable(gaps.values())
-            new = [each for each in connected(missing, verified, prev_of) if each.event_id not in found]
+            new = [each for each in connected(missing, fresh, prev_of) if each.event_id not in found]
             found.update((each.event_id, each) for each in new[: MAX_HISTORY - len(found)])
             if not new:
                 break
@@ -93,14 +96,18 @@ class MissingEventsFetcher:
         """For each of these events, what it follows and that is neither in the room's graph nor among them."""
         given = {pdu.event_id for pdu in pdus}
         wanted = {event_id for pdu in pdus for event_id in pdu.prev_event_ids}
-        async with self._database.read() as tx:
-            held = await events.flags_of(tx, wanted - given)
-        placed = {
-            event_id for event_id, (number, flags) in held.items() if number == room.number and not flags & Flag.OUTLIER
-        }
+        placed = await self._placed(room, wanted - given)
         return {
             pdu.event_id: [each for each in pdu.prev_event_ids if each not in placed and each not in given]
             for pdu in pdus
+        }
+
+    async def _placed(self, room: Room, event_ids: Collection[EventID]) -> set[EventID]:
+        """Those of these events that are in the room's graph."""
+        async with self._database.read() as tx:
+            held = await events.flags_of(tx, event_ids)
+        return {
+            event_id for event_id, (number, flags) in held.items() if number == room.number and not flags & Flag.OUTLIER
         }
 
     async def fetch_auth(self, origin: ServerName, room: Room, pdu: VerifiedPDU, allowance: Allowance) -> None:

@@ -7,12 +7,14 @@ from typing import Any
 import pytest
 
 from federation.protocol.errors import PeerUnreachable
+from federation.protocol.pdu import VerifiedPDU
 from federation.protocol.types import EventID, JsonObject, ServerName
 from federation.rooms.append import Outcome
 from federation.rooms.backfill import Backfill
 from federation.rooms.heads import to_pdu
-from storage import events, room_state
+from storage import event_pages, events, room_state
 from storage import history as stored_history
+from storage.events import Flag
 from tests.clients import Client, Server, quote
 from tests.federation.servers import Pair, two_servers
 from tests.homeserver.rooms import a_room, bodies, history, leave, page, redact, say, set_state, set_visibility
@@ -304,6 +306,88 @@ async def test_a_server_that_gives_nothing_is_not_asked_all_the_time(
     backfill_of(pair.far)._failed_at.clear()  # a minute later
 
     assert len((await page(bob, room_id, limit=10))["chunk"]) == 10
+
+
+async def test_a_gap_is_tried_again_once_its_server_is_back(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    alice, bob = await both(pair)
+    room_id, _ = await a_room_with(alice, 5)
+    await join(bob, room_id, pair.near.name)
+    name, availability = ServerName(pair.near.name), pair.far.application.outbound.availability
+
+    async def away(*_arguments: Any) -> list[JsonObject]:
+        availability.failed(name)
+        raise PeerUnreachable(name, "it is away")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(backfill_of(pair.far)._questions, "backfill", away)
+        assert len((await page(bob, room_id, limit=10))["chunk"]) == 1
+    assert len((await page(bob, room_id, limit=10))["chunk"]) == 1
+
+    availability.alive(name)
+
+    assert len((await page(bob, room_id, limit=10))["chunk"]) == 10
+
+
+# --- what came by other ways
+
+
+async def pdus_of_room(server: Server, room_id: str) -> list[VerifiedPDU]:
+    """All events of a room of which nothing is missing, the oldest first."""
+    room = await server.application.writer.get_room(room_id)
+    async with server.application.database.read() as tx:
+        return [to_pdu(each, room) for each in (await event_pages.preceding(tx, room.number, 1 << 62, 1_000))[::-1]]
+
+
+async def test_missing_events_from_before_the_join_stay_where_history_belongs(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alice, bob = await both(pair)
+    room_id, _ = await a_room_with(alice, 2)
+    await join(bob, room_id, pair.near.name)
+    far = pair.far.application
+    # The far server has ends that others do not know: they go back from what they are asked for to the very beginning.
+    pdus = await pdus_of_room(pair.near, room_id)
+
+    async def everything(*_arguments: Any, latest: list[EventID], **_options: Any) -> list[JsonObject]:
+        return [pdu.json for pdu in await pdus_of_room(pair.near, room_id) if pdu.event_id not in latest]
+
+    async def away(*_arguments: Any, **_options: Any) -> JsonObject:
+        raise PeerUnreachable(ServerName(pair.far.name), "it is away")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(pair.near.application.outbound.client, "put", away)
+        missed = [await say(alice, room_id, f"missed {number}") for number in range(2)]
+        patched.setattr(far.fetching.missing._questions, "missing_events", everything)
+        room = await far.writer.get_room(room_id)
+        (last,) = [pdu for pdu in await pdus_of_room(pair.near, room_id) if pdu.event_id == missed[-1]]
+        results = await far.reception.receiver.receive_room(ServerName(pair.near.name), room, [last])
+    assert results == {last.event_id: None}
+    async with far.database.read() as tx:
+        held = await events.flags_of(tx, [pdu.event_id for pdu in pdus[:-1]])
+    assert all(flags & Flag.OUTLIER for _, flags in held.values())
+
+    assert ids(await history(bob, room_id, limit=4)) == ids(await history(alice, room_id))
+
+
+@pytest.mark.parametrize("count", [1, 5, 100])
+async def test_what_got_its_place_by_other_ways_is_shown(pair: Pair, count: int) -> None:
+    alice, bob = await both(pair)
+    room_id, _ = await a_room_with(alice, 3)
+    await set_state(alice, room_id, "m.room.topic", {"topic": "before"})
+    await join(bob, room_id, pair.near.name)
+    held = [pdu for pdu in await pdus_of_room(pair.near, room_id) if pdu.state_key is not None][:-1]
+    topic = held.pop()
+    state = {pdu.state_pair: pdu.event_id for pdu in held}
+    for pdu in held[:count]:
+        await pair.far.application.writer.append_remote(pdu)
+    if count > len(held):
+        await pair.far.application.writer.append_remote(topic, state_before=state)
+
+    assert sorted(ids(await history(bob, room_id, limit=4))) == sorted(ids(await history(alice, room_id)))
+    (gap,) = await gaps_of(pair.far, room_id)
+    assert gap.frontier == ()
+    again = await history(bob, room_id, limit=100)
+    assert len(again) == len(set(ids(again)))
 
 
 LIES = ["foreign", "unsigned", "not asked for", "forged body", "no events", "endless"]

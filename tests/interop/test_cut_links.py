@@ -41,6 +41,8 @@ class Story:
         self.random = random.Random(SEED)
         self.servers = [border.server_of(person) for person in people]
         self.sent: set[str] = set()
+        self.kinds: dict[str, str] = {}
+        """The types of all events that anybody was shown."""
         self._numbers = itertools.count(1)
 
     async def play(self) -> None:
@@ -94,7 +96,9 @@ class Story:
             await asyncio.sleep(0.5)
 
     async def _picture(self, person: Person) -> Picture:
-        history = [event["event_id"] for event in await person.history(self.room_id)]
+        events = await person.history(self.room_id)
+        self.kinds.update((event["event_id"], event["type"]) for event in events)
+        history = [event["event_id"] for event in events]
         assert len(history) == len(set(history)), f"{person.user_id} is shown events twice"
         state = await person.ok("GET", f"/rooms/{quote(self.room_id)}/state")
         by_key = {(event["type"], event["state_key"]): event["event_id"] for event in state}
@@ -104,7 +108,8 @@ class Story:
         whole = self.sent.union(*(events for events, _ in pictures))
         lines = []
         for person, (events, state) in zip(self.people, pictures, strict=True):
-            lines.append(f"{person.user_id} lacks {len(whole - events)} of {len(whole)}: {sorted(whole - events)}")
+            lacking = [f"{event_id} {self.kinds.get(event_id)}" for event_id in sorted(whole - events)]
+            lines.append(f"{person.user_id} lacks {len(lacking)} of {len(whole)}: {lacking}")
             other = {key: value for key, value in state.items() if pictures[0][1].get(key) != value}
             lines.append(f"{person.user_id} has other state than {self.people[0].user_id}: {other}")
         return lines
