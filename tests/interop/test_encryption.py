@@ -1,0 +1,103 @@
+"""Encrypted conversation over the border by matrix-nio."""
+
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import nio
+import pytest
+import pytest_asyncio
+
+from tests.interop.people import PATIENCE_SECONDS, Person
+from tests.scenarios.test_nio_encryption import Party, a_nio_client, create, settle
+
+
+async def settle_until(party: Party, found: Callable[[], bool]) -> None:
+    """Go on syncing, and doing what clients do between syncs, until it is so."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not found():
+        assert time.monotonic() < deadline, party.received
+        await settle(*party.everybody)
+
+
+@pytest_asyncio.fixture
+async def party(alice: Person, bob: Person, tmp_path: Path) -> AsyncIterator[Party]:
+    """Two devices of each."""
+    async with AsyncExitStack() as stack:
+        people = [
+            (person, client) for person in (alice, bob) for client in (person.client, await person.client.login())
+        ]
+        clients = []
+        for number, (_, client) in enumerate(people):
+            (tmp_path / str(number)).mkdir()
+            clients.append(await stack.enter_async_context(a_nio_client(client, tmp_path / str(number))))
+        yield Party(clients[:2], clients[2:])
+
+
+async def meet(party: Party, alice: Person, bob: Person) -> str:
+    """An encrypted room of the host's first device that everybody is in, all devices known to one another."""
+    await settle(*party.everybody)
+    host, guest = party.alices[0], party.bobs[0]
+    room_id = await create(host, "shared", invite=[bob.user_id])
+    await bob.sees_invite(room_id)
+    assert isinstance(await guest.join(room_id), nio.JoinResponse)
+    await alice.sees_member(room_id, bob)
+
+    def all_are_known() -> bool:
+        return all(
+            other.device_id in client.device_store[other.user_id]
+            for client in party.everybody
+            for other in party.everybody
+            if other is not client
+        )
+
+    await settle_until(party, all_are_known)
+    return room_id
+
+
+def trust(party: Party) -> None:
+    """Every device takes every other one for what it says."""
+    for client in party.everybody:
+        for other in party.everybody:
+            if other is not client:
+                client.verify_device(client.device_store[other.user_id][other.device_id])
+
+
+async def test_devices_of_both_talk(alice: Person, bob: Person, party: Party) -> None:
+    room_id = await meet(party, alice, bob)
+    trust(party)
+
+    for speaker in (party.alices[0], party.bobs[0]):
+        text = f"confided by {speaker.user_id}"
+        await party.say(speaker, room_id, text)
+        await until_read(party, text, [client for client in party.everybody if client is not speaker])
+
+
+async def until_read(party: Party, text: str, listeners: Sequence[nio.AsyncClient]) -> None:
+    """Go on until all of these devices have read it."""
+    await settle_until(party, lambda: all(text in party.received[client.device_id] for client in listeners))
+
+
+@pytest.mark.parametrize("whose", ["alice", "bob"])
+async def test_a_new_device_reads_what_is_said_after_it_came(
+    alice: Person, bob: Person, party: Party, tmp_path: Path, whose: str
+) -> None:
+    room_id = await meet(party, alice, bob)
+    trust(party)
+    person, speaker = (alice, party.bobs[0]) if whose == "alice" else (bob, party.alices[0])
+    await party.say(speaker, room_id, "before there is a new device")
+
+    store = tmp_path / "new"
+    store.mkdir()
+    async with a_nio_client(await person.client.login(), store) as new:
+        await greet(party, new, speaker, room_id)
+
+
+async def greet(party: Party, new: nio.AsyncClient, speaker: nio.AsyncClient, room_id: str) -> None:
+    """Have the speaker hear of a device, trust it, and say something that it can read."""
+    newest = Party([new], [client for client in party.everybody if client.user_id != new.user_id])
+    await settle_until(newest, lambda: new.device_id in speaker.device_store[new.user_id])
+    speaker.verify_device(speaker.device_store[new.user_id][new.device_id])
+    await newest.say(speaker, room_id, "welcome, device")
+    await until_read(newest, "welcome, device", [new])

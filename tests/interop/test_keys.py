@@ -1,0 +1,95 @@
+"""Devices and their keys, over the border."""
+
+from tests.devices import a_device, claim, cross_signing, query
+from tests.interop.border import Border
+from tests.interop.people import Person
+from tests.interop.test_membership import a_shared_room
+
+
+async def test_one_time_keys_are_handed_out_once_then_the_fallback_key(host: Person, guest: Person) -> None:
+    await a_shared_room(host, guest)
+    device = await a_device(host.client, 2)
+    await device.upload(fallback_keys=device.fallback_key())
+
+    claimed = [await claim(guest.client, host.client) for _ in range(4)]
+
+    assert all(key is not None for key in claimed)
+    assert len({key_id for key_id, _ in claimed}) == 3
+    assert claimed[2] == claimed[3]
+    assert claimed[2][1]["fallback"] is True
+
+
+async def test_device_keys_are_told(host: Person, guest: Person) -> None:
+    await a_shared_room(host, guest)
+    device = await a_device(host.client)
+
+    body = await query(guest.client, host.client)
+
+    told = body["device_keys"][host.user_id][host.client.device_id]
+    told.pop("unsigned", None)
+    assert told == device.identity()
+    assert not body.get("failures")
+
+
+async def test_a_new_device_and_its_end_are_heard_of(host: Person, guest: Person) -> None:
+    await a_shared_room(host, guest)
+    await a_device(host.client)
+    await guest.until(lambda seen: host.user_id in seen.devices_changed)
+    assert set((await query(guest.client, host.client))["device_keys"][host.user_id]) == {host.client.device_id}
+
+    guest.seen.devices_changed.clear()
+    second = await host.client.login()
+    await a_device(second)
+    await guest.until(lambda seen: host.user_id in seen.devices_changed)
+    devices = {host.client.device_id, second.device_id}
+    await has_devices(guest, host, devices)
+
+    guest.seen.devices_changed.clear()
+    await second.ok("POST", "/v3/logout")
+    await guest.until(lambda seen: host.user_id in seen.devices_changed)
+    await has_devices(guest, host, {host.client.device_id})
+
+
+async def has_devices(asker: Person, person: Person, devices: set[str]) -> None:
+    """Wait until somebody's devices are these."""
+
+    async def so() -> bool:
+        return set((await query(asker.client, person.client))["device_keys"][person.user_id]) == devices
+
+    await Border.eventually(so)
+
+
+async def test_cross_signing_keys_and_signatures_are_told(host: Person, guest: Person) -> None:
+    await a_shared_room(host, guest)
+    device = await a_device(host.client)
+    await guest.until(lambda seen: host.user_id in seen.devices_changed)
+    guest.seen.devices_changed.clear()
+
+    keys = await cross_signing(host.client)
+    signed = keys.sign("self_signing", device.identity())
+    upload = {host.user_id: {host.client.device_id: signed}}
+    assert (await host.ok("POST", "/keys/signatures/upload", upload))["failures"] == {}
+
+    await guest.until(lambda seen: host.user_id in seen.devices_changed)
+
+    async def so() -> bool:
+        body = await query(guest.client, host.client)
+        told = body["device_keys"][host.user_id][host.client.device_id]["signatures"][host.user_id]
+        return (
+            body.get("master_keys", {}).get(host.user_id, {}).get("keys") == keys.key("master")["keys"]
+            and body.get("self_signing_keys", {}).get(host.user_id, {}).get("keys") == keys.key("self_signing")["keys"]
+            and f"ed25519:{keys.public_key('self_signing')}" in told
+            and host.user_id not in body.get("user_signing_keys", {})
+        )
+
+    await Border.eventually(so)
+
+
+async def test_who_shares_no_room_any_more_is_told_so(host: Person, guest: Person) -> None:
+    room_id = await a_shared_room(host, guest)
+    await a_device(host.client)
+    await guest.until(lambda seen: host.user_id in seen.devices_changed)
+
+    await host.leave(room_id)
+
+    await guest.until(lambda seen: host.user_id in seen.devices_left)
