@@ -62,6 +62,7 @@ class Attacker:
             "key_id": "ed25519%3Aa",
             "txn_id": f"t{next(self.numbers)}",
             "query_type": "profile",
+            "media_id": "abc",
         }
         body: Any = {}
         if "/send/" in path:
