@@ -62,6 +62,9 @@ async def test_rooms_of_another_server_are_shown(pair: Pair) -> None:
     assert [room["room_id"] for room in rooms] == [space, inner, plain, deep, deepest, ours]
     assert [event["state_key"] for event in rooms[3]["children_state"]] == [deepest]
     assert rooms[2]["num_joined_members"] == 1
+    # What a space's server has told of its children, or will not tell, is asked of nobody.
+    spaces = pair.near.application.fetching.spaces
+    assert [spaces.must_ask(RoomID(room), [there]) for room in (deep, plain, restricted)] == [False, True, True]
 
     assert [room["name"] for room in await walk(alice, space, max_depth=1)] == ["Space", "Inner"]
     first = (await alice.get(f"/v1/rooms/{quote(space)}/hierarchy", limit=3)).body
