@@ -189,7 +189,7 @@ class Campaign:
             return response.status, content
 
     def _check(self, request: Prepared, status: int, body: Any) -> None:
-        assert status < 500 or status == 502, f"status {status}"  # another server, which there is none of
+        assert status < 500 or status in (502, 504), f"status {status}"  # another server, which there is none of
         if request.method in {"HEAD", "OPTIONS"}:
             return
         path = request.whole_path

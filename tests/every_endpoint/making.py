@@ -90,8 +90,9 @@ class Making:
         found = []
         for parameter in operation.definition.get("parameters", ()):
             if "$ref" in parameter:
-                resolved = self._specification.registry.resolver(operation.uri).lookup(parameter["$ref"])
-                found.append((operation.uri, dict(resolved.contents)))
+                file = operation.uri.partition("#")[0]
+                resolved = self._specification.registry.resolver(file).lookup(parameter["$ref"])
+                found.append((file, dict(resolved.contents)))
             else:
                 found.append((operation.uri, parameter))
         return found
