@@ -19,7 +19,7 @@ from tests.interop.border import Border, retry_all
 from tests.interop.people import Person
 from tests.interop.test_membership import a_shared_room
 
-ROUNDS = int(os.environ.get("HEARTH_PARTITION_ROUNDS", "0"))
+ROUNDS = int(os.environ.get("HEARTH_PARTITION_ROUNDS", "1"))
 SEED = os.environ.get("HEARTH_PARTITION_SEED", "hearth")
 CUTS = 4
 """In each round."""
@@ -115,7 +115,6 @@ class Story:
         return lines
 
 
-@pytest.mark.skipif(ROUNDS == 0, reason="make partition-test runs it")
 @pytest.mark.timeout(120 + 90 * ROUNDS)
 async def test_servers_agree_whatever_links_were_cut_meanwhile(border: Border, alice: Person, bob: Person) -> None:
     carol = await border.somebody_third()
