@@ -16,6 +16,7 @@ from federation.rooms.doors import RoomDoors
 from federation.rooms.receive import Receiver
 from storage import memberships
 from storage.database import Database
+from storage.log import Conflict
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ class EDUs:
         self._receivers = receivers
 
     async def receive_all(self, origin: ServerName, edus: Sequence[JsonObject]) -> None:
-        """Take them in order. Raises Unavailable, so that the server sends all of them again; nothing else."""
+        """Take them in order. Raises only Unavailable and Conflict: then the server sends all of them again."""
         receipts_left = MAX_RECEIPTS
         for json in edus:
             try:
@@ -55,7 +56,7 @@ class EDUs:
                     receipts_left = max(0, receipts_left - len(unit.receipts))
                 elif unit is not None:
                     await self._receive(origin, unit)
-            except Unavailable:
+            except (Unavailable, Conflict):  # what is guaranteed to arrive is not dropped for what passes
                 raise
             except MatrixError as error:
                 logger.info("an EDU from %s was dropped: %s", origin, error.message)

@@ -6,6 +6,7 @@ import pytest
 import pytest_asyncio
 
 from federation.inbound import edus
+from storage.log import Conflict
 from tests.clients import Client, Server
 from tests.federation.peer import Peer, now_ms
 from tests.federation.remote_room import RemoteRoom, join_room, joined_room, push, transaction
@@ -142,6 +143,18 @@ async def test_a_message_reaches_a_device_once(server: Server, alice: Client, pe
         await push(peer, [], [message, message])
 
     assert await inbox(alice) == [{"text": "hello"}]
+
+
+async def test_a_message_that_collides_with_others_is_asked_for_again(server: Server, peer: Peer) -> None:
+    async def collide(_unit: object) -> None:
+        raise Conflict("Others change the same at this moment, try again")
+
+    application: Any = server.application
+    kinds = ("typing", "presence", "receipt", "to_device", "device_list", "signing_keys")
+    receivers = edus.EDUReceivers(**dict.fromkeys(kinds, collide))
+    units = edus.EDUs(database=application.database, receiver=application, doors=application, receivers=receivers)
+    with pytest.raises(Conflict):
+        await units.receive_all(peer.name, [to_device(peer.user(), "@a:hearth.test", "D")])
 
 
 async def test_messages_arrive_in_order(server: Server, alice: Client, peer: Peer) -> None:
