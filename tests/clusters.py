@@ -55,5 +55,9 @@ def create_database(maintenance: str, name: str, template: str) -> None:
 
 def drop_database(maintenance: str, name: str) -> None:
     """Remove it, whoever is still connected."""
+    drop = sql.SQL("DROP DATABASE {}").format(sql.Identifier(name))
     with psycopg.connect(maintenance, autocommit=True) as connection:
-        connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+        try:
+            connection.execute(sql.SQL("{} WITH (FORCE)").format(drop))
+        except psycopg.errors.InsufficientPrivilege:  # a vacuum is under way there: without force it is ended
+            connection.execute(drop)
