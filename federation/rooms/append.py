@@ -153,13 +153,15 @@ class RoomWriter:
         txn_id: str | None = None,
         changes: Sequence[Change] = (),
         work: Work | None = None,
+        tries_again: bool = True,
     ) -> Sent:
         """Append events of our users to one room, in order: all of them, or none.
 
         Raises AuthRuleViolated when the room's state does not allow one of them, NotFound for an unknown room, and
         for a redaction Forbidden or NotFound for what its sender may not redact.
         `changes` and `work` are committed with them. `device` and `txn_id` are those of the client's request; where
-        they made an event before, raises AlreadyWritten.
+        they made an event before, raises AlreadyWritten. Unless it `tries_again`, raises Conflict where others changed
+        the room meanwhile: for whom that may settle what there is to do.
         """
         room = await self.get_room(drafts[0].room_id)
         keys = self._keys_of(room, drafts)
@@ -185,7 +187,7 @@ class RoomWriter:
             try:
                 return await self._enqueue(change, head, changes, work)
             except Conflict as error:
-                if isinstance(error, AlreadyWritten) and (txn_id is not None or work is not None):
+                if not tries_again or (isinstance(error, AlreadyWritten) and (txn_id is not None or work is not None)):
                     raise
                 await contention.give_way(error)
 

@@ -13,8 +13,10 @@ from federation.protocol.identifiers import fits, is_event_id, is_room_alias
 from federation.protocol.pdu import Draft
 from federation.protocol.types import EventID, JsonObject, RoomAlias, RoomID, StateKey
 from federation.rooms.append import RoomWriter, content_of, related_event
+from federation.rooms.contention import Contention
 from federation.rooms.sent import Annotation, SentEvents
 from homeserver.services.requester import Requester
+from storage.log import Conflict
 from storage.rooms import Room
 
 REMEMBERED_TRANSACTIONS = 20_000
@@ -167,11 +169,19 @@ class MessageService:
         who.check_not_suspended()
         room = await self._writer.get_room(message.room_id)
         key: StateKey = (message.type, state_key)
-        if await self._find_same(who, room, message, key) is not None:
-            await self._writer.catch_up()
+        contention = Contention()
+        while True:
             same = await self._find_same(who, room, message, key)
+            if same is not None and await self._writer.catch_up():
+                same = await self._find_same(who, room, message, key)
             if same is not None:
                 return same
+            try:
+                return await self._set_state(who, room, message, key)
+            except Conflict as error:  # maybe by this very request, which was answered by nobody and came again
+                await contention.give_way(error)
+
+    async def _set_state(self, who: Requester, room: Room, message: Message, key: StateKey) -> EventID:
         if key == ("m.room.canonical_alias", ""):
             current = (await self._writer.state_for(room, [key])).get(key)
             await self._check_aliases(room, content_of(current), message.content)
@@ -180,10 +190,10 @@ class MessageService:
             type=message.type,
             sender=who.user_id,
             content=message.content,
-            state_key=state_key,
+            state_key=key[1],
             origin_server_ts=message.origin_server_ts,
         )
-        return (await self._writer.append([draft])).events[0].event_id
+        return (await self._writer.append([draft], tries_again=False)).events[0].event_id
 
     async def _find_same(self, who: Requester, room: Room, message: Message, key: StateKey) -> EventID | None:
         """The room's current state event under this key, if the user set it to this content."""

@@ -68,3 +68,19 @@ async def test_who_has_just_joined_may_speak_at_once_everywhere(conninfo: str) -
         refused = await elsewhere.put(path, {"body": "too early"})
         assert refused.status == 403
         await unheard(other, join(bob, room_id), elsewhere.ok("PUT", path, {"body": "hello"}))
+
+
+async def test_the_same_state_twice_at_once_is_one_event(conninfo: str) -> None:
+    async with running(conninfo) as one, running(conninfo) as other:
+        alice = await one.register("alice")
+        room_id = await create_room(alice)
+        elsewhere = dataclasses.replace(alice, base_url=other.anonymous.base_url)
+        await known_to_both(alice, elsewhere, room_id)
+        path = f"/v3/rooms/{quote(room_id)}/state/m.room.topic/"
+        async with await one.application.database.connect() as connection, connection.transaction():
+            await connection.execute("select from log_head for update")
+            both = [asyncio.ensure_future(each.ok("PUT", path, {"topic": "a"})) for each in (alice, elsewhere)]
+            await asyncio.sleep(0.3)
+        first, second = await asyncio.gather(*both)
+
+        assert first == second
