@@ -171,6 +171,23 @@ async def local_members(tx: Tx, room: int, server_name: ServerName, *, limit: in
     return [UserID(user_id) for (user_id,) in rows]
 
 
+async def is_left_to_others(tx: Tx, room: int, server_name: ServerName) -> bool:
+    """Whether users of other servers are joined to the room, or may be as nothing is known of its state, and none of
+    this server's is.
+
+    By one statement, which sees one moment: users who come and go between two would be taken for others.
+    """
+    row = await tx.fetch_one(
+        "select state_version = 0 or (joined_members > 0 and not exists (select from room_state"
+        " join strings on strings.id = room_state.state_key"
+        " where room = rooms.room and type = %s and line = 0 and until_version is null and membership = %s"
+        " and left(strings.value, 1) = '@' and substr(strings.value, strpos(strings.value, ':') + 1) = %s))"
+        " from rooms where room = %s",
+        (strings.MEMBER, int(Membership.JOIN), server_name, room),
+    )
+    return row is None or bool(row[0])
+
+
 async def some_servers(tx: Tx, room: int, *, sample: int) -> list[ServerName]:
     """Servers of the room's joined members, of whom `sample` are looked at: those with most of them first."""
     rows = await tx.fetch(

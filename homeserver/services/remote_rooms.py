@@ -70,8 +70,7 @@ class RemoteRooms:
         if await self._doors.is_ours(room):
             return False
         async with self._database.read() as tx:
-            row = (await rooms.rows(tx, [room.number]))[room.number]
-        return row.state_version == 0 or row.joined_members > 0
+            return await memberships.is_left_to_others(tx, room.number, self.server_name)
 
     async def join(self, room_id: str, user_id: UserID, content: JsonObject, via: Sequence[str]) -> bool:
         """Join a room that nobody of ours is in, or that needs another server's user to let ours in.

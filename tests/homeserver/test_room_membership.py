@@ -1,5 +1,6 @@
 """Memberships (Client-Server API, "Room membership"): every transition, and who may make it."""
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -337,3 +338,16 @@ async def test_a_third_party_invite_is_accepted_with_its_signature(server: Serve
     genuine = {**signed, "signatures": {"id.example.org": {key.key_id: signature}}}
     await bob.ok("POST", f"/v3/rooms/{room_id}/join", {"third_party_signed": genuine})
     assert await membership_of(server, room_id, bob) == "join"
+
+
+async def test_who_comes_and_goes_is_never_taken_for_a_user_of_another_server(server: Server) -> None:
+    users = [await server.register(name) for name in ("a", "b", "c")]
+    room_id = await create_room(users[0], preset="public_chat")
+    await users[0].ok("POST", f"/v3/rooms/{quote(room_id)}/leave", {})
+
+    async def come_and_go(user: Client) -> None:
+        for _ in range(20):  # often there is nobody left, and often somebody comes in just then
+            await user.ok("POST", f"/v3/rooms/{quote(room_id)}/join", {})
+            await user.ok("POST", f"/v3/rooms/{quote(room_id)}/leave", {})
+
+    await asyncio.gather(*map(come_and_go, users))
