@@ -13,12 +13,14 @@ from federation.protocol.identifiers import is_user_id, server_name_of
 from federation.protocol.pdu import Draft, VerifiedPDU
 from federation.protocol.types import EventID, JsonObject, RoomID, StateKey, UserID
 from federation.rooms.append import RoomWriter, content_of
+from federation.rooms.contention import Contention
 from federation.rooms.restricted_joins import RestrictedJoins
 from homeserver.services.remote_rooms import RemoteRooms
 from homeserver.services.requester import Requester
 from homeserver.services.room_settings import RoomSettings
 from storage import memberships, outside_memberships, rooms
 from storage.database import Database
+from storage.log import Conflict
 from storage.memberships import Membership
 from storage.rooms import Room
 
@@ -100,17 +102,21 @@ class MembershipService:
         if target == who.user_id and membership in _FROM_OUTSIDE and await self._remote.is_outside(room_id):
             return await self._set_from_outside(who, room_id, content, via)
         room = await self._writer.get_room(room_id)
-        change = await self._change(who, room, target, content)
-        if change.membership == membership and await self._writer.catch_up():
+        contention, may_be_behind = Contention(), True
+        while True:
             change = await self._change(who, room, target, content)
-        try:
-            return await self._make(change, exactly=exactly)
-        except Forbidden:
-            has_heard, before = await self._writer.catch_up(), change.current
-            change = await self._change(who, room, target, content)
-            if not has_heard and change.current == before:
-                raise
-            return await self._make(change, exactly=exactly)
+            if change.membership == membership and await self._writer.catch_up():
+                change = await self._change(who, room, target, content)
+            try:
+                return await self._make(change, exactly=exactly)
+            except Conflict as error:  # maybe by this very request, which was answered by nobody and came again
+                await contention.give_way(error)
+            except Forbidden:
+                has_heard = await self._writer.catch_up()
+                has_moved = has_heard or (await self._change(who, room, target, content)).current != change.current
+                if not (may_be_behind and has_moved):
+                    raise
+                may_be_behind = False
 
     async def _change(self, who: Requester, room: Room, target: UserID, content: JsonObject) -> "_Change":
         key: StateKey = ("m.room.member", target)
@@ -347,7 +353,7 @@ class MembershipService:
         return await self._append(change, {**await self._profile_of(change.target), **change.content})
 
     async def _append(self, change: _Change, content: JsonObject) -> EventID:
-        return (await self._writer.append([_draft(change, content)])).events[0].event_id
+        return (await self._writer.append([_draft(change, content)], tries_again=False)).events[0].event_id
 
     # --- third-party invites
 

@@ -84,3 +84,24 @@ async def test_the_same_state_twice_at_once_is_one_event(conninfo: str) -> None:
         first, second = await asyncio.gather(*both)
 
         assert first == second
+
+
+@pytest.mark.parametrize("membership", ["join", "leave"])
+async def test_the_same_membership_twice_at_once_is_one_event(conninfo: str, membership: str) -> None:
+    async with running(conninfo) as one, running(conninfo) as other:
+        alice, bob = await one.register("alice"), await one.register("bob")
+        room_id = await create_room(alice, preset="public_chat")
+        if membership == "leave":
+            await bob.ok("POST", f"/v3/rooms/{quote(room_id)}/join", {})
+        elsewhere = dataclasses.replace(bob, base_url=other.anonymous.base_url)
+        await known_to_both(alice, dataclasses.replace(alice, base_url=other.anonymous.base_url), room_id)
+        async with await one.application.database.connect() as connection, connection.transaction():
+            await connection.execute("select from log_head for update")
+            path = f"/v3/rooms/{quote(room_id)}/{membership}"
+            both = [asyncio.ensure_future(each.ok("POST", path, {})) for each in (bob, elsewhere)]
+            await asyncio.sleep(0.5)
+        await asyncio.gather(*both)
+
+        events = (await alice.ok("GET", f"/v3/rooms/{quote(room_id)}/messages?dir=b&limit=20"))["chunk"]
+        found = [event for event in events if event.get("state_key") == bob.user_id]
+        assert [event["content"]["membership"] for event in found].count(membership) == 1
