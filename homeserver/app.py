@@ -112,7 +112,7 @@ from homeserver.services.typing import TypingService
 from homeserver.services.user_names import UserNames
 from homeserver.services.user_views import UserViews
 from homeserver.signing_keys import OwnKeys
-from storage import send_to_device, short_lived_tokens
+from storage import background, send_to_device, short_lived_tokens
 from storage.account_data import AccountDataChanged
 from storage.append_events import RoomEvents
 from storage.database import Database
@@ -522,14 +522,11 @@ class Application:
         await self.listening.stop()
         await self.reception.transactions.close()
         await self.media.repository.close()
-        for task in self._tasks[1:]:
-            task.cancel()
-        await asyncio.gather(*self._tasks[1:], return_exceptions=True)
+        await background.end(self._tasks[1:])
         await self.outbound.stop()
         self.typists.close()
         await self.activity.flush()
-        self._tasks[0].cancel()
-        await asyncio.gather(self._tasks[0], return_exceptions=True)
+        await background.end(self._tasks[:1])
         await self.log.close()
         await self.database.close()
         self.failed.cancel()

@@ -24,7 +24,7 @@ from federation.protocol.types import EventID, JsonObject, ServerName
 from federation.rooms.outside import OutsideRooms
 from federation.rooms.receive import Receiver
 from federation.web import Answer
-from storage import received_transactions
+from storage import background, received_transactions
 from storage.database import Database
 from storage.rooms import Room
 
@@ -86,9 +86,7 @@ class TransactionsAPI:
         tasks = list(self._at_work.values())
         if tasks:
             _, late = await asyncio.wait(tasks, timeout=CLOSING_SECONDS)
-            for task in late:
-                task.cancel()
-            await asyncio.gather(*late, return_exceptions=True)
+            await background.end(late)
 
     def _check_room_for(self, origin: ServerName) -> None:
         if self._by_origin[origin] >= MAX_PER_ORIGIN or len(self._at_work) >= MAX_AT_ONCE:

@@ -14,6 +14,7 @@ from federation.protocol import server_keys, signatures
 from federation.protocol.errors import InvalidInput, MatrixError, Unavailable
 from federation.protocol.server_keys import ServerKeys
 from federation.protocol.types import JsonObject, KeyID, ServerName
+from storage import background
 
 logger = logging.getLogger(__name__)
 
@@ -111,9 +112,7 @@ class KeyFetcher:
 
     async def close(self) -> None:
         """Stop asking."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await background.end(self._tasks)
 
     def _start(self, wanted: Wanted, *, present_only: bool) -> "set[asyncio.Future[MatrixError | None]]":
         loop = asyncio.get_running_loop()

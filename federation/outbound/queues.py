@@ -15,6 +15,7 @@ from federation.outbound.delivery import Delivery
 from federation.outbound.destinations import Destination
 from federation.protocol.errors import PeerRefused, PeerUnreachable, Unavailable
 from federation.protocol.types import ServerName
+from storage import background
 from storage.outbox_leases import shard_of
 
 logger = logging.getLogger(__name__)
@@ -109,9 +110,7 @@ class Queues:
 
     async def close(self) -> None:
         """End what is under way; it counts as not delivered."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await background.end(self._tasks)
 
     # --- how far they are
 

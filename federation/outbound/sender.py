@@ -28,7 +28,7 @@ from federation.outbound.room_servers import RoomServers, StateChange
 from federation.protocol.errors import MatrixError, Unavailable
 from federation.protocol.identifiers import server_name_of
 from federation.protocol.types import JsonObject, ServerName, UserID
-from storage import memberships, outbox, outbox_leases, rooms
+from storage import background, memberships, outbox, outbox_leases, rooms
 from storage.append_events import RoomEvents
 from storage.database import Database
 from storage.device_lists import DeviceListChanged
@@ -175,9 +175,7 @@ class Sender:
     async def run(self) -> None:
         """Send until cancelled."""
         try:
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._dispatch_forever())
-                tasks.create_task(self._tick_forever())
+            await background.run_together(self._dispatch_forever(), self._tick_forever())
         finally:
             await self._queues.close()
             try:

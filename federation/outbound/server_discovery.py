@@ -19,6 +19,7 @@ from federation.protocol import canonical_json
 from federation.protocol.errors import MatrixError
 from federation.protocol.identifiers import is_server_name, split_server_name
 from federation.protocol.types import ServerName
+from storage import background
 
 logger = logging.getLogger(__name__)
 
@@ -117,10 +118,7 @@ class ServerDiscovery:
 
     async def close(self) -> None:
         """Stop asking."""
-        tasks = list(self._looking_up.values())
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await background.end(self._looking_up.values())
 
     def forget(self, server_name: ServerName) -> None:
         """Look it up anew at the next request: its targets do not answer."""

@@ -37,7 +37,7 @@ from federation.rooms.handshakes import Handshakes
 from federation.rooms.ordering import cited_by
 from federation.rooms.peer_answers import Refusals, candidates, is_unknown_endpoint
 from federation.rooms.received_state import CHUNK, ReceivedState
-from storage import remote_joins, rooms
+from storage import background, remote_joins, rooms
 from storage.database import Database
 from storage.remote_joins import RemoteJoin, SignedJoin
 
@@ -118,9 +118,7 @@ class RemoteJoins:
                 await asyncio.sleep(self._lease_seconds / 4)
         finally:
             tasks = dict(self._tasks)
-            for task in tasks.values():
-                task.cancel()
-            await asyncio.gather(*tasks.values(), return_exceptions=True)
+            await background.end(tasks.values())
             if tasks:
                 with suppress(Unavailable):
                     async with self._database.transaction() as tx:

@@ -15,7 +15,7 @@ from federation.outbound.remote_media import RemoteMedia
 from federation.protocol.errors import Forbidden, InvalidInput, LimitExceeded, MatrixError, NotFound, TooLarge
 from federation.protocol.identifiers import is_media_id, is_server_name
 from federation.protocol.types import ServerName, UserID
-from storage import content_repository
+from storage import background, content_repository
 from storage.content_repository import Media
 from storage.database import Database, Tx
 from storage.media_files import Content, MediaFiles
@@ -178,10 +178,7 @@ class ContentRepository:
 
     async def close(self) -> None:
         """End what is being fetched."""
-        tasks = list(self._fetches.values())
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await background.end(self._fetches.values())
 
     def _new(self, user_id: UserID) -> Media:
         return Media(

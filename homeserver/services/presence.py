@@ -8,7 +8,7 @@ from dataclasses import replace
 from federation.protocol import edu
 from federation.protocol.errors import Forbidden, MatrixError
 from federation.protocol.types import JsonObject, UserID
-from storage import memberships
+from storage import background, memberships
 from storage.database import Database
 from storage.ephemeral import (
     OFFLINE_AFTER_MS,
@@ -103,9 +103,7 @@ class PresenceService:
 
     async def run(self) -> None:
         """Tell of changes, and note who went idle or away, until cancelled."""
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._tell_observers())
-            tasks.create_task(self._sweep_for_ever())
+        await background.run_together(self._tell_observers(), self._sweep_for_ever())
 
     async def _sweep_for_ever(self) -> None:
         while True:
