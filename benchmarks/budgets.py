@@ -54,6 +54,7 @@ COSTS: Mapping[str, Cost] = {
     "first sync, lazy members, cold": Cost(250, 150),
     "replicate one event, sending server": Cost(1, 0.5, (17, 9)),
     "replicate one event, receiving server": Cost(1.5, 0.7, (23, 12)),
+    "remote join, 500 members, joining server": Cost(150, 80, (1070, 657)),
 }
 LIMITS: Mapping[str, Limit] = {
     "start, server CPU": Limit(0.6, 0.93),

@@ -31,7 +31,8 @@ class Sizes:
     """Of each kind, in each room, a round."""
     replicated: int = 2000
     replicated_slowly: int = 100
-    remote_members: tuple[int, ...] = (10, 500, 5000)
+    remote_members: Mapping[int, int] = field(default_factory=lambda: {10: 10, 500: 3, 5000: 1})
+    """How many rooms of so many members are joined by way of the other server."""
     disk_messages: int = 100_000
     disk_rooms: int = 100
     disk_state_changes: int = 20_000
@@ -75,7 +76,7 @@ SYNAPSE = Sizes(
     growth_operations=15,
     replicated=480,
     replicated_slowly=50,
-    remote_members=(10, 500),
+    remote_members={10: 5, 500: 1},
     disk_messages=2000,
     disk_rooms=20,
     disk_state_changes=500,
@@ -99,7 +100,7 @@ HEARTH_QUICK = Sizes(
     growth_operations=20,
     replicated=480,
     replicated_slowly=50,
-    remote_members=(10, 500),
+    remote_members={10: 5, 500: 2},
     disk_messages=10_000,
     disk_rooms=20,
     disk_state_changes=2000,
@@ -123,7 +124,7 @@ SYNAPSE_QUICK = Sizes(
     growth_operations=8,
     replicated=160,
     replicated_slowly=25,
-    remote_members=(10, 100),
+    remote_members={10: 5, 100: 1},
     disk_messages=400,
     disk_rooms=5,
     disk_state_changes=150,

@@ -46,7 +46,11 @@ async def run(server: Server, sizes: Sizes) -> Sequence[Figure]:
         return [
             *await _replicate(pair, sizes),
             *await _replicate_slowly(pair, sizes),
-            *[figure for members in sizes.remote_members for figure in await _join(pair, members)],
+            *[
+                figure
+                for members, rooms in sizes.remote_members.items()
+                for figure in await _join(pair, members, rooms)
+            ],
         ]
 
 
@@ -153,12 +157,11 @@ async def _replicate_slowly(pair: _Pair, sizes: Sizes) -> Sequence[Figure]:
     ]
 
 
-async def _join(pair: _Pair, members: int) -> Sequence[Figure]:
-    """Somebody far joins a room near that nobody far is in."""
+async def _join(pair: _Pair, members: int, rooms: int) -> Sequence[Figure]:
+    """Somebody far joins rooms near that nobody far is in, one after the other."""
     users = await pair.near.add_users(members)
     await at_once(4, users, User.arrive)
-    rounds = 5 if members <= 50 else 1
-    room_ids = [await room_with(users[0], users[1:], joins_at_once=_JOINS_AT_ONCE) for _ in range(rounds)]
+    room_ids = [await room_with(users[0], users[1:], joins_at_once=_JOINS_AT_ONCE) for _ in range(rooms)]
     (joiner,) = await pair.far.add_users(1)
     await joiner.arrive()
     near, far = pair.meters()
