@@ -41,6 +41,7 @@ from federation.rooms.joining import RemoteJoins
 from federation.rooms.missing_events import MissingEventsFetcher
 from federation.rooms.outside import OutsideRooms
 from federation.rooms.questions import Questions
+from federation.rooms.reader import RoomReader
 from federation.rooms.receive import Receiver
 from federation.rooms.remote_memberships import RemoteMemberships
 from federation.rooms.remote_spaces import RemoteSpaces
@@ -104,12 +105,20 @@ class Outbound:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ground:
-    """What all of it stands on."""
+    """What all else stands on."""
 
+    config: Config
     database: Database
     log: Log
+    tail: Tail
     writer: RoomWriter
+    reader: RoomReader
     rate_limits: RateLimits
+
+    @property
+    def server_name(self) -> ServerName:
+        """This server's."""
+        return ServerName(self.config.server_name)
 
 
 class Fetching:

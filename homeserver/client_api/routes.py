@@ -1,4 +1,4 @@
-"""Every endpoint of the Client-Server API: one function an API, joined in `app.py`."""
+"""Every endpoint of the Client-Server API: one function an API."""
 
 from collections.abc import Sequence
 
@@ -25,11 +25,10 @@ from homeserver.client_api.reading_state import ReadingStateAPI
 from homeserver.client_api.room_creation import RoomCreationAPI
 from homeserver.client_api.room_directory import RoomDirectoryAPI
 from homeserver.client_api.room_membership import RoomMembershipAPI
-from homeserver.client_api.routing import Authenticator, ClientRoute, Login, admin_route
+from homeserver.client_api.routing import ClientRoute, Login
 from homeserver.client_api.send_to_device import SendToDeviceAPI
 from homeserver.client_api.sending_events import SendingEventsAPI
-from homeserver.client_api.server_administration import ServerAdministrationAPI, SharedSecretRegistrationAPI
-from homeserver.client_api.user_administration import UserAdministrationAPI
+from homeserver.client_api.server_administration import ServerAdministrationAPI
 
 NONE, OPTIONAL = Login.NONE, Login.OPTIONAL
 
@@ -428,52 +427,6 @@ def report_routes(api: ModerationAPI) -> Sequence[ClientRoute]:
         ClientRoute(method="POST", path=f"{room}/{{event_id}}", endpoint=api.report_event, limit="requests"),
         ClientRoute(method="POST", path=room, endpoint=api.report_room, limit="requests"),
         ClientRoute(method="POST", path="v3/users/{user_id}/report", endpoint=api.report_user, limit="requests"),
-    ]
-
-
-def report_admin_routes(api: ModerationAPI, authenticator: Authenticator) -> Sequence[Route]:
-    """Reports as administrators see them."""
-    base = "/_synapse/admin/v1/event_reports"
-    return [
-        admin_route("GET", base, api.list_reports, authenticator),
-        admin_route("GET", f"{base}/{{report_id}}", api.get_report, authenticator),
-        admin_route("DELETE", f"{base}/{{report_id}}", api.delete_report, authenticator),
-    ]
-
-
-def user_admin_routes(api: UserAdministrationAPI, authenticator: Authenticator) -> Sequence[Route]:
-    """Accounts as administrators manage them."""
-    one, two = "/_synapse/admin/v1", "/_synapse/admin/v2/users"
-    endpoints = [
-        ("GET", f"{one}/server_version", api.get_server_version),
-        ("GET", two, api.list_users),
-        ("GET", f"{two}/{{user_id}}", api.get_user),
-        ("PUT", f"{two}/{{user_id}}", api.put_user),
-        ("GET", f"{two}/{{user_id}}/devices", api.list_devices),
-        ("DELETE", f"{two}/{{user_id}}/devices/{{device_id}}", api.delete_device),
-        ("PUT", f"{one}/users/{{user_id}}/admin", api.put_admin),
-        ("POST", f"{one}/users/{{user_id}}/login", api.log_in_as),
-        ("GET", f"{one}/users/{{user_id}}/joined_rooms", api.list_joined_rooms),
-        ("POST", f"{one}/deactivate/{{user_id}}", api.deactivate),
-        ("POST", f"{one}/reset_password/{{user_id}}", api.reset_password),
-    ]
-    return [admin_route(method, path, endpoint, authenticator) for method, path, endpoint in endpoints]
-
-
-def admin_api_routes(
-    api: ServerAdministrationAPI, registration: SharedSecretRegistrationAPI, authenticator: Authenticator
-) -> Sequence[Route]:
-    """The admin API, under the paths that existing dashboards and scripts use."""
-    base = "/_synapse/admin/v1"
-    tokens = f"{base}/registration_tokens"
-    return [
-        Route("GET", f"{base}/register", registration.get_nonce),
-        Route("POST", f"{base}/register", registration.register),
-        admin_route("GET", f"{base}/whois/{{user_id}}", api.whois, authenticator),
-        admin_route("GET", f"{base}/users/{{user_id}}/admin", api.get_admin, authenticator),
-        admin_route("GET", tokens, api.list_tokens, authenticator),
-        admin_route("POST", f"{tokens}/new", api.new_token, authenticator),
-        admin_route("DELETE", f"{tokens}/{{token}}", api.delete_token, authenticator),
     ]
 
 

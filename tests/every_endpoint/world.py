@@ -134,7 +134,7 @@ async def create(server: Server, chance: random.Random) -> World:
     world = World(server, chance)
     alice, bob, carol, dave, erin = [await server.register(name) for name in ("alice", "bob", "carol", "dave", "erin")]
     admin = world.admin = await server.register("admin")
-    await server.application.accounts.set_admin(UserID(admin.user_id), is_admin=True)
+    await server.application.accounts.service.set_admin(UserID(admin.user_id), is_admin=True)
     guest = server.anonymous.logged_in(await server.anonymous.ok("POST", "/v3/register?kind=guest", {}))
     world.actors = [*[alice] * 9, *[bob] * 3, carol, dave, erin, guest]
     for user in (alice, bob, carol, dave, erin, admin, guest):

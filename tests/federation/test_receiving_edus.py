@@ -129,7 +129,7 @@ async def test_presence_of_who_shares_a_room_is_known(server: Server, alice: Cli
 
     events = (await sync(alice)).get("presence", {}).get("events", [])
     assert {event["sender"]: event["content"].get("status_msg") for event in events}.get(peer.user()) == "here"
-    board = server.application.presence._board
+    board = server.application.user_data.presence._board
     assert board.find(peer.user()) is not None
     assert board.find(peer.user("stranger")) is None
 

@@ -222,7 +222,7 @@ async def test_what_changed_while_nobody_shared_a_room_is_not_missed(
 
 
 async def test_lists_of_who_shares_no_room_are_dropped(pair: Pair, alice: Client) -> None:
-    service = pair.near.application.remote_devices
+    service = pair.near.application.keys.remote_devices
     async with followed(pair.near, pair.authority, alice) as devices:
         await service.sweep()
         assert await devices.is_held(pair.near)

@@ -32,5 +32,5 @@ async def bob(server: Server) -> Client:
 async def admin(server: Server) -> Client:
     """An administrator of the server."""
     client = await server.register("admin")
-    await server.application.accounts.set_admin(UserID(client.user_id), is_admin=True)
+    await server.application.accounts.service.set_admin(UserID(client.user_id), is_admin=True)
     return client

@@ -95,7 +95,7 @@ async def test_data_of_a_room_needs_a_room(alice: Client) -> None:
 async def test_ignored_users_follow_the_account_data(server: Server, alice: Client) -> None:
     async def ignored() -> frozenset[str]:
         async with server.application.database.read() as tx:
-            return await server.application.account_data.ignored_users(tx, UserID(alice.user_id))
+            return await server.application.user_data.account_data.ignored_users(tx, UserID(alice.user_id))
 
     assert await ignored() == frozenset()
     await alice.ok("PUT", path(alice, "m.ignored_user_list"), {"ignored_users": {"@x:y": {}}})

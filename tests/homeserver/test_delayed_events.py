@@ -170,7 +170,7 @@ async def test_who_may_no_longer_send_does_not_do_so_later_either(
 ) -> None:
     room_id = await create_room(alice)
     delay_id = await delayed_state(alice, room_id, 60_000)
-    accounts = server.application.accounts
+    accounts = server.application.accounts.service
     if standing == "is_locked":
         await accounts.set_locked(UserID(alice.user_id), is_locked=True)
     else:

@@ -167,7 +167,7 @@ async def key_counts(server: Server, client: Client) -> Any:
             "select device from devices where user_id = %s and device_id = %s", (client.user_id, client.device_id)
         )
     assert row is not None
-    return await server.application.key_counts.get(client.user_id, client.device_id, row[0])  # type: ignore[arg-type] # plain texts
+    return await server.application.keys.counts.get(client.user_id, client.device_id, row[0])  # type: ignore[arg-type] # plain texts
 
 
 async def test_unknown_devices_and_algorithms_give_no_key(alice: Client, bob: Client) -> None:

@@ -218,7 +218,7 @@ async def counts(server: Server, client: Client) -> dict[str, int]:
     assert row is not None
     found: KeyCounts | None = None
     for _ in range(2):
-        found = await server.application.key_counts.get(client.user_id, client.device_id, row[0])  # type: ignore[arg-type] # plain texts
+        found = await server.application.keys.counts.get(client.user_id, client.device_id, row[0])  # type: ignore[arg-type] # plain texts
     assert found is not None
     return found.one_time_keys
 

@@ -39,7 +39,8 @@ async def test_a_user_agent_that_is_no_text_keeps_nobodys_last_use_from_being_wr
     assert await raw_request(alice, whoami + b"\xff\xfe hostile") == 200
     assert await raw_request(bob, whoami + b"good") == 200
 
-    await server.application.activity.flush()  # what the background task does, whose end would be the server's
+    # what the background task does, whose end would be the server's
+    await server.application.accounts.activity.flush()
     for client in (alice, bob):
         devices = (await client.ok("GET", "/v3/devices"))["devices"]
         assert devices[0]["last_seen_ts"]

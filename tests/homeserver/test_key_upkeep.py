@@ -43,7 +43,7 @@ async def test_inboxes_of_deleted_devices_go_and_others_stay(server: Server, mon
     for gone in (phone, tablet):
         await gone.ok("POST", "/v3/logout")
 
-    await server.application.key_upkeep.run_once()
+    await server.application.keys.upkeep.run_once()
 
     assert await rows(server, "to_device_messages") == 5
     assert len((await alice.ok("GET", "/v3/sync"))["to_device"]["events"]) == 5
@@ -55,12 +55,12 @@ async def test_old_transactions_are_forgotten_and_new_ones_are_not(
     alice = await server.register("alice")
     await send(alice, alice, 3)
 
-    await server.application.key_upkeep.run_once()
+    await server.application.keys.upkeep.run_once()
     await send(alice, alice, 3)
     assert await rows(server, "to_device_messages") == 3
 
     monkeypatch.setattr(key_upkeep, "TRANSACTIONS_KEPT_MS", -1000)
-    await server.application.key_upkeep.run_once()
+    await server.application.keys.upkeep.run_once()
     assert await rows(server, "to_device_transactions") == 0
 
 
@@ -72,7 +72,7 @@ async def test_one_change_of_a_device_is_kept(server: Server, monkeypatch: pytes
     for client in (alice, phone, alice, phone, alice):
         device = Device(client)
         await device.upload(device_keys=device.identity())
-        await server.application.key_upkeep.run_once()
+        await server.application.keys.upkeep.run_once()
 
     assert await rows(server, "device_list_changes") == 2
     changed = await alice.ok("GET", "/v3/keys/changes", params={"from": token})

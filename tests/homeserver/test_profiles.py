@@ -114,7 +114,7 @@ async def test_a_guest_has_only_a_name(server: Server) -> None:
 
 async def test_a_suspended_user_changes_no_profile(server: Server, alice: Client) -> None:
     await alice.ok("PUT", path(alice, "displayname"), {"displayname": "Alice"})
-    await server.application.accounts.set_suspended(UserID(alice.user_id), is_suspended=True)
+    await server.application.accounts.service.set_suspended(UserID(alice.user_id), is_suspended=True)
 
     for answer in (
         await alice.put(path(alice, "displayname"), {"displayname": "Mallory"}),

@@ -188,7 +188,7 @@ async def test_a_change_is_in_the_users_account_data(server: Server, alice: Clie
     (heard,) = [change for _, change in application.tail.for_user(UserID(alice.user_id), before)]
     async with application.database.read() as tx:
         (read,) = await account_data.changed_between(tx, UserID(alice.user_id), before, application.tail.position)
-        everything = await application.account_data.all_of(tx, UserID(alice.user_id))
+        everything = await application.user_data.account_data.all_of(tx, UserID(alice.user_id))
 
     assert heard == read
     assert [client_event(change) for change in everything] == [client_event(read)]

@@ -251,7 +251,7 @@ async def test_a_receipt_from_another_server_needs_its_user_in_the_room(server: 
     room = await a_room(server, alice)
     await room.add_member("@carol:other.test")
     event_id = await room.add_message()
-    service = server.application.receipts
+    service = server.application.user_data.receipts
 
     def receipt(user_id: str, event: str, kind: str = "m.read") -> edu.Receipt:
         return edu.Receipt(
@@ -279,7 +279,7 @@ async def test_a_receipt_from_another_server_needs_its_user_in_the_room(server: 
 
 async def test_typing(server: Server, alice: Client, bob: Client) -> None:
     room = await a_room(server, alice)
-    typing, typists = f"/v3/rooms/{quote(room.room_id)}/typing", server.application.typists
+    typing, typists = f"/v3/rooms/{quote(room.room_id)}/typing", server.application.user_data.typists
     mine = f"{typing}/{quote(alice.user_id)}"
 
     await alice.ok("PUT", mine, {"typing": True, "timeout": 30_000})

@@ -197,7 +197,7 @@ async def test_only_who_is_in_a_room_gives_it_aliases(
 async def test_who_is_suspended_changes_no_directory(server: Server, alice: Client) -> None:
     alias = unique("alias")
     room_id = await create_room(alice, room_alias_name=alias)
-    await server.application.accounts.set_suspended(UserID(alice.user_id), is_suspended=True)
+    await server.application.accounts.service.set_suspended(UserID(alice.user_id), is_suspended=True)
 
     refused = [
         await alice.delete(f"/v3/directory/room/{quote(alias_on(server, alias))}"),

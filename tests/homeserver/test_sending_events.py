@@ -69,7 +69,7 @@ async def test_a_transaction_is_remembered_over_a_restart(server: Server, alice:
     room_id = await create_room(alice)
     path = f"/v3/rooms/{room_id}/send/m.room.message/txn1"
     first = await alice.ok("PUT", path, TEXT)
-    server.application.messages._transactions.clear()  # what a restart forgets
+    server.application.rooms.messages._transactions.clear()  # what a restart forgets
 
     assert await alice.ok("PUT", path, TEXT) == first
     assert await send(alice, room_id, "and it goes on")
@@ -82,7 +82,7 @@ async def test_a_repeated_transaction_is_answered_to_who_has_left(server: Server
     path = f"/v3/rooms/{room_id}/send/m.room.message/txn1"
     first = await bob.ok("PUT", path, TEXT)
     await bob.ok("POST", f"/v3/rooms/{room_id}/leave")
-    server.application.messages._transactions.clear()
+    server.application.rooms.messages._transactions.clear()
 
     assert await bob.ok("PUT", path, TEXT) == first
 
@@ -264,7 +264,7 @@ async def test_a_suspended_user_reads_and_leaves(server: Server, alice: Client, 
     other = await create_room(alice, preset="public_chat")
     await join(bob, room_id)
     own = await send(bob, room_id, "mine")
-    await server.application.accounts.set_suspended(UserID(bob.user_id), is_suspended=True)
+    await server.application.accounts.service.set_suspended(UserID(bob.user_id), is_suspended=True)
 
     for method, path, body in [
         ("PUT", f"/v3/rooms/{room_id}/send/m.room.message/t1", TEXT),

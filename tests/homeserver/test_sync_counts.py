@@ -262,7 +262,7 @@ class Story:
         event |= {"sender": actor.client.user_id, "room_id": self.room_id}
         situation = Situation(event, len(self.users), may_notify)
         for reader in self.readers:
-            rules = await self.server.application.push_rules.ruleset(UserID(reader.client.user_id))
+            rules = await self.server.application.user_data.push_rules.ruleset(UserID(reader.client.user_id))
             reader.hear(len(self.sent) - 1, thread, situation, rules)
 
     async def read(self, actor: Reader) -> None:

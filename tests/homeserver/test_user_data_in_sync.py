@@ -311,7 +311,7 @@ async def test_who_no_longer_syncs_goes_offline(server: Server, alice: Client, b
     await set_status(bob, presence="online", status_msg="here")
     later = now_ms() + OFFLINE_AFTER_MS + 1000
 
-    await server.application.presence.sweep(later)
+    await server.application.user_data.presence.sweep(later)
 
     answer = (await status_of(alice, bob)).body
     assert (answer["presence"], answer["status_msg"]) == ("offline", "here")

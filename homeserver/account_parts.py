@@ -1,0 +1,109 @@
+"""Accounts and their sessions, built in one place from arguments, with how clients and administrators ask for them."""
+
+from federation.web import Route
+from homeserver import configured
+from homeserver.client_api import admin_routes, routes
+from homeserver.client_api import interactive_auth as uia
+from homeserver.client_api.accounts import AccountsAPI
+from homeserver.client_api.auth_stages import DummyStage, PasswordStage, RegistrationTokenStage, TermsStage
+from homeserver.client_api.authentication import TokenAuthenticator
+from homeserver.client_api.device_management import DeviceManagementAPI
+from homeserver.client_api.discovery import DiscoveryAPI
+from homeserver.client_api.interactive_auth import InteractiveAuth
+from homeserver.client_api.login import LoginAPI
+from homeserver.client_api.moderation import ModerationAPI
+from homeserver.client_api.outside_services import OutsideServicesAPI
+from homeserver.client_api.pages import PagesAPI
+from homeserver.client_api.routing import ClientRoute
+from homeserver.client_api.server_administration import ServerAdministrationAPI, SharedSecretRegistrationAPI
+from homeserver.client_api.user_administration import UserAdministrationAPI
+from homeserver.federation_parts import Ground
+from homeserver.room_parts import RoomParts
+from homeserver.services import device_keys
+from homeserver.services.accounts import AccountService
+from homeserver.services.application_services import ApplicationServices
+from homeserver.services.device_activity import DeviceActivity
+from homeserver.services.impersonation import Impersonation
+from homeserver.services.passwords import Passwords
+from homeserver.services.sessions import SessionService
+from homeserver.services.user_names import UserNames
+
+
+class AccountParts:
+    """Who may act, how they prove it, and what administrators do about them."""
+
+    def __init__(self, ground: Ground, rooms: RoomParts, application_services: ApplicationServices) -> None:
+        config, database = ground.config, ground.database
+        passwords = Passwords(min_length=config.registration.minimum_password_length)
+        names = UserNames(ground.server_name, application_services)
+        sessions = SessionService(
+            database,
+            ground.log,
+            configured.lifetimes(config.sessions),
+            devices_changed=[device_keys.devices_changed],
+        )
+        ground.tail.add_view(sessions.on_change)
+        self.impersonation = Impersonation(database, application_services)
+        ground.tail.add_view(self.impersonation.on_change)
+        self.activity = DeviceActivity(database)
+        self.service = AccountService(
+            database,
+            sessions,
+            passwords,
+            ground.rate_limits,
+            names,
+            leave_all_rooms=rooms.member_upkeep.leave_all_rooms,
+        )
+        self.authenticator = TokenAuthenticator(
+            sessions,
+            application_services,
+            self.impersonation,
+            self.activity,
+            query_string_tokens=config.query_string_tokens,
+        )
+        self.interactive_auth = InteractiveAuth(
+            database,
+            {
+                uia.DUMMY: DummyStage(),
+                uia.PASSWORD: PasswordStage(self.service),
+                uia.REGISTRATION_TOKEN: RegistrationTokenStage(self.service),
+                uia.TERMS: TermsStage(configured.policies(config.registration)),
+            },
+        )
+        login = LoginAPI(
+            self.service, sessions, self.authenticator, self.interactive_auth, base_url=config.public_base_url
+        )
+        accounts = AccountsAPI(
+            self.service,
+            sessions,
+            passwords,
+            self.interactive_auth,
+            self.authenticator,
+            registration=configured.registration_policy(config.registration),
+        )
+        discovery = DiscoveryAPI(configured.description(config))
+        administration = ServerAdministrationAPI(database, self.service, self.activity)
+        secret = config.registration.shared_secret
+        registration = SharedSecretRegistrationAPI(
+            self.service, sessions, passwords, secret.value if secret is not None else None
+        )
+        users = UserAdministrationAPI(database, self.service, sessions, passwords, rooms.profiles, names)
+        moderation = ModerationAPI(database, ground.reader, names)
+        self.routes: list[ClientRoute] = [
+            *routes.discovery_routes(discovery),
+            *routes.login_routes(login),
+            *routes.account_routes(accounts),
+            *routes.device_routes(DeviceManagementAPI(database, sessions, self.activity, self.interactive_auth)),
+            *routes.administration_routes(administration),
+            *routes.report_routes(moderation),
+            *routes.outside_service_routes(OutsideServicesAPI(database, configured.turn_servers(config.turn))),
+        ]
+        self.page_routes: list[Route] = [
+            *routes.well_known_routes(discovery),
+            *routes.page_routes(PagesAPI(self.interactive_auth, server_name=ground.server_name)),
+        ]
+        self.admin_routes: list[Route] = [
+            *admin_routes.server_routes(administration, registration, self.authenticator),
+            *admin_routes.user_routes(users, self.authenticator),
+            *admin_routes.report_routes(moderation, self.authenticator),
+        ]

@@ -1,0 +1,114 @@
+"""What users do in rooms, built in one place from arguments, with how clients ask for it."""
+
+from federation.rooms.pages import Pages
+from federation.rooms.sent import SentEvents
+from federation.rooms.spaces import SpaceReader
+from federation.rooms.summaries import RoomSummaries
+from homeserver.client_api import routes
+from homeserver.client_api.delayed_events import DelayedEventsAPI
+from homeserver.client_api.profiles import ProfilesAPI
+from homeserver.client_api.reading_events import ReadingEventsAPI, RoomReading
+from homeserver.client_api.reading_state import ReadingStateAPI
+from homeserver.client_api.room_creation import RoomCreationAPI
+from homeserver.client_api.room_directory import RoomDirectoryAPI
+from homeserver.client_api.room_membership import RoomMembershipAPI
+from homeserver.client_api.room_summaries import RoomSummariesAPI
+from homeserver.client_api.routing import ClientRoute
+from homeserver.client_api.sending_events import SendingEventsAPI
+from homeserver.client_api.spaces import SpacesAPI
+from homeserver.federation_parts import Fetching, Ground, Handshaking, Outbound
+from homeserver.services.application_services import ApplicationServices
+from homeserver.services.delayed_events import DelayedEventService
+from homeserver.services.member_upkeep import MemberUpkeep
+from homeserver.services.membership import MembershipService
+from homeserver.services.messages import MessageService
+from homeserver.services.profiles import MemberFields, ProfileService
+from homeserver.services.published_rooms import PublishedRooms
+from homeserver.services.room_creation import RoomCreationService
+from homeserver.services.room_directory import RoomDirectory
+from homeserver.services.room_settings import RoomSettings
+from homeserver.services.room_summaries import RoomSummaryService
+from homeserver.services.room_upgrades import RoomUpgradeService
+from homeserver.services.spaces import SpaceService
+from homeserver.user_data_parts import UserDataParts
+
+
+class RoomParts:
+    """Rooms and who is in them, their events, their directory; profiles, which memberships repeat."""
+
+    def __init__(
+        self,
+        ground: Ground,
+        outbound: Outbound,
+        fetching: Fetching,
+        handshaking: Handshaking,
+        user_data: UserDataParts,
+        application_services: ApplicationServices,
+    ) -> None:
+        database, log, tail, writer, reader = ground.database, ground.log, ground.tail, ground.writer, ground.reader
+        member_fields = MemberFields(database)
+        tail.add_view(member_fields.on_change)
+        room_settings = RoomSettings(database, log)
+        self.memberships = MembershipService(
+            database,
+            writer,
+            remote=handshaking.rooms,
+            profile_of=member_fields.get,
+            is_invite_blocked=user_data.account_data.blocks_invites,
+            settings=room_settings,
+        )
+        self.member_upkeep = MemberUpkeep(database, writer, handshaking.rooms)
+        self.profiles = ProfileService(
+            database,
+            log,
+            server_name=ground.server_name,
+            propagate=self.member_upkeep.update_profile,
+            query_remote=outbound.queries.profile,
+        )
+        creation = RoomCreationService(
+            writer,
+            self.memberships,
+            server_name=ground.server_name,
+            default_version=ground.config.default_room_version,
+            profile_of=member_fields.get,
+            application_services=application_services,
+        )
+        upgrades = RoomUpgradeService(database, writer, creation, room_settings, member_fields.get)
+        self.summaries = RoomSummaries()
+        spaces = SpaceService(database, SpaceReader(self.summaries), fetching.spaces, ground.server_name)
+        self.reading = RoomReading(database, tail, reader, Pages(reader), user_data.account_data, fetching.backfill)
+        self.directory = RoomDirectory(
+            database,
+            writer,
+            reader,
+            application_services,
+            server_name=ground.server_name,
+            resolve_remote=outbound.queries.alias,
+        )
+        self.delayed_events = DelayedEventService(database, writer)
+        tail.add_view(self.delayed_events.on_change)
+        self.messages = MessageService(writer, SentEvents(database), self.directory.find)
+        self.directory_api = RoomDirectoryAPI(
+            self.directory,
+            PublishedRooms(database, self.summaries),
+            ground.server_name,
+            outbound.queries.public_rooms,
+        )
+        summaries = RoomSummaryService(
+            database, self.summaries, self.directory, handshaking.rooms, outbound.queries.room_summary
+        )
+        self.routes: list[ClientRoute] = [
+            *routes.profile_routes(ProfilesAPI(self.profiles)),
+            *routes.room_creation_routes(RoomCreationAPI(creation, upgrades)),
+            *routes.membership_routes(RoomMembershipAPI(self.memberships, self.directory)),
+            *routes.sending_routes(
+                SendingEventsAPI(
+                    self.messages, self.memberships, self.member_upkeep, user_data.presence, self.delayed_events
+                )
+            ),
+            *routes.reading_routes(ReadingEventsAPI(self.reading), ReadingStateAPI(self.reading)),
+            *routes.delayed_event_routes(DelayedEventsAPI(self.delayed_events)),
+            *routes.directory_routes(self.directory_api),
+            *RoomSummariesAPI(database, summaries).routes(),
+            *SpacesAPI(spaces).routes(),
+        ]

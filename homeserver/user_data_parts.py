@@ -1,0 +1,52 @@
+"""What users keep and what they tell of themselves, built in one place from arguments, with how clients ask for it."""
+
+from homeserver.client_api import routes
+from homeserver.client_api.account_data import AccountDataAPI
+from homeserver.client_api.ephemeral import EphemeralAPI
+from homeserver.client_api.filtering import FilteringAPI
+from homeserver.client_api.push import PushRulesAPI
+from homeserver.client_api.routing import ClientRoute
+from homeserver.client_api.send_to_device import SendToDeviceAPI
+from homeserver.federation_parts import Ground
+from homeserver.services.account_data import AccountDataService
+from homeserver.services.event_counts import EventCounter
+from homeserver.services.filters import FilterService
+from homeserver.services.presence import PresenceService
+from homeserver.services.push import PushRuleService
+from homeserver.services.receipts import ReceiptService
+from homeserver.services.send_to_device import SendToDeviceService
+from homeserver.services.typing import TypingService
+from storage import send_to_device
+from storage.ephemeral import Exchange, PresenceBoard, Typing
+
+
+class UserDataParts:
+    """Account data, filters, push rules, receipts, to-device messages, typing and presence."""
+
+    def __init__(self, ground: Ground, event_counter: EventCounter) -> None:
+        database, log, tail = ground.database, ground.log, ground.tail
+        self._tail = tail
+        self.account_data = AccountDataService(database, log, event_counter.follow)
+        tail.add_view(self.account_data.on_change)
+        self.push_rules = PushRuleService(database, log, event_counter.follow)
+        tail.add_view(self.push_rules.on_change)
+        self.filters = FilterService(database)
+        self.receipts = ReceiptService(database, log)
+        self.to_device = SendToDeviceService(log, ground.server_name)
+        tail.add_view(send_to_device.drop_large_contents)
+        self.typists = Typing(self._wake_room)
+        self.board = PresenceBoard()
+        self.exchange = Exchange(database, self.typists, self.board)
+        self.typing = TypingService(database, self.exchange)
+        self.presence = PresenceService(database, tail, self.board, self.exchange, enabled=ground.config.presence)
+        self.routes: list[ClientRoute] = [
+            *routes.filter_routes(FilteringAPI(self.filters)),
+            *routes.account_data_routes(AccountDataAPI(self.account_data)),
+            *routes.push_rule_routes(PushRulesAPI(self.push_rules)),
+            *routes.send_to_device_routes(SendToDeviceAPI(self.to_device)),
+            *routes.ephemeral_routes(EphemeralAPI(self.typing, self.receipts, self.presence)),
+        ]
+
+    def _wake_room(self, room: int) -> None:
+        for listener in self._tail.listeners_in(room):
+            listener.wake()
