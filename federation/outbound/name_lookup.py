@@ -6,18 +6,12 @@ SRV records it cannot give; dnspython asks the system's name servers for them.
 
 import asyncio
 import contextlib
-import random
+import importlib
 import socket
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
-
-import dns.asyncresolver
-import dns.exception
-import dns.name
-import dns.resolver
-from dns.rdtypes.IN.SRV import SRV
 
 MAX_ADDRESSES = 8
 """Of a host that are tried; and of a service's hosts."""
@@ -51,6 +45,13 @@ class NameLookup(Protocol):
         """What its SRV records say, in the order to be tried; none if there are none; raises LookupFailed."""
 
 
+class _Records(Protocol):
+    """`service_records.ServiceRecords`, which is imported at the first lookup: dnspython is a tenth of a start."""
+
+    async def find(self, name: str, timeout_seconds: float) -> Sequence[Service]:
+        """What the records say, in the order to be tried."""
+
+
 class SystemNameLookup:
     """By the system's own settings."""
 
@@ -59,7 +60,7 @@ class SystemNameLookup:
         self._slots = asyncio.Semaphore(_THREADS)
         self._nameservers = nameservers
         self._port = port
-        self._resolver: dns.asyncresolver.Resolver | None = None
+        self._records: _Records | None = None
 
     async def addresses(self, host: str) -> Sequence[str]:
         """As NameLookup says."""
@@ -74,17 +75,11 @@ class SystemNameLookup:
 
     async def services(self, name: str) -> Sequence[Service]:
         """As NameLookup says; raises LookupFailed, too, where the name offers the service nowhere."""
-        try:
-            absolute = dns.name.from_text(name)
-            answer = await self._dns().resolve(absolute, "SRV", lifetime=SECONDS / 2)
-        except (dns.resolver.NXDOMAIN, dns.resolver.NoAnswer):
-            return []
-        except (dns.exception.DNSException, OSError, UnicodeError) as error:
-            raise LookupFailed(f"looking up {name} failed: {type(error).__name__}") from None
-        records = [record for record in answer if isinstance(record, SRV)]
-        if len(records) == 1 and records[0].target == dns.name.root:
-            raise LookupFailed(f"{name} says that there is no such service")
-        return [Service(str(each.target).rstrip("."), each.port) for each in _in_order(records)][:MAX_ADDRESSES]
+        if self._records is None:
+            module = await asyncio.to_thread(importlib.import_module, "federation.outbound.service_records")
+            self._records = module.ServiceRecords(self._nameservers, self._port)
+        found = await self._records.find(name, SECONDS / 2)
+        return found[:MAX_ADDRESSES]
 
     async def _ask_system(self, host: str) -> list[str]:
         """In a thread that nobody waits for: an executor's would keep the process from ending until DNS answers."""
@@ -114,22 +109,7 @@ class SystemNameLookup:
         threading.Thread(target=ask, name=f"lookup of {host}", daemon=True).start()
         return await answer
 
-    def _dns(self) -> dns.asyncresolver.Resolver:
-        if self._resolver is None:
-            self._resolver = dns.asyncresolver.Resolver(configure=self._nameservers is None)
-            self._resolver.cache = dns.resolver.LRUCache(1000)
-            if self._nameservers is not None:
-                self._resolver.nameservers = list(self._nameservers)
-                self._resolver.port = self._port
-        return self._resolver
-
 
 def _get_addresses(host: str) -> list[str]:
     found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(str(address[0]) for _, _, _, _, address in found))
-
-
-def _in_order(records: Sequence[SRV]) -> list[SRV]:
-    """By priority; of the same priority at random, by weight (RFC 2782)."""
-    # Exponential variates with the weights as rates: the smallest comes first with the probability of its weight.
-    return sorted(records, key=lambda record: (record.priority, random.expovariate(1) / (record.weight + 0.01)))
