@@ -33,9 +33,9 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
     report = yield
     arguments: dict[str, Any] = getattr(item, "funcargs", {})
     if report.failed and "logs" in arguments:
-        for file, size in arguments["logs"].items():
+        for file in arguments["border"].log_sizes():
             with file.open("rb") as log:
-                log.seek(size)
+                log.seek(arguments["logs"].get(file, 0))
                 report.sections.append((f"{file.name} said", log.read()[-_LOG_BYTES:].decode(errors="replace")))
     return report
 
