@@ -1,4 +1,5 @@
-"""Answers held to the specification's own OpenAPI files, in every test that speaks HTTP.
+"""Answers, and what servers ask each other, held to the specification's own OpenAPI files, in every test that speaks
+HTTP.
 
 The files are those in `tests/specification/`; `HEARTH_SPECIFICATION` names another checkout of matrix-spec's folder
 `data/`. Errors must have a code that the specification knows and a text, and follow the operation's schema where it
@@ -8,7 +9,8 @@ has one; successes must be among the responses of the operation and follow its s
 import functools
 import os
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,8 @@ from jsonschema import Draft202012Validator, ValidationError
 from referencing import Registry, Resource
 from referencing.jsonschema import DRAFT202012
 
+CLIENTS = "client-server"
+SERVERS = "server-server"
 VARIABLE = "HEARTH_SPECIFICATION"
 INCLUDED = Path(__file__).parent / "specification"
 _METHODS = ("get", "put", "post", "delete")
@@ -71,12 +75,13 @@ class Operation:
 
 
 class Specification:
-    """The operations of the Client-Server API."""
+    """The operations of one API."""
 
-    def __init__(self, directory: Path) -> None:
-        self.operations = sorted(_operations(directory), key=lambda operation: operation.parameters)
+    def __init__(self, directory: Path, api: str = CLIENTS) -> None:
+        self.operations = sorted(_operations(directory, api), key=lambda operation: operation.parameters)
         self.registry: Registry[Any] = Registry(retrieve=_retrieve)  # type: ignore[call-arg]  # attrs renames it
-        self._codes = _CODES_IN_PROSE.union(*(_CODE.findall(file.read_text()) for file in _api_files(directory)))
+        files = (file for each in {api, CLIENTS} for file in _api_files(directory, each))
+        self._codes = _CODES_IN_PROSE.union(*(_CODE.findall(file.read_text()) for file in files))
         self._validators: dict[str, Draft202012Validator] = {}
 
     def check(self, method: str, path: str, status: int, body: Any) -> None:
@@ -95,8 +100,42 @@ class Specification:
         content = operation.responses.get(str(status), {}).get("content") or {}
         if "application/json" not in content:
             return
-        uri = f"{operation.uri}/responses/{status}/content/application~1json/schema"
-        found = (error for error in self._validator(uri).iter_errors(body) if not _is_of_several_kinds(error))
+        self.check_value(name, f"{operation.uri}/responses/{status}/content/application~1json/schema", body)
+
+    def check_request(self, method: str, path: str, query: Iterable[tuple[str, str]], body: Any) -> None:
+        """Raise AssertionError unless this is a request that the specification has."""
+        operation = self.find(method, path)
+        assert operation is not None, f"{method} {path} is not in the specification"
+        name, given = f"{method} {path}", Counter(key for key, _ in query)
+        for uri, parameter in self._parameters(operation):
+            if parameter["in"] != "query":
+                continue
+            wanted, is_given = parameter["name"], given.pop(parameter["name"], 0)
+            assert is_given or not parameter.get("required"), f"{name} lacks {wanted}"
+            values = [_read(value, parameter["schema"]) for key, value in query if key == wanted]
+            if parameter["schema"].get("type") == "array":
+                values = [values] if values else []
+            assert len(values) <= 1, f"{name} has {wanted} more than once"
+            for value in values:
+                self.check_value(f"{name}: {wanted}", f"{uri}/schema", value)
+        assert not given, f"{name} has parameters that the specification does not know: {sorted(given)}"
+        if "requestBody" in operation.definition:
+            self.check_value(name, f"{operation.uri}/requestBody/content/application~1json/schema", body)
+        else:
+            assert body is None, f"{name} has a body"
+
+    def _parameters(self, operation: Operation) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        """Where each parameter is defined, and what it is."""
+        for index, parameter in enumerate(operation.definition.get("parameters", ())):
+            if "$ref" in parameter:
+                uri = operation.uri.partition("#")[0] + parameter["$ref"]
+                yield uri, self.registry.resolver(uri).lookup(uri).contents
+            else:
+                yield f"{operation.uri}/parameters/{index}", parameter
+
+    def check_value(self, name: str, uri: str, value: Any) -> None:
+        """Raise AssertionError unless the value is of this schema."""
+        found = (error for error in self._validator(uri).iter_errors(value) if not _is_of_several_kinds(error))
         errors = sorted(found, key=lambda error: list(map(str, error.path)))
         assert not errors, f"{name}: {errors[0].json_path}: {errors[0].message}"
 
@@ -134,12 +173,21 @@ def _is_of_several_kinds(error: ValidationError) -> bool:
     return error.validator == "oneOf" and not error.context
 
 
-def _api_files(directory: Path) -> list[Path]:
-    return sorted((directory / "api" / "client-server").glob("*.yaml"))
+def _read(value: str, schema: Mapping[str, Any]) -> Any:
+    """A parameter of a query as what it means; as it is, if it means nothing."""
+    if schema.get("type") == "boolean":
+        return {"true": True, "false": False}.get(value, value)
+    if schema.get("type") == "integer":
+        return int(value) if value.isdecimal() else value
+    return value
 
 
-def _operations(directory: Path) -> Iterator[Operation]:
-    for file in _api_files(directory):
+def _api_files(directory: Path, api: str) -> list[Path]:
+    return sorted((directory / "api" / api).glob("*.yaml"))
+
+
+def _operations(directory: Path, api: str) -> Iterator[Operation]:
+    for file in _api_files(directory, api):
         data = _load(file)
         base = data["servers"][0]["variables"].get("basePath", {}).get("default", "")
         for path, methods in data["paths"].items():
@@ -178,6 +226,11 @@ def _with_text_keys(data: Any) -> Any:
 
 
 @functools.cache
-def specification() -> Specification:
+def specification(api: str = CLIENTS) -> Specification:
     """The specification to hold answers to."""
-    return Specification(Path(os.environ.get(VARIABLE) or INCLUDED).resolve())
+    return Specification(directory(), api)
+
+
+def directory() -> Path:
+    """Where its files are."""
+    return Path(os.environ.get(VARIABLE) or INCLUDED).resolve()

@@ -46,6 +46,8 @@ def build(
     """
     _check(draft, rules)
     json = _unsigned_event(draft, rules, placement)
+    if draft.names_origin:
+        json["origin"] = server_name
     if rules.event_id_format == "server":
         json["event_id"] = f"${event_id_localpart}:{server_name}"
     # Strict versions hold no floats: what orjson writes is canonical.

@@ -66,6 +66,7 @@ class MemberTemplate:
             sender=self.wish.user_id,
             content=content,
             state_key=self.wish.user_id,
+            names_origin=True,
         )
         placement = Placement(
             prev_events=self.prev_events,

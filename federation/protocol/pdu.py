@@ -72,3 +72,5 @@ class Draft:
     redacts: EventID | None = None
     origin_server_ts: int | None = None
     """Given by application services; else the time of building."""
+    names_origin: bool = False
+    """Whether the event names our server in `origin`, as one has to that another server gets to sign or to pass on."""

@@ -8,6 +8,7 @@ import logging
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 
 from federation.outbound.client import path_of
 from federation.protocol import canonical_json
@@ -160,7 +161,7 @@ class RemoteMemberships:
         if draft.state_key is None or not is_user_id(draft.state_key):
             raise InvalidInput("Not a valid user ID")
         destination = server_name_of(draft.state_key)
-        pdu = await self._writer.build(draft)
+        pdu = await self._writer.build(replace(draft, names_origin=True))
         stripped = await self._stripped_state(room)
         try:
             answer = await self._offer(destination, pdu, stripped)

@@ -65,7 +65,7 @@ class PresenceService:
         self._asked[user_id] = state
         if known is None:
             known = await self._load(user_id)
-        last_active_ts = now_ts if state == "online" else known.last_active_ts
+        last_active_ts = now_ts if state == "online" else known.last_active_ts or now_ts
         await self._exchange.announce_presence(replace(known, state=state, last_active_ts=last_active_ts), store=True)
 
     async def acted(self, user_id: UserID) -> None:

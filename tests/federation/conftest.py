@@ -1,15 +1,24 @@
 """One server that the tests of a worker share, with peers of their own (`peer.py`), and two that reach each other."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 import pytest_asyncio
 
 from tests.federation.authority import Authority
 from tests.federation.servers import Pair, two_servers
+from tests.federation.specified import NOTED
 from tests.homeserver.conftest import alice, bob, server
 
 __all__ = ["alice", "authority", "bob", "pair", "server"]
+
+
+@pytest.fixture(autouse=True)
+def requests_are_specified() -> Iterator[None]:
+    """Every request to other servers that a test leads to is one that the specification has (`specified.py`)."""
+    NOTED.clear()
+    yield
+    assert not NOTED, "\n".join(NOTED)
 
 
 @pytest.fixture(scope="session")

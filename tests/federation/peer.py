@@ -26,6 +26,7 @@ from federation.protocol.signatures import SigningKey
 from federation.protocol.types import EventID, JsonObject, ServerName, UserID
 from storage import server_keys as stored_keys
 from tests.clients import Answer, Server
+from tests.federation.specified import check_answer
 
 _numbers = itertools.count(1)
 
@@ -108,7 +109,9 @@ class Peer:
         session = self._server.anonymous.session
         async with session.request(method, url, data=content, headers=headers) as response:
             is_json = response.content_type == "application/json"
-            return Answer(response.status, await (response.json() if is_json else response.read()), response.headers)
+            body = await (response.json() if is_json else response.read())
+            check_answer(method, uri, response.status, body)
+            return Answer(response.status, body, response.headers)
 
     async def ok(self, method: str, path: str, body: Any = None, **query: Any) -> Any:
         """The body of an answer that must be 200."""

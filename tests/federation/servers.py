@@ -30,6 +30,7 @@ from homeserver.signing_keys import OwnKeys
 from tests.clients import Client, Server
 from tests.clusters import TEMPLATE, create_database, drop_database
 from tests.federation.authority import Authority
+from tests.federation.specified import watch
 from tests.servers import TEST_CONFIG
 
 _numbers = itertools.count(1)
@@ -110,6 +111,7 @@ async def federating_on(
     config = dataclasses.replace(TEST_CONFIG, **settings)
     seed = hashlib.sha256(config.server_name.encode()).digest()
     application = Application(config, conninfo, OwnKeys(SigningKey.from_seed("test", seed)))
+    watch(application.outbound.egress)
     await application.start()
     try:
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=60)) as session:

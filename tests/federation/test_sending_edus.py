@@ -242,10 +242,13 @@ async def test_presence_is_told_where_it_is_switched_on(maintenance_conninfo: st
         alice = await server.register("alice")
         shared = await SharedRoom.made(server, alice, peer)
         await shared.join(peer.user())
+        await alice.get("/v3/sync", set_presence="unavailable", timeout=0)  # who was never active here yet
+        (idle, *_) = await peer.until(lambda: peer.edus("m.presence"))
         await alice.ok("PUT", f"/v3/presence/{alice.user_id}/status", {"presence": "online", "status_msg": "here"})
 
-        (edu, *_) = await peer.until(lambda: peer.edus("m.presence"))
+        (edu, *_) = await peer.until(lambda: peer.edus("m.presence")[1:])
 
+    assert (idle["push"][0]["presence"], idle["push"][0]["last_active_ago"] < 60_000) == ("unavailable", True)
     (update,) = edu["push"]
     assert (update["user_id"], update["presence"], update["status_msg"]) == (alice.user_id, "online", "here")
 

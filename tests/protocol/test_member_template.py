@@ -74,8 +74,10 @@ def test_our_event_stands_where_the_template_says_and_says_what_we_want(version:
     assert pdu.auth_event_ids == (an_event_id(rules, "auth"), an_event_id(rules, "auth2"))
     assert (pdu.depth, pdu.origin_server_ts) == (12, NOW)
     ours = {"auth_events", "content", "depth", "hashes", "origin_server_ts", "prev_events", "room_id", "sender"}
-    ours |= {"signatures", "state_key", "type"} | ({"event_id"} if rules.event_id_format == "server" else set())
+    ours |= {"origin", "signatures", "state_key", "type"}
+    ours |= {"event_id"} if rules.event_id_format == "server" else set()
     assert set(pdu.json) == ours
+    assert pdu.json["origin"] == HOME
     signatures.verify(event_format.parse(pdu.json, rules), KEY_RING)
 
 
