@@ -12,6 +12,8 @@ from homeserver.config import API, Listener
 
 logger = logging.getLogger(__name__)
 
+IDLE_SECONDS = 120
+"""How long a connection may stay without a whole request: longer than proxies keep theirs, so that they close first."""
 SHUTDOWN_SECONDS = 5
 """What requests under way get to finish; aiohttp takes it twice."""
 
@@ -44,7 +46,8 @@ class Listening:
                 request = _with_forwarded_address(request)
             return await respond(router, request)
 
-        runner = web.ServerRunner(_Server(handle, access_log=None), shutdown_timeout=SHUTDOWN_SECONDS)
+        server = _Server(handle, access_log=None, keepalive_timeout=IDLE_SECONDS)
+        runner = web.ServerRunner(server, shutdown_timeout=SHUTDOWN_SECONDS)
         await runner.setup()
         self._runners.append(runner)
         site = web.TCPSite(

@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from federation import web
+from homeserver import listening
 from homeserver.config import RateLimit, RateLimits, Registration, RegistrationMode
 from homeserver.services.sync import SyncService
 from homeserver.services.user_views import LARGE_AT_ONCE
@@ -60,6 +61,22 @@ async def test_a_body_that_comes_slowly_is_not_waited_for(alice: Client, monkeyp
 
 
 @pytest.mark.parametrize("text", ["--5", "-", "+5", "٣", "1" * 30, "5-"])
+@pytest.mark.parametrize("said", [b"", b"GET /_matrix/client/versions HTTP/1.1\r\nHost: x\r\n"])
+async def test_a_request_that_never_is_whole_is_not_waited_for(
+    conninfo: str, monkeypatch: pytest.MonkeyPatch, said: bytes
+) -> None:
+    monkeypatch.setattr(listening, "IDLE_SECONDS", 0.3)
+    async with running(conninfo) as server:
+        address = urlsplit(server.base_url)
+        reader, writer = await asyncio.open_connection(address.hostname, address.port)
+        writer.write(said)
+
+        assert await asyncio.wait_for(reader.read(), 10) == b""
+
+        writer.close()
+        await writer.wait_closed()
+
+
 async def test_a_number_in_the_query_that_is_none_is_refused(alice: Client, text: str) -> None:
     assert (await alice.get("/v3/sync", timeout=text)).status == 400
 
