@@ -60,7 +60,6 @@ async def test_a_body_that_comes_slowly_is_not_waited_for(alice: Client, monkeyp
     assert status_line.split(b" ")[1] == b"408"
 
 
-@pytest.mark.parametrize("text", ["--5", "-", "+5", "٣", "1" * 30, "5-"])
 @pytest.mark.parametrize("said", [b"", b"GET /_matrix/client/versions HTTP/1.1\r\nHost: x\r\n"])
 async def test_a_request_that_never_is_whole_is_not_waited_for(
     conninfo: str, monkeypatch: pytest.MonkeyPatch, said: bytes
@@ -77,6 +76,7 @@ async def test_a_request_that_never_is_whole_is_not_waited_for(
         await writer.wait_closed()
 
 
+@pytest.mark.parametrize("text", ["--5", "-", "+5", "٣", "1" * 30, "5-"])
 async def test_a_number_in_the_query_that_is_none_is_refused(alice: Client, text: str) -> None:
     assert (await alice.get("/v3/sync", timeout=text)).status == 400
 
