@@ -4,6 +4,7 @@ Rooms, events and hot strings have integer ids; every room table's key leads wit
 purged by bounded range deletes. `position` is a place in the log (`storage/log.py`); an event's position is also
 what other tables call it by. Accounts, devices and keys are cold: they use the specification's own identifiers.
 Room tables name no foreign key: checking one would cost every event a look-up, and lock its room's row.
+One file, however long: it is a list to look a table up in, and nothing but migrations and their test imports it.
 """
 
 from sqlalchemy import (

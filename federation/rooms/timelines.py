@@ -5,113 +5,19 @@ of rooms that the reader is joined to throughout are taken without asking the vi
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Protocol
+from dataclasses import replace
 
 from federation.protocol.types import StateKey, UserID
-from federation.rooms import client_events
+from federation.rooms import client_events, room_news
 from federation.rooms.reader import RoomReader, Seen
+from federation.rooms.room_news import BEGINNING, Delta, Reading, RoomNews, Span
 from storage import events, room_state, rooms
 from storage.append_events import RoomEvents
 from storage.database import Database, Tx
-from storage.events import StoredEvent as StoredEvent
-from storage.events import TrunkChange
+from storage.events import StoredEvent
 from storage.memberships import Membership
-from storage.room_state import TRUNK
-from storage.room_state import Span as StateSpan
 from storage.rooms import Room
 from storage.tail import Tail
-
-BEGINNING = -(1 << 62)
-"""Before every position, those of fetched history included."""
-
-
-class Wanted(Protocol):
-    """Which events a reader asked for (`homeserver/services/sync_filter.py`)."""
-
-    @property
-    def is_trivial(self) -> bool:
-        """Whether every event passes."""
-
-    @property
-    def related_by_senders(self) -> Collection[str] | None:
-        """Only events that one of these users relates to."""
-
-    @property
-    def related_by_rel_types(self) -> Collection[str] | None:
-        """Only events that others relate to in one of these ways."""
-
-    @property
-    def needs_relations(self) -> bool:
-        """Whether only what relates to an event tells if it passes."""
-
-    def allows_room(self, room_id: str) -> bool:
-        """Whether events of this room may pass."""
-
-    def allows_event(self, event_type: str, sender: str | None, content: object) -> bool:
-        """Whether an event passes, as far as it tells by itself."""
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """What part of the rooms' history is asked for: events after `since` up to `upto`, the newest `limit` of them."""
-
-    since: int
-    upto: int
-    limit: int
-
-
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """Who reads, and what of a timeline they want."""
-
-    user_id: UserID
-    wanted: Wanted
-    ignored: Collection[UserID] = ()
-    """Whose messages they do not want to see; state is shown whoever set it."""
-    lazy_members: bool = False
-    """The state holds the member events of the timeline's senders, of the reader, and of `heroes` alone."""
-    heroes: Mapping[int, Collection[UserID]] = field(default_factory=dict)
-    """By room: who gives it its name."""
-
-    @property
-    def drops_some(self) -> bool:
-        """Whether events that the reader may see are left out."""
-        return bool(self.ignored) or not self.wanted.is_trivial or self.wanted.needs_relations
-
-    def fetch_limit(self, limit: int) -> int:
-        """How many events to look at: one more than are shown, and more where some are dropped."""
-        return 10 * limit + 50 if self.drops_some else limit + 1
-
-
-@dataclass(slots=True, kw_only=True)
-class RoomNews:
-    """What a reader has to be told of a room."""
-
-    room: Room
-    timeline: list[Seen] = field(default_factory=list)
-    is_limited: bool = False
-    before: int
-    """The position just before the timeline."""
-    state: list[StoredEvent] = field(default_factory=list)
-    """State that changed between `since` and the timeline, and what changed later without standing in the timeline."""
-    state_after: list[StoredEvent] = field(default_factory=list)
-    """State that changed between `since` and the timeline's end."""
-    members: dict[UserID, Membership] = field(default_factory=dict)
-    """Whose membership changed, to what."""
-    parted_from: set[UserID] = field(default_factory=set)
-    """Of a room that the reader left: with whom they were in it."""
-    is_shared: bool = False
-    """The events are those of the tail's window, which other readers are shown, too."""
-
-
-@dataclass(slots=True)
-class _Delta:
-    """What changed in a room's current state: by key, the event's position."""
-
-    before: dict[StateKey, int] = field(default_factory=dict)
-    """Up to the timeline's start."""
-    whole: dict[StateKey, int] = field(default_factory=dict)
 
 
 class Timelines:
@@ -133,7 +39,7 @@ class Timelines:
 
     async def _from_window(self, reading: Reading, wanted_rooms: Collection[int], span: Span) -> dict[int, RoomNews]:
         found: dict[int, RoomNews] = {}
-        deltas: dict[int, _Delta] = {}
+        deltas: dict[int, Delta] = {}
         held: dict[int, StoredEvent] = {}
         for number in wanted_rooms:
             changes = [
@@ -146,15 +52,15 @@ class Timelines:
             stored = [event for change in changes for event in change.visible if event.position > span.since]
             gap = max((change.stored[0].position for change in changes if change.follows_gap), default=0)
             stored = [event for event in stored if event.position >= gap]
-            news = _cut(reading, changes[0].room, [Seen(event, "join") for event in stored], span)
+            news = room_news.cut(reading, changes[0].room, [Seen(event, "join") for event in stored], span)
             news.is_shared = True
             found[number] = news
             if gap:
-                _limit(found, [number], span)
+                room_news.set_limited(found, [number], span)
             trunk = [entry for change in changes for entry in change.trunk]
             if trunk:
                 held.update({event.position: event for change in changes for event in change.stored})
-                deltas[number] = _window_delta(trunk, news)
+                deltas[number] = room_news.window_delta(trunk, news)
                 news.members = {
                     UserID(entry.state_key): entry.membership
                     for entry in trunk
@@ -165,7 +71,7 @@ class Timelines:
         return found
 
     async def _fill_state(
-        self, found: Mapping[int, RoomNews], deltas: Mapping[int, _Delta], held: dict[int, StoredEvent]
+        self, found: Mapping[int, RoomNews], deltas: Mapping[int, Delta], held: dict[int, StoredEvent]
     ) -> None:
         missing = {
             position
@@ -177,7 +83,7 @@ class Timelines:
             async with self._database.read() as tx:
                 held.update(await events.by_positions(tx, missing))
         for number, delta in deltas.items():
-            _set_state(found[number], delta, held)
+            room_news.set_state(found[number], delta, held)
 
     async def _fetch(
         self, tx: Tx, reading: Reading, numbers: Collection[int], span: Span
@@ -202,9 +108,9 @@ class Timelines:
             related = await events.related_among(tx, stored, by_senders, by_types)
         found: dict[int, RoomNews] = {}
         for room, looked_at in fetched.items():
-            whole = _after_hidden_state(looked_at, seen[room.number])
+            whole = room_news.after_hidden_state(looked_at, seen[room.number])
             passing = [each for each in whole if related is None or each.event.event_id in related]
-            news = found[room.number] = _cut(reading, room, passing, span)
+            news = found[room.number] = room_news.cut(reading, room, passing, span)
             if len(looked_at) >= reading.fetch_limit(span.limit) or len(whole) < len(seen[room.number]):
                 news.is_limited = True
             if not news.timeline and (news.is_limited or span.since == BEGINNING):
@@ -221,11 +127,11 @@ class Timelines:
         fetched, cut = await self._fetch(tx, reading, changed, span)
         seen = {number: [Seen(event, "join") for event in stored] for number, stored in fetched.items()}
         found = await self._cut_all(tx, reading, {known[number]: fetched[number] for number in changed}, seen, span)
-        _limit(found, cut, span)
+        room_news.set_limited(found, cut, span)
         then = await events.trunk_versions_at(tx, changed, span.since)
         now = await events.trunk_versions_at(tx, changed, span.upto)
         moved = {number: now[number] for number in changed if now[number] > then[number]}
-        starts = {number: _version_at_start(found[number], version) for number, version in moved.items()}
+        starts = {number: room_news.version_at_start(found[number], version) for number, version in moved.items()}
         if moved:
             await self._set_changed_state(tx, found, then, starts, moved)
         return found
@@ -242,7 +148,7 @@ class Timelines:
         before = await room_state.changed_between(tx, {room: (then[room], starts[room]) for room in ends})
         whole = await room_state.changed_between(tx, {room: (then[room], ends[room]) for room in ends})
         deltas = {
-            room: _Delta(
+            room: Delta(
                 {key: event for key, event in before[room].items() if event is not None},
                 {key: event for key, event in whole[room].items() if event is not None},
             )
@@ -251,7 +157,7 @@ class Timelines:
         positions = {event for delta in deltas.values() for event in (*delta.before.values(), *delta.whole.values())}
         held = await events.by_positions(tx, positions)
         for number, delta in deltas.items():
-            _set_state(found[number], delta, held)
+            room_news.set_state(found[number], delta, held)
             found[number].members = {
                 UserID(key[1]): membership
                 for key, event in delta.whole.items()
@@ -269,9 +175,9 @@ class Timelines:
         looked_at = {room: fetched[room.number] for room in wanted_rooms}
         seen = await self._reader.visible_in(tx, reading.user_id, looked_at)
         found = await self._cut_all(tx, reading, looked_at, seen, span)
-        _limit(found, cut, span)
+        room_news.set_limited(found, cut, span)
         now = await events.trunk_versions_at(tx, numbers, span.upto)
-        starts = {number: _version_at_start(news, now[number]) for number, news in found.items()}
+        starts = {number: room_news.version_at_start(news, now[number]) for number, news in found.items()}
         await self._set_whole_state(tx, reading, found, starts, now)
         return found
 
@@ -286,7 +192,7 @@ class Timelines:
         """The state of rooms at the starts and at the ends of their timelines."""
         members = None
         if reading.lazy_members:
-            members = set().union(*(_shown_members(reading, news) or () for news in found.values()))
+            members = set().union(*(room_news.shown_members(reading, news) or () for news in found.values()))
         before = await room_state.at_versions(tx, starts, members=members)
         moved = {room: version for room, version in ends.items() if version != starts[room]}
         whole = {**before, **(await room_state.at_versions(tx, moved, members=members) if moved else {})}
@@ -294,8 +200,8 @@ class Timelines:
             tx, {position for states in (before, whole) for state in states.values() for position in state.values()}
         )
         for number, news in found.items():
-            news.state = _select(before[number], held, _shown_members(reading, news))
-            news.state_after = _select(whole[number], held, _shown_members(reading, news))
+            news.state = room_news.select(before[number], held, room_news.shown_members(reading, news))
+            news.state_after = room_news.select(whole[number], held, room_news.shown_members(reading, news))
 
     async def left(self, tx: Tx, reading: Reading, room: Room, span: Span) -> RoomNews:
         """What somebody who left may still see of a room, up to their leave (`span.upto`).
@@ -307,22 +213,21 @@ class Timelines:
         fetched = by_room[number]
         seen = {number: await self._reader.visible(tx, room, reading.user_id, fetched)}
         found = await self._cut_all(tx, reading, {room: fetched}, seen, span)
-        _limit(found, cut, span)
+        room_news.set_limited(found, cut, span)
         news = found[number]
         key: StateKey = ("m.room.member", reading.user_id)
         left_at = (await events.trunk_versions_at(tx, [number], span.upto))[number]
-        stay = _last_stay((await room_state.histories(tx, [number], key)).get(number, []), left_at)
+        stay = room_news.last_stay((await room_state.histories(tx, [number], key)).get(number, []), left_at)
         then = (await events.trunk_versions_at(tx, [number], span.since))[number]
         if stay is None or stay[1] <= then:
             return news
         came, went = stay
-        start = min(_version_at_start(news, went), went)
+        start = min(room_news.version_at_start(news, went), went)
         if came > then:
             await self._set_whole_state(tx, reading, {number: news}, {number: start}, {number: went})
         else:
             await self._set_changed_state(tx, {number: news}, {number: then}, {number: start}, {number: went})
-            if reading.lazy_members:
-                _drop_members(news, _shown_members(reading, news))
+            room_news.drop_members(reading, news)
         for version in {max(then, came), went}:
             members = await room_state.members_at(tx, number, version, (Membership.JOIN,))
             news.parted_from.update(user_id for user_id, _, _ in members)
@@ -414,109 +319,3 @@ def _is_name(event: StoredEvent) -> bool:
     """Whether an event names a room: one that is empty, or redacted, does not."""
     name = event.content.get("name" if event.type == "m.room.name" else "alias")
     return event.redacted_by is None and isinstance(name, str) and bool(name)
-
-
-def _shown_members(reading: Reading, news: RoomNews) -> Collection[UserID] | None:
-    """Whose member events the state holds; None: everybody's."""
-    if not reading.lazy_members:
-        return None
-    heroes = reading.heroes.get(news.room.number, ())
-    return {reading.user_id, *heroes, *(each.event.sender for each in news.timeline)}
-
-
-def _drop_members(news: RoomNews, kept: Collection[UserID] | None) -> None:
-    if kept is not None:
-        shown = {*kept, *news.members}  # nobody's change in a gap is lost
-        news.state = [event for event in news.state if event.type != "m.room.member" or event.state_key in shown]
-        news.state_after = [
-            event for event in news.state_after if event.type != "m.room.member" or event.state_key in shown
-        ]
-
-
-def _last_stay(history: Sequence[StateSpan], left_at: int) -> tuple[int, int] | None:
-    """The versions at which the user last came into the room, and left it; None for who never was in it.
-
-    They may have come back since: what they are told is how it was when they left.
-    """
-    history = [each for each in history if each.since <= left_at]
-    last = next((i for i in range(len(history) - 1, -1, -1) if history[i].membership is Membership.JOIN), None)
-    if last is None:
-        return None
-    first = last
-    while first > 0 and history[first - 1].membership is Membership.JOIN:
-        first -= 1
-    until = history[last].until
-    return history[first].since, left_at if until is None else min(until, left_at)
-
-
-def _after_hidden_state(looked_at: Sequence[StoredEvent], seen: Sequence[Seen]) -> Sequence[Seen]:
-    """What follows the last change of state that the reader may not see: before it, the timeline would mislead."""
-    if len(seen) == len(looked_at):
-        return seen
-    shown = {each.event.position for each in seen}
-    hidden = [event.position for event in looked_at if event.position not in shown and event.state_key is not None]
-    return [each for each in seen if each.event.position > max(hidden)] if hidden else seen
-
-
-def _cut(reading: Reading, room: Room, seen: Sequence[Seen], span: Span) -> RoomNews:
-    """Leave out what the reader does not want, and keep the newest."""
-    wanted, ignored = reading.wanted, reading.ignored
-    if ignored:
-        seen = [each for each in seen if each.event.state_key is not None or each.event.sender not in ignored]
-    if not wanted.is_trivial:
-        seen = [each for each in seen if wanted.allows_event(each.event.type, each.event.sender, each.event.content)]
-    if not wanted.allows_room(room.room_id):
-        seen = []
-    is_limited = len(seen) > span.limit
-    timeline = list(seen[-span.limit :]) if span.limit else []
-    before = timeline[0].event.position - 1 if timeline else (span.upto if is_limited else span.since)
-    return RoomNews(room=room, timeline=timeline, is_limited=is_limited, before=before)
-
-
-def _limit(found: Mapping[int, RoomNews], cut: Collection[int], span: Span) -> None:
-    """Tell that the timelines of these rooms begin behind a gap."""
-    for number in cut:
-        news = found[number]
-        news.is_limited = True
-        if not news.timeline:
-            news.before = span.upto
-
-
-def _window_delta(trunk: Sequence[TrunkChange], news: RoomNews) -> _Delta:
-    start = news.timeline[0].event.position if news.timeline else None
-    delta = _Delta()
-    for entry in trunk:
-        if entry.event is None:
-            continue
-        key = (entry.type, entry.state_key)
-        delta.whole[key] = entry.event
-        if start is None or entry.event < start:
-            delta.before[key] = entry.event
-    return delta
-
-
-def _set_state(news: RoomNews, delta: _Delta, held: Mapping[int, StoredEvent]) -> None:
-    shown = {each.event.position for each in news.timeline}
-    before = dict(delta.before)
-    # What a merge made current, or a filter dropped, does not stand in the timeline.
-    before.update({key: event for key, event in delta.whole.items() if event not in shown})
-    news.state = [held[event] for event in before.values() if event in held and event not in shown]
-    news.state_after = [held[event] for event in delta.whole.values() if event in held]
-
-
-def _version_at_start(news: RoomNews, now: int) -> int:
-    """The room's version at the timeline's start."""
-    if not news.timeline:
-        return now
-    first = news.timeline[0].event
-    return first.version if first.line == TRUNK else max(first.trunk_version - 1, 0)
-
-
-def _select(
-    state: Mapping[StateKey, int], held: Mapping[int, StoredEvent], members: Collection[UserID] | None
-) -> list[StoredEvent]:
-    return [
-        held[position]
-        for key, position in state.items()
-        if position in held and (members is None or key[0] != "m.room.member" or key[1] in members)
-    ]

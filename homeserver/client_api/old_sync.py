@@ -11,7 +11,8 @@ import orjson
 from federation.protocol.errors import InvalidInput
 from federation.protocol.types import UserID
 from federation.rooms.pages import Page, PageRequest
-from federation.rooms.timelines import BEGINNING, Reading, Span, Timelines
+from federation.rooms.room_news import BEGINNING, Reading, Span
+from federation.rooms.timelines import Timelines
 from federation.web import Answer, Call
 from homeserver.client_api.reading_events import DEFAULT_LIMIT, RoomReading, fragments
 from homeserver.client_api.routing import ClientRoute, requester

@@ -6,7 +6,8 @@ from typing import Any
 
 from federation.protocol.types import JsonObject, RoomID, StateKey, UserID
 from federation.rooms.client_events import stripped
-from federation.rooms.timelines import BEGINNING, Reading, RoomNews, Span, Timelines
+from federation.rooms.room_news import BEGINNING, Reading, RoomNews, Span
+from federation.rooms.timelines import Timelines
 from homeserver.services.sync_outside import OutsideRooms
 from homeserver.services.sync_sections import NOTHING, Besides, add_counts, is_news, section
 from homeserver.services.sync_sorting import RoomSorter, RoomsRequest, SortedRooms

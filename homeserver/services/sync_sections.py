@@ -10,7 +10,8 @@ import orjson
 
 from federation.protocol.types import JsonObject, UserID
 from federation.rooms.client_events import as_sent
-from federation.rooms.timelines import RoomNews, StoredEvent, Timelines
+from federation.rooms.room_news import RoomNews, StoredEvent
+from federation.rooms.timelines import Timelines
 from homeserver.services.account_data import client_event
 from homeserver.services.receipts import receipt_events
 from homeserver.services.sync_sorting import RoomsRequest

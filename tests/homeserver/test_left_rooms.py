@@ -1,7 +1,8 @@
 """What a reader is told of a room that they left, however much has happened since."""
 
 from federation.protocol.types import EventID, UserID
-from federation.rooms.timelines import Reading, Span, Timelines
+from federation.rooms.room_news import Reading, Span
+from federation.rooms.timelines import Timelines
 from homeserver.services.sync_filter import RoomEventFilter
 from homeserver.tokens import parse_stream_token
 from storage import events, rooms
