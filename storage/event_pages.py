@@ -1,4 +1,4 @@
-"""Looking through a bounded part of a room's history for what a filter wants.
+"""Bounded parts of rooms' histories: what is new, what a filter wants, what is near a time.
 
 As `storage/events.py`, only for `federation.rooms` and `storage`: every reader goes through the visibility gate.
 """
@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from federation.protocol.types import EventID
 from storage.database import Tx
 from storage.events import COLUMNS, UNSEEN, Flag, StoredEvent, from_row
 
@@ -50,6 +51,7 @@ _PLACES = (
     "  and place <= high order by place {order} limit %s)) as places order by at {order} limit %s"
 )
 _FIRST = -(1 << 62)
+_LAST = 2**63 - 1
 
 
 async def scan(tx: Tx, room: int, wanted: Scan) -> Scanned:
@@ -114,5 +116,82 @@ async def preceding(tx: Tx, room: int, place: int, limit: int) -> list[StoredEve
         f" lateral (select at, position as standing from ({_PLACES.format(order='desc')}) as near) as found"
         " join events on events.room = %s and events.position = found.standing order by at desc",
         ([_FIRST], [place], *(room, limit) * 2, limit, room),
+    )
+    return [from_row(row) for row in rows]
+
+
+async def newest_per_room(
+    tx: Tx, rooms: Collection[int], *, after: int, upto: int, limit: int
+) -> tuple[dict[int, list[StoredEvent]], set[int]]:
+    """For each room its newest events in (after, upto], at most `limit`, oldest first; and which rooms have a gap.
+
+    None stands before the newest event that came without what precedes it: there the room's history has, or had, a gap.
+    """
+    rows = await tx.fetch(
+        f"select {COLUMNS}, gap from unnest(%s::int[]) as wanted(number)"
+        " left join lateral (select max(position) as gap from history_gaps where history_gaps.room = wanted.number"
+        "  and position > %s and position <= %s) as gaps on true, lateral ("
+        "  select * from events where room = wanted.number and position > coalesce(gap - 1, %s) and position <= %s"
+        "  and flags = 0 order by position desc limit %s) as events",
+        (list(rooms), after, upto, after, upto, limit),
+    )
+    found: dict[int, list[StoredEvent]] = {room: [] for room in rooms}
+    for row in rows:
+        found[row[1]].append(from_row(row))
+    for events in found.values():
+        events.reverse()
+    return found, {row[1] for row in rows if row[-1] is not None}
+
+
+async def rooms_changed(tx: Tx, rooms: Collection[int], after: int) -> set[int]:
+    """Those of these rooms that have a visible event after `after`."""
+    rows = await tx.fetch(
+        "select number from unnest(%s::int[]) as wanted(number) where exists"
+        " (select from events where room = number and position > %s and flags = 0)",
+        (list(rooms), after),
+    )
+    return {room for (room,) in rows}
+
+
+async def related_among(
+    tx: Tx, stored: Collection[StoredEvent], by_senders: Collection[str] | None, by_types: Collection[str] | None
+) -> set[EventID]:
+    """Those of these events that one of these users relates to, in one of these ways; None: anybody, any way."""
+    conditions = ["room = any(%s::int[])", "parent = any(%s::text[])"]
+    params: list[list[Any]] = [list({event.room for event in stored}), [event.event_id for event in stored]]
+    for column, names in (("sender", by_senders), ("type", by_types)):
+        if names is not None:
+            conditions.append(f"{column} in (select id from strings where value = any(%s::text[]))")
+            params.append(list(names))
+    rows = await tx.fetch(f"select distinct parent from relations where {' and '.join(conditions)}", tuple(params))
+    return {EventID(event_id) for (event_id,) in rows}
+
+
+async def after_in_rooms(tx: Tx, rooms: Collection[int], *, after: int, upto: int, limit: int) -> list[StoredEvent]:
+    """The first visible events of all these rooms together in (after, upto], oldest first."""
+    rows = await tx.fetch(
+        f"select {COLUMNS} from unnest(%s::int[]) as wanted(number), lateral ("
+        "  select * from events where room = wanted.number and position > %s and position <= %s and flags = 0"
+        "  order by position limit %s) as events order by position limit %s",
+        (list(rooms), after, upto, limit, limit),
+    )
+    return [from_row(row) for row in rows]
+
+
+async def find_by_timestamp(
+    tx: Tx, room: int, ts: int, *, backwards: bool, limit: int, beyond: int | None = None
+) -> list[StoredEvent]:
+    """The visible events nearest to a time, on one side of it, nearest first.
+
+    With `beyond` those at the time itself begin after the event at this position.
+    """
+    comparison, order = ("<", "desc") if backwards else (">", "asc")
+    if beyond is None:
+        beyond = _LAST if backwards else -_LAST
+    rows = await tx.fetch(
+        f"select {COLUMNS} from events where room = %s and origin_server_ts {comparison}= %s"
+        f" and (origin_server_ts, position) {comparison} (%s, %s) and flags & {UNSEEN:d} = 0"
+        f" order by origin_server_ts {order}, position {order} limit %s",
+        (room, ts, ts, beyond, limit),
     )
     return [from_row(row) for row in rows]

@@ -7,7 +7,6 @@ import logging
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntFlag
-from typing import Any
 
 import orjson
 
@@ -226,8 +225,6 @@ class TrunkChange:
     membership: Membership | None
 
 
-_LAST = 2**63 - 1
-
 COLUMNS = (
     "events.position, events.room, event_id, flags, events.line, version, trunk_version, after_line, after_version,"
     " notify_total, highlight_total, redacted_by, thread, device, txn_id, json,"
@@ -332,29 +329,6 @@ async def has_annotated(tx: Tx, room: int, annotation: AnnotationKey) -> bool:
     return row is not None and bool(row[0])
 
 
-async def newest_per_room(
-    tx: Tx, rooms: Collection[int], *, after: int, upto: int, limit: int
-) -> tuple[dict[int, list[StoredEvent]], set[int]]:
-    """For each room its newest events in (after, upto], at most `limit`, oldest first; and which rooms have a gap.
-
-    None stands before the newest event that came without what precedes it: there the room's history has, or had, a gap.
-    """
-    rows = await tx.fetch(
-        f"select {COLUMNS}, gap from unnest(%s::int[]) as wanted(number)"
-        " left join lateral (select max(position) as gap from history_gaps where history_gaps.room = wanted.number"
-        "  and position > %s and position <= %s) as gaps on true, lateral ("
-        "  select * from events where room = wanted.number and position > coalesce(gap - 1, %s) and position <= %s"
-        "  and flags = 0 order by position desc limit %s) as events",
-        (list(rooms), after, upto, after, upto, limit),
-    )
-    found: dict[int, list[StoredEvent]] = {room: [] for room in rooms}
-    for row in rows:
-        found[row[1]].append(from_row(row))
-    for events in found.values():
-        events.reverse()
-    return found, {row[1] for row in rows if row[-1] is not None}
-
-
 async def trunk_versions_at(tx: Tx, rooms: Collection[int], position: int) -> dict[int, int]:
     """The version of each room at a place in the log: 0 for a room that had no event yet."""
     rows = await tx.fetch(
@@ -365,41 +339,6 @@ async def trunk_versions_at(tx: Tx, rooms: Collection[int], position: int) -> di
     return {room: version for room, version in rows}
 
 
-async def rooms_changed(tx: Tx, rooms: Collection[int], after: int) -> set[int]:
-    """Those of these rooms that have a visible event after `after`."""
-    rows = await tx.fetch(
-        "select number from unnest(%s::int[]) as wanted(number) where exists"
-        " (select from events where room = number and position > %s and flags = 0)",
-        (list(rooms), after),
-    )
-    return {room for (room,) in rows}
-
-
-async def related_among(
-    tx: Tx, stored: Collection[StoredEvent], by_senders: Collection[str] | None, by_types: Collection[str] | None
-) -> set[EventID]:
-    """Those of these events that one of these users relates to, in one of these ways; None: anybody, any way."""
-    conditions = ["room = any(%s::int[])", "parent = any(%s::text[])"]
-    params: list[list[Any]] = [list({event.room for event in stored}), [event.event_id for event in stored]]
-    for column, names in (("sender", by_senders), ("type", by_types)):
-        if names is not None:
-            conditions.append(f"{column} in (select id from strings where value = any(%s::text[]))")
-            params.append(list(names))
-    rows = await tx.fetch(f"select distinct parent from relations where {' and '.join(conditions)}", tuple(params))
-    return {EventID(event_id) for (event_id,) in rows}
-
-
-async def after_in_rooms(tx: Tx, rooms: Collection[int], *, after: int, upto: int, limit: int) -> list[StoredEvent]:
-    """The first visible events of all these rooms together in (after, upto], oldest first."""
-    rows = await tx.fetch(
-        f"select {COLUMNS} from unnest(%s::int[]) as wanted(number), lateral ("
-        "  select * from events where room = wanted.number and position > %s and position <= %s and flags = 0"
-        "  order by position limit %s) as events order by position limit %s",
-        (list(rooms), after, upto, limit, limit),
-    )
-    return [from_row(row) for row in rows]
-
-
 async def trunk_versions_of(tx: Tx, room: int, positions: Collection[int]) -> dict[int, int]:
     """The room's version once each of these events was appended."""
     rows = await tx.fetch(
@@ -407,25 +346,6 @@ async def trunk_versions_of(tx: Tx, room: int, positions: Collection[int]) -> di
         (room, list(positions)),
     )
     return {position: version for position, version in rows}
-
-
-async def find_by_timestamp(
-    tx: Tx, room: int, ts: int, *, backwards: bool, limit: int, beyond: int | None = None
-) -> list[StoredEvent]:
-    """The visible events nearest to a time, on one side of it, nearest first.
-
-    With `beyond` those at the time itself begin after the event at this position.
-    """
-    comparison, order = ("<", "desc") if backwards else (">", "asc")
-    if beyond is None:
-        beyond = _LAST if backwards else -_LAST
-    rows = await tx.fetch(
-        f"select {COLUMNS} from events where room = %s and origin_server_ts {comparison}= %s"
-        f" and (origin_server_ts, position) {comparison} (%s, %s) and flags & {UNSEEN:d} = 0"
-        f" order by origin_server_ts {order}, position {order} limit %s",
-        (room, ts, ts, beyond, limit),
-    )
-    return [from_row(row) for row in rows]
 
 
 async def find_follower(tx: Tx, room: int, event_id: str) -> int | None:

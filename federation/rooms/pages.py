@@ -12,7 +12,7 @@ from typing import Protocol
 
 from federation.protocol.types import UserID
 from federation.rooms.reader import BEGINNING, END, Access, RoomReader, Seen
-from storage import event_pages, events, history, rooms, strings
+from storage import event_pages, history, rooms, strings
 from storage.database import Tx
 from storage.event_pages import Scan
 from storage.events import StoredEvent
@@ -155,7 +155,7 @@ class Pages:
         start, stop = request.start or 0, END if request.stop is None else request.stop
         limit = request.limit or 0
         page = Page(start)
-        stored = await events.after_in_rooms(tx, numbers, after=start, upto=stop, limit=limit)
+        stored = await event_pages.after_in_rooms(tx, numbers, after=start, upto=stop, limit=limit)
         known = await rooms.get_many(tx, {event.room for event in stored})
         by_room: dict[Room, list[StoredEvent]] = {}
         for event in stored:
@@ -171,7 +171,7 @@ class Pages:
         """The visible event nearest to a time, on one side of it."""
         beyond: int | None = None
         for _ in range(MAX_TIMESTAMPS_SCANNED // _CHUNK):
-            stored = await events.find_by_timestamp(
+            stored = await event_pages.find_by_timestamp(
                 tx, access.room.number, ts, backwards=backwards, limit=_CHUNK, beyond=beyond
             )
             seen = await self._reader.visible(tx, access.room, access.user_id, stored)

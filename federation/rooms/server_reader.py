@@ -130,7 +130,7 @@ class ServerReader:
             room = await self._access.check_in_room(tx, room_id, origin)
             beyond: int | None = None
             for _ in range(MAX_TIMESTAMPS_LOOKED_AT // _CHUNK):
-                stored = await events.find_by_timestamp(
+                stored = await event_pages.find_by_timestamp(
                     tx, room.number, ts, backwards=backwards, limit=_CHUNK, beyond=beyond
                 )
                 seen = await self._access.seen_by(tx, room, origin, stored)

@@ -11,7 +11,7 @@ from federation.protocol.types import StateKey, UserID
 from federation.rooms import client_events, room_news
 from federation.rooms.reader import RoomReader, Seen
 from federation.rooms.room_news import BEGINNING, Delta, Reading, RoomNews, Span
-from storage import events, room_state, rooms
+from storage import event_pages, events, room_state, rooms
 from storage.append_events import RoomEvents
 from storage.database import Database, Tx
 from storage.events import StoredEvent
@@ -90,7 +90,7 @@ class Timelines:
     ) -> tuple[dict[int, list[StoredEvent]], set[int]]:
         """The newest events of each room, enough of them to fill its timeline as a rule; and where a gap ended it."""
         limit = reading.fetch_limit(span.limit)
-        return await events.newest_per_room(tx, numbers, after=span.since, upto=span.upto, limit=limit)
+        return await event_pages.newest_per_room(tx, numbers, after=span.since, upto=span.upto, limit=limit)
 
     async def _cut_all(
         self,
@@ -105,7 +105,7 @@ class Timelines:
         if reading.wanted.needs_relations:
             stored = [each.event for of_room in seen.values() for each in of_room]
             by_senders, by_types = reading.wanted.related_by_senders, reading.wanted.related_by_rel_types
-            related = await events.related_among(tx, stored, by_senders, by_types)
+            related = await event_pages.related_among(tx, stored, by_senders, by_types)
         found: dict[int, RoomNews] = {}
         for room, looked_at in fetched.items():
             whole = room_news.after_hidden_state(looked_at, seen[room.number])
@@ -120,7 +120,7 @@ class Timelines:
     async def _from_database(
         self, tx: Tx, reading: Reading, wanted_rooms: Collection[int], span: Span
     ) -> dict[int, RoomNews]:
-        changed = await events.rooms_changed(tx, wanted_rooms, span.since)
+        changed = await event_pages.rooms_changed(tx, wanted_rooms, span.since)
         if not changed:
             return {}
         known = await rooms.get_many(tx, changed)
