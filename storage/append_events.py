@@ -65,6 +65,10 @@ class RoomEvents:
     """Places to leave free before the event, which came without what precedes it: history goes there when it comes."""
     concerned: tuple[UserID, ...] = ()
     """Users who hear of it although they are not in the room: invited, kicked, banned."""
+    ahead: Sequence[TrunkChange] = ()
+    """What of the new version was written before (`state_ahead.py`)."""
+    members_ahead: tuple[int, int] = (0, 0)
+    """How many more are joined, and invited, by that."""
 
     stored: list[StoredEvent] = field(default_factory=list)
     """The events with their places; filled when they are written, or read."""
@@ -192,23 +196,15 @@ class RoomEvents:
                 )
             )
         room.state_version = max(room.state_version, self.new_version)
+        room.joined += self.members_ahead[0]
+        room.invited += self.members_ahead[1]
         for line in self.lines:
             room.last_line = max(room.last_line, line.line)
         positions = {event.event_id: event.position for event in self.stored}
         for write in self.state:
             if write.event_id in positions:  # again when a batch is split: positions are new then
                 write.position = positions[write.event_id]
-        self.trunk = [
-            TrunkChange(
-                type=write.type,
-                state_key=write.state_key,
-                event=write.position,
-                since=write.since,
-                membership=write.membership,
-            )
-            for write in self.state
-            if write.line == 0
-        ]
+        self.trunk = [*self.ahead, *(trunk_change(write) for write in self.state if write.line == 0)]
 
     @classmethod
     async def insert_many(cls, tx: Tx, rows: Sequence[tuple[int, Self]]) -> None:
@@ -268,6 +264,17 @@ class RoomEvents:
             )
             answer.append((event.position, change))
         return answer
+
+
+def trunk_change(write: StateWrite) -> TrunkChange:
+    """An entry of the trunk as it is told."""
+    return TrunkChange(
+        type=write.type,
+        state_key=write.state_key,
+        event=write.position,
+        since=write.since,
+        membership=write.membership,
+    )
 
 
 def _concerned(event: StoredEvent, trunk: Sequence[TrunkChange]) -> tuple[UserID, ...]:

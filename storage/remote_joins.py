@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import orjson
 
+from federation.protocol.errors import Unavailable
 from federation.protocol.types import JsonObject, RoomID, ServerName, UserID
 from storage.database import Row, Tx
 
@@ -27,9 +28,16 @@ class RemoteJoin:
     content: JsonObject
     servers: tuple[ServerName, ...]
     started_ts: int
-    attempts: int = 0
+    attempts: int = 1
     """How often a process began with it."""
     signed: SignedJoin | None = None
+
+
+class TakenOver(Unavailable):
+    """Another process is at work on the join: this one was silent for too long."""
+
+    def __init__(self) -> None:
+        super().__init__("Another process goes on with the join")
 
 
 _COLUMNS = "room_id, user_id, content, servers, started_ts, attempts, destination, room_version, event"
@@ -76,6 +84,16 @@ async def extend_leases(tx: Tx, room_ids: Sequence[RoomID], *, leased_until_ts: 
     )
 
 
+async def check_held(tx: Tx, join: RemoteJoin) -> None:
+    """Raise TakenOver where another process is at work on the join by now; until the end of the transaction none is."""
+    row = await tx.fetch_one(
+        "select 1 from remote_joins where room_id = %s and started_ts = %s and attempts = %s for share",
+        (join.room_id, join.started_ts, join.attempts),
+    )
+    if row is None:
+        raise TakenOver
+
+
 async def take_over(tx: Tx, *, now_ts: int, leased_until_ts: int, limit: int) -> list[RemoteJoin]:
     """Joins that nobody is at work on any longer; now the caller is."""
     rows = await tx.fetch(
@@ -94,6 +112,10 @@ async def find(tx: Tx, room_id: RoomID) -> RemoteJoin | None:
     return None if row is None else _from_row(row)
 
 
-async def delete(tx: Tx, room_id: RoomID) -> None:
-    """It is over, in whatever way."""
-    await tx.execute("delete from remote_joins where room_id = %s", (room_id,))
+async def delete(tx: Tx, join: RemoteJoin) -> bool:
+    """It is over, in whatever way; False where another process has it by now."""
+    count = await tx.execute(
+        "delete from remote_joins where room_id = %s and started_ts = %s and attempts = %s",
+        (join.room_id, join.started_ts, join.attempts),
+    )
+    return count == 1

@@ -20,7 +20,7 @@ from federation.protocol.power_levels import PowerLevels
 from federation.protocol.room_versions import RoomVersionRules
 from federation.protocol.signatures import SigningKey
 from federation.protocol.types import EventID, JsonObject, RoomID, ServerName, StateKey, UserID
-from federation.rooms.append_join import GivenEntry, JoinAppender
+from federation.rooms.append_join import GivenEntry, Guard, JoinAppender
 from federation.rooms.append_line import LineAppender
 from federation.rooms.append_remote import HELD, RemoteAppender
 from federation.rooms.append_remote import Outcome as Outcome
@@ -247,12 +247,15 @@ class RoomWriter:
             await self._log.append(Entry(changes=list(changes)))
         return replace(received, position=0)
 
-    async def append_join(self, pdu: VerifiedPDU, state_before: Sequence[GivenEntry]) -> Received:
+    async def append_join(
+        self, pdu: VerifiedPDU, state_before: Sequence[GivenEntry], guard: Guard | None = None
+    ) -> Received:
         """Append the join of our user to a room that nobody of ours is in, with the whole state before it.
 
         The state's events are held, and allow the join. What the room had here before becomes an older part of it.
+        A large state is written in several transactions: `guard` raises in each once another process does the same.
         """
-        return await self._joins.append(pdu, state_before)
+        return await self._joins.append(pdu, state_before, guard)
 
     async def append_remote_line(self, room: Room, pdus: Sequence[VerifiedPDU]) -> list[Received]:
         """Append as many of the first of these events as simply continue the room's end, in one entry.

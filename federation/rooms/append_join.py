@@ -5,10 +5,14 @@ earlier stay only what differs is written, and its forward extremities end: the 
 
 The state gets a version of the trunk of its own, so that readers find it before their timeline begins. The version
 after that is left out: by that `storage/event_following.py` sees that more came than the event.
+
+The log is not held up by a large state: it is written before, in parts that nobody has to wait for, and counts once
+the entry has brought the room to its version (`storage/state_ahead.py`). What concerns our own users, who might look,
+is written by the entry itself.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 from federation.protocol.errors import NotFound
 from federation.protocol.identifiers import is_user_id, server_name_of
@@ -16,14 +20,27 @@ from federation.protocol.pdu import VerifiedPDU
 from federation.protocol.types import EventID, ServerName, StateKey, UserID
 from federation.rooms.append_remote import Outcome, Received
 from federation.rooms.contention import Contention
-from storage import events, room_state, rooms
-from storage.append_events import DuplicateEvent, RoomEvents
+from storage import events, room_state, rooms, state_ahead
+from storage.append_events import DuplicateEvent, RoomEvents, trunk_change
 from storage.database import Database, Tx
-from storage.events import Flag, NewEvent, StateWrite
+from storage.event_writes import Standing
+from storage.events import Flag, NewEvent, StateWrite, StoredEvent, TrunkChange
 from storage.history import HOLE
 from storage.log import Conflict, Entry, Log
 from storage.memberships import Membership
 from storage.room_state import TRUNK
+from storage.rooms import Room, RoomRow
+from storage.strings import remember_committed
+
+AT_ONCE = 250
+"""Entries of the state that the log's entry may write; of more, all are written before that can be."""
+CHUNK = 500
+"""Entries that are written before in one transaction."""
+_VERSIONS_APART = 1_000
+"""How far ahead of the room's version: should the room change meanwhile, what is ahead still stands above it."""
+
+Guard = Callable[[Tx], Awaitable[None]]
+"""Raises where the caller may not write any longer, and keeps that so until the transaction ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +53,34 @@ class GivenEntry:
     """The content's `membership`, of a member event."""
 
 
+@dataclass(slots=True)
+class _Attempt:
+    """What one attempt found, and is about to write."""
+
+    room: Room
+    row: RoomRow
+    held: dict[EventID, StoredEvent]
+    changed: dict[StateKey, GivenEntry | None]
+    """What the state before the join has and we have not; None: what we have and it has not."""
+    positions: dict[EventID, int]
+    version: int
+    """Of the state before the join."""
+    ahead: list[TrunkChange] = field(default_factory=list)
+    members: Standing = field(default_factory=lambda: Standing(0, [], 0, 0, 0, 0, 0))
+    """How many more members what is ahead makes."""
+
+    def writes(self, keys: Sequence[StateKey]) -> list[StateWrite]:
+        """These of the entries that changed, as they are written."""
+        return [self._write(key, self.changed[key]) for key in keys]
+
+    def _write(self, key: StateKey, entry: GivenEntry | None) -> StateWrite:
+        if entry is None:
+            return _write(key, self.version, None, None)
+        write = _write(key, self.version, self.positions[entry.event_id], entry.membership)
+        write.is_first = self.row.state_version == 0
+        return write
+
+
 class JoinAppender:
     """Puts joins by way of other servers into the log."""
 
@@ -44,16 +89,26 @@ class JoinAppender:
         self._log = log
         self._server_name = server_name
 
-    async def append(self, pdu: VerifiedPDU, state_before: Sequence[GivenEntry]) -> Received:
+    async def append(
+        self, pdu: VerifiedPDU, state_before: Sequence[GivenEntry], guard: Guard | None = None
+    ) -> Received:
         """See `RoomWriter.append_join`."""
         contention = Contention()
         while True:
-            async with self._database.read() as tx:
-                change = await self._change(tx, pdu, state_before)
-            if change is None:
+            async with self._database.transaction() as tx:
+                if guard is not None:
+                    await guard(tx)
+                attempt = await self._look(tx, pdu, state_before)
+            if attempt is None:
                 return Received(pdu.event_id, Outcome.DUPLICATE, 0)
+            at_once = list(attempt.changed)
+            if len(at_once) > AT_ONCE:
+                attempt.version += _VERSIONS_APART
+                at_once = [key for key in attempt.changed if self._concerns_ours(key)]
+                await self._write_ahead(attempt, guard)
+            change = self._change(pdu, attempt, attempt.writes(at_once))
             try:
-                appended = await self._log.append(Entry(changes=[change]))
+                appended = await self._log.append(Entry(changes=[change], work=guard if attempt.ahead else None))
             except DuplicateEvent:
                 return Received(pdu.event_id, Outcome.DUPLICATE, 0)
             except Conflict as error:
@@ -61,32 +116,44 @@ class JoinAppender:
                 continue
             return Received(pdu.event_id, Outcome.ACCEPTED, appended.position)
 
-    async def _change(self, tx: Tx, pdu: VerifiedPDU, state_before: Sequence[GivenEntry]) -> RoomEvents | None:
-        """The change that appends the join; None where it is here already."""
+    async def _look(self, tx: Tx, pdu: VerifiedPDU, state_before: Sequence[GivenEntry]) -> _Attempt | None:
+        """Where the room stands, without what an earlier attempt wrote; None where the join is here already."""
         room = await rooms.find(tx, pdu.room_id)
         if room is None:
             raise NotFound("There is no such room")
+        await state_ahead.discard(tx, room.number)
         held = await events.by_id(tx, {pdu.event_id, *pdu.prev_event_ids})
         if pdu.event_id in held:
             return None
         row = (await rooms.rows(tx, [room.number]))[room.number]
         positions = await events.positions_of(tx, room.number, [entry.event_id for entry in state_before])
         ours = await room_state.current_whole(tx, room.number) if row.state_version else {}
-        version = row.state_version + 1
         given = {entry.key: entry for entry in state_before}
-        writes = [_write(key, version, None, None) for key in ours if key not in given]
-        for key, entry in given.items():
-            if ours.get(key) != positions[entry.event_id]:
-                write = _write(key, version, positions[entry.event_id], entry.membership)
-                write.is_first = row.state_version == 0
-                writes.append(write)
+        changed: dict[StateKey, GivenEntry | None] = {key: None for key in ours if key not in given}
+        changed.update((key, entry) for key, entry in given.items() if ours.get(key) != positions[entry.event_id])
+        return _Attempt(room, row, held, changed, positions, row.state_version + 1)
+
+    async def _write_ahead(self, attempt: _Attempt, guard: Guard | None) -> None:
+        """Write what concerns nobody of ours, a part at a time."""
+        for keys in _chunks([key for key in attempt.changed if not self._concerns_ours(key)]):
+            writes = attempt.writes(keys)
+            async with self._database.transaction() as tx:
+                if guard is not None:
+                    await guard(tx)
+                numbers = await state_ahead.write(tx, attempt.room.number, writes, attempt.members)
+            remember_committed(self._database.memory, numbers)
+            attempt.ahead += [trunk_change(write) for write in writes]
+
+    def _change(self, pdu: VerifiedPDU, attempt: _Attempt, writes: list[StateWrite]) -> RoomEvents:
+        """The change that appends the join."""
+        row, version = attempt.row, attempt.version
         concerned = self._concerned(pdu, writes)
-        placed = {each for each, stored in held.items() if not stored.flags & Flag.OUTLIER}
+        placed = {each for each, stored in attempt.held.items() if not stored.flags & Flag.OUTLIER}
         join = _write(pdu.state_pair, version + 2, None, pdu.membership)
         join.event_id = pdu.event_id
         missing = [each for each in pdu.prev_event_ids if each not in placed]
         return RoomEvents(
-            room=room,
+            room=attempt.room,
             new=[
                 NewEvent(
                     pdu=pdu,
@@ -102,6 +169,8 @@ class JoinAppender:
             expected_extremities=frozenset(row.extremities),
             new_version=version + 2,
             state=[*writes, join],
+            ahead=attempt.ahead,
+            members_ahead=(attempt.members.joined, attempt.members.invited),
             may_be_duplicate=True,
             hole=HOLE if missing else 0,
             concerned=concerned,
@@ -109,13 +178,19 @@ class JoinAppender:
 
     def _concerned(self, pdu: VerifiedPDU, writes: Sequence[StateWrite]) -> tuple[UserID, ...]:
         """Whose membership here is another now: the user, and others of ours of whom we learn what became of them."""
-        users = [pdu.sender]
-        for write in writes:
-            if write.type == "m.room.member" and is_user_id(write.state_key):
-                user_id = write.state_key
-                if server_name_of(user_id) == self._server_name:
-                    users.append(user_id)
-        return tuple(dict.fromkeys(users))
+        users = [UserID(write.state_key) for write in writes if self._concerns_ours((write.type, write.state_key))]
+        return tuple(dict.fromkeys([pdu.sender, *users]))
+
+    def _concerns_ours(self, key: StateKey) -> bool:
+        event_type, state_key = key
+        return (
+            event_type == "m.room.member" and is_user_id(state_key) and server_name_of(state_key) == self._server_name
+        )
+
+
+def _chunks(keys: Sequence[StateKey]) -> Iterator[Sequence[StateKey]]:
+    for start in range(0, len(keys), CHUNK):
+        yield keys[start : start + CHUNK]
 
 
 def _write(key: StateKey, version: int, position: int | None, membership: object) -> StateWrite:

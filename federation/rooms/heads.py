@@ -85,7 +85,7 @@ class RoomHeads:
             return
         remember_committed(self._database.memory, change.numbers)
         change.new = []  # committed: `stored` has the events as bytes
-        change.state = []  # and `trunk` what of it is current
+        change.state, change.ahead = [], ()  # and `trunk` what of it is current
         head = self._heads.get(change.room.number)
         if head is None:
             return

@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 
 from federation.outbound.client import path_of
 from federation.protocol import auth_rules, canonical_json, event_format
@@ -37,7 +38,7 @@ from federation.rooms.handshakes import Handshakes
 from federation.rooms.ordering import cited_by
 from federation.rooms.peer_answers import Refusals, candidates, is_unknown_endpoint
 from federation.rooms.received_state import CHUNK, ReceivedState
-from storage import background, remote_joins, rooms
+from storage import background, remote_joins, rooms, state_ahead
 from storage.database import Database
 from storage.remote_joins import RemoteJoin, SignedJoin
 
@@ -161,6 +162,8 @@ class RemoteJoins:
         """Do it; the row goes when it is over, and stays when this process is stopped on the way."""
         try:
             await self._join(join)
+        except remote_joins.TakenOver:
+            raise
         except (PeerFailed, RemoteServerError, Unavailable) as error:
             if 1 < join.attempts < MAX_ATTEMPTS:  # nobody waits for it: the servers may be back later
                 later = _now_ms() + 60_000 * join.attempts
@@ -168,23 +171,29 @@ class RemoteJoins:
                 async with self._database.transaction() as tx:
                     await remote_joins.extend_leases(tx, [join.room_id], leased_until_ts=later)
                 raise
-            await self._end(join)
+            await self._give_up(join)
             raise
         except MatrixError:
-            await self._end(join)
+            await self._give_up(join)
             raise
         await self._end(join)
 
     async def _end(self, join: RemoteJoin) -> None:
         async with self._database.transaction() as tx:
-            await remote_joins.delete(tx, join.room_id)
+            await remote_joins.delete(tx, join)
+
+    async def _give_up(self, join: RemoteJoin) -> None:
+        async with self._database.transaction() as tx:
+            room = await rooms.find(tx, join.room_id)
+            if await remote_joins.delete(tx, join) and room is not None:
+                await state_ahead.discard(tx, room.number)
 
     async def _join(self, join: RemoteJoin) -> None:
         refusals = Refusals(f"joining {join.room_id} for {join.user_id}")
         wish = Wish(room_id=join.room_id, user_id=join.user_id, membership="join", content=join.content)
         if join.signed is not None:
             try:
-                return await self._send(wish, join.signed.destination, _signed_before(join, join.signed))
+                return await self._send(join, join.signed.destination, _signed_before(join, join.signed))
             except Unavailable:
                 raise
             except MatrixError as error:
@@ -195,33 +204,33 @@ class RemoteJoins:
                 signed = SignedJoin(destination=destination, room_version=pdu.rules.version, canonical=pdu.canonical)
                 async with self._database.transaction() as tx:
                     await remote_joins.note_signed(tx, join.room_id, signed)
-                return await self._send(wish, destination, pdu)
+                return await self._send(join, destination, pdu)
             except Unavailable:
                 raise
             except MatrixError as error:
                 refusals.note(destination, error)
         raise refusals.error
 
-    async def _send(self, wish: Wish, destination: ServerName, pdu: VerifiedPDU) -> None:
+    async def _send(self, join: RemoteJoin, destination: ServerName, pdu: VerifiedPDU) -> None:
         """Send the join event, take the state from the answer, and put both into the room."""
         started = time.monotonic()
-        state = ReceivedState(wish.room_id, pdu.rules, self._handshakes.keyring)
+        state = ReceivedState(join.room_id, pdu.rules, self._handshakes.keyring)
         try:
             rest = await self._receive(destination, pdu, state)
             async with self._database.read() as tx:
-                room = await rooms.find(tx, wish.room_id)
+                room = await rooms.find(tx, join.room_id)
             if room is not None and room.rules.version != pdu.rules.version:
                 raise InvalidInput("The room has another version than it had before", "M_BAD_JSON")
             await state.judge(self._database, room)
             pdu = await self._countersigned(pdu, rest)
             _check_join(state, pdu)
-            await self._place(state, pdu)
+            await self._place(join, state, pdu)
         finally:
             state.close()
         logger.info(
             "joined %s for %s by way of %s: %d events, %d dropped, %d rejected, %.1f seconds",
-            wish.room_id,
-            wish.user_id,
+            join.room_id,
+            join.user_id,
             destination,
             len(state),
             state.dropped,
@@ -273,7 +282,7 @@ class RemoteJoins:
             return pdu
         return await self._handshakes.countersigned(pdu, rest.get("event"), server_name_of(authoriser))
 
-    async def _place(self, state: ReceivedState, pdu: VerifiedPDU) -> None:
+    async def _place(self, join: RemoteJoin, state: ReceivedState, pdu: VerifiedPDU) -> None:
         async with self._database.transaction() as tx:
             room = await rooms.create(tx, pdu.room_id, pdu.rules)
         entries = await state.store(self._database, room)
@@ -281,7 +290,8 @@ class RemoteJoins:
             given = {entry.key: entry.event_id for entry in entries}
             received = await self._writer.append_signed(pdu, state_before=given)
         else:
-            received = await self._writer.append_join(pdu, entries)
+            guard = partial(remote_joins.check_held, join=join)
+            received = await self._writer.append_join(pdu, entries, guard)
         if received.outcome not in (Outcome.ACCEPTED, Outcome.DUPLICATE):
             raise RemoteServerError(f"The join was not accepted: {received.reason}", is_transient=False)
 
