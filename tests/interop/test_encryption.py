@@ -113,6 +113,37 @@ async def until_read(party: Party, text: str, listeners: Sequence[nio.AsyncClien
 
 
 @pytest.mark.parametrize("whose", ["alice", "bob"])
+async def test_a_file_in_an_encrypted_room(
+    alice: Person, bob: Person, party: Party, tmp_path: Path, whose: str
+) -> None:
+    room_id = await meet(party, alice, bob)
+    trust(party)
+    sender, listener = (party.alices[0], party.bobs[1]) if whose == "alice" else (party.bobs[0], party.alices[1])
+    reader = bob if whose == "alice" else alice
+    shown: list[nio.RoomEncryptedFile] = []
+
+    async def note(_room: nio.MatrixRoom, event: nio.Event) -> None:
+        assert isinstance(event, nio.RoomEncryptedFile)
+        shown.append(event)
+
+    listener.add_event_callback(note, nio.RoomEncryptedFile)
+    plan = tmp_path / "plan.txt"
+    plan.write_bytes(b"what only we may know " * 1000)
+    uploaded, keys = await sender.upload(lambda *_: str(plan), encrypt=True, filesize=plan.stat().st_size)
+    assert isinstance(uploaded, nio.UploadResponse), uploaded
+    assert keys is not None
+    content = {"msgtype": "m.file", "body": "plan.txt", "file": {**keys, "url": uploaded.content_uri}}
+    assert isinstance(await sender.room_send(room_id, "m.room.message", content), nio.RoomSendResponse)
+    await settle_until(party, lambda: bool(shown))
+
+    place = shown[0].url.removeprefix("mxc://")
+    encrypted = await reader.client.ok("GET", f"/v1/media/download/{place}")
+    assert encrypted != plan.read_bytes()
+    key, sha256, iv = shown[0].key["k"], shown[0].hashes["sha256"], shown[0].iv
+    assert nio.crypto.decrypt_attachment(encrypted, key, sha256, iv) == plan.read_bytes()
+
+
+@pytest.mark.parametrize("whose", ["alice", "bob"])
 async def test_a_new_device_reads_what_is_said_after_it_came(
     alice: Person, bob: Person, party: Party, tmp_path: Path, whose: str
 ) -> None:
