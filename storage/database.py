@@ -89,6 +89,21 @@ def _cut(connection: Connection) -> None:
         same.shutdown(socket.SHUT_RDWR)
 
 
+def _cancellations() -> int:
+    task = asyncio.current_task()
+    return 0 if task is None else task.cancelling()
+
+
+def _heed_cancellation(before: int) -> None:
+    """Raise CancelledError if this task was cancelled since.
+
+    The pool waits by `asyncio.wait_for`, which in Python 3.11 loses a cancellation that comes when a connection has
+    just come.
+    """
+    if _cancellations() > before:
+        raise asyncio.CancelledError
+
+
 Part = TypeVar("Part")
 
 
@@ -202,7 +217,9 @@ class Database:
     async def transaction(self) -> AsyncIterator[Tx]:
         """Several statements, committed together when the block ends without an exception."""
         try:
+            before = _cancellations()
             async with self._pool.connection(self._patience_seconds) as connection:
+                _heed_cancellation(before)
                 timer = watch(connection)
                 try:
                     async with connection.transaction():
@@ -218,7 +235,9 @@ class Database:
     async def read(self) -> AsyncIterator[Tx]:
         """Statements that each see the newest commits; nothing is written."""
         try:
+            before = _cancellations()
             async with self._pool.connection(self._patience_seconds) as connection:
+                _heed_cancellation(before)
                 timer = watch(connection)
                 try:
                     yield Tx(connection, self.memory)

@@ -1,0 +1,36 @@
+"""The pool of connections."""
+
+import asyncio
+
+from storage.database import Database
+
+
+async def test_who_is_cancelled_when_a_connection_has_just_come_ends(conninfo: str) -> None:
+    database = Database(conninfo, max_connections=1)
+    await database.open()
+    for turns in range(12):  # in some of these turns of the loop the pool loses the cancellation
+        has_connection, may_go = asyncio.Event(), asyncio.Event()
+
+        async def hold(has_connection: asyncio.Event = has_connection, may_go: asyncio.Event = may_go) -> None:
+            async with database.read():
+                has_connection.set()
+                await may_go.wait()
+
+        async def go_on_for_ever() -> None:
+            async with database.read() as tx:
+                await tx.fetch("select 1")
+            await asyncio.sleep(60)
+
+        holding = asyncio.create_task(hold())
+        await has_connection.wait()
+        waiting = asyncio.create_task(go_on_for_ever())
+        await asyncio.sleep(0.02)
+        may_go.set()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        waiting.cancel()
+
+        await asyncio.wait([waiting], timeout=2)
+        assert waiting.done()
+        await holding
+    await database.close()
