@@ -2,18 +2,20 @@
 
 import secrets
 import time
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from federation.outbound.client import FederationClient, path_of
 from federation.outbound.keyring import Keyring
 from federation.protocol import canonical_json, event_format, member_template
-from federation.protocol.errors import InvalidInput, Unauthorized
+from federation.protocol.errors import InvalidEvent, InvalidInput, Unauthorized
 from federation.protocol.member_template import Wish
-from federation.protocol.pdu import VerifiedPDU
+from federation.protocol.pdu import PDU, VerifiedPDU
 from federation.protocol.redaction import redact
 from federation.protocol.room_versions import ROOM_VERSIONS
 from federation.protocol.signatures import SigningKey
-from federation.protocol.types import ServerName
+from federation.protocol.types import JsonObject, ServerName
+from federation.rooms.stripped_state import MAX_ENTRIES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +38,28 @@ class Handshakes:
             now_ts=time.time_ns() // 1_000_000,
             event_id_localpart=secrets.token_urlsafe(12),
         )
+
+    async def holding(self, entries: object, member: VerifiedPDU) -> list[JsonObject]:
+        """Those of the state events that another server tells of a room which hold, redacted where their hashes do not.
+
+        Below room version 12 what nobody signed is left among them: so servers told of rooms before version 1.16 of
+        the specification.
+        """
+        offered = entries[:MAX_ENTRIES] if isinstance(entries, list) else []
+        told: list[JsonObject] = []
+        pdus: list[PDU] = []
+        for entry in offered:
+            if not isinstance(entry, dict):
+                continue
+            if "signatures" not in entry and not member.rules.room_id_is_create_hash:
+                told.append(entry)
+                continue
+            with suppress(InvalidEvent):
+                pdu = event_format.parse(entry, member.rules)
+                if pdu.state_key is not None and pdu.room_id == member.room_id:
+                    pdus.append(pdu)
+        found = await self.keyring.verify_events(pdus)
+        return [*(pdu.json for pdu in found if isinstance(pdu, VerifiedPDU)), *told]
 
     async def countersigned(self, pdu: VerifiedPDU, answered: object, server_name: ServerName) -> VerifiedPDU:
         """Our event with the other server's signature, which has to hold. Nothing else is taken from what it answered.

@@ -27,7 +27,7 @@ from federation.protocol.types import EventID, JsonObject, RoomID, ServerName, U
 from federation.rooms.append import Outcome, RoomWriter
 from federation.rooms.handshakes import Handshakes
 from federation.rooms.peer_answers import Refusals, candidates, is_unknown_endpoint
-from federation.rooms.stripped_state import strip_leniently
+from federation.rooms.stripped_state import encode, strip_leniently
 from storage.log import Entry, Log
 from storage.memberships import Membership
 from storage.outside_memberships import OutsideMembership
@@ -81,8 +81,8 @@ class RemoteMemberships:
         refusals = Refusals(f"knocking at {wish.room_id} for {wish.user_id}")
         pdu, answer = await self._hand_in(wish, servers, refusals)
         asked = tuple(candidates(servers, besides=self._server_name))
-        told = canonical_json.encode(strip_leniently(answer.get("knock_room_state"), pdu))
-        await self._note(pdu, Membership.KNOCK, stripped=told, via=asked)
+        told = strip_leniently(await self._handshakes.holding(answer.get("knock_room_state"), pdu), pdu)
+        await self._note(pdu, Membership.KNOCK, stripped=encode(told), via=asked)
         return pdu.event_id
 
     async def _hand_in(self, wish: Wish, servers: Sequence[str], refusals: Refusals) -> tuple[VerifiedPDU, JsonObject]:

@@ -133,6 +133,7 @@ class Resident:
             return pdu
         if await self._restricted.needs_authoriser(room, pdu.sender):
             await self._restricted.check_conditions(room, pdu.sender)
+            await self._restricted.check_authoriser(room, authoriser)
         json = signatures.sign_event(pdu.json, pdu.rules, self._server_name, self._signing_key)
         return event_format.parse(json, pdu.rules)
 

@@ -57,7 +57,16 @@ class RestrictedJoins:
         for user_id in local:
             if levels.of_user(user_id) >= levels.invite:
                 return user_id
-        raise MatrixError("M_UNABLE_TO_GRANT_JOIN", "Nobody of this server may let anybody in")
+        raise _unable_to_grant("Nobody of this server may let anybody in")
+
+    async def check_authoriser(self, room: Room, user_id: UserID) -> None:
+        """Raise M_UNABLE_TO_GRANT_JOIN unless this user of ours is joined and may invite."""
+        member_key: StateKey = ("m.room.member", user_id)
+        state = await self._writer.state_for(room, [CREATE, POWER_LEVELS, member_key])
+        levels = PowerLevels.from_state(state.get(POWER_LEVELS), state[CREATE])
+        is_joined = content_of(state.get(member_key)).get("membership") == "join"
+        if not is_joined or levels.of_user(user_id) < levels.invite:
+            raise _unable_to_grant(f"{user_id} may not let anybody in")
 
     async def _candidates(self, room: Room, state: Mapping[StateKey, VerifiedPDU], levels: PowerLevels) -> list[UserID]:
         """Those users of ours with a level of their own who are joined and may invite."""
@@ -74,6 +83,10 @@ class RestrictedJoins:
         return [
             user_id for user_id in ours if content_of(found.get(("m.room.member", user_id))).get("membership") == "join"
         ]
+
+
+def _unable_to_grant(message: str) -> MatrixError:
+    return MatrixError("M_UNABLE_TO_GRANT_JOIN", message)
 
 
 def is_restricted(room: Room, join_rules: JsonObject) -> bool:

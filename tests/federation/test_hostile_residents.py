@@ -18,6 +18,7 @@ from tests.federation.authority import Authority
 from tests.federation.lying_resident import LyingResident, resident
 from tests.federation.servers import federating
 from tests.federation.test_joining import create, join, state_of
+from tests.homeserver.syncs import part, sync
 from tests.protocol.builders import VERSIONS, a_signed_event, resigned
 
 
@@ -374,3 +375,43 @@ async def test_an_answer_that_trickles_is_given_up(server: Server, bob: Client, 
         await refused(bob, other)
     finally:
         joins.answer_seconds = normal
+
+
+# --- what is told of a room to who knocks
+
+
+@pytest.mark.parametrize("version", ["7", "11", "12"])
+async def test_of_what_a_knocking_user_is_told_only_that_is_shown_which_holds(
+    server: Server, authority: Authority, bob: Client, version: str
+) -> None:
+    async with resident(server, authority, version) as other:
+        eve = other.user()
+        name = other.room.add("m.room.name", eve, {"name": "Door"}, "").json
+        topic = other.room.add("m.room.topic", eve, {"topic": "Forged"}, "").json
+        avatar = other.room.add("m.room.avatar", eve, {"url": "mxc://a/b"}, "").json
+        elsewhere = LyingResident(server, authority, version)
+        foreign = elsewhere.room.add("m.room.encryption", eve, {"algorithm": "x"}, "").json
+        stripped = {"type": "m.room.canonical_alias", "state_key": "", "sender": eve, "content": {"alias": "#a:b"}}
+        told = [
+            other.room.events[0].json,
+            {**topic, "signatures": {other.name: {other.key.key_id: "A" * 86}}},
+            {**avatar, "content": {"url": "mxc://c/d"}},
+            {**avatar, "depth": "deep"},
+            foreign,
+            name,
+            stripped,
+            "m.room.topic",
+        ]
+        other.answer = lambda _answer: {"knock_room_state": told}
+        path = f"/v3/knock/{quote(other.room_id)}"
+
+        answer = await bob.request("POST", path, {}, params={"via": other.name})
+
+    assert answer.status == 200, answer.body
+    shown = part(await sync(bob), "knock", other.room_id)["knock_state"]["events"]
+    # Of the avatar only what is left of an event whose hash does not hold, and what nobody signed as servers told
+    # it before version 1.16 of the specification.
+    contents = {event["type"]: event["content"] for event in shown}
+    expected = {"m.room.create", "m.room.avatar", "m.room.name", "m.room.member"}
+    assert set(contents) == expected | (set() if version == "12" else {"m.room.canonical_alias"})
+    assert (contents["m.room.avatar"], contents["m.room.name"]) == ({}, {"name": "Door"})

@@ -298,6 +298,26 @@ async def test_nobody_here_may_let_anybody_in(server: Server, alice: Client, bob
     assert refusal(await make(peer, room_id)) == (400, "M_UNABLE_TO_GRANT_JOIN")
 
 
+@pytest.mark.parametrize("change", ["left", "lost power"])
+async def test_who_vouches_may_not_any_more_when_the_join_comes(
+    server: Server, alice: Client, bob: Client, peer: Peer, change: str
+) -> None:
+    space = await a_public_room(alice)
+    room_id = await a_restricted_room(alice, space)
+    await joined(peer, space)
+    await join(bob, space)
+    await join(bob, room_id)
+    event = await member_event(peer, room_id, "10")
+    assert event["content"]["join_authorised_via_users_server"] == alice.user_id
+    if change == "lost power":
+        await put_state(alice, room_id, "m.room.power_levels", {"users": {alice.user_id: 49}, "invite": 50})
+    else:
+        await alice.ok("POST", f"/v3/rooms/{room_id}/leave", {})
+
+    assert refusal(await send_join(peer, room_id, event, "10")) == (400, "M_UNABLE_TO_GRANT_JOIN")
+    assert await membership_in(server, room_id, peer.user()) is None
+
+
 async def test_who_is_invited_needs_nobody_to_vouch(server: Server, alice: Client, peer: Peer) -> None:
     space = await a_public_room(alice)
     room_id = await a_restricted_room(alice, space)
