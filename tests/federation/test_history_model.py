@@ -11,6 +11,7 @@ from federation.rooms.append_join import GivenEntry
 from federation.rooms.history import Gap, HistoryAppender
 from federation.rooms.ordering import cited_by, in_order, prev_of
 from storage import event_pages, events, history, room_state, rooms
+from storage.append_events import RoomEvents
 from storage.database import Memory
 from storage.events import Flag
 from storage.rooms import Room
@@ -59,6 +60,12 @@ class Fetching:
             (gap,) = await history.gaps(tx, self.room.number)
         return gap
 
+    async def in_the_log(self, upto: int) -> list[EventID]:
+        """The events that a process is told of which reads the log from its beginning."""
+        async with self.process.database.read() as tx:
+            changes = await RoomEvents.read_range(tx, 0, upto)
+        return [event.event_id for _, change in changes for event in change.stored]
+
     async def fetch_stretch(self, gap: Gap) -> None:
         """Some of what precedes the gap, with the states before its loose ends."""
         async with self.process.database.read() as tx:
@@ -102,6 +109,7 @@ async def test_fetched_history_is_as_the_model_has_it(conninfo: str, version: st
             fetching = Fetching(process, model, room, chance)
             await fetching.join(newest[-1])
             position, heard = process.tail.position, list(process.picture.events)
+            in_the_log = await fetching.in_the_log(position)
             gap = await fetching.gap()
             while gap.frontier:
                 await fetching.fetch_stretch(gap)
@@ -110,6 +118,7 @@ async def test_fetched_history_is_as_the_model_has_it(conninfo: str, version: st
                 stretches += 1
             await process.tail.catch_up()
             assert process.picture.events == heard  # it is no news
+            assert await fetching.in_the_log(position) == in_the_log  # nor for who reads the log only now
             ancestors = {newest[-1].event_id}
             for pdu in sorted(model.pdus.values(), key=lambda pdu: -pdu.depth):
                 if pdu.event_id in ancestors:
