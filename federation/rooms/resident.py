@@ -111,6 +111,10 @@ class Resident:
             pdu = await self._vouched_for(room, pdu)
         verified = await verify_whole(self._verify_events, pdu)
         await self._check_allowed(room, verified)
+        if membership == "join":
+            verified = signatures.add_signature(verified, self._server_name, self._signing_key)
+            if len(verified.canonical) > event_format.MAX_EVENT_BYTES:  # which no server in the room would take
+                raise InvalidInput("The event is too large to be signed by this server")
         try:
             received = await self._writer.append_remote(verified, changes=[EventRelayed(verified.event_id)])
         except MissingEvents as error:

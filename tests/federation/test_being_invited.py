@@ -13,8 +13,10 @@ from homeserver.config import RateLimit, RateLimits
 from tests.clients import Client, Server
 from tests.federation.handshakes import a_public_room, joined
 from tests.federation.peer import Peer, path_of
+from tests.federation.remote_room import joined_room
 from tests.federation.their_room import TheirRoom
 from tests.homeserver.syncs import sync, timeline
+from tests.rooms import put_state
 from tests.servers import SIGNING_KEY, running
 
 VERSIONS = list(ROOM_VERSIONS)
@@ -338,6 +340,24 @@ async def test_who_left_a_room_with_our_server_is_invited_back(server: Server, a
     body["room_version"] = "10"
     answer = await peer.request("PUT", path, body)
     assert (answer.status, answer.body["errcode"]) == (400, "M_INVALID_PARAM")
+
+
+@pytest.mark.parametrize("api", ["v1", "v2"])
+async def test_a_server_that_is_shut_out_of_our_room_invites_nobody_to_it(
+    server: Server, alice: Client, bob: Client, peer: Peer, api: str
+) -> None:
+    room = await joined_room(alice, peer, "2")
+    invite = room.make("m.room.member", {"membership": "invite"}, state_key=bob.user_id)
+    path = path_of(f"/{api}/invite/{{}}/{{}}", room.room_id, room.id_of(invite))
+    body = {"room_version": "2", "event": invite, "invite_room_state": []} if api == "v2" else invite
+    await put_state(alice, room.room_id, "m.room.server_acl", {"allow": ["*"], "deny": [peer.name]})
+
+    answer = await peer.request("PUT", path, body)
+
+    assert (answer.status, answer.body["errcode"]) == (403, "M_FORBIDDEN")
+    assert "rooms" not in await sync(bob)
+    await put_state(alice, room.room_id, "m.room.server_acl", {"allow": ["*"]})
+    assert (await peer.request("PUT", path, body)).status == 200
 
 
 async def test_a_server_that_invites_without_end_is_told_to_wait(conninfo: str) -> None:

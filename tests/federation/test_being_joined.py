@@ -36,7 +36,10 @@ async def test_a_user_of_another_server_joins(server: Server, alice: Client, pee
     event = peer.finish(template, rules, content={"membership": "join", "displayname": "Eve"})
     told = (await send_join(peer, room_id, event, version)).body
 
-    assert told["event"] == event
+    assert {**told["event"], "signatures": None} == {**event, "signatures": None}
+    ours = SIGNING_KEY.key_id, SIGNING_KEY.public_key
+    assert signatures.is_signed_with(event_format.parse(told["event"], rules), server.name, *ours)
+    assert set(told["event"]["signatures"]) == {peer.name, server.name}
     assert told["members_omitted"] is False
     given = {(pdu["type"], pdu["state_key"]): pdu for pdu in told["state"]}
     assert ("m.room.member", alice.user_id) in given

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from federation.protocol import signatures
+from federation.protocol import canonical_json, signatures
 from federation.protocol.errors import MatrixError
 from federation.protocol.room_versions import get_rules
 from federation.protocol.types import JsonObject
@@ -195,6 +195,21 @@ async def test_what_does_not_hold_is_not_written(server: Server, alice: Client, 
     assert (await send_join(peer, room_id, event)).status == 200  # which the damaged one does not keep out
 
 
+async def test_a_join_that_is_too_large_with_our_signature_is_not_written(
+    server: Server, alice: Client, peer: Peer
+) -> None:
+    room_id = await a_public_room(alice)
+
+    async def of_size(size: int) -> JsonObject:
+        small = await member_event(peer, room_id, content={"membership": "join", "x": ""})
+        missing = size - len(canonical_json.encode(small))
+        return peer.finish(small, get_rules("11"), content={"membership": "join", "x": "x" * missing}, signatures=None)
+
+    assert refusal(await send_join(peer, room_id, await of_size(65_536))) == INVALID
+    assert await membership_in(server, room_id, peer.user()) is None
+    assert (await send_join(peer, room_id, await of_size(65_300))).status == 200
+
+
 async def test_path_and_body_must_agree(server: Server, alice: Client, peer: Peer) -> None:
     room_id, other = await a_public_room(alice), await a_public_room(alice)
     event, another = await member_event(peer, room_id), await member_event(peer, other)
@@ -352,4 +367,5 @@ async def test_another_server_may_vouch_but_has_to_sign(server: Server, alice: C
     assert set((await state_of(server, room_id))["m.room.member", peer.user()]["signatures"]) == {
         peer.name,
         voucher.name,
+        server.name,
     }
