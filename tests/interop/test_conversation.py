@@ -150,15 +150,15 @@ async def test_a_message_of_the_greatest_size_arrives_and_a_larger_one_does_not_
     assert (status, body["errcode"]) == (413, "M_TOO_LARGE")
 
 
-async def test_what_the_other_side_says_is_counted_as_unread(alice: Person, bob: Person) -> None:
-    room_id = await a_shared_room(alice, bob)
+async def test_what_the_other_side_says_is_counted_as_unread(host: Person, guest: Person) -> None:
+    room_id = await a_shared_room(host, guest)
 
     for _ in range(3):
-        await bob.says(room_id, "ping")
-    await bob.says(room_id, "you!", **{"m.mentions": {"user_ids": [alice.user_id]}})
+        await guest.says(room_id, "ping")
+    await guest.says(room_id, "you!", **{"m.mentions": {"user_ids": [host.user_id]}})
 
     expected = {"notification_count": 4, "highlight_count": 1}
-    await alice.until(lambda seen: seen.rooms[room_id].unread == expected)
+    await host.until(lambda seen: seen.rooms[room_id].unread == expected)
 
 
 async def test_three_servers_hear_each_other(border: Border, host: Person, guest: Person) -> None:

@@ -6,7 +6,6 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 import nio
-import pytest
 import pytest_asyncio
 
 from tests.interop.people import PATIENCE_SECONDS, Person
@@ -55,14 +54,13 @@ async def party(alice: Person, bob: Person, tmp_path: Path) -> AsyncIterator[Par
         yield Party(clients[:2], clients[2:])
 
 
-async def meet(party: Party, alice: Person, bob: Person) -> str:
-    """An encrypted room of the host's first device that everybody is in, all devices known to one another."""
+async def meet(party: Party, host: Person, guest: Person) -> str:
+    """An encrypted room of the host that everybody is in, all devices known to one another."""
     await settle(*party.everybody)
-    host, guest = party.alices[0], party.bobs[0]
-    room_id = await create(host, "shared", invite=[bob.user_id])
-    await bob.sees_invite(room_id)
-    assert isinstance(await guest.join(room_id), nio.JoinResponse)
-    await alice.sees_member(room_id, bob)
+    room_id = await create(devices_of(party, host)[0], "shared", invite=[guest.user_id])
+    await guest.sees_invite(room_id)
+    assert isinstance(await devices_of(party, guest)[0].join(room_id), nio.JoinResponse)
+    await host.sees_member(room_id, guest)
 
     def all_are_known() -> bool:
         return all(
@@ -76,6 +74,11 @@ async def meet(party: Party, alice: Person, bob: Person) -> str:
     return room_id
 
 
+def devices_of(party: Party, person: Person) -> Sequence[nio.AsyncClient]:
+    """Both of them."""
+    return [client for client in party.everybody if client.user_id == person.user_id]
+
+
 def trust(party: Party) -> None:
     """Every device takes every other one for what it says."""
     for client in party.everybody:
@@ -84,20 +87,19 @@ def trust(party: Party) -> None:
                 client.verify_device(client.device_store[other.user_id][other.device_id])
 
 
-async def test_devices_of_both_talk(alice: Person, bob: Person, party: Party) -> None:
-    room_id = await meet(party, alice, bob)
+async def test_devices_of_both_talk(host: Person, guest: Person, party: Party) -> None:
+    room_id = await meet(party, host, guest)
     trust(party)
 
-    for speaker in (party.alices[0], party.bobs[0]):
-        text = f"confided by {speaker.user_id}"
+    for person in (host, guest):
+        speaker, text = devices_of(party, person)[0], f"confided by {person.user_id}"
         await party.say(speaker, room_id, text)
         await until_read(party, text, [client for client in party.everybody if client is not speaker])
 
 
-@pytest.mark.parametrize("who_starts", ["alice", "bob"])
-async def test_devices_of_both_compare_emoji(alice: Person, bob: Person, party: Party, who_starts: str) -> None:
-    room_id = await meet(party, alice, bob)
-    first, second = (party.alices[0], party.bobs[0]) if who_starts == "alice" else (party.bobs[0], party.alices[0])
+async def test_devices_of_both_compare_emoji(host: Person, guest: Person, party: Party) -> None:
+    room_id = await meet(party, host, guest)
+    first, second = devices_of(party, host)[0], devices_of(party, guest)[0]
 
     await compare_emoji(party, first, second)
 
@@ -112,14 +114,10 @@ async def until_read(party: Party, text: str, listeners: Sequence[nio.AsyncClien
     await settle_until(party, lambda: all(text in party.received[client.device_id] for client in listeners))
 
 
-@pytest.mark.parametrize("whose", ["alice", "bob"])
-async def test_a_file_in_an_encrypted_room(
-    alice: Person, bob: Person, party: Party, tmp_path: Path, whose: str
-) -> None:
-    room_id = await meet(party, alice, bob)
+async def test_a_file_in_an_encrypted_room(host: Person, guest: Person, party: Party, tmp_path: Path) -> None:
+    room_id = await meet(party, host, guest)
     trust(party)
-    sender, listener = (party.alices[0], party.bobs[1]) if whose == "alice" else (party.bobs[0], party.alices[1])
-    reader = bob if whose == "alice" else alice
+    sender, listener = devices_of(party, host)[0], devices_of(party, guest)[1]
     shown: list[nio.RoomEncryptedFile] = []
 
     async def note(_room: nio.MatrixRoom, event: nio.Event) -> None:
@@ -137,24 +135,23 @@ async def test_a_file_in_an_encrypted_room(
     await settle_until(party, lambda: bool(shown))
 
     place = shown[0].url.removeprefix("mxc://")
-    encrypted = await reader.client.ok("GET", f"/v1/media/download/{place}")
+    encrypted = await guest.client.ok("GET", f"/v1/media/download/{place}")
     assert encrypted != plan.read_bytes()
     key, sha256, iv = shown[0].key["k"], shown[0].hashes["sha256"], shown[0].iv
     assert nio.crypto.decrypt_attachment(encrypted, key, sha256, iv) == plan.read_bytes()
 
 
-@pytest.mark.parametrize("whose", ["alice", "bob"])
 async def test_a_new_device_reads_what_is_said_after_it_came(
-    alice: Person, bob: Person, party: Party, tmp_path: Path, whose: str
+    host: Person, guest: Person, party: Party, tmp_path: Path
 ) -> None:
-    room_id = await meet(party, alice, bob)
+    room_id = await meet(party, host, guest)
     trust(party)
-    person, speaker = (alice, party.bobs[0]) if whose == "alice" else (bob, party.alices[0])
+    speaker = devices_of(party, host)[0]
     await party.say(speaker, room_id, "before there is a new device")
 
     store = tmp_path / "new"
     store.mkdir()
-    async with a_nio_client(await person.client.login(), store) as new:
+    async with a_nio_client(await guest.client.login(), store) as new:
         await greet(party, new, speaker, room_id)
 
 
@@ -165,3 +162,24 @@ async def greet(party: Party, new: nio.AsyncClient, speaker: nio.AsyncClient, ro
     speaker.verify_device(speaker.device_store[new.user_id][new.device_id])
     await newest.say(speaker, room_id, "welcome, device")
     await until_read(newest, "welcome, device", [new])
+
+
+async def test_a_device_that_is_logged_out_is_written_to_no_more(host: Person, guest: Person, party: Party) -> None:
+    room_id = await meet(party, host, guest)
+    trust(party)
+    speaker, (remaining, lost) = devices_of(party, host)[0], devices_of(party, guest)
+    await party.say(speaker, room_id, "to all")
+    await until_read(party, "to all", [remaining, lost])
+
+    assert isinstance(await lost.logout(), nio.LogoutResponse)
+    others = Party([client for client in party.everybody if client is not lost], [])
+    await settle_until(others, lambda: lost.device_id not in active(speaker, guest.user_id))
+    await party.say(speaker, room_id, "among us")
+
+    await settle_until(others, lambda: "among us" in party.received[remaining.device_id])
+    assert remaining.device_id in active(speaker, guest.user_id)
+
+
+def active(client: nio.AsyncClient, user_id: str) -> set[str]:
+    """The devices of a user that a device would write to."""
+    return {device.id for device in client.device_store.active_user_devices(user_id)}

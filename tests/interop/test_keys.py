@@ -1,6 +1,6 @@
 """Devices and their keys, over the border."""
 
-from tests.devices import a_device, claim, cross_signing, query
+from tests.devices import CrossSigning, a_device, claim, cross_signing, query
 from tests.interop.border import Border
 from tests.interop.people import Person
 from tests.interop.test_membership import a_shared_room
@@ -81,6 +81,35 @@ async def test_cross_signing_keys_and_signatures_are_told(host: Person, guest: P
             and f"ed25519:{keys.public_key('self_signing')}" in told
             and host.user_id not in body.get("user_signing_keys", {})
         )
+
+    await Border.eventually(so)
+
+
+async def test_who_begins_anew_with_cross_signing_is_heard_of(host: Person, guest: Person) -> None:
+    await a_shared_room(host, guest)
+    await a_device(host.client)
+    old = await cross_signing(host.client)
+    await has_master_key(guest, host, old.public_key("master"))
+    guest.seen.devices_changed.clear()
+
+    new = CrossSigning(host.client)
+    password = {"type": "m.id.user", "user": host.user_id}
+    auth = {"type": "m.login.password", "identifier": password, "password": host.client.password}
+    asked = await host.client.post("/v3/keys/device_signing/upload", new.body())
+    assert asked.status == 401, asked
+    body = {**new.body(), "auth": {**auth, "session": asked.body["session"]}}
+    await host.ok("POST", "/keys/device_signing/upload", body)
+
+    await guest.until(lambda seen: host.user_id in seen.devices_changed)
+    await has_master_key(guest, host, new.public_key("master"))
+
+
+async def has_master_key(asker: Person, person: Person, public_key: str) -> None:
+    """Wait until somebody's master key is this."""
+
+    async def so() -> bool:
+        told = (await query(asker.client, person.client)).get("master_keys", {}).get(person.user_id, {})
+        return set(told.get("keys", {})) == {f"ed25519:{public_key}"}
 
     await Border.eventually(so)
 

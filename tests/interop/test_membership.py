@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from tests.clients import quote
 from tests.interop.border import Border
 from tests.interop.people import Person
 
@@ -171,6 +172,60 @@ async def test_a_guest_with_power_bans_on_the_hosts_server(border: Border, host:
     await host.sees_member(room_id, friend, "ban")
 
 
+async def test_a_banned_stranger_never_gets_in(host: Person, guest: Person) -> None:
+    room_id = await host.create_room(initial_state=[join_rule("knock")])
+
+    await host.ban(room_id, guest)
+
+    assert (await guest.try_join(room_id, via=[host])).status == 403
+    knock = await guest.client.post(f"/v3/knock/{quote(room_id)}", via=host.server_name)
+    assert knock.status == 403, knock
+    assert (await host.state(room_id, "m.room.member", guest.user_id))["membership"] == "ban"
+
+
+async def test_a_guest_invites_users_of_every_server(border: Border, host: Person, guest: Person) -> None:
+    room_id = await host.create_room(preset="private_chat", invite=[guest])
+    await guest.sees_invite(room_id)
+    await guest.join(room_id)
+    newcomers = (await border.friend_of(host), await border.friend_of(guest), await border.somebody_third())
+
+    for newcomer in newcomers:
+        await guest.invite(room_id, newcomer)
+        assert (await newcomer.sees_invite(room_id))["m.room.member"]["sender"] == guest.user_id
+        await newcomer.join(room_id)
+
+    for person in (host, guest):
+        for newcomer in newcomers:
+            await person.sees_member(room_id, newcomer)
+
+
+async def test_a_guest_joins_although_the_first_server_named_is_not_there(host: Person, guest: Person) -> None:
+    room_id = await host.create_room()
+
+    params = [(name, server) for name in ("via", "server_name") for server in ("localhost:9", host.server_name)]
+    await guest.ok("POST", f"/join/{quote(room_id)}", {}, params=params)
+
+    await host.sees_member(room_id, guest)
+
+
+async def test_an_invite_is_rejected_while_the_host_cannot_be_reached(
+    border: Border, host: Person, guest: Person
+) -> None:
+    room_id = await host.create_room(preset="private_chat", invite=[guest])
+    await guest.sees_invite(room_id)
+    here, there = border.server_of(guest), border.server_of(host)
+    border.links.set_cut({(here, there), (there, here)})
+    try:
+        await guest.leave(room_id)
+        await guest.sees_leave(room_id)
+    finally:
+        border.links.set_cut(set())
+
+    friend = await border.friend_of(guest)
+    assert (await guest.sync()).invites == {}
+    await a_shared_room(host, friend)  # they speak with one another again
+
+
 async def test_a_knock_is_answered_with_an_invite(host: Person, guest: Person) -> None:
     room_id = await host.create_room(name="Library", initial_state=[join_rule("knock")])
 
@@ -219,6 +274,40 @@ async def test_members_of_one_room_may_join_another(border: Border, host: Person
     member = await host.sees_member(room_id, guest)
     assert member["content"]["join_authorised_via_users_server"] == host.user_id
     await guest.sees_member(room_id, host)
+
+
+async def test_a_guest_who_may_invite_vouches_for_others_of_their_server(
+    border: Border, host: Person, guest: Person
+) -> None:
+    lobby = await a_shared_room(host, guest)
+    allow = [{"type": "m.room_membership", "room_id": lobby}]
+    rule = join_rule("restricted", allow=allow)
+    room_id = await host.create_room(initial_state=[rule], power_level_content_override={"invite": 0})
+    await guest.join(room_id, via=[host])
+    friend = await border.friend_of(guest)
+    await friend.join(lobby, via=[host])
+    await host.sees_member(lobby, friend)
+
+    await friend.join(room_id)  # nobody else is asked
+
+    for person in (host, guest):
+        member = await person.sees_member(room_id, friend)
+        assert member["content"]["join_authorised_via_users_server"] == guest.user_id
+
+
+async def test_who_is_not_in_the_lobby_may_still_knock(host: Person, guest: Person) -> None:
+    lobby = await host.create_room(preset="private_chat")
+    allow = [{"type": "m.room_membership", "room_id": lobby}]
+    room_id = await host.create_room(initial_state=[join_rule("knock_restricted", allow=allow)])
+
+    assert (await guest.try_join(room_id, via=[host])).status == 403
+    await guest.knock(room_id, via=[host])
+
+    await host.sees_member(room_id, guest, "knock")
+    await host.invite(room_id, guest)
+    await guest.sees_invite(room_id)
+    await guest.join(room_id)
+    await host.sees_member(room_id, guest)
 
 
 async def test_a_guest_of_a_restricted_room_lets_nobody_in_without_the_host(

@@ -39,6 +39,19 @@ async def test_a_conversation_in_every_room_version(host: Person, guest: Person,
     assert await host.joined_members(room_id) == {host.user_id}
 
 
+async def test_a_further_creator_has_all_power(host: Person, guest: Person) -> None:
+    creators = {"additional_creators": [guest.user_id]}
+    room_id = await host.create_room(room_version="12", creation_content=creators)
+    await guest.join(room_id, via=[host])
+    await host.sees_member(room_id, guest)
+
+    levels = await guest.state(room_id, "m.room.power_levels")
+    assert not {host.user_id, guest.user_id} & set(levels.get("users", {}))
+    await host.sees(room_id, await guest.set_state(room_id, "m.room.power_levels", {**levels, "events_default": 150}))
+    for person, other in ((host, guest), (guest, host)):
+        await other.sees(room_id, await person.says(room_id, "only we may speak"))
+
+
 @pytest.mark.parametrize(("old", "new"), [("9", "11"), ("11", "12")])
 async def test_members_follow_an_upgraded_room(host: Person, guest: Person, old: str, new: str) -> None:
     room_id = await host.create_room(room_version=old, name="Old and new")
