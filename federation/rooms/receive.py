@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 MAX_STATES = 3
 """States that are fetched for what came before one event, besides its own."""
 HOPELESS_SECONDS = 60
-"""What could not be found is not looked for again so soon, however many events refer to it."""
+"""What could not be found is not looked for again so soon, however many events of its server refer to it."""
 MAX_HOPELESS = 10_000
 MAX_TRIES = 4
 """Attempts to append one event, after each of which what it lacked was fetched."""
@@ -68,7 +68,7 @@ class Receiver:
         self._missing = missing
         self._doors = doors
         self._turns: dict[tuple[ServerName, int], _Turn] = {}
-        self._hopeless: dict[tuple[int, EventID], float] = {}
+        self._hopeless: dict[tuple[ServerName, int, EventID], float] = {}
 
     async def receive(self, origin: ServerName, json: JsonObject) -> MatrixError | None:
         """One event as it came; answers why it is not here now, None for one that is, shown to clients or not."""
@@ -172,11 +172,16 @@ class Receiver:
         gap = gap or _Gap()
         may_ask_for_history = gap.may_ask_for_history
         state_before: dict[StateKey, EventID] | None = None
+        looked_for: frozenset[EventID] = frozenset()
         for _ in range(MAX_TRIES):
             try:
                 return await self._writer.append_remote(pdu, state_before=state_before)
             except MissingEvents as missing:
-                self._check_hope(room, missing)
+                self._check_hope(origin, room, missing)
+                if missing.auth and missing.auth == looked_for:  # nobody has it: asking again would only cost them
+                    self._give_up(origin, room, missing)
+                    raise
+                looked_for = frozenset(missing.auth)
                 try:
                     if missing.auth:
                         await self._missing.fetch_auth(origin, room, pdu, gap.allowance)
@@ -186,15 +191,17 @@ class Receiver:
                     else:
                         state_before = await self._state_before(origin, room, pdu, gap)
                 except MatrixError as error:
-                    self._give_up(room, missing)
+                    self._give_up(origin, room, missing)
                     raise error from None
-        return await self._last_try(room, pdu, state_before)
+        return await self._last_try(origin, room, pdu, state_before)
 
-    async def _last_try(self, room: Room, pdu: VerifiedPDU, state_before: dict[StateKey, EventID] | None) -> Received:
+    async def _last_try(
+        self, origin: ServerName, room: Room, pdu: VerifiedPDU, state_before: dict[StateKey, EventID] | None
+    ) -> Received:
         try:
             return await self._writer.append_remote(pdu, state_before=state_before)
         except MissingEvents as missing:
-            self._give_up(room, missing)
+            self._give_up(origin, room, missing)
             raise
 
     async def _fill(self, origin: ServerName, room: Room, pdu: VerifiedPDU, gap: _Gap) -> None:
@@ -214,21 +221,22 @@ class Receiver:
 
     # --- what could not be found
 
-    def _check_hope(self, room: Room, missing: MissingEvents) -> None:
-        """Raise `missing` where it was looked for in vain just now."""
+    def _check_hope(self, origin: ServerName, room: Room, missing: MissingEvents) -> None:
+        """Raise `missing` where it was looked for in vain just now, for events of the same server: of others, one
+        that withholds it proves nothing."""
         now = time.monotonic()
-        if any(self._hopeless.get((room.number, each), 0) > now for each in missing.prev | missing.auth):
+        if any(self._hopeless.get((origin, room.number, each), 0) > now for each in missing.prev | missing.auth):
             raise missing
 
-    def _give_up(self, room: Room, missing: MissingEvents) -> None:
+    def _give_up(self, origin: ServerName, room: Room, missing: MissingEvents) -> None:
         until = time.monotonic() + HOPELESS_SECONDS
         if len(self._hopeless) > MAX_HOPELESS:
             self._hopeless.clear()
-        self._hopeless.update(((room.number, each), until) for each in missing.prev | missing.auth)
+        self._hopeless.update(((origin, room.number, each), until) for each in missing.prev | missing.auth)
 
     def forget_hopeless(self, room: Room) -> None:
         """Look for everything in the room again: what was put aside is tried once more."""
-        self._hopeless = {key: until for key, until in self._hopeless.items() if key[0] != room.number}
+        self._hopeless = {key: until for key, until in self._hopeless.items() if key[1] != room.number}
 
     # --- turns
 

@@ -230,3 +230,30 @@ async def test_circles_are_dropped(pair: Pair, alice: Client, peer: AnsweringPee
 
     assert answer[room.id_of(good)] == {}
     assert all("error" in answer[room.id_of(event)] for event in (*events, itself))
+
+
+async def test_what_one_server_withholds_is_looked_for_at_another(
+    pair: Pair, alice: Client, peer: AnsweringPeer
+) -> None:
+    room = await a_room(alice, peer)
+    async with answering_peer(pair.near, pair.authority) as honest:
+        theirs = await join_room(honest, room.room_id)
+        honest.rooms.append(theirs)
+        lost, last = theirs.messages(2)
+        peer.answers = {}
+        poisoned = room.make(prev=[theirs.id_of(lost)])
+        assert "error" in (await room.push([poisoned]))[room.id_of(poisoned)]
+
+        assert await theirs.push([last]) == {theirs.id_of(last): {}}
+
+        assert theirs.id_of(lost) in await stored(pair, room)
+
+
+async def test_what_nobody_has_is_asked_for_once(pair: Pair, alice: Client, peer: AnsweringPeer) -> None:
+    room = await a_room(alice, peer)
+    create, levels = (room.state[key, ""] for key in ("m.room.create", "m.room.power_levels"))
+    event = room.make(auth=[create, levels, "$" + "w" * 43])
+    answer = await room.push([event])
+
+    assert "error" in answer[room.id_of(event)]
+    assert peer.asked == {"event_auth": 1, "event": 1}
