@@ -178,6 +178,9 @@ class Backfill:
         """Bring in what the stretch needs, and put it where it belongs."""
         allowance = Allowance()
         await self._fetch_cited(server, room, pdus, allowance)
+        pdus = await self._judgeable(room, pdus)
+        if not pdus:
+            return False
         states: dict[EventID, dict[StateKey, EventID]] = {}
         for pdu in await self._loose_ends(room, pdus):
             if len(states) == MAX_STATES or await self._appender.continues(room, gap, pdus):
@@ -197,6 +200,15 @@ class Backfill:
             if missing.intersection(cited_by(pdu)):
                 await self._fetcher.fetch_auth(server, room, pdu, allowance)
                 missing.difference_update(cited_by(pdu))
+
+    async def _judgeable(self, room: Room, pdus: Sequence[VerifiedPDU]) -> list[VerifiedPDU]:
+        """Those events of which all that authorises them is here or among them: what follows others must do without."""
+        cited = {event_id for pdu in pdus for event_id in cited_by(pdu)}
+        async with self._database.read() as tx:
+            found = await events.flags_of(tx, cited)
+        held = {event_id for event_id, (number, _) in found.items() if number == room.number}
+        kept = {pdu.event_id for pdu in in_order(pdus, cited_by, held)}
+        return [pdu for pdu in pdus if pdu.event_id in kept]
 
     async def _loose_ends(self, room: Room, pdus: Sequence[VerifiedPDU]) -> list[VerifiedPDU]:
         """Those events that follow some that are neither here nor among them, the newest first."""
