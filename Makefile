@@ -4,6 +4,7 @@ VENV ?= .venv
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 WORKERS ?= logical
 ROUNDS ?= 30
+SEED ?= 1
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
@@ -11,7 +12,7 @@ INSTALL := $(PIP) install --require-hashes --only-binary :all:
 PROTOCOL := federation/protocol/*
 
 .DEFAULT_GOAL := help
-.PHONY: help run test quick kill-test partition-test check fix fuzz bench lock initial-migration clean
+.PHONY: help run test quick kill-test partition-test hostile-test check fix fuzz bench lock initial-migration clean
 
 help:
 	@echo 'make run     set up what is missing and run a server on port 8008 (settings: config.yaml)'
@@ -19,6 +20,7 @@ help:
 	@echo 'make quick   the same without whole stories and interoperability'
 	@echo 'make kill-test  kill the server and its PostgreSQL under load, ROUNDS times (30)'
 	@echo 'make partition-test  cut and restore the links between three servers, ROUNDS times (30)'
+	@echo 'make hostile-test  try all that a hostile server can send, in every room version (ROUNDS=30, SEED=1)'
 	@echo 'make fix     repair formatting and what else can be repaired'
 	@echo 'make bench   measure, beside Synapse (ARGS=--quick; benchmarks/README.md)'
 	@echo 'make fuzz    send random requests to every endpoint (REQUESTS=1000 to each, SEED=1)'
@@ -72,6 +74,9 @@ kill-test: $(VENV)/.installed-dev
 partition-test: $(VENV)/.installed-dev
 	@$(BIN)/python -m benchmarks.synapse
 	HEARTH_PARTITION_ROUNDS=$(ROUNDS) $(BIN)/python -m pytest tests/interop/test_cut_links.py
+
+hostile-test: $(VENV)/.installed-dev
+	HEARTH_HOSTILE_ROUNDS=$(ROUNDS) HEARTH_HOSTILE_SEED=$(SEED) $(BIN)/python -m pytest -s tests/federation/test_hostile_server.py
 
 fix: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .

@@ -2,12 +2,12 @@
 
 from xdist.scheduler import LoadScopeScheduling
 
-TOGETHER = ("tests/interop/",)
-"""Folders whose tests share servers that are started once a worker."""
+TOGETHER = ("tests/interop/", "tests/federation/test_hostile_server.py")
+"""Folders and modules whose tests share servers that are started once a worker."""
 
 
 class Scheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist publishes no types
-    """A folder in TOGETHER is one piece of work, and so is each test function elsewhere; large pieces come first."""
+    """What is in TOGETHER is one piece of work, and so is each test function elsewhere; large pieces come first."""
 
     def _split_scope(self, nodeid: str) -> str:
         function = nodeid.partition("[")[0]

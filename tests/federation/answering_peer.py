@@ -14,26 +14,26 @@ import ssl
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import unquote
 
 from aiohttp import web
 
 from federation.protocol.types import EventID, JsonObject
-from tests.clients import Server
 from tests.federation.authority import Authority
-from tests.federation.peer import Peer
+from tests.federation.peer import Peer, Reached
 from tests.federation.remote_room import RemoteRoom
 from tests.federation.servers import free_port
 
 Answerer = Callable[[list[str], dict[str, str], Any], Any]
-"""From the path's segments after the name, the query and the body to the answer: JSON, or None for 404."""
+"""From the path's segments after the name, the query and the body to the answer: JSON, or bytes that need be none, or
+None for 404."""
 
 
 class AnsweringPeer(Peer):
     """Another server that answers."""
 
-    def __init__(self, server: Server, name: str) -> None:
+    def __init__(self, server: Reached, name: str) -> None:
         super().__init__(server, name)
         self.rooms: list[RemoteRoom] = []
         self.asked: Counter[str] = Counter()
@@ -48,7 +48,7 @@ class AnsweringPeer(Peer):
         self.release = asyncio.Event()
         """A request to a peer with endless pauses ends when it is set."""
 
-    async def answer(self, request: web.BaseRequest) -> web.Response:
+    async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer any request."""
         segments = [unquote(segment) for segment in request.raw_path.partition("?")[0].split("/")]
         if segments[2] == "key":
@@ -65,6 +65,8 @@ class AnsweringPeer(Peer):
         answer = self.answers[name](rest, dict(request.query), body) if name in self.answers else None
         if answer is None:
             return web.json_response({"errcode": "M_NOT_FOUND", "error": "Not found"}, status=404)
+        if isinstance(answer, bytes):
+            return web.Response(body=answer, content_type="application/json")
         return web.json_response(answer)
 
     # --- honest answers
@@ -114,6 +116,9 @@ class AnsweringPeer(Peer):
         return {"events": [room.events[each] for each in reversed(seen)]}
 
 
+P = TypeVar("P", bound=AnsweringPeer)
+
+
 def without(answerer: Answerer, key: str, lost: Iterable[str]) -> Answerer:
     """The same answer with some IDs left out of one list."""
     lost = set(lost)
@@ -126,14 +131,20 @@ def without(answerer: Answerer, key: str, lost: Iterable[str]) -> Answerer:
 
 
 @asynccontextmanager
-async def answering_peer(server: Server, authority: Authority) -> AsyncIterator[AnsweringPeer]:
+async def answering_peer(server: Reached, authority: Authority) -> AsyncIterator[AnsweringPeer]:
     """A peer that listens on loopback, with a certificate of the authority; the server must trust that."""
     port = free_port()
-    peer = AnsweringPeer(server, f"127.0.0.1:{port}")
+    async with listening(AnsweringPeer(server, f"127.0.0.1:{port}"), authority, port) as peer:
+        yield peer
+
+
+@asynccontextmanager
+async def listening(peer: P, authority: Authority, port: int) -> AsyncIterator[P]:
+    """The peer while it listens on the port."""
     certificate, key = authority.issue("127.0.0.1")
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(certificate, key)
-    runner = web.ServerRunner(web.Server(peer.answer), shutdown_timeout=0.1)
+    runner = web.ServerRunner(web.Server(peer.answer, access_log=None), shutdown_timeout=0.1)
     await runner.setup()
     try:
         await web.TCPSite(runner, "127.0.0.1", port, ssl_context=context).start()

@@ -9,9 +9,8 @@ from typing import Any
 from aiohttp import web
 
 from federation.protocol.types import JsonObject
-from tests.clients import Server
 from tests.federation.authority import Authority
-from tests.federation.peer import Peer
+from tests.federation.peer import Peer, Reached
 from tests.federation.servers import free_port
 
 Respond = Callable[[str, JsonObject], tuple[int, JsonObject]]
@@ -20,7 +19,7 @@ Respond = Callable[[str, JsonObject], tuple[int, JsonObject]]
 class ListeningPeer(Peer):
     """Another server with an address. What it was sent is in `transactions`, also what it refused."""
 
-    def __init__(self, server: Server, authority: Authority, port: int | None = None) -> None:
+    def __init__(self, server: Reached, authority: Authority, port: int | None = None) -> None:
         self.port = free_port() if port is None else port
         super().__init__(server, f"127.0.0.1:{self.port}")
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -39,6 +38,7 @@ class ListeningPeer(Peer):
         """Listen."""
         application = web.Application()
         application.router.add_put("/_matrix/federation/v1/send/{txn_id}", self._take)
+        application.router.add_get("/_matrix/key/v2/server", self._keys)
         self.routes(application)
         self._runner = web.AppRunner(application, access_log=None, shutdown_timeout=0.1)
         await self._runner.setup()
@@ -52,6 +52,9 @@ class ListeningPeer(Peer):
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None
+
+    async def _keys(self, _request: web.Request) -> web.Response:
+        return web.json_response(self.key_answer())
 
     async def _take(self, request: web.Request) -> web.Response:
         body = await request.json()
@@ -96,7 +99,7 @@ class ListeningPeer(Peer):
 
 
 @asynccontextmanager
-async def listening(server: Server, authority: Authority) -> AsyncIterator[ListeningPeer]:
+async def listening(server: Reached, authority: Authority) -> AsyncIterator[ListeningPeer]:
     """A peer that the server trusts and reaches."""
     peer = ListeningPeer(server, authority)
     await peer.trust()

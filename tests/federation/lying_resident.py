@@ -15,9 +15,9 @@ from federation.protocol import signatures
 from federation.protocol.auth_events import auth_keys_for
 from federation.protocol.room_versions import get_rules
 from federation.protocol.types import JsonObject, RoomID
-from tests.clients import Server
 from tests.federation.authority import Authority
 from tests.federation.listening_peer import ListeningPeer
+from tests.federation.peer import Reached
 from tests.protocol import builders
 from tests.protocol.builders import Room
 
@@ -33,7 +33,7 @@ async def whole(response: web.StreamResponse, body: bytes) -> None:
 class LyingResident(ListeningPeer):
     """Another server with a room of its own."""
 
-    def __init__(self, server: Server, authority: Authority, version: str = "11") -> None:
+    def __init__(self, server: Reached, authority: Authority, version: str = "11") -> None:
         super().__init__(server, authority)
         builders.KEYS[self.name] = self.key
         rules = get_rules(version)
@@ -108,7 +108,8 @@ class LyingResident(ListeningPeer):
             return web.json_response({"errcode": "M_FORBIDDEN", "error": "no"}, status=self.status)
         self.sent = await request.json()
         state = [pdu.json for pdu in self.room.state.values()]
-        answer = self.answer({"state": state, "auth_chain": state, "event": self.sent, "origin": self.name})
+        chain = [pdu.json for pdu in self.room.events if pdu.state_key is not None]
+        answer = self.answer({"state": state, "auth_chain": chain, "event": self.sent, "origin": self.name})
         response = web.StreamResponse(headers={"Content-Type": "application/json"})
         await response.prepare(request)
         body = self.encode(answer)
@@ -136,7 +137,7 @@ def builders_json(value: Any) -> bytes:
 
 
 @asynccontextmanager
-async def resident(server: Server, authority: Authority, version: str = "11") -> AsyncIterator[LyingResident]:
+async def resident(server: Reached, authority: Authority, version: str = "11") -> AsyncIterator[LyingResident]:
     """A resident server that our server reaches, and whose key it knows."""
     peer = LyingResident(server, authority, version)
     await peer.trust()

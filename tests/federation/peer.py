@@ -11,7 +11,7 @@ It does not listen: `trust` tells the server its key as if it had been fetched.
 import itertools
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import quote, urlencode
 
 from yarl import URL
@@ -25,7 +25,7 @@ from federation.protocol.room_versions import RoomVersionRules
 from federation.protocol.signatures import SigningKey
 from federation.protocol.types import EventID, JsonObject, ServerName, UserID
 from storage import server_keys as stored_keys
-from tests.clients import Answer, Server
+from tests.clients import Answer, Client, Server
 from tests.federation.specified import check_answer
 
 _numbers = itertools.count(1)
@@ -40,10 +40,26 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
+class Reached(Protocol):
+    """A server that a peer speaks with, in this process or another one."""
+
+    @property
+    def name(self) -> str:
+        """The server's name."""
+
+    @property
+    def base_url(self) -> str:
+        """Where other servers find it."""
+
+    @property
+    def anonymous(self) -> Client:
+        """Has the session for requests to it."""
+
+
 class Peer:
     """One other server."""
 
-    def __init__(self, server: Server, name: str | None = None) -> None:
+    def __init__(self, server: Reached, name: str | None = None) -> None:
         number = next(_numbers)
         self.name = ServerName(name or f"peer-{number}.test")
         self.key = SigningKey.from_seed(f"k{number}", number.to_bytes(2, "big") * 16)
@@ -54,7 +70,9 @@ class Peer:
         return UserID(f"@{localpart}:{self.name}")
 
     async def trust(self) -> "Peer":
-        """Let the server know the peer's key; the peer itself."""
+        """Let the server, if it is in this process, know the peer's key; the peer itself."""
+        if not isinstance(self._server, Server):
+            return self
         keys = server_keys.parse(self.key_answer(), self.name, now_ms())
         async with self._server.application.database.transaction() as tx:
             await stored_keys.save(tx, [keys])
@@ -95,7 +113,7 @@ class Peer:
             method=method,
             uri=uri,
             origin=ServerName(origin or self.name),
-            destination=ServerName(self._server.application.config.server_name),
+            destination=ServerName(self._server.name),
             content=content,
         )
         return make_header(signed, self.key)

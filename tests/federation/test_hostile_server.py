@@ -1,0 +1,70 @@
+"""A server that means no good tries all that another server can send: nothing of it gets in, nobody else is harmed.
+
+The server under attack is a process of its own, beside an honest third server (`hostile/world.py`). What is tried is
+every fault that an event may have (`hostile/faults.py`) on every way on which events come. `make hostile-test` tries
+that in all room versions; `-s` shows the figures.
+"""
+
+import os
+import sys
+from collections.abc import AsyncIterator, Sequence
+
+import pytest
+import pytest_asyncio
+
+from tests.federation.hostile import pulling, pushing, residing
+from tests.federation.hostile.pushing import Way
+from tests.federation.hostile.world import PATIENCE_SECONDS, World, a_world
+from tests.protocol.builders import VERSIONS
+
+ROUNDS = int(os.environ.get("HEARTH_HOSTILE_ROUNDS", "0"))
+"""More than none is the long form."""
+TRIED_VERSIONS = VERSIONS if ROUNDS else ("1", "11")
+
+MEMORY_MEGABYTES = 200.0
+"""By so much the server's memory may grow, at its peak, beyond what it had before; answers of 48 MB are among it."""
+CPU_SECONDS_PER_CASE = 0.05
+"""Of the server, on average."""
+
+pytestmark = pytest.mark.timeout(1800 if ROUNDS else 180)
+
+
+@pytest_asyncio.fixture(scope="module")
+async def world(maintenance_conninfo: str) -> AsyncIterator[World]:
+    async with a_world(maintenance_conninfo) as world:
+        await world.stage("11")
+        world.begin()
+        yield world
+        sys.stdout.write(f"\n{world.summary()}\n")
+
+
+async def attack(world: World, version: str, ways: Sequence[Way]) -> None:
+    """Try these ways; nothing may be wrong after any of them."""
+    stage = await world.stage(version)
+    for way in ways:
+        await stage.check(await way(stage))
+    check(world)
+
+
+def check(world: World) -> None:
+    """Nothing was wrong until now, nobody had to wait, and the server spent no more than it may."""
+    assert not world.wrong, "\n".join(world.wrong)
+    assert not world.errors(), world.errors()
+    assert world.slowest < PATIENCE_SECONDS
+    assert world.grown_megabytes() < MEMORY_MEGABYTES, world.summary()
+    assert world.cpu_seconds() < 5 + CPU_SECONDS_PER_CASE * world.tried.total(), world.summary()
+
+
+@pytest.mark.parametrize("version", TRIED_VERSIONS)
+async def test_nothing_that_is_pushed_gets_in(world: World, version: str) -> None:
+    await attack(world, version, pushing.WAYS)
+
+
+@pytest.mark.parametrize("version", TRIED_VERSIONS)
+async def test_nothing_that_is_fetched_gets_in(world: World, version: str) -> None:
+    await attack(world, version, pulling.WAYS)
+
+
+@pytest.mark.parametrize("version", TRIED_VERSIONS)
+async def test_nothing_of_a_room_of_its_own_gets_in(world: World, version: str) -> None:
+    await attack(world, version, residing.WAYS)
