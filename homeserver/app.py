@@ -160,7 +160,7 @@ class Application:
             self.outbound,
             ground,
             self.fetching,
-            self.handshaking.doors,
+            self.handshaking,
             EDUReceivers(
                 typing=self.user_data.typing.receive,
                 presence=self.user_data.presence.receive,

@@ -90,7 +90,9 @@ def _parser() -> argparse.ArgumentParser:
     federation = commands.add_parser("federation", help="other servers").add_subparsers(
         required=True, metavar="COMMAND"
     )
-    status = federation.add_parser("status", parents=[file], help="which servers lack something, and why")
+    status = federation.add_parser(
+        "status", parents=[file], help="which servers lack something, and why; joins under way"
+    )
     status.set_defaults(command=_federation_status)
     retry = federation.add_parser("retry", parents=[file], help="try servers again that were left alone")
     retry.add_argument("server", nargs="?", help="this server only")

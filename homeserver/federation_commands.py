@@ -1,4 +1,4 @@
-"""`hearth federation`: how sending to other servers goes, and trying again at once."""
+"""`hearth federation`: how sending to other servers and joining their rooms goes, and trying again at once."""
 
 import asyncio
 import time
@@ -8,10 +8,12 @@ from federation.outbound.shared_availability import news_of
 from federation.protocol.errors import NotFound
 from federation.protocol.identifiers import check_server_name
 from federation.protocol.types import ServerName
-from storage import destinations, outbox_leases
+from federation.rooms.joining import LEASE_SECONDS
+from storage import destinations, outbox_leases, remote_joins
 from storage.database import Database, Tx
 from storage.destinations import Status
 from storage.log import Batch, Entry, Log
+from storage.remote_joins import Progress
 
 SHOWN = 1_000
 
@@ -31,8 +33,9 @@ class _NobodyFollows:
 
 
 async def status(database: Database, show: Callable[[str], None]) -> None:
-    """Say which servers lack something, and why."""
+    """Say which servers lack something, and why, and which joins to rooms of theirs are under way."""
     async with database.read() as tx:
+        joins = await remote_joins.listed(tx, SHOWN)
         found = await destinations.list_status(tx, SHOWN)
         head = await outbox_leases.head(tx)
         processes = await outbox_leases.count_processes(tx)
@@ -44,6 +47,8 @@ async def status(database: Database, show: Callable[[str], None]) -> None:
         show(f"{each.server}: {'; '.join(_described(each, head))}")
     if len(found) == SHOWN:
         show("There are more.")
+    for join in joins:
+        show(f"{join.user_id} joins {join.room_id}: {'; '.join(_joining(join))}")
 
 
 def _described(status: Status, head: int) -> Iterator[str]:
@@ -61,6 +66,22 @@ def _described(status: Status, head: int) -> Iterator[str]:
         yield f"{status.messages} to-device messages wait"
     if status.set_aside:
         yield f"{status.set_aside} things set aside that it would not take"
+
+
+def _joining(join: Progress) -> Iterator[str]:
+    now = time.time()
+    yield f"since {_ago(now - join.started_ts / 1000)}"
+    if join.attempts > 1:
+        yield f"attempt {join.attempts}"
+    if join.destination is not None:
+        yield f"by way of {join.destination}"
+    wait = join.leased_until_ts / 1000 - now
+    if wait > LEASE_SECONDS:
+        yield f"failed, tried again in {_ago(wait)}"
+    elif wait < 0:
+        yield "nobody is at work on it: it goes on when the server runs"
+    else:
+        yield f"{join.received} events of its state so far"
 
 
 def _ago(seconds: float) -> str:

@@ -145,32 +145,6 @@ class Fetching:
         outbound.availability.observers.append(self.backfill.notice)
 
 
-class Reception:
-    """What takes other servers' events and EDUs."""
-
-    def __init__(
-        self,
-        outbound: Outbound,
-        ground: Ground,
-        fetching: Fetching,
-        doors: RoomDoors,
-        edu_receivers: EDUReceivers,
-    ) -> None:
-        database, verify = ground.database, outbound.keyring.verify_events
-        missing, self.access = fetching.missing, fetching.access
-        self.receiver = Receiver(writer=ground.writer, verify=verify, missing=missing, doors=doors)
-        self.dead_letters = DeadLetters(database, self.receiver)
-        edus = EDUs(database=database, receiver=self.receiver, doors=doors, receivers=edu_receivers)
-        self.outside = OutsideRooms(database, ground.log, verify, outbound.server_name)
-        self.transactions = TransactionsAPI(
-            database=database,
-            receiver=self.receiver,
-            outside=self.outside,
-            edus=edus,
-            dead_letters=self.dead_letters,
-        )
-
-
 class Handshaking:
     """Memberships for which servers need each other; built before the services that ask for them."""
 
@@ -205,6 +179,36 @@ class Handshaking:
             invite_remote=outside.invite,
             ask_inviter=outside.exchange_third_party_invite,
             server_name=outbound.server_name,
+        )
+
+
+class Reception:
+    """What takes other servers' events and EDUs."""
+
+    def __init__(
+        self,
+        outbound: Outbound,
+        ground: Ground,
+        fetching: Fetching,
+        handshaking: Handshaking,
+        edu_receivers: EDUReceivers,
+    ) -> None:
+        database, verify = ground.database, outbound.keyring.verify_events
+        doors, joins = handshaking.doors, handshaking.joins
+        self.access = fetching.access
+        self.receiver = Receiver(
+            writer=ground.writer, verify=verify, missing=fetching.missing, doors=doors, find_join=joins.version_of
+        )
+        self.dead_letters = DeadLetters(database, self.receiver)
+        joins.observers.append(self.dead_letters.look)
+        edus = EDUs(database=database, receiver=self.receiver, doors=doors, receivers=edu_receivers)
+        self.outside = OutsideRooms(database, ground.log, verify, outbound.server_name)
+        self.transactions = TransactionsAPI(
+            database=database,
+            receiver=self.receiver,
+            outside=self.outside,
+            edus=edus,
+            dead_letters=self.dead_letters,
         )
 
 

@@ -120,6 +120,11 @@ async def retry_all(tx: Tx, now_ts: int) -> int:
     return await tx.execute("update dead_letters set retry_ts = %s, attempts = 1", (now_ts,))
 
 
+async def retry_room(tx: Tx, room_id: RoomID, now_ts: int) -> int:
+    """As `retry_all`, for the letters of one room."""
+    return await tx.execute("update dead_letters set retry_ts = %s, attempts = 1 where room_id = %s", (now_ts, room_id))
+
+
 async def delete_old(tx: Tx, before_ts: int, limit: int) -> int:
     """Forget up to `limit` letters that came before then; how many."""
     return await tx.execute(

@@ -1,6 +1,6 @@
 """Joins by way of other servers that are under way (table `remote_joins`): one a room, whoever asked first."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import orjson
@@ -76,11 +76,21 @@ async def note_signed(tx: Tx, room_id: RoomID, signed: SignedJoin) -> None:
     )
 
 
-async def extend_leases(tx: Tx, room_ids: Sequence[RoomID], *, leased_until_ts: int) -> None:
-    """This process is still at work on these."""
+async def extend_leases(tx: Tx, received: Mapping[RoomID, int], *, leased_until_ts: int) -> None:
+    """This process is still at work on these, and has so many events of each one's state."""
     await tx.execute(
-        "update remote_joins set leased_until_ts = %s where room_id = any(%s::text[])",
-        (leased_until_ts, list(room_ids)),
+        "update remote_joins set leased_until_ts = %s, received = given.received"
+        " from unnest(%s::text[], %s::int[]) as given(room_id, received) where remote_joins.room_id = given.room_id",
+        (leased_until_ts, list(received), list(received.values())),
+    )
+
+
+async def put_off(tx: Tx, join: RemoteJoin, until_ts: int) -> None:
+    """Have nobody at work on it before then."""
+    await tx.execute(
+        "update remote_joins set leased_until_ts = %s, received = 0"
+        " where room_id = %s and started_ts = %s and attempts = %s",
+        (until_ts, join.room_id, join.started_ts, join.attempts),
     )
 
 
@@ -119,3 +129,29 @@ async def delete(tx: Tx, join: RemoteJoin) -> bool:
         (join.room_id, join.started_ts, join.attempts),
     )
     return count == 1
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a join is, as an operator sees it."""
+
+    room_id: RoomID
+    user_id: UserID
+    started_ts: int
+    leased_until_ts: int
+    """Far ahead where it failed, and is tried again then."""
+    attempts: int
+    destination: ServerName | None
+    """Whose answer is awaited; None before one was asked."""
+    received: int
+    """Events of the room's state that have come."""
+
+
+async def listed(tx: Tx, limit: int) -> list[Progress]:
+    """The joins that are under way, the oldest first."""
+    rows = await tx.fetch(
+        "select room_id, user_id, started_ts, leased_until_ts, attempts, destination, received from remote_joins"
+        " order by started_ts limit %s",
+        (limit,),
+    )
+    return [Progress(*row) for row in rows]

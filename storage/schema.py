@@ -196,6 +196,7 @@ remote_joins = Table(
     Column("destination", Text, comment="Whom the join event was sent to, if it was."),
     Column("room_version", Text),
     Column("event", LargeBinary, comment="The signed join event, once it may have been sent."),
+    Column("received", Integer, nullable=False, server_default=text("0"), comment="Events of the state, so far."),
     comment="Joins by way of other servers that are under way, or were when the server died.",
 )
 

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 from federation.protocol import event_format
 from federation.protocol.errors import MatrixError, Unavailable
@@ -32,6 +33,11 @@ class DeadLetters:
     def __init__(self, database: Database, receiver: Receiver) -> None:
         self._database = database
         self._receiver = receiver
+        self._is_due = asyncio.Event()
+
+    def look(self) -> None:
+        """Some are due at once."""
+        self._is_due.set()
 
     async def keep(
         self,
@@ -68,6 +74,7 @@ class DeadLetters:
         """Try what is due, and forget what is old, until cancelled."""
         swept_at = 0.0
         while True:
+            self._is_due.clear()
             try:
                 while await self.retry_due():
                     pass
@@ -78,7 +85,9 @@ class DeadLetters:
                 pass  # logged where it arose
             except Exception:
                 logger.exception("dead letters could not be tried; the next turn tries again")
-            await asyncio.sleep(LOOK_SECONDS)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_SECONDS):
+                    await self._is_due.wait()
 
     async def retry_due(self) -> bool:
         """Try the letters of one room whose time has come; False when there are none."""
@@ -94,7 +103,7 @@ class DeadLetters:
     async def _retry(self, origin: ServerName, letters: Sequence[DeadLetter]) -> None:
         results: dict[EventID, MatrixError | None] = {}
         try:
-            room = await self._receiver.get_room(letters[0].room_id)
+            room = await self._receiver.get_expected_room(letters[0].room_id)
             pdus = [event_format.parse(letter.json, room.rules) for letter in letters]
             self._receiver.forget_hopeless(room)
             async with asyncio.timeout(ATTEMPT_SECONDS):

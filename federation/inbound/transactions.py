@@ -20,7 +20,7 @@ from federation.protocol.errors import InvalidInput, LimitExceeded, MatrixError,
 from federation.protocol.identifiers import fits
 from federation.protocol.pdu import PDU
 from federation.protocol.transactions import Transaction
-from federation.protocol.types import EventID, JsonObject, ServerName
+from federation.protocol.types import EventID, JsonObject, RoomID, ServerName
 from federation.rooms.outside import OutsideRooms
 from federation.rooms.receive import Receiver
 from federation.web import Answer
@@ -115,7 +115,7 @@ class TransactionsAPI:
 
     async def _receive_pdus(self, origin: ServerName, jsons: Sequence[JsonObject]) -> Results:
         """What became of each PDU that can be called by an ID. Raises Unavailable where the database is away."""
-        by_room: dict[int, tuple[Room, list[PDU]]] = {}
+        by_room: dict[RoomID, tuple[Room, list[PDU]]] = {}
         ended: Results = {}
         for json in jsons:
             try:
@@ -123,7 +123,7 @@ class TransactionsAPI:
                 if event_id is not None:
                     ended[event_id] = None
                     continue
-                room = await self._receiver.get_room(json.get("room_id"))
+                room = await self._receiver.get_expected_room(json.get("room_id"))
                 pdu = event_format.parse(json, room.rules)
             except Unavailable:
                 raise
@@ -133,7 +133,7 @@ class TransactionsAPI:
             except Exception:  # it may fail, others may not
                 logger.exception("a PDU from %s was dropped", origin)
                 continue
-            by_room.setdefault(room.number, (room, []))[1].append(pdu)
+            by_room.setdefault(room.room_id, (room, []))[1].append(pdu)
         found = await asyncio.gather(*(self._receive_room(origin, room, pdus) for room, pdus in by_room.values()))
         return ended | {event_id: error for results in found for event_id, error in results.items()}
 

@@ -10,7 +10,7 @@ The answer is taken apart as it streams in (`received_state.py`); what it holds 
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 
@@ -29,7 +29,7 @@ from federation.protocol.errors import (
 from federation.protocol.identifiers import is_user_id, server_name_of
 from federation.protocol.member_template import Wish
 from federation.protocol.pdu import VerifiedPDU
-from federation.protocol.room_versions import get_rules
+from federation.protocol.room_versions import RoomVersionRules, get_rules
 from federation.protocol.state_answer import EventSplitter
 from federation.protocol.types import JsonObject, RoomID, ServerName
 from federation.rooms.append import Outcome, RoomWriter
@@ -38,7 +38,7 @@ from federation.rooms.handshakes import Handshakes
 from federation.rooms.ordering import cited_by
 from federation.rooms.peer_answers import Refusals, candidates, is_unknown_endpoint
 from federation.rooms.received_state import CHUNK, ReceivedState
-from storage import background, remote_joins, rooms, state_ahead
+from storage import background, dead_letters, remote_joins, rooms, state_ahead
 from storage.database import Database
 from storage.remote_joins import RemoteJoin, SignedJoin
 
@@ -78,6 +78,10 @@ class RemoteJoins:
         self._lease_seconds = lease_seconds
         self.answer_seconds = answer_seconds
         self._tasks: dict[RoomID, asyncio.Task[None]] = {}
+        self._received: dict[RoomID, int] = {}
+        """Events of the state that have come."""
+        self.observers: list[Callable[[], None]] = []
+        """Called when events that came during a join are to be tried again."""
 
     async def join(self, wish: Wish, servers: Sequence[str]) -> bool:
         """Bring the user into the room by way of one of these servers; True once they are in it.
@@ -110,6 +114,12 @@ class RemoteJoins:
         await asyncio.wait([task])
         return False
 
+    async def version_of(self, room_id: RoomID) -> RoomVersionRules | None:
+        """The version of a room that is being joined, as the server says by way of which; None for any other."""
+        async with self._database.read() as tx:
+            join = await remote_joins.find(tx, room_id)
+        return None if join is None or join.signed is None else get_rules(join.signed.room_version)
+
     async def run(self) -> None:
         """Keep this process's joins leased, and take over those that nobody is at work on."""
         try:
@@ -123,12 +133,18 @@ class RemoteJoins:
             if tasks:
                 with suppress(Unavailable):
                     async with self._database.transaction() as tx:
-                        await remote_joins.extend_leases(tx, list(tasks), leased_until_ts=0)
+                        await remote_joins.extend_leases(tx, dict.fromkeys(tasks, 0), leased_until_ts=0)
+
+    async def note_progress(self) -> None:
+        """Keep this process's joins leased, and note how far they are."""
+        received = {room_id: self._received.get(room_id, 0) for room_id in self._tasks}
+        if received:
+            async with self._database.transaction() as tx:
+                await remote_joins.extend_leases(tx, received, leased_until_ts=self._lease_end())
 
     async def _look_after(self) -> None:
+        await self.note_progress()
         async with self._database.transaction() as tx:
-            if self._tasks:
-                await remote_joins.extend_leases(tx, list(self._tasks), leased_until_ts=self._lease_end())
             found = await remote_joins.take_over(tx, now_ts=_now_ms(), leased_until_ts=self._lease_end(), limit=5)
         for join in found:
             if join.room_id not in self._tasks:
@@ -144,6 +160,7 @@ class RemoteJoins:
     def _forget(self, room_id: RoomID, task: "asyncio.Task[None]") -> None:
         if self._tasks.get(room_id) is task:
             del self._tasks[room_id]
+            self._received.pop(room_id, None)
         error = None if task.cancelled() else task.exception()
         if error is not None and not isinstance(error, MatrixError):
             logger.error("the join to %s broke off", room_id, exc_info=error)
@@ -169,7 +186,7 @@ class RemoteJoins:
                 later = _now_ms() + 60_000 * join.attempts
                 logger.info("the join of %s to %s is tried again later: %s", join.user_id, join.room_id, error)
                 async with self._database.transaction() as tx:
-                    await remote_joins.extend_leases(tx, [join.room_id], leased_until_ts=later)
+                    await remote_joins.put_off(tx, join, later)
                 raise
             await self._give_up(join)
             raise
@@ -181,6 +198,10 @@ class RemoteJoins:
     async def _end(self, join: RemoteJoin) -> None:
         async with self._database.transaction() as tx:
             await remote_joins.delete(tx, join)
+            waited = await dead_letters.retry_room(tx, join.room_id, _now_ms())
+        if waited:
+            for observer in self.observers:
+                observer()
 
     async def _give_up(self, join: RemoteJoin) -> None:
         async with self._database.transaction() as tx:
@@ -266,6 +287,7 @@ class RemoteJoins:
                 if len(found) >= CHUNK:
                     await state.add(found)
                     found = []
+                self._received[pdu.room_id] = len(state)
                 if len(state) >= logged + PROGRESS_EVERY:
                     logged = len(state)
                     logger.info("joining %s by way of %s: %d events so far", pdu.room_id, destination, logged)

@@ -7,6 +7,9 @@
 5. The state before it allows it, else it is rejected.
 6. The current state allows it, else it is soft-failed (4 to 6: `append_remote.py`, `append_line.py`).
 
+Of a room that a user of ours is just joining nothing can be judged yet: its events are for the dead-letter list, and
+are tried again when the join is over.
+
 Between 3 and 4 what it refers to must be here: `missing_events.py` fetches it. Each event fails alone. Those of one
 server in one room are taken in order; rooms do not wait for each other, nor for another server's gap.
 """
@@ -14,14 +17,15 @@ server in one room are taken in order; rooms do not wait for each other, nor for
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from federation.protocol import event_format
-from federation.protocol.errors import KeyNotKnown, MatrixError, NotFound
+from federation.protocol.errors import Forbidden, KeyNotKnown, MatrixError, NotFound
 from federation.protocol.pdu import PDU, VerifiedPDU
-from federation.protocol.types import EventID, JsonObject, ServerName, StateKey
+from federation.protocol.room_versions import RoomVersionRules
+from federation.protocol.types import EventID, JsonObject, RoomID, ServerName, StateKey
 from federation.rooms.append import Received, RoomWriter
 from federation.rooms.doors import RoomDoors
 from federation.rooms.missing_events import MissingEventsFetcher, Verify
@@ -43,6 +47,17 @@ AT_ONCE = 50
 """Events in one append: a transaction's."""
 
 
+FindJoin = Callable[[RoomID], Awaitable[RoomVersionRules | None]]
+"""The version of a room that a user of ours is about to join by way of another server; None for any other room."""
+
+
+class BeingJoined(MatrixError):
+    """The room's state is not here yet."""
+
+    def __init__(self) -> None:
+        super().__init__("M_UNKNOWN", "The room is being joined", 503)
+
+
 @dataclass(slots=True)
 class _Gap:
     """What may still be spent on what one event refers to."""
@@ -62,11 +77,13 @@ class Receiver:
         verify: Verify,
         missing: MissingEventsFetcher,
         doors: RoomDoors,
+        find_join: FindJoin,
     ) -> None:
         self._writer = writer
         self._verify = verify
         self._missing = missing
         self._doors = doors
+        self._find_join = find_join
         self._turns: dict[tuple[ServerName, int], _Turn] = {}
         self._hopeless: dict[tuple[ServerName, int, EventID], float] = {}
 
@@ -85,6 +102,16 @@ class Receiver:
             raise NotFound("There is no such room")
         return await self._writer.get_room(room_id)
 
+    async def get_expected_room(self, room_id: object) -> Room:
+        """As `get_room`; also a room that is being joined, which has the number 0 while it has none."""
+        try:
+            return await self.get_room(room_id)
+        except NotFound:
+            rules = await self._find_join(RoomID(room_id)) if isinstance(room_id, str) and "\0" not in room_id else None
+            if rules is None:
+                raise
+            return Room(0, RoomID(str(room_id)), rules)
+
     async def receive_room(
         self,
         origin: ServerName,
@@ -98,7 +125,7 @@ class Receiver:
         """
         results = {} if results is None else results
         try:
-            await self._doors.check(room, origin)
+            await self._check_door(room, origin)
             verified = await self._verified(pdus, results)
         except MatrixError as error:
             results.update((pdu.event_id, error) for pdu in pdus if pdu.event_id not in results)
@@ -108,6 +135,17 @@ class Receiver:
         for pdu in verified:
             results.setdefault(pdu.event_id, MissingEvents(prev=[pdu.event_id]))  # it follows itself
         return results
+
+    async def _check_door(self, room: Room, origin: ServerName) -> None:
+        """Raise Forbidden for who may not send events of the room, and BeingJoined where we are on the way in."""
+        if room.number == 0:
+            raise BeingJoined
+        try:
+            await self._doors.check(room, origin)
+        except Forbidden:
+            if not await self._doors.is_ours(room) and await self._find_join(room.room_id) is not None:
+                raise BeingJoined from None
+            raise
 
     async def accept(self, origin: ServerName, pdu: VerifiedPDU) -> Received:
         """Append a verified event, after what it refers to and is not here was fetched from the origin or others.

@@ -6,13 +6,16 @@ from typing import Any
 from aiohttp import web
 from psycopg.conninfo import make_conninfo
 
+from federation.protocol import canonical_json, event_format
 from federation.protocol.types import RoomID, ServerName, UserID
+from homeserver import federation_commands
 from storage import remote_joins
 from storage.remote_joins import RemoteJoin
-from tests.clients import Client, Server
+from tests.clients import Client, Server, quote
 from tests.clusters import TEMPLATE, create_database, drop_database
 from tests.federation.authority import Authority
 from tests.federation.lying_resident import LyingResident, resident
+from tests.federation.remote_room import push
 from tests.federation.servers import federating, federating_on
 from tests.federation.test_joining import join, state_of
 
@@ -97,6 +100,52 @@ async def test_a_join_that_a_killed_process_left_is_taken_over_when_its_lease_en
         await until_joined(bob, other.room_id)
         members = {key for event_type, key in await state_of(bob, other.room_id) if event_type == "m.room.member"}
         assert members == {other.user(), bob.user_id, carol.user_id}
+
+
+async def test_what_is_said_while_a_join_is_under_way_is_there_after_it(
+    maintenance_conninfo: str, authority: Authority
+) -> None:
+    async with federating(maintenance_conninfo, authority) as server, resident(server, authority) as other:
+        goes_on, began = asyncio.Event(), asyncio.Event()
+        other.add_members(600)
+
+        async def wait(response: web.StreamResponse, body: bytes) -> None:
+            await response.write(body[: len(body) - 1000])
+            began.set()
+            await goes_on.wait()
+            await response.write(body[len(body) - 1000 :])
+
+        other.stream = wait
+        bob = await server.register("bob")
+        joining = asyncio.create_task(join(bob, other.room_id, other.name))
+        await began.wait()
+        rules = other.room.rules
+        join_id = event_format.parse(other.sent, rules).event_id
+        bobs = event_format.from_stored(canonical_json.encode(other.sent), join_id, RoomID(other.room_id), rules)
+        welcome = other.room.add("m.room.message", other.user(), {"body": "welcome"}, prev_events=[bobs])
+        foreign = {**welcome.json, "room_id": "!other:" + other.name}
+
+        told = await push(other, [welcome.json, foreign])
+
+        assert told["pdus"] == {welcome.event_id: {"error": "The room is being joined"}}
+        lines: list[str] = []
+        await asyncio.sleep(0.5)
+        await server.application.handshaking.joins.note_progress()
+        await federation_commands.status(server.application.database, lines.append)
+        (line,) = [line for line in lines if "joins" in line]
+        start, _, came = line.partition(f"; by way of {other.name}; ")
+        assert start.startswith(f"{bob.user_id} joins {other.room_id}: since ")
+        assert came.endswith(" events of its state so far")
+        assert 500 <= int(came.split()[0]) < 605
+        goes_on.set()
+        assert (await joining).status == 200
+        async with asyncio.timeout(5):
+            path = f"/v3/rooms/{quote(other.room_id)}/event/{quote(welcome.event_id)}"
+            while (await bob.request("GET", path)).status != 200:  # noqa: ASYNC110  # it tells nobody
+                await asyncio.sleep(0.05)
+        lines.clear()
+        await federation_commands.status(server.application.database, lines.append)
+        assert not [line for line in lines if "joins" in line]
 
 
 async def test_who_comes_later_waits_for_the_join_under_way_and_needs_no_other_server(
