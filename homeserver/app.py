@@ -100,6 +100,10 @@ class Application:
         heads = RoomHeads(self.database)
         self.tail.add_view(heads.apply)
         self.tail.add_view(client_events.forget_redacted(self.tail))
+        self.outbound = Outbound(
+            config=config, database=self.database, log=self.log, server_name=server_name, keys=keys
+        )
+        self.tail.add_view(self.outbound.policies.apply)
         self.event_counter = EventCounter(self.database, server_name)
         self.tail.add_view(self.event_counter.apply)
         self.writer = RoomWriter(
@@ -107,8 +111,8 @@ class Application:
             log=self.log,
             heads=heads,
             counter=self.event_counter,
-            server_name=server_name,
-            signing_key=keys.signing_key,
+            policies=self.outbound.policies,
+            signer=(server_name, keys.signing_key),
         )
         self.reader = RoomReader(self.database)
         ground = Ground(
@@ -119,9 +123,6 @@ class Application:
             writer=self.writer,
             reader=self.reader,
             rate_limits=configured.rate_limits(config.rate_limits),
-        )
-        self.outbound = Outbound(
-            config=config, database=self.database, log=self.log, server_name=server_name, keys=keys
         )
         self.fetching = Fetching(self.outbound, database=self.database, writer=self.writer)
         self.tail.add_view(self.fetching.access.apply)

@@ -26,6 +26,7 @@ from federation.outbound.egress import Egress
 from federation.outbound.key_requests import KeyRequests
 from federation.outbound.keyring import Keyring
 from federation.outbound.name_lookup import SystemNameLookup
+from federation.outbound.policy_requests import PolicyRequests
 from federation.outbound.queries import Queries
 from federation.outbound.sender import Sender
 from federation.outbound.server_discovery import ServerDiscovery
@@ -40,6 +41,7 @@ from federation.rooms.invited import Invitations, MayBeInvited
 from federation.rooms.joining import RemoteJoins
 from federation.rooms.missing_events import MissingEventsFetcher
 from federation.rooms.outside import OutsideRooms
+from federation.rooms.policy_servers import PolicyServers
 from federation.rooms.questions import Questions
 from federation.rooms.reader import RoomReader
 from federation.rooms.receive import Receiver
@@ -86,6 +88,7 @@ class Outbound:
             self.availability,
             speaks_with=self.speaks_with,
         )
+        self.policies = PolicyServers(database, PolicyRequests(self.client).sign)
         self.queries = Queries(self.client)
         self.devices = DeviceRequests(self.client)
         self.keyring = Keyring(

@@ -50,6 +50,8 @@ class Options(TypedDict, total=False):
     max_bytes: int
     patient: bool
     """Ask even a server that is in back-off, because somebody waits for the answer."""
+    may_be_us: bool
+    """Whether another service may answer at this server's own name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +164,7 @@ class FederationClient:
     async def _open(self, signed: _Signed, options: Options) -> EgressStream:
         """The answer, if it is none of failure; what the server's availability is, is noted."""
         destination = signed.destination
-        if destination == self._server_name:
+        if destination == self._server_name and not options.get("may_be_us", False):
             raise PeerUnreachable(destination, "it is this server")
         if not self._speaks_with(destination):
             raise PeerUnreachable(destination, "the settings do not allow to speak with it")

@@ -22,6 +22,9 @@ from federation.protocol.types import JsonObject, KeyID, ServerName
 _KEY_BYTES = 32
 _SIGNATURE_BYTES = 64
 
+POLICY_SERVER_KEY = KeyID("ed25519:policy_server")
+"""With it a policy server signs what it recommends: a key of the room, which no server publishes as its own."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SigningKey:
@@ -88,7 +91,7 @@ def signed_bytes(json: JsonObject) -> bytes:
 
 def sign_json(json: JsonObject, server_name: str, signing_key: SigningKey) -> JsonObject:
     """A copy of the object with our signature added to those it has."""
-    return _with_signature(json, server_name, signing_key.key_id, signing_key.sign(signed_bytes(json)))
+    return with_signature(json, server_name, signing_key.key_id, signing_key.sign(signed_bytes(json)))
 
 
 def verify_json(json: JsonObject, name: str, key_id: str, public_key: bytes) -> bool:
@@ -100,7 +103,7 @@ def verify_json(json: JsonObject, name: str, key_id: str, public_key: bytes) -> 
 def sign_event(json: JsonObject, rules: RoomVersionRules, server_name: str, signing_key: SigningKey) -> JsonObject:
     """A copy of the event, whose content hash stands already, with our signature added."""
     signature = signing_key.sign(event_hashes.reference_bytes(redact(json, rules)))
-    return _with_signature(json, server_name, signing_key.key_id, signature)
+    return with_signature(json, server_name, signing_key.key_id, signature)
 
 
 def add_signature(pdu: VerifiedPDU, server_name: ServerName, signing_key: SigningKey) -> VerifiedPDU:
@@ -140,7 +143,7 @@ def required_keys(pdu: PDU) -> set[tuple[ServerName, KeyID]]:
         (server_name, key_id)
         for server_name in required_signers(pdu)
         for key_id in signatures.get(server_name, ())
-        if key_id.startswith("ed25519:") and is_server_key_id(key_id)
+        if key_id.startswith("ed25519:") and is_server_key_id(key_id) and key_id != POLICY_SERVER_KEY
     }
 
 
@@ -170,6 +173,8 @@ def _check_signed_by(server_name: ServerName, pdu: PDU, message: bytes, keys: Ke
     checked = 0
     is_known = True
     for key_id, signature in pdu.json["signatures"].get(server_name, {}).items():
+        if key_id == POLICY_SERVER_KEY:
+            continue
         key = keys.get((server_name, key_id))
         if key is None or not key_id.startswith("ed25519:"):
             is_known = is_known and not is_server_key_id(key_id)
@@ -214,7 +219,8 @@ def _signatures_by(json: JsonObject, name: str) -> Mapping[str, Any]:
     return of_name if isinstance(of_name, dict) else {}
 
 
-def _with_signature(json: JsonObject, name: str, key_id: str, signature: str) -> JsonObject:
+def with_signature(json: JsonObject, name: str, key_id: str, signature: str) -> JsonObject:
+    """A copy of the object with a signature added to those it has."""
     signatures = {**json.get("signatures", {})}
     signatures[name] = {**signatures.get(name, {}), key_id: signature}
     return {**json, "signatures": signatures}

@@ -2,7 +2,8 @@
 
 A local event is built on the room's head in one step of the event loop, so the events of one process form a line
 however many are in flight; the log then refuses those whose room moved on in a way that matters, and they are
-authorised again.
+authorised again. Where the room uses a policy server, an event waits for that server's signature in between; what
+comes meanwhile does not wait for it, and the graph forks.
 """
 
 import secrets
@@ -16,13 +17,14 @@ from federation.protocol.auth_events import CREATE, POWER_LEVELS, auth_keys_for
 from federation.protocol.errors import AuthRuleViolated, Forbidden, MatrixError, NotFound
 from federation.protocol.identifiers import is_user_id, server_name_of
 from federation.protocol.pdu import Draft, VerifiedPDU
+from federation.protocol.policy_server import POLICY
 from federation.protocol.power_levels import PowerLevels
 from federation.protocol.room_versions import RoomVersionRules
 from federation.protocol.signatures import SigningKey
 from federation.protocol.types import EventID, JsonObject, RoomID, ServerName, StateKey, UserID
 from federation.rooms.append_join import GivenEntry, Guard, JoinAppender
 from federation.rooms.append_line import LineAppender
-from federation.rooms.append_remote import HELD, RemoteAppender
+from federation.rooms.append_remote import HELD, Circumstances, RemoteAppender, Sending
 from federation.rooms.append_remote import Outcome as Outcome
 from federation.rooms.append_remote import Received as Received
 from federation.rooms.contention import Contention
@@ -34,6 +36,8 @@ from federation.rooms.counting import thread_of as thread_of
 from federation.rooms.heads import RoomHead, RoomHeads, described
 from federation.rooms.history import HistoryAppender
 from federation.rooms.outliers import OutlierAppender
+from federation.rooms.policy_servers import PolicyServers, Unendorsed
+from federation.rooms.state import MissingEvents
 from storage import events, rooms
 from storage.append_events import RoomEvents
 from storage.database import Database, Tx
@@ -48,6 +52,9 @@ MAX_SAME_ROOMS = 100
 
 PROTECTED_TYPES = frozenset(("m.room.create", "m.room.server_acl"))
 """Without their content a room is broken, or shut to every server: nobody redacts them here."""
+
+MAX_ASKED = 3
+"""Times that a policy server is asked for one event: the room may change its key meanwhile."""
 
 RoomWork = Callable[[Tx, Room], Awaitable[Any]]
 """What is written together with a new room's first events, such as its alias."""
@@ -72,20 +79,20 @@ class RoomWriter:
         log: Log,
         heads: RoomHeads,
         counter: Counter,
-        server_name: ServerName,
-        signing_key: SigningKey,
+        policies: PolicyServers,
+        signer: tuple[ServerName, SigningKey],
     ) -> None:
         self._database = database
         self._log = log
         self._heads = heads
         self._counter = counter
-        self._server_name = server_name
-        self._signing_key = signing_key
-        self._remote = RemoteAppender(database=database, log=log, counter=counter)
-        self._line = LineAppender(database=database, log=log, heads=heads, counter=counter)
+        self._server_name, self._signing_key = signer
+        self._policies = policies
+        self._remote = RemoteAppender(database=database, log=log, counter=counter, policies=policies)
+        self._line = LineAppender(database=database, log=log, heads=heads, counter=counter, policies=policies)
         self._outliers = OutlierAppender(database)
         self._history = HistoryAppender(database)
-        self._joins = JoinAppender(database=database, log=log, server_name=server_name)
+        self._joins = JoinAppender(database=database, log=log, server_name=self._server_name)
 
     async def get_room(self, room_id: str) -> Room:
         """The room with this ID; raises NotFound."""
@@ -102,7 +109,8 @@ class RoomWriter:
     ) -> tuple[Room, Sent]:
         """A new room from its first events, of which the first is `m.room.create`: all of them, or none.
 
-        `room_id` is None where the create event's hash makes it; the drafts' own room IDs are not read.
+        `room_id` is None where the create event's hash makes it; the drafts' own room IDs are not read. No policy
+        server is asked: nobody has joined yet.
         """
         create, room = await self._create_room(rules, drafts[0], room_id)
         head = self._heads.add_new(room)
@@ -158,7 +166,8 @@ class RoomWriter:
         """Append events of our users to one room, in order: all of them, or none.
 
         Raises AuthRuleViolated when the room's state does not allow one of them, NotFound for an unknown room, and
-        for a redaction Forbidden or NotFound for what its sender may not redact.
+        for a redaction Forbidden or NotFound for what its sender may not redact. Where the room uses a policy server
+        that does not recommend one of them, raises what that said, and PeerFailed where it cannot be asked.
         `changes` and `work` are committed with them. `device` and `txn_id` are those of the client's request; where
         they made an event before, raises AlreadyWritten. Unless it `tries_again`, raises Conflict where others changed
         the room meanwhile: for whom that may settle what there is to do.
@@ -168,11 +177,10 @@ class RoomWriter:
         for draft in drafts:
             if draft.redacts is not None:
                 await self._check_may_redact(room, draft.sender, draft.redacts)
+        sending = Sending(device=device, txn_id=txn_id, changes=changes, work=work)
         contention, has_heard = Contention(), False
         while True:
             head = await self._head_with(room, keys)
-            version = head.version
-            change = RoomEvents(room=room, new=[], expected_version=version, new_version=version, head=head)
             try:
                 built = self._build_all(head, drafts)
             except AuthRuleViolated:  # by now it may be allowed
@@ -180,16 +188,47 @@ class RoomWriter:
                     raise
                 has_heard = True
                 continue
-            if any(pdu.state_key is not None for pdu in built):
-                change.expected_extremities = frozenset(head.extremities)
-            for pdu in built:
-                self._add(change, head, pdu, device, txn_id)
             try:
-                return await self._enqueue(change, head, changes, work)
+                if head.state.get(POLICY) is None:
+                    return await self._append_built(head, built, sending)
+                return await self._append_endorsed(head, built, sending)
             except Conflict as error:
                 if not tries_again or (isinstance(error, AlreadyWritten) and (txn_id is not None or work is not None)):
                     raise
                 await contention.give_way(error)
+
+    async def _append_built(self, head: RoomHead, built: Sequence[VerifiedPDU], sending: Sending) -> Sent:
+        """Append what was built on the head as it is now."""
+        change = RoomEvents(room=head.room, new=[], expected_version=head.version, new_version=head.version, head=head)
+        if any(pdu.state_key is not None for pdu in built):
+            change.expected_extremities = frozenset(head.extremities)
+        for pdu in built:
+            self._add(change, head, pdu, sending.device, sending.txn_id)
+        return await self._enqueue(change, head, sending.changes, sending.work)
+
+    async def _append_endorsed(self, head: RoomHead, built: Sequence[VerifiedPDU], sending: Sending) -> Sent:
+        """Append what was built on the head once the policy server has signed it.
+
+        If others were faster meanwhile, a single event goes beside theirs: unless it is state and theirs was, too.
+        """
+        version, extremities = head.version, set(head.extremities)
+        built = await self._policies.endorse_all(head.room, head.state[POLICY], built)
+        is_at_end = self._heads.find(head.room) is head and head.version == version
+        if is_at_end and head.extremities.keys() == extremities:
+            return await self._append_built(head, built, sending)
+        if len(built) > 1:
+            raise Conflict("The room's graph has grown meanwhile")
+        how = Circumstances(
+            is_local=True,
+            changes=sending.changes,
+            sending=sending,
+            at_version=None if built[0].state_key is None else version,
+        )
+        try:
+            received = await self._remote.append(built[0], how=how)
+        except (MissingEvents, Unendorsed):
+            raise Conflict("What the event was built on is no longer so") from None
+        return Sent(built, received.position)
 
     async def catch_up(self) -> bool:
         """Hear of what other processes have done by now; whether there was anything.
@@ -212,8 +251,11 @@ class RoomWriter:
         previous events. `state_before` is the whole state before the event; its events, and what authorises them,
         must be held. An event that is here already is a duplicate, and nothing happens; one that is here as an outlier
         gets its place in the room's history. `changes` are committed with it, or after that.
+
+        A policy server that the room uses, and that has not signed the event, is asked to, before anything is read or
+        written; what it does not sign then, for whatever reason, is soft-failed.
         """
-        received = await self._remote.append(pdu, state_before, changes=changes)
+        received = await self._append_asking(pdu, state_before, Circumstances(changes=changes))
         if received.position == HELD:
             return await self._place_held(pdu, state_before, received, changes)
         return received
@@ -222,10 +264,24 @@ class RoomWriter:
         self, pdu: VerifiedPDU, *, state_before: Mapping[StateKey, EventID] | None = None
     ) -> Received:
         """As `append_remote`, for an event of our own user that another server had to see or sign first."""
-        received = await self._remote.append(pdu, state_before, is_local=True)
+        received = await self._append_asking(pdu, state_before, Circumstances(is_local=True))
         if received.position == HELD:
             return await self._place_held(pdu, state_before, received)
         return received
+
+    async def _append_asking(
+        self, pdu: VerifiedPDU, state_before: Mapping[StateKey, EventID] | None, how: Circumstances
+    ) -> Received:
+        """Append an event; where the policy server that the room uses has not signed it, that is asked before."""
+        for _ in range(MAX_ASKED):
+            try:
+                return await self._remote.append(pdu, state_before, how)
+            except Unendorsed as unendorsed:
+                try:
+                    pdu = await self._policies.endorse(unendorsed.policy, pdu)
+                except MatrixError as error:
+                    how = replace(how, refusal=error.message)
+        return await self._remote.append(pdu, state_before, replace(how, refusal="The room changes its policy server"))
 
     async def _place_held(
         self,
@@ -297,7 +353,18 @@ class RoomWriter:
         """An event of our user that is authorised and signed, but not in the room: another server has to sign it
         first. Then `append_signed` takes it. Raises as `append`."""
         room = await self.get_room(draft.room_id)
-        return self._authorised(await self._head_with(room, self._keys_of(room, [draft])), draft)
+        head = await self._head_with(room, self._keys_of(room, [draft]))
+        pdu = self._authorised(head, draft)
+        (pdu,) = await self._policies.endorse_all(room, head.state.get(POLICY), [pdu])
+        return pdu
+
+    async def endorsed(self, room: Room, pdu: VerifiedPDU) -> VerifiedPDU:
+        """What another server would have us write, signed by the policy server that the room uses, if it uses one.
+
+        Raises what that refused with, and PeerFailed where it cannot be asked.
+        """
+        state = await self.state_for(room, [POLICY])
+        return (await self._policies.endorse_all(room, state.get(POLICY), [pdu]))[0]
 
     async def newest_event_id(self, room: Room) -> EventID:
         """The event that the room's next one will refer to first."""
@@ -324,7 +391,7 @@ class RoomWriter:
             )
             if draft.state_key is not None:
                 keys[draft.type, draft.state_key] = None
-        keys[CREATE] = None
+        keys[CREATE] = keys[POLICY] = None
         return list(keys)
 
     def _build_all(self, head: RoomHead, drafts: Sequence[Draft]) -> list[VerifiedPDU]:

@@ -14,6 +14,7 @@ from federation.protocol import auth_rules
 from federation.protocol.auth_events import CREATE, POWER_LEVELS
 from federation.protocol.errors import AuthRuleViolated
 from federation.protocol.pdu import VerifiedPDU
+from federation.protocol.policy_server import POLICY, PolicyServer, is_endorsed, is_policy
 from federation.protocol.power_levels import PowerLevels
 from federation.protocol.types import EventID, StateKey, UserID
 from federation.rooms import outliers
@@ -22,6 +23,7 @@ from federation.rooms.contention import Contention
 from federation.rooms.counting import Counter, related_event, thread_of
 from federation.rooms.heads import RoomHead, RoomHeads, to_pdu
 from federation.rooms.ordering import cited_by
+from federation.rooms.policy_servers import PolicyServers
 from storage import events
 from storage.append_events import RoomEvents
 from storage.database import Database
@@ -40,16 +42,21 @@ class _Known:
     """Those of them that others refer to, which came first."""
     pdus: dict[EventID, VerifiedPDU]
     rejected: Collection[EventID] = field(default_factory=frozenset)
+    policy: PolicyServer | None = None
+    """The policy server that the room uses."""
 
 
 class LineAppender:
     """Puts events at the end of a room."""
 
-    def __init__(self, *, database: Database, log: Log, heads: RoomHeads, counter: Counter) -> None:
+    def __init__(
+        self, *, database: Database, log: Log, heads: RoomHeads, counter: Counter, policies: PolicyServers
+    ) -> None:
         self._database = database
         self._log = log
         self._heads = heads
         self._counter = counter
+        self._policies = policies
 
     async def append(self, room: Room, pdus: Sequence[VerifiedPDU]) -> list[Received]:
         """Append as many of the first of these events as continue the room's end and are accepted, in one entry.
@@ -57,13 +64,15 @@ class LineAppender:
         Answers what became of those; the event after them, if there is one, is for `RemoteAppender`.
         """
         contention = Contention()
-        keys = list(dict.fromkeys(key for pdu in pdus for key in keys_for(pdu)))
+        keys = list(dict.fromkeys((POLICY, *(key for pdu in pdus for key in keys_for(pdu)))))
         while True:
             head = await self._heads.load(room, keys)
             if not _continues(head, pdus[0]):
                 return []
+            policy = head.state.get(POLICY)
             known = await self._look(room, head, pdus)
-            if self._heads.find(room) is not head or any(key not in head.state for key in keys):
+            is_same = self._heads.find(room) is head and head.state.get(POLICY) is policy
+            if not is_same or any(key not in head.state for key in keys):
                 continue  # nothing may come between a look at the head and what is enqueued on it
             change = self._build(room, head, pdus, known)
             if not change.new:
@@ -83,6 +92,7 @@ class LineAppender:
         """What the head does not know of the events: who waits for them, and what they cite that is not current."""
         given = {pdu.event_id for pdu in pdus}
         current = {pdu.event_id for pdu in head.state.values() if pdu is not None}
+        policy = await self._policies.find(room, head.state.get(POLICY))
         cited = {event_id for pdu in pdus for event_id in cited_by(pdu)} - current - given
         async with self._database.read() as tx:
             referred = await events.find_followers(tx, room.number, given)
@@ -92,6 +102,7 @@ class LineAppender:
             referred,
             {stored.event_id: to_pdu(stored, room) for stored in ours},
             {stored.event_id for stored in ours if stored.flags & Flag.REJECTED},
+            policy,
         )
 
     def _build(self, room: Room, head: RoomHead, pdus: Sequence[VerifiedPDU], known: _Known) -> RoomEvents:
@@ -111,6 +122,8 @@ class LineAppender:
                 break
             self._add(change, head, pdu)
             known.pdus[pdu.event_id] = pdu
+            if _may_change_policy(head, pdu):
+                break  # another may have to recommend what comes after it
         if change.state:
             change.expected_extremities = extremities
         return change
@@ -156,12 +169,18 @@ def _continues(head: RoomHead, pdu: VerifiedPDU) -> bool:
     return pdu.type != "m.room.create" and head.extremities.keys() == set(pdu.prev_event_ids)
 
 
+def _may_change_policy(head: RoomHead, pdu: VerifiedPDU) -> bool:
+    return is_policy(pdu) or (pdu.type == "m.room.member" and head.state.get(POLICY) is not None)
+
+
 def _present(head: RoomHead) -> Mapping[StateKey, VerifiedPDU]:
     return {key: pdu for key, pdu in head.state.items() if pdu is not None}
 
 
 def _is_allowed(head: RoomHead, pdu: VerifiedPDU, known: _Known) -> bool:
-    """Steps 4 to 6, for an event whose state before is the current one."""
+    """Steps 4 to 7, for an event whose state before is the current one."""
+    if known.policy is not None and not is_endorsed(pdu, known.policy):
+        return False
     if any(event_id not in known.pdus for event_id in cited_by(pdu)):
         return False
     try:

@@ -1,4 +1,4 @@
-"""Appending another server's event: steps 4 to 6 of "Checks performed on receipt of a PDU" (Server-Server API).
+"""Appending another server's event: steps 4 to 7 of "Checks performed on receipt of a PDU" (Server-Server API).
 
 The event was verified and what it refers to is here, or the state before it is given. What it changes is computed
 from an immutable part of the graph and from the room's row; if the row has changed when the entry's turn comes, the
@@ -15,22 +15,24 @@ from enum import Enum
 
 from federation.protocol import auth_rules
 from federation.protocol.auth_events import CREATE, POWER_LEVELS, auth_keys_for
-from federation.protocol.errors import AuthRuleViolated, NotFound
+from federation.protocol.errors import AuthRuleViolated, Forbidden, NotFound
 from federation.protocol.identifiers import server_name_of
 from federation.protocol.pdu import VerifiedPDU
+from federation.protocol.policy_server import POLICY, is_endorsed
 from federation.protocol.power_levels import PowerLevels
 from federation.protocol.types import EventID, StateKey, UserID
 from federation.rooms import outliers
 from federation.rooms.contention import Contention
 from federation.rooms.counting import NOT_COUNTED, Counted, Counter, related_event, thread_of
 from federation.rooms.ordering import cited_by
+from federation.rooms.policy_servers import PolicyServers, Unendorsed
 from federation.rooms.state import NEW, Graph, MissingEvents, View, resolve
 from storage import events, room_state, rooms
 from storage.append_events import DuplicateEvent, RoomEvents
 from storage.database import Database, Tx
 from storage.events import HIDDEN, Flag, NewEvent, NewLine, StateWrite, StoredEvent
 from storage.history import HOLE
-from storage.log import Change, Conflict, Entry, Log
+from storage.log import AlreadyWritten, Change, Conflict, Entry, Log, Work
 from storage.memberships import Membership
 from storage.room_state import TRUNK, Point
 from storage.rooms import Room, RoomRow
@@ -70,6 +72,33 @@ class Received:
     """Why it is not shown to clients."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sending:
+    """What a client's request has to do with the events that it makes: as `RoomWriter.append` says."""
+
+    device: int | None
+    txn_id: str | None
+    changes: Sequence[Change]
+    work: Work | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Circumstances:
+    """What there is to say of an event besides what it is."""
+
+    is_local: bool = False
+    changes: Sequence[Change] = ()
+    sending: Sending | None = None
+    """Of what is written only if it is accepted."""
+    at_version: int | None = None
+    """The version of the room at which it was authorised; at another it is to be looked at anew."""
+    refusal: str | None = None
+    """Why it has no signature of the room's policy server, which was asked."""
+
+
+_ORDINARY = Circumstances()
+
+
 @dataclass(slots=True, kw_only=True)
 class _Placing:
     """One attempt to place an event."""
@@ -80,7 +109,7 @@ class _Placing:
     graph: Graph
     prev: dict[EventID, StoredEvent]
     missing: list[EventID]
-    is_local: bool
+    how: Circumstances
     is_held: bool = False
     """Whether it is here as an outlier."""
     flags: Flag = Flag.NONE
@@ -120,40 +149,46 @@ class _Placing:
 class RemoteAppender:
     """Puts events of other servers where they belong."""
 
-    def __init__(self, *, database: Database, log: Log, counter: Counter) -> None:
+    def __init__(self, *, database: Database, log: Log, counter: Counter, policies: PolicyServers) -> None:
         self._database = database
         self._log = log
         self._counter = counter
+        self._policies = policies
 
     async def append(
         self,
         pdu: VerifiedPDU,
         state_before: Mapping[StateKey, EventID] | None = None,
-        *,
-        is_local: bool = False,
-        changes: Sequence[Change] = (),
+        how: Circumstances = _ORDINARY,
     ) -> Received:
-        """See `RoomWriter.append_remote` and `RoomWriter.append_signed`."""
+        """See `RoomWriter.append_remote` and `RoomWriter.append_signed`. Raises Unendorsed where the room's policy
+        server is to be asked first.
+
+        What a client is `sending` is written once, or not at all: raises Forbidden, AlreadyWritten or Conflict then.
+        """
         contention = Contention()
         while True:
             async with self._database.read() as tx:
-                placing = await self._look(tx, pdu)
+                placing = await self._look(tx, pdu, how)
                 if placing is None:
                     return Received(pdu.event_id, Outcome.DUPLICATE, 0)
-                placing.is_local = is_local
                 change = await self._place(tx, placing, state_before)
             if placing.is_held:
                 return Received(pdu.event_id, _OUTCOMES[placing.flags], HELD, placing.reason)
+            _check_expected(placing)
+            work = None if how.sending is None else how.sending.work
             try:
-                appended = await self._log.append(Entry(changes=[change, *changes]))
+                appended = await self._log.append(Entry(changes=[change, *how.changes], work=work))
             except DuplicateEvent:
                 return Received(pdu.event_id, Outcome.DUPLICATE, 0)
             except Conflict as error:
+                if how.sending is not None and isinstance(error, AlreadyWritten):
+                    raise
                 await contention.give_way(error)
                 continue
             return Received(pdu.event_id, _OUTCOMES[placing.flags], appended.position, placing.reason)
 
-    async def _look(self, tx: Tx, pdu: VerifiedPDU) -> _Placing | None:
+    async def _look(self, tx: Tx, pdu: VerifiedPDU, how: Circumstances) -> _Placing | None:
         """What the event refers to; None when it is here already."""
         room = await rooms.find(tx, pdu.room_id)
         if room is None:
@@ -184,18 +219,21 @@ class RemoteAppender:
             graph=graph,
             prev=prev,
             missing=missing,
-            is_local=False,
+            how=how,
             is_held=held is not None,
         )
 
     async def _place(self, tx: Tx, placing: _Placing, state_before: Mapping[StateKey, EventID] | None) -> RoomEvents:
         """The change that appends the event."""
         before = await self._state_before(tx, placing, state_before)
-        state = await placing.graph.state(before, keys_for(placing.pdu))
+        keys = [*keys_for(placing.pdu), POLICY]
+        state = await placing.graph.state(before, keys)
         current = state
         if before != placing.head:
-            current = await placing.graph.state(placing.head, keys_for(placing.pdu))
+            current = await placing.graph.state(placing.head, keys)
         _judge(placing, state, current)
+        if not placing.flags:
+            await self._check_policy(tx, placing, current.get(POLICY))
         await _follow_up(tx, placing)
         point = _store(placing, before)
         change = RoomEvents(
@@ -214,6 +252,7 @@ class RemoteAppender:
         change.state = placing.writes
         change.concerned = _concerned(placing)
         counted = self._count(placing, current)
+        sending = placing.how.sending
         change.new.append(
             NewEvent(
                 pdu=placing.pdu,
@@ -231,11 +270,22 @@ class RemoteAppender:
                 missing_for=placing.follower if placing.flags else None,
                 covers=placing.followed,
                 is_extremity=placing.is_extremity,
-                is_local=placing.is_local,
+                is_local=placing.how.is_local,
+                device=None if sending is None else sending.device,
+                txn_id=None if sending is None else sending.txn_id,
             )
         )
         note_redaction(change.new[0], state)
         return change
+
+    async def _check_policy(self, tx: Tx, placing: _Placing, event: VerifiedPDU | None) -> None:
+        """Step 7, by the room's current `m.room.policy`."""
+        policy = await self._policies.find_in(tx, placing.room, event)
+        if policy is None or is_endorsed(placing.pdu, policy):
+            return
+        if placing.how.refusal is None:
+            raise Unendorsed(policy)
+        placing.flags, placing.reason = Flag.SOFT_FAILED, placing.how.refusal
 
     async def _state_before(self, tx: Tx, placing: _Placing, state_before: Mapping[StateKey, EventID] | None) -> View:
         """The state before the event: the resolution of those after its previous events."""
@@ -311,6 +361,15 @@ _OUTCOMES = {
     Flag.SOFT_FAILED: Outcome.SOFT_FAILED,
     Flag.REJECTED: Outcome.REJECTED,
 }
+
+
+def _check_expected(placing: _Placing) -> None:
+    """Raise Forbidden for what a client sends and would not be accepted, Conflict where the room has moved on."""
+    how = placing.how
+    if how.sending is not None and placing.flags:
+        raise Forbidden(placing.reason)
+    if how.at_version is not None and how.at_version != placing.row.state_version:
+        raise Conflict("The room's state has changed meanwhile")
 
 
 def keys_for(pdu: VerifiedPDU) -> list[StateKey]:

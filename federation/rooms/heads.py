@@ -13,6 +13,7 @@ from federation.protocol.errors import InvalidEvent, NotFound
 from federation.protocol.event_format import from_stored
 from federation.protocol.event_hashes import reference_hash
 from federation.protocol.pdu import VerifiedPDU
+from federation.protocol.policy_server import POLICY
 from federation.protocol.redaction import redact
 from federation.protocol.types import EventID, StateKey
 from storage import events, room_state, rooms
@@ -27,7 +28,8 @@ MAX_HEADS = 2_000
 MAX_STATE = 5_000
 """Entries of a room's state that its head remembers."""
 
-_FIRST_KEYS = (CREATE, POWER_LEVELS, JOIN_RULES)
+_FIRST_KEYS = (CREATE, POWER_LEVELS, JOIN_RULES, POLICY)
+"""What every head knows, so that nothing is looked up for a room that has no policy server."""
 
 
 @dataclass(slots=True)

@@ -5,7 +5,9 @@
 3. and its content hash, else it is redacted (both: `Keyring.verify_events`).
 4. Its auth events allow it, else it is rejected.
 5. The state before it allows it, else it is rejected.
-6. The current state allows it, else it is soft-failed (4 to 6: `append_remote.py`, `append_line.py`).
+6. The current state allows it, else it is soft-failed.
+7. The policy server that the room uses has signed it, or does when asked, else it is soft-failed (4 to 7:
+   `append_remote.py`, `append_line.py`).
 
 Of a room that a user of ours is just joining nothing can be judged yet: its events are for the dead-letter list, and
 are tried again when the join is over.
@@ -174,7 +176,7 @@ class Receiver:
         results: dict[EventID, MatrixError | None],
         gap: _Gap | None,
     ) -> None:
-        """Steps 4 to 6, for events in order: as many at once as continue the room's end, the others one by one."""
+        """Steps 4 to 7, for events in order: as many at once as continue the room's end, the others one by one."""
         done = 0
         while done < len(pdus):
             line = await self._append_line(room, pdus[done : done + AT_ONCE])

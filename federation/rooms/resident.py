@@ -110,7 +110,7 @@ class Resident:
         if membership == "join":
             pdu = await self._vouched_for(room, pdu)
         verified = await verify_whole(self._verify_events, pdu)
-        await self._check_allowed(room, verified)
+        verified = await self._allowed(room, verified)
         if membership == "join":
             verified = signatures.add_signature(verified, self._server_name, self._signing_key)
             if len(verified.canonical) > event_format.MAX_EVENT_BYTES:  # which no server in the room would take
@@ -141,13 +141,18 @@ class Resident:
         json = signatures.sign_event(pdu.json, pdu.rules, self._server_name, self._signing_key)
         return event_format.parse(json, pdu.rules)
 
-    async def _check_allowed(self, room: Room, pdu: VerifiedPDU) -> None:
-        """Raise Forbidden where the room's current state does not allow the event, unless it is here already."""
+    async def _allowed(self, room: Room, pdu: VerifiedPDU) -> VerifiedPDU:
+        """The event with the signature of the room's policy server, where there is one.
+
+        Raises Forbidden where the room's current state does not allow it, and what the policy server refused with,
+        unless it is here already.
+        """
         async with self._database.read() as tx:
             if pdu.event_id in await events.by_id(tx, [pdu.event_id]):
-                return
+                return pdu
         keys = auth_keys_for(pdu.type, pdu.sender, pdu.state_key, pdu.content, pdu.rules)
         auth_rules.check(pdu, await self._writer.state_for(room, [*keys, CREATE]))
+        return await self._writer.endorsed(room, pdu)
 
     # --- what knocking servers are told
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -13,6 +13,7 @@ from tests.federation.authority import Authority
 from tests.federation.peer import Peer, Reached
 from tests.federation.servers import free_port
 
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Respond = Callable[[str, JsonObject], tuple[int, JsonObject]]
 
 
@@ -36,7 +37,7 @@ class ListeningPeer(Peer):
 
     async def start(self) -> None:
         """Listen."""
-        application = web.Application()
+        application = web.Application(middlewares=[self._while_listening])
         application.router.add_put("/_matrix/federation/v1/send/{txn_id}", self._take)
         application.router.add_get("/_matrix/key/v2/server", self._keys)
         self.routes(application)
@@ -49,9 +50,16 @@ class ListeningPeer(Peer):
 
     async def stop(self) -> None:
         """Refuse connections."""
-        if self._runner is not None:
-            await self._runner.cleanup()
-            self._runner = None
+        runner, self._runner = self._runner, None
+        if runner is not None:
+            await runner.cleanup()
+
+    @web.middleware
+    async def _while_listening(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """A connection that was being made when the peer stopped outlives that, and is of no use either."""
+        if self._runner is None and request.transport is not None:
+            request.transport.abort()
+        return await handler(request)
 
     async def _keys(self, _request: web.Request) -> web.Response:
         return web.json_response(self.key_answer())

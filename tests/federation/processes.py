@@ -5,10 +5,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
+from federation.protocol.errors import PeerUnreachable
 from federation.protocol.pdu import VerifiedPDU
 from federation.protocol.power_levels import PowerLevels
+from federation.protocol.types import JsonObject, ServerName
 from federation.rooms.append import NOT_COUNTED, Counted, RoomWriter
 from federation.rooms.heads import RoomHeads
+from federation.rooms.policy_servers import PolicyServers
 from federation.rooms.reader import RoomReader
 from storage.append_events import RoomEvents
 from storage.database import Database
@@ -25,6 +28,10 @@ class CountsNothing:
     def count(self, room: Room, pdu: VerifiedPDU, power_levels: PowerLevels | None, member_count: int) -> Counted:
         """Nothing."""
         return NOT_COUNTED
+
+
+async def _asks_nobody(destination: ServerName, event: JsonObject, *, patient: bool) -> JsonObject:
+    raise PeerUnreachable(destination, "there is no network")
 
 
 @dataclass
@@ -68,8 +75,8 @@ class Process:
             log=self.log,
             heads=self.heads,
             counter=CountsNothing(),
-            server_name=HOME,
-            signing_key=HOME_KEY,
+            policies=PolicyServers(self.database, _asks_nobody),
+            signer=(HOME, HOME_KEY),
         )
 
 
