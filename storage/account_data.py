@@ -29,16 +29,9 @@ class AccountDataChanged:
     """A JSON object, or nothing when the data was deleted. Of `m.push_rules`: what differs from the defaults."""
 
     kind: ClassVar[int] = 8
-
-    @property
-    def width(self) -> int:
-        """One position."""
-        return 1
-
-    @property
-    def rooms(self) -> Collection[int]:
-        """No room's members hear of it."""
-        return ()
+    width: ClassVar[int] = 1
+    rooms: ClassVar[Collection[int]] = ()
+    """No room's members hear of it."""
 
     @property
     def users(self) -> Collection[UserID]:

@@ -32,11 +32,7 @@ class DeviceListChanged:
     """The only user who may know of it: who signed a key of `user_id`, or replaced their own user-signing key."""
 
     kind: ClassVar[int] = 2
-
-    @property
-    def width(self) -> int:
-        """One position."""
-        return 1
+    width: ClassVar[int] = 1
 
     @property
     def rooms(self) -> Collection[int]:

@@ -30,16 +30,9 @@ class Invalidated:
     detail: str = ""
 
     kind: ClassVar[int] = 1
-
-    @property
-    def width(self) -> int:
-        """One position."""
-        return 1
-
-    @property
-    def rooms(self) -> Collection[int]:
-        """No room's members need to hear of it."""
-        return ()
+    width: ClassVar[int] = 1
+    rooms: ClassVar[Collection[int]] = ()
+    """No room's members need to hear of it."""
 
     @property
     def users(self) -> Collection[UserID]:

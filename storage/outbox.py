@@ -46,21 +46,12 @@ class OutgoingMessages:
     messages: Sequence[OutgoingMessage]
 
     kind: ClassVar[int] = 32
-
-    @property
-    def width(self) -> int:
-        """One position for all."""
-        return 1
-
-    @property
-    def rooms(self) -> Collection[int]:
-        """It belongs to no room."""
-        return ()
-
-    @property
-    def users(self) -> Collection[UserID]:
-        """No user of ours waits for it."""
-        return ()
+    width: ClassVar[int] = 1
+    """One position for all."""
+    rooms: ClassVar[Collection[int]] = ()
+    """It belongs to no room."""
+    users: ClassVar[Collection[UserID]] = ()
+    """No user of ours waits for it."""
 
     @property
     def held_bytes(self) -> int:
@@ -105,21 +96,11 @@ class EventRelayed:
     event_id: EventID
 
     kind: ClassVar[int] = 64
-
-    @property
-    def width(self) -> int:
-        """One position."""
-        return 1
-
-    @property
-    def rooms(self) -> Collection[int]:
-        """The event itself concerns its room; this does not."""
-        return ()
-
-    @property
-    def users(self) -> Collection[UserID]:
-        """Nobody waits for it."""
-        return ()
+    width: ClassVar[int] = 1
+    rooms: ClassVar[Collection[int]] = ()
+    """The event itself concerns its room; this does not."""
+    users: ClassVar[Collection[UserID]] = ()
+    """Nobody waits for it."""
 
     @classmethod
     async def insert_many(cls, tx: Tx, rows: Sequence[tuple[int, Self]]) -> None:

@@ -45,16 +45,9 @@ class OutsideMembership:
     """Where it stands in the log; set when it is read."""
 
     kind: ClassVar[int] = 128
-
-    @property
-    def width(self) -> int:
-        """One position."""
-        return 1
-
-    @property
-    def rooms(self) -> Collection[int]:
-        """None that we have."""
-        return ()
+    width: ClassVar[int] = 1
+    rooms: ClassVar[Collection[int]] = ()
+    """None that we have."""
 
     @property
     def users(self) -> Collection[UserID]:

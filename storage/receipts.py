@@ -40,11 +40,7 @@ class ReceiptMoved:
     """Whether the user is ours, so that their counts are to follow. Not known of what was read from the table."""
 
     kind: ClassVar[int] = 16
-
-    @property
-    def width(self) -> int:
-        """One position."""
-        return 1
+    width: ClassVar[int] = 1
 
     @property
     def rooms(self) -> Collection[int]:

@@ -37,16 +37,10 @@ class ToDeviceMessages:
     messages: tuple[ToDeviceMessage, ...]
 
     kind: ClassVar[int] = 4
-
-    @property
-    def width(self) -> int:
-        """One position for all: their devices differ."""
-        return 1
-
-    @property
-    def rooms(self) -> Collection[int]:
-        """It belongs to no room."""
-        return ()
+    width: ClassVar[int] = 1
+    """One position for all: their devices differ."""
+    rooms: ClassVar[Collection[int]] = ()
+    """It belongs to no room."""
 
     @property
     def users(self) -> Collection[UserID]:
