@@ -9,14 +9,12 @@ from storage.event_writes import Standing
 from storage.events import NewLine, StateWrite
 from storage.memberships import Membership
 
-_KEYS = "unnest(%s::int[], %s::int[], %s::int[], %s::int[]) as given(room, type, state_key, since)"
-_WRITE_TRUNK = (
-    # The predicate of `room_state_current_key` word for word: a key's history must not be looked through.
+_WRITE = (
     # Each key by itself ("offset 0"): a plan from when the table was small would go through all of it, key by key.
     "with closed as ("
-    f" update room_state set until_version = found.since from {_KEYS}, lateral (select held.ctid, given.since"
+    " update room_state set until_version = found.since from {keys}, lateral (select held.ctid, given.since"
     "  from room_state held where held.room = given.room and held.type = given.type"
-    "  and held.state_key = given.state_key and held.line = 0 and held.until_version is null offset 0) as found"
+    "  and held.state_key = given.state_key and held.line = {line} and held.until_version is null offset 0) as found"
     " where room_state.ctid = found.ctid"
     " returning room_state.room, room_state.type, room_state.state_key, membership),"
     # What is replaced is closed before its successor comes: the insert waits for the count.
@@ -26,15 +24,13 @@ _WRITE_TRUNK = (
     " %s::smallint[]) as given where (select count(*) from closed) >= 0)"
     " select room, type, state_key, membership from closed where membership is not null"
 )
-_WRITE_BRANCH = (
-    "with closed as ("
-    " update room_state set until_version = given.since from"
-    " unnest(%s::int[], %s::int[], %s::int[], %s::int[], %s::int[]) as given(room, type, state_key, since, line)"
-    " where room_state.room = given.room and room_state.type = given.type and room_state.state_key = given.state_key"
-    " and room_state.line = given.line and room_state.until_version is null returning 1)"
-    " insert into room_state (event, room, line, since_version, type, state_key, until_version, membership)"
-    " select given.* from unnest(%s::bigint[], %s::int[], %s::int[], %s::int[], %s::int[], %s::int[], %s::int[],"
-    " %s::smallint[]) as given where (select count(*) from closed) >= 0"
+# The predicate of `room_state_current_key` word for word: a key's history must not be looked through.
+_WRITE_TRUNK = _WRITE.format(
+    line=0, keys="unnest(%s::int[], %s::int[], %s::int[], %s::int[]) as given(room, type, state_key, since)"
+)
+_WRITE_BRANCH = _WRITE.format(
+    line="given.line",
+    keys="unnest(%s::int[], %s::int[], %s::int[], %s::int[], %s::int[]) as given(room, type, state_key, since, line)",
 )
 _STATE_COLUMNS = (Int8, Int4, Int4, Int4, Int4, Int4, Int4, Int2)
 
