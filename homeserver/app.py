@@ -16,7 +16,6 @@ from federation.protocol.types import ServerName
 from federation.rooms import client_events
 from federation.rooms.append import RoomWriter
 from federation.rooms.heads import RoomHeads
-from federation.rooms.hierarchy import Hierarchy
 from federation.rooms.reader import RoomReader
 from federation.rooms.timelines import Timelines
 from homeserver import configured
@@ -182,7 +181,7 @@ class Application:
                     alias=self.rooms.directory.resolve,
                     profile=self.rooms.profiles.get_local,
                     public_rooms=self.rooms.directory_api.search if config.federation.publish_rooms else None,
-                    hierarchy=Hierarchy(self.database, self.rooms.summaries, server_name),
+                    hierarchy=self.rooms.hierarchy,
                 ),
                 devices=self.keys.answers,
                 media=self.media.answers,

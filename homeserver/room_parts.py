@@ -1,5 +1,6 @@
 """What users do in rooms, built in one place from arguments, with how clients ask for it."""
 
+from federation.rooms.hierarchy import Hierarchy
 from federation.rooms.pages import Pages
 from federation.rooms.sent import SentEvents
 from federation.rooms.spaces import SpaceReader
@@ -74,8 +75,10 @@ class RoomParts:
             application_services=application_services,
         )
         upgrades = RoomUpgradeService(database, writer, creation, room_settings, member_fields.get)
-        self.summaries = RoomSummaries()
-        spaces = SpaceService(database, SpaceReader(self.summaries), fetching.spaces, ground.server_name)
+        summaries = RoomSummaries()
+        space_reader = SpaceReader(summaries)
+        spaces = SpaceService(database, space_reader, fetching.spaces, ground.server_name)
+        self.hierarchy = Hierarchy(database, space_reader, ground.server_name)
         self.reading = RoomReading(database, tail, reader, Pages(reader), user_data.account_data, fetching.backfill)
         self.directory = RoomDirectory(
             database,
@@ -90,12 +93,12 @@ class RoomParts:
         self.messages = MessageService(writer, SentEvents(database), self.directory.find)
         self.directory_api = RoomDirectoryAPI(
             self.directory,
-            PublishedRooms(database, self.summaries),
+            PublishedRooms(database, summaries),
             ground.server_name,
             outbound.queries.public_rooms,
         )
-        summaries = RoomSummaryService(
-            database, self.summaries, self.directory, handshaking.rooms, outbound.queries.room_summary
+        summary_service = RoomSummaryService(
+            database, summaries, self.directory, handshaking.rooms, outbound.queries.room_summary
         )
         self.routes: list[ClientRoute] = [
             *routes.profile_routes(ProfilesAPI(self.profiles)),
@@ -109,6 +112,6 @@ class RoomParts:
             *routes.reading_routes(ReadingEventsAPI(self.reading), ReadingStateAPI(self.reading)),
             *routes.delayed_event_routes(DelayedEventsAPI(self.delayed_events)),
             *routes.directory_routes(self.directory_api),
-            *RoomSummariesAPI(database, summaries).routes(),
+            *RoomSummariesAPI(database, summary_service).routes(),
             *SpacesAPI(spaces).routes(),
         ]

@@ -256,18 +256,24 @@ async def joined_among(
     return {RoomID(room_id): is_joined for room_id, is_joined in rows}
 
 
-async def of_server(tx: Tx, room_ids: Collection[str], server_name: ServerName) -> dict[RoomID, Membership]:
-    """Those of these rooms that users of a server are in, invited to or knock at; whichever is the most of that."""
-    wanted = [int(Membership.JOIN), int(Membership.INVITE), int(Membership.KNOCK)]
-    rows = await tx.fetch(
-        "select rooms.room_id, min(membership) from rooms join room_state on room_state.room = rooms.room"
-        " join strings on strings.id = room_state.state_key where rooms.room_id = any(%s::text[])"
-        " and type = %s and line = 0 and until_version is null and membership = any(%s::smallint[])"
-        " and left(strings.value, 1) = '@' and substr(strings.value, strpos(strings.value, ':') + 1) = %s"
-        " group by rooms.room_id",
-        (list(room_ids), strings.MEMBER, wanted, server_name),
+async def of_server(tx: Tx, room_ids: Collection[str], server_name: ServerName) -> dict[RoomID, bool]:
+    """Those of these rooms that users of a server are in, invited to or knock at, and whether one is in it."""
+    has_member = (
+        "exists (select from room_state join strings on strings.id = room_state.state_key"
+        " where room_state.room = rooms.room and type = %s and line = 0 and until_version is null"
+        " and membership = any(%s::smallint[])"
+        " and left(strings.value, 1) = '@' and substr(strings.value, strpos(strings.value, ':') + 1) = %s)"
     )
-    return {RoomID(room_id): Membership(membership) for room_id, membership in rows}
+    rows = await tx.fetch(
+        f"select room_id, is_joined from rooms, lateral (select {has_member} as is_joined offset 0) as joined"
+        f" where room_id = any(%s::text[]) and (is_joined or {has_member})",
+        (
+            *(strings.MEMBER, [int(Membership.JOIN)], server_name),
+            list(room_ids),
+            *(strings.MEMBER, [int(Membership.INVITE), int(Membership.KNOCK)], server_name),
+        ),
+    )
+    return {RoomID(room_id): is_joined for room_id, is_joined in rows}
 
 
 async def servers_of(tx: Tx, room: int, *, version: int | None = None) -> list[ServerName]:

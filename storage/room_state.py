@@ -62,18 +62,7 @@ async def current_events(tx: Tx, room: int, keys: Iterable[StateKey]) -> dict[St
     return {(row[-2], row[-1]): from_row(row) for row in rows}
 
 
-async def current_of_type(tx: Tx, room: int, event_type: str, *, limit: int) -> list[StoredEvent]:
-    """The current state events of one type, oldest first; at most so many."""
-    rows = await tx.fetch(
-        f"select {COLUMNS} from events where room = %s and position in ("
-        "select event from room_state where room = %s and line = 0 and until_version is null"
-        " and type = (select id from strings where value = %s)) order by position limit %s",
-        (room, room, event_type, limit),
-    )
-    return [from_row(row) for row in rows]
-
-
-async def current_of_type_in_many(
+async def current_of_type(
     tx: Tx, rooms: Collection[int], event_type: str, *, limit: int, max_bytes: int
 ) -> dict[int, list[StoredEvent]]:
     """The current state events of one type in several rooms: so many of each, and none that is stored in more bytes."""

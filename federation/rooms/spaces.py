@@ -122,7 +122,7 @@ class SpaceReader:
         """The same spaces, with their children. These may be large: not for too many spaces at once."""
         numbers = await rooms.find_many(tx, [space.room_id for space in spaces])
         known = await rooms.get_many(tx, numbers.values())
-        named = await room_state.current_of_type_in_many(
+        named = await room_state.current_of_type(
             tx, numbers.values(), CHILD, limit=MAX_CHILDREN, max_bytes=MAX_CHILD_BYTES
         )
         found: list[SpaceRoom] = []
