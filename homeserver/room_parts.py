@@ -97,9 +97,7 @@ class RoomParts:
             ground.server_name,
             outbound.queries.public_rooms,
         )
-        summary_service = RoomSummaryService(
-            database, summaries, self.directory, handshaking.rooms, outbound.queries.room_summary
-        )
+        summary_service = RoomSummaryService(database, space_reader, self.directory, handshaking.rooms, fetching.spaces)
         self.routes: list[ClientRoute] = [
             *routes.profile_routes(ProfilesAPI(self.profiles)),
             *routes.room_creation_routes(RoomCreationAPI(creation, upgrades)),

@@ -1,12 +1,12 @@
 """What other servers are asked on behalf of clients (Server-Server API v1.18, "Querying for information", "Published
-room directory", "Spaces"). Every answer is checked, and only what the specification names is taken over."""
+room directory"). Every answer is checked, and only what the specification names is taken over."""
 
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 
-from federation.outbound.client import FederationClient, path_of
-from federation.outbound.query_answers import read_page, read_profile, read_summary
+from federation.outbound.client import FederationClient
+from federation.outbound.query_answers import read_page, read_profile
 from federation.protocol.errors import Forbidden, InvalidInput, MatrixError, NotFound, PeerRefused, PeerUnreachable
 from federation.protocol.identifiers import is_room_id, is_server_name, server_name_of, server_of_alias
 from federation.protocol.types import JsonObject, RoomAlias, RoomID, ServerName, UserID
@@ -17,8 +17,6 @@ MAX_ROOMS_BYTES = 8 * 1024 * 1024
 MAX_SERVERS = 20
 """Of those that an alias's server names, so many are told."""
 
-SUMMARY_SECONDS = 10.0
-"""For so long one of several servers is waited for."""
 PROFILE_SECONDS = 60.0
 """For so long a profile is remembered, or that there is none."""
 MAX_PROFILES = 1000
@@ -62,17 +60,6 @@ class Queries:
         except PeerRefused as refusal:
             raise _as_told(refusal, f"The server {server} has no such list of rooms") from None
         return read_page(server, answer)
-
-    async def room_summary(self, server: ServerName, room_id: RoomID) -> JsonObject:
-        """What a server in the room says of it to others."""
-        path = path_of("/_matrix/federation/v1/hierarchy/{}", room_id)
-        try:
-            answer = await self._client.get(
-                server, path, [("suggested_only", "true")], timeout=SUMMARY_SECONDS, max_bytes=MAX_ROOMS_BYTES
-            )
-        except PeerRefused as refusal:
-            raise _as_told(refusal, f"The server {server} knows no such room") from None
-        return read_summary(server, answer, room_id)
 
     async def _ask_profile(self, user_id: UserID, field: str | None) -> JsonObject:
         server = server_name_of(user_id)

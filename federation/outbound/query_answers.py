@@ -9,7 +9,7 @@ from typing import Any
 from federation.protocol import canonical_json
 from federation.protocol.errors import InvalidInput, PeerUnreachable
 from federation.protocol.identifiers import fits, is_room_alias, is_room_id, parse_mxc
-from federation.protocol.types import JsonObject, RoomID, ServerName
+from federation.protocol.types import JsonObject, ServerName
 
 MAX_NAME = 1000
 MAX_TOPIC = 4000
@@ -18,8 +18,6 @@ MAX_ROOMS = 500
 """Of a page: nobody may ask for more."""
 MAX_PROFILE_BYTES = 65_535
 """Client-Server API, "Profiles"."""
-MAX_ALLOWED = 100
-"""Of the rooms whose members may join, so many are taken over."""
 MAX_DEPTH = 50
 """How deeply a field of a profile may be nested."""
 
@@ -50,18 +48,6 @@ def read_page(server: ServerName, answer: JsonObject) -> JsonObject:
         raise PeerUnreachable(server, "its list of rooms is malformed")
     page: JsonObject = {"chunk": [room for each in chunk[:MAX_ROOMS] if (room := read_room(each)) is not None]}
     return page | _those(_OF_PAGES, answer)
-
-
-def read_summary(server: ServerName, answer: JsonObject, room_id: RoomID) -> JsonObject:
-    """The room of a hierarchy, without its children; raises PeerUnreachable where it is another, or none."""
-    given = answer.get("room")
-    room = read_room(given)
-    if not isinstance(given, dict) or room is None or room["room_id"] != room_id:
-        raise PeerUnreachable(server, "what it says of a room is malformed")
-    allowed = given.get("allowed_room_ids")
-    if isinstance(allowed, list):
-        room["allowed_room_ids"] = [each for each in allowed[:MAX_ALLOWED] if is_room_id(each)]
-    return room | _those(_OF_SUMMARIES, given)
 
 
 def read_room(given: Any) -> JsonObject | None:  # noqa: ANN401  # whatever another server says
@@ -124,7 +110,6 @@ _OF_PAGES: Mapping[str, Check] = {
     "prev_batch": _is_token,
     "total_room_count_estimate": _is_count,
 }
-_OF_SUMMARIES: Mapping[str, Check] = {"room_version": _is_word, "encryption": _is_word}
 _OF_ROOMS: Mapping[str, Check] = {
     "avatar_url": _is_avatar,
     "canonical_alias": is_room_alias,

@@ -90,11 +90,18 @@ class RemoteSpaces:
                 return False
         return False
 
-    async def find(self, room_id: RoomID, via: Sequence[str]) -> RemoteSpace | None:
-        """What the first of these servers says that answers well; None where none does, or none soon."""
+    async def find(self, room_id: RoomID, via: Sequence[str], *, again: bool = False) -> RemoteSpace | None:
+        """What the first of these servers says that answers well; None where none does, or none soon.
+
+        With `again` those are asked, too, that lately said nothing.
+        """
         started = time.monotonic()
         for server in self._servers(via):
             known = self._recall(room_id, server)
+            if again and known is not None and known.space is None:
+                del self._answers[room_id, server]
+                self._weight -= known.weight
+                known = None
             if known is None and time.monotonic() - started > SECONDS:
                 break
             space = await self._ask(room_id, server) if known is None else known.space

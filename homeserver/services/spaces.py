@@ -205,10 +205,8 @@ class SpaceService:
     async def _read(self, walk: _Walk, places: list[_Place]) -> None:
         """What this server knows of these, and what need not be asked."""
         async with self._database.read() as tx:
-            ours = await memberships.joined_among(
-                tx, UserID(""), [place.room_id for place in places], self._server_name
-            )
-            known = await rooms.find_many(tx, ours)
+            ours = await memberships.of_server(tx, [place.room_id for place in places], self._server_name)
+            known = await rooms.find_many(tx, [room_id for room_id, is_joined in ours.items() if is_joined])
             found = await self._reader.get_many(tx, known.values())
         walk.found |= found
         walk.unread |= {room_id for room_id, room in found.items() if room.is_space}

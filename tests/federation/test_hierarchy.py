@@ -130,17 +130,24 @@ async def test_no_summary_does_harm(pair: Pair) -> None:
     alice = await pair.near.register("alice")
     async with answering_peer(pair.near, pair.authority) as peer:
         room_id = f"!room:{peer.name}"
-        good = {"room_id": room_id, "num_joined_members": 3, "world_readable": True, "guest_can_join": False}
+        good = {
+            "room_id": room_id,
+            "num_joined_members": 3,
+            "world_readable": True,
+            "guest_can_join": False,
+            "join_rule": "restricted",
+        }
 
         async def told(room: Any) -> Any:
-            peer.answers["hierarchy"] = lambda _path, _query, _body: {"room": room}
+            peer.answers["hierarchy"] = lambda _path, _query, _body: {"room": room, "children": []}
             found = await summary(alice, room_id, via=peer.name)
             return found.body if found.status == 200 else found.status
 
-        odd = {"name": 1, "room_version": [], "encryption": {}, "allowed_room_ids": ["x", 1, "!a:b"], "extra": "x"}
-        assert await told(good | odd) == good | {"allowed_room_ids": ["!a:b"], "membership": "leave"}
         assert await told(good | {"room_id": "!other:b"}) == 404
-        assert await told(good | {"world_readable": False, "join_rule": "invite"}) == 404
         rooms: list[Any] = [None, [], "x", {}, good | {"num_joined_members": "x"}]
         for bad in rooms:
             assert await told(bad) == 404
+        odd = {"name": 1, "room_version": [], "encryption": {}, "allowed_room_ids": ["x", 1, "!a:b"], "extra": "x"}
+        assert await told(good | odd) == good | {"allowed_room_ids": ["!a:b"], "membership": "leave"}
+        room_id = good["room_id"] = f"!closed:{peer.name}"
+        assert await told(good | {"world_readable": False, "join_rule": "invite"}) == 404
