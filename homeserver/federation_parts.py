@@ -169,18 +169,22 @@ class Handshaking:
             signing_key=outbound.keys.signing_key,
         )
         self.joins = RemoteJoins(database=database, writer=writer, handshakes=handshakes, doors=self.doors)
-        outside = RemoteMemberships(
-            log=ground.log, writer=writer, handshakes=handshakes, stripped_state=self.resident.stripped_state
+        self.outside = OutsideRooms(database, ground.log, outbound.keyring.verify_events, outbound.server_name)
+        memberships = RemoteMemberships(
+            writer=writer,
+            outside=self.outside,
+            handshakes=handshakes,
+            stripped_state=self.resident.stripped_state,
         )
         self.rooms = RemoteRooms(
-            database, self.joins, outside, self.doors, server_name=outbound.server_name, enabled=enabled
+            database, self.joins, memberships, self.doors, server_name=outbound.server_name, enabled=enabled
         )
         self.third_party_invites = ThirdPartyInvites(
             database=database,
             writer=writer,
             resident=self.resident,
-            invite_remote=outside.invite,
-            ask_inviter=outside.exchange_third_party_invite,
+            invite_remote=memberships.invite,
+            ask_inviter=memberships.exchange_third_party_invite,
             server_name=outbound.server_name,
         )
 
@@ -205,11 +209,10 @@ class Reception:
         self.dead_letters = DeadLetters(database, self.receiver)
         joins.observers.append(self.dead_letters.look)
         edus = EDUs(database=database, receiver=self.receiver, doors=doors, receivers=edu_receivers)
-        self.outside = OutsideRooms(database, ground.log, verify, outbound.server_name)
         self.transactions = TransactionsAPI(
             database=database,
             receiver=self.receiver,
-            outside=self.outside,
+            outside=handshaking.outside,
             edus=edus,
             dead_letters=self.dead_letters,
         )
@@ -240,7 +243,7 @@ class Inbound:
         database, resident = ground.database, handshaking.resident
         self.invitations = Invitations(
             database=database,
-            outside=reception.outside,
+            outside=handshaking.outside,
             resident=resident,
             verify_events=outbound.keyring.verify_events,
             may_be_invited=_within_budget(may_be_invited, ground.rate_limits),

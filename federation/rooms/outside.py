@@ -4,11 +4,14 @@ All that is kept of such a room is `storage/outside_memberships.py`.
 """
 
 import logging
+import secrets
+import time
 from collections.abc import Collection, Sequence
 
-from federation.protocol import event_format
+from federation.protocol import canonical_json, event_format
 from federation.protocol.errors import InvalidInput
 from federation.protocol.identifiers import is_room_id, is_user_id, server_name_of
+from federation.protocol.member_template import Wish
 from federation.protocol.pdu import VerifiedPDU
 from federation.protocol.room_versions import get_rules
 from federation.protocol.types import EventID, JsonObject, ServerName, UserID
@@ -62,6 +65,27 @@ class OutsideRooms:
             via=tuple(via),
         )
         await self._log.append(Entry(changes=[change]))
+
+    async def leave_untold(self, wish: Wish, room_version: str) -> EventID:
+        """Note a leave of which nobody else knows: no PDU, for it has no place in the room's graph."""
+        event: JsonObject = {
+            "content": wish.content,
+            "origin_server_ts": time.time_ns() // 1_000_000,
+            "room_id": wish.room_id,
+            "sender": wish.user_id,
+            "state_key": wish.user_id,
+            "type": "m.room.member",
+        }
+        change = OutsideMembership(
+            user_id=wish.user_id,
+            room_id=wish.room_id,
+            membership=Membership.LEAVE,
+            room_version=room_version,
+            event_id=EventID("$" + secrets.token_urlsafe(32)),
+            json=canonical_json.encode(event),
+        )
+        await self._log.append(Entry(changes=[change]))
+        return change.event_id
 
     async def retract(self, origin: ServerName, json: JsonObject) -> EventID | None:
         """Take an event that ends the invite or the knock of a user of ours in a room that we are not in.

@@ -1,17 +1,14 @@
 """Memberships that come about with the help of another server: leaving and knocking from outside, inviting its users
 (Server-Server API, "Leaving rooms", "Knocking upon a room", "Inviting to a room", "Third-party invites").
 
-Of a room that we are not in nothing is kept but the user's own membership (`storage/outside_memberships.py`).
+What becomes of the user's own membership is kept by `outside.py`.
 """
 
 import logging
-import secrets
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 
 from federation.outbound.client import path_of
-from federation.protocol import canonical_json
 from federation.protocol.errors import (
     Forbidden,
     InvalidInput,
@@ -26,10 +23,9 @@ from federation.protocol.pdu import Draft, VerifiedPDU
 from federation.protocol.types import EventID, JsonObject, RoomID, ServerName, UserID
 from federation.rooms.append import Outcome, RoomWriter
 from federation.rooms.handshakes import Handshakes
+from federation.rooms.outside import OutsideRooms
 from federation.rooms.peer_answers import Refusals, candidates, is_unknown_endpoint
-from federation.rooms.stripped_state import encode, strip_leniently
-from storage.log import Entry, Log
-from storage.memberships import Membership
+from federation.rooms.stripped_state import strip_leniently
 from storage.outside_memberships import OutsideMembership
 from storage.rooms import Room
 
@@ -48,13 +44,13 @@ class RemoteMemberships:
     def __init__(
         self,
         *,
-        log: Log,
         writer: RoomWriter,
+        outside: OutsideRooms,
         handshakes: Handshakes,
         stripped_state: StrippedState,
     ) -> None:
-        self._log = log
         self._writer = writer
+        self._outside = outside
         self._handshakes = handshakes
         self._client = handshakes.client
         self._server_name = handshakes.server_name
@@ -72,17 +68,16 @@ class RemoteMemberships:
             raise
         except MatrixError:
             logger.warning("%s left %s, which no server in the room was told", wish.user_id, wish.room_id)
-            return await self._leave_here(wish, before)
-        await self._note(pdu, Membership.LEAVE)
+            return await self._outside.leave_untold(wish, before.room_version)
+        await self._outside.note(pdu, wish.user_id)
         return pdu.event_id
 
     async def knock(self, wish: Wish, servers: Sequence[str]) -> EventID:
         """Ask to be let in; raises what a client is told when no server helped."""
         refusals = Refusals(f"knocking at {wish.room_id} for {wish.user_id}")
         pdu, answer = await self._hand_in(wish, servers, refusals)
-        asked = tuple(candidates(servers, besides=self._server_name))
         told = strip_leniently(await self._handshakes.holding(answer.get("knock_room_state"), pdu), pdu)
-        await self._note(pdu, Membership.KNOCK, stripped=encode(told), via=asked)
+        await self._outside.note(pdu, wish.user_id, told=told, via=candidates(servers, besides=self._server_name))
         return pdu.event_id
 
     async def _hand_in(self, wish: Wish, servers: Sequence[str], refusals: Refusals) -> tuple[VerifiedPDU, JsonObject]:
@@ -107,48 +102,6 @@ class RemoteMemberships:
                 raise
         path = path_of(f"/_matrix/federation/v1/send_{membership}/{{}}/{{}}", pdu.room_id, pdu.event_id)
         return await self._client.put(destination, path, pdu.json, max_bytes=MAX_ANSWER_BYTES, patient=True)
-
-    async def _note(
-        self,
-        pdu: VerifiedPDU,
-        membership: Membership,
-        *,
-        stripped: bytes = b"[]",
-        via: tuple[ServerName, ...] = (),
-    ) -> None:
-        change = OutsideMembership(
-            user_id=pdu.sender,
-            room_id=pdu.room_id,
-            membership=membership,
-            room_version=pdu.rules.version,
-            event_id=pdu.event_id,
-            json=pdu.canonical,
-            stripped_state=stripped,
-            via=via,
-        )
-        await self._log.append(Entry(changes=[change]))
-
-    async def _leave_here(self, wish: Wish, before: OutsideMembership) -> EventID:
-        """Note a leave of which nobody else knows: no PDU, for it has no place in the room's graph."""
-        event: JsonObject = {
-            "content": wish.content,
-            "origin_server_ts": _now_ms(),
-            "room_id": wish.room_id,
-            "sender": wish.user_id,
-            "state_key": wish.user_id,
-            "type": "m.room.member",
-        }
-        event_id = EventID("$" + secrets.token_urlsafe(32))
-        change = OutsideMembership(
-            user_id=wish.user_id,
-            room_id=wish.room_id,
-            membership=Membership.LEAVE,
-            room_version=before.room_version,
-            event_id=event_id,
-            json=canonical_json.encode(event),
-        )
-        await self._log.append(Entry(changes=[change]))
-        return event_id
 
     # --- from inside
 
@@ -225,7 +178,3 @@ def _refused_invite(error: PeerRefused) -> MatrixError:
     if error.errcode in ("M_INCOMPATIBLE_ROOM_VERSION", "M_UNSUPPORTED_ROOM_VERSION"):
         return MatrixError(error.errcode, error.error, 400)
     return error
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
