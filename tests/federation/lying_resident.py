@@ -36,8 +36,6 @@ class LyingResident(ListeningPeer):
     def __init__(self, server: Reached, authority: Authority, version: str = "11") -> None:
         super().__init__(server, authority)
         builders.KEYS[self.name] = self.key
-        rules = get_rules(version)
-        self.room = Room(rules, None if rules.room_id_is_create_hash else RoomID(f"!room:{self.name}"))
         self.asked: list[str] = []
         """The requests that came: method and kind."""
         self.template: Callable[[JsonObject], Any] = lambda answer: answer
@@ -46,13 +44,19 @@ class LyingResident(ListeningPeer):
         self.stream: Stream = whole
         self.knows_v2 = True
         self.status = 200
-        eve = self.user()
+        self.room = self.found_room(version)
+
+    def found_room(self, version: str) -> Room:
+        """A new room, with one ID before version 12."""
+        rules, eve = get_rules(version), self.user()
+        room = Room(rules, None if rules.room_id_is_create_hash else RoomID(f"!room:{self.name}"))
         create: JsonObject = {"room_version": version, **({} if rules.implicit_creator else {"creator": eve})}
-        self.room.add("m.room.create", eve, create, "")
-        self.room.add("m.room.member", eve, {"membership": "join"}, eve)
+        room.add("m.room.create", eve, create, "")
+        room.add("m.room.member", eve, {"membership": "join"}, eve)
         users = {} if rules.creators_have_infinite_power else {eve: 100}
-        self.room.add("m.room.power_levels", eve, {"users": users}, "")
-        self.room.add("m.room.join_rules", eve, {"join_rule": "public"}, "")
+        room.add("m.room.power_levels", eve, {"users": users}, "")
+        room.add("m.room.join_rules", eve, {"join_rule": "public"}, "")
+        return room
 
     @property
     def room_id(self) -> str:
@@ -80,9 +84,6 @@ class LyingResident(ListeningPeer):
         auth = [self.room.state[key].event_id for key in keys if key in self.room.state]
         prev = [self.room.events[-1].event_id]
 
-        def refer(event_ids: list[Any]) -> list[Any]:
-            return [[each, {"sha256": "h" * 43}] if rules.references_carry_hashes else each for each in event_ids]
-
         event = {
             "type": "m.room.member",
             "room_id": self.room_id,
@@ -90,10 +91,15 @@ class LyingResident(ListeningPeer):
             "state_key": user_id,
             "content": content,
             "depth": self.room.events[-1].depth + 1,
-            "prev_events": refer(prev),
-            "auth_events": refer(auth),
+            "prev_events": self.refer(prev),
+            "auth_events": self.refer(auth),
         }
         return {"event": event, "room_version": rules.version}
+
+    def refer(self, event_ids: list[Any]) -> list[Any]:
+        """References to events as the room's version has them."""
+        carry_hashes = self.room.rules.references_carry_hashes
+        return [[each, {"sha256": "h" * 43}] if carry_hashes else each for each in event_ids]
 
     async def _make(self, request: web.Request) -> web.Response:
         self.asked.append(f"make_{request.match_info['membership']}")

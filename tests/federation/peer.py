@@ -95,11 +95,11 @@ class Peer:
 
     # --- requests
 
-    async def request(self, method: str, path: str, body: Any = None, **query: Any) -> Answer:
+    async def request(self, method: str, path: str, body: Any = None, /, **query: Any) -> Answer:
         """Send a signed request; `path` is below `/_matrix/federation`, `body` JSON or bytes."""
         return await self.request_as(self.name, method, path, body, **query)
 
-    async def request_as(self, origin: str, method: str, path: str, body: Any = None, **query: Any) -> Answer:
+    async def request_as(self, origin: str, method: str, path: str, body: Any = None, /, **query: Any) -> Answer:
         """As `request`, claiming to be another server."""
         uri = path if path.startswith("/_") else "/_matrix/federation" + path
         if encoded := urlencode(query, doseq=True):
@@ -131,7 +131,7 @@ class Peer:
             check_answer(method, uri, response.status, body)
             return Answer(response.status, body, response.headers)
 
-    async def ok(self, method: str, path: str, body: Any = None, **query: Any) -> Any:
+    async def ok(self, method: str, path: str, body: Any = None, /, **query: Any) -> Any:
         """The body of an answer that must be 200."""
         answer = await self.request(method, path, body, **query)
         assert answer.status == 200, (answer.status, answer.body)

@@ -9,8 +9,9 @@ from olm.utility import ed25519_verify
 from federation.protocol.errors import InvalidInput
 from federation.protocol.types import DeviceID, UserID
 from homeserver.services.remote_key_checks import checked_answer, checked_claims, checked_keys, checked_list
-from tests.clients import Client, quote
+from tests.clients import Client, Server, quote
 from tests.devices import CrossSigning, a_device, claim, cross_signing, query, signable
+from tests.federation.peer import Peer, path_of
 from tests.federation.servers import Pair
 
 
@@ -34,6 +35,49 @@ async def test_keys_of_another_servers_user_are_found(pair: Pair) -> None:
     assert found["self_signing_keys"][bob.user_id] == keys.key("self_signing")
     assert found["user_signing_keys"] == {}
     assert found["failures"] == {}
+
+
+async def test_another_server_is_told_of_our_users_alone(server: Server, alice: Client, bob: Client) -> None:
+    peer = await Peer(server).trust()
+    device, keys = await a_device(alice), await cross_signing(alice)
+    before = await peer.ok("GET", path_of("/v1/user/devices/{}", bob.user_id))
+    foreign = "@carol:elsewhere.test"
+
+    listed = await peer.ok("GET", path_of("/v1/user/devices/{}", alice.user_id))
+    asked: Any = {"device_keys": {alice.user_id: [], bob.user_id: [], foreign: [], "@nobody:hearth.test": []}}
+    found = await peer.ok("POST", "/v1/user/keys/query", asked)
+
+    assert before == {"user_id": bob.user_id, "stream_id": before["stream_id"], "devices": []}
+    (only,) = listed["devices"]
+    assert (listed["user_id"], only["device_id"], only["keys"]["keys"]) == (
+        alice.user_id,
+        alice.device_id,
+        device.identity()["keys"],
+    )
+    assert "device_display_name" not in only
+    assert listed["master_key"]["keys"] == found["master_keys"][alice.user_id]["keys"] == keys.key("master")["keys"]
+    assert listed["self_signing_key"] == found["self_signing_keys"][alice.user_id] == keys.key("self_signing")
+    assert found["device_keys"][alice.user_id][alice.device_id]["keys"] == only["keys"]["keys"]
+    assert not any(found["device_keys"].get(unknown) for unknown in (foreign, "@nobody:hearth.test"))
+    assert "user_signing_keys" not in found
+    assert "user_signing_key" not in listed
+    for unknown in (foreign, "@nobody:hearth.test"):
+        answer = await peer.request("GET", path_of("/v1/user/devices/{}", unknown))
+        assert (answer.status, answer.body["errcode"]) == (404, "M_NOT_FOUND")
+
+
+async def test_another_server_claims_keys_of_our_users_alone(server: Server, alice: Client) -> None:
+    peer = await Peer(server).trust()
+    await a_device(alice, one_time_keys=1)
+    wanted = {alice.user_id: {alice.device_id: "signed_curve25519", "UNKNOWN": "signed_curve25519"}}
+    body = {"one_time_keys": {**wanted, "@carol:elsewhere.test": {"X": "signed_curve25519"}}}
+
+    first = await peer.ok("POST", "/v1/user/keys/claim", body)
+    second = await peer.ok("POST", "/v1/user/keys/claim", body)
+
+    assert list(first["one_time_keys"]) == [alice.user_id]
+    assert list(first["one_time_keys"][alice.user_id]) == [alice.device_id]
+    assert alice.device_id not in second["one_time_keys"].get(alice.user_id, {})
 
 
 async def test_only_the_devices_that_were_asked_for_are_told(pair: Pair) -> None:

@@ -211,6 +211,22 @@ async def test_a_room_of_another_version_than_was_said_is_refused(
         await refused(bob, other)
 
 
+async def test_a_room_that_is_known_by_another_version_is_refused(
+    server: Server, authority: Authority, bob: Client
+) -> None:
+    async with resident(server, authority, "10") as other:
+        await members_after(bob, other)
+        await bob.ok("POST", f"/v3/rooms/{quote(other.room_id)}/leave", {})
+        other.room = other.found_room("11")
+
+        answer = await join(bob, other.room_id, other.name)
+
+        assert answer.status == 502, answer.body
+        assert (await bob.get("/v3/joined_rooms")).body["joined_rooms"] == []
+        other.room = other.found_room("10")
+        assert await members_after(bob, other) == {other.user(), bob.user_id}
+
+
 async def test_two_events_under_one_key_are_no_state(bob: Client, other: LyingResident) -> None:
     first = other.room.add("m.room.name", other.user(), {"name": "one"}, "")
     other.room.add("m.room.name", other.user(), {"name": "two"}, "")
@@ -218,9 +234,37 @@ async def test_two_events_under_one_key_are_no_state(bob: Client, other: LyingRe
     await refused(bob, other)
 
 
-async def test_a_state_that_does_not_allow_the_join_is_refused(bob: Client, other: LyingResident) -> None:
+@pytest.mark.parametrize("version", ["2", "11", "12"])
+@pytest.mark.parametrize("cited", ["too little", "of another room", "what was rejected"])
+async def test_what_authorises_the_join_must_allow_it_too(
+    server: Server, authority: Authority, bob: Client, version: str, cited: str
+) -> None:
+    async with resident(server, authority, version) as other:
+        elsewhere, eve = other.found_room(version), other.user()
+        rejected = other.room.add("m.room.join_rules", other.user("mallory"), {"join_rule": "public"}, "x")
+        del other.room.state["m.room.join_rules", "x"]
+        elsewhere.add("m.room.name", eve, {"name": "so that it is another"}, "")
+        foreign = elsewhere.add("m.room.join_rules", eve, {"join_rule": "public"}, "")
+        good = other.honest_template(bob.user_id)["event"]["auth_events"]
+        bad = {
+            "too little": good[:1],
+            "of another room": other.refer([foreign.event_id]) + good[1:],
+            "what was rejected": good + other.refer([rejected.event_id]),
+        }[cited]
+        other.template = lambda answer: {**answer, "event": {**answer["event"], "auth_events": bad}}
+        other.answer = lambda answer: {**answer, "auth_chain": [*answer["auth_chain"], foreign.json, rejected.json]}
+
+        await refused(bob, other)
+
+
+@pytest.mark.parametrize("is_cited", [True, False])
+async def test_a_state_that_does_not_allow_the_join_is_refused(
+    bob: Client, other: LyingResident, *, is_cited: bool
+) -> None:
+    before = other.honest_template(bob.user_id)["event"]["auth_events"]
     other.room.add("m.room.member", other.user(), {"membership": "ban"}, bob.user_id)
-    other.template = lambda answer: answer
+    if not is_cited:
+        other.template = lambda answer: {**answer, "event": {**answer["event"], "auth_events": before}}
     await refused(bob, other)
 
 

@@ -1,6 +1,7 @@
 """Media between servers: two of ours, and peers that lie."""
 
 import dataclasses
+import io
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -8,13 +9,16 @@ from pathlib import Path
 
 import pytest
 from aiohttp import web
+from PIL import Image
 
+from federation.protocol.multipart import MultipartReader, boundary_of
 from homeserver.config import ByteCount, Media
 from tests.clients import Answer, Client, Server
 from tests.federation.authority import Authority
 from tests.federation.listening_peer import ListeningPeer
 from tests.federation.peer import Peer
 from tests.federation.servers import Pair, federating
+from tests.homeserver.test_thumbnails import moving
 
 UPLOAD = "/_matrix/media/v3/upload"
 
@@ -122,6 +126,40 @@ async def test_only_servers_that_sign_get_media_and_only_ours(server: Server, al
     assert (await peer.request("GET", "/v1/media/download/..%2f..%2fsigning.key")).status == 404
     unsigned = await server.anonymous.get(f"/_matrix/federation/v1/media/download/{media_id}")
     assert unsigned.status == 401
+
+
+@pytest.mark.parametrize(("animated", "frames"), [("true", 3), ("false", 1)])
+async def test_servers_get_thumbnails_too(server: Server, alice: Client, animated: str, frames: int) -> None:
+    media_id = (await upload(alice, moving("GIF"), "image/gif", "cat.gif")).partition("/")[2]
+    peer = await Peer(server).trust()
+    path, query = f"/v1/media/thumbnail/{media_id}", {"width": "32", "height": "32", "method": "crop"}
+
+    answer = await peer.request("GET", path, **query, animated=animated)
+
+    assert answer.status == 200
+    reader = MultipartReader(boundary_of(answer.headers["Content-Type"]))
+    metadata, empty, described, *pieces = reader.feed(answer.body)
+    assert (reader.is_whole, metadata, empty) == (True, {"content-type": "application/json"}, b"{}")
+    made = Image.open(io.BytesIO(b"".join(piece for piece in pieces if isinstance(piece, bytes))))
+    assert (made.size, getattr(made, "n_frames", 1)) == ((32, 32), frames)
+    assert not isinstance(described, bytes)
+    assert described["content-type"] == f"image/{(made.format or '').lower()}"
+
+
+async def test_thumbnails_that_make_no_sense_are_refused(server: Server, alice: Client) -> None:
+    media_id = (await upload(alice, b"a text", "text/plain", "a.txt")).partition("/")[2]
+    peer, path = await Peer(server).trust(), "/v1/media/thumbnail/"
+    good = {"width": "32", "height": "32"}
+
+    refused = [
+        await peer.request("GET", path + media_id, **good),
+        await peer.request("GET", path + media_id, width="32"),
+        await peer.request("GET", path + media_id, width="32", height="-1"),
+        await peer.request("GET", path + media_id, **good, method="stretch"),
+    ]
+
+    assert [answer.status for answer in refused] == [400] * 4
+    assert (await peer.request("GET", path + "unknown", **good)).body["errcode"] == "M_NOT_FOUND"
 
 
 async def test_the_old_way_is_taken_where_the_new_is_not_known(
