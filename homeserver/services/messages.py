@@ -16,7 +16,7 @@ from federation.rooms.append import RoomWriter, content_of, related_event
 from federation.rooms.contention import Contention
 from federation.rooms.sent import Annotation, SentEvents
 from homeserver.services.requester import Requester
-from storage.log import Conflict
+from storage.log import AlreadyWritten, Conflict
 from storage.rooms import Room
 
 REMEMBERED_TRANSACTIONS = 20_000
@@ -97,15 +97,19 @@ class MessageService:
 
     async def _send(self, who: Requester, message: Message) -> EventID:
         room = await self._writer.get_room(message.room_id)
-        try:
-            return await self._send_new(who, room, message)
-        except MatrixError:
-            if who.device is None or message.txn_id is None:
-                raise
-            earlier = await self._sent.find_transaction(room, who.device, message.txn_id, message.type)
-            if earlier is None:
-                raise
-            return earlier
+        contention = Contention()
+        while True:
+            try:
+                return await self._send_new(who, room, message)
+            except MatrixError as error:
+                if who.device is None or message.txn_id is None:
+                    raise
+                earlier = await self._sent.find_transaction(room, who.device, message.txn_id, message.type)
+                if earlier is not None:
+                    return earlier
+                if not isinstance(error, AlreadyWritten):
+                    raise
+                await contention.give_way(error)  # the same text in the same millisecond by another process
 
     async def _send_new(self, who: Requester, room: Room, message: Message) -> EventID:
         content, redacts = message.content, message.redacts

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from federation.rooms import append
 from tests.clients import Client, Server, quote
 from tests.rooms import create_room, join, send
 from tests.servers import running
@@ -105,3 +106,23 @@ async def test_the_same_membership_twice_at_once_is_one_event(conninfo: str, mem
         events = (await alice.ok("GET", f"/v3/rooms/{quote(room_id)}/messages?dir=b&limit=20"))["chunk"]
         found = [event for event in events if event.get("state_key") == bob.user_id]
         assert [event["content"]["membership"] for event in found].count(membership) == 1
+
+
+async def test_the_same_text_in_the_same_millisecond_is_two_messages(
+    conninfo: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(conninfo) as one, running(conninfo) as other:
+        alice = await one.register("alice")
+        room_id = await create_room(alice)
+        elsewhere = dataclasses.replace(alice, base_url=other.anonymous.base_url)
+        await known_to_both(alice, elsewhere, room_id)
+        for server in (one, other):
+            await server.application.log.catch_up()
+        monkeypatch.setattr(append, "_now_ms", lambda: 1_700_000_000_000)
+        async with await one.application.database.connect() as connection, connection.transaction():
+            await connection.execute("select from log_head for update")
+            both = [asyncio.ensure_future(send(each, room_id, "the same")) for each in (alice, elsewhere)]
+            await asyncio.sleep(0.5)
+        first, second = await asyncio.gather(*both)
+
+        assert first != second
