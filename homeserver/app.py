@@ -5,6 +5,7 @@
 
 import asyncio
 import logging
+import socket
 import time
 from collections.abc import Coroutine, Sequence
 from typing import Any
@@ -224,8 +225,8 @@ class Application:
             OldSyncAPI(self.rooms.reading, timelines, self.views, kept.board),
         )
 
-    async def start(self) -> None:
-        """Open the database, follow the log, listen."""
+    async def start(self, sockets: Sequence[socket.socket] = ()) -> None:
+        """Open the database, follow the log, listen: on these sockets, one a listener, if they are bound already."""
         await self.database.open()
         await self.accounts.impersonation.make_senders()
         await self.tail.start()
@@ -249,15 +250,18 @@ class Application:
         if self.user_data.presence.enabled:
             self._run("presence", self.user_data.presence.run())
         try:
-            await self.listening.start(self.config.listeners)
+            await self.listening.start(self.config.listeners, sockets)
         except OSError:
             await self.stop()  # else what is under way would hold up the end of the process
             raise
 
-    async def stop(self) -> None:
-        """Stop listening, finish what is under way, write what is pending, close."""
+    async def stop(self, *, drain: bool = False) -> None:
+        """Stop listening, finish what is under way, write what is pending, close.
+
+        `drain` gives clients the time to ask once more on connections that they have, and to hear that those end.
+        """
         self.tail.close()
-        await self.listening.stop()
+        await self.listening.stop(drain=drain)
         await self.reception.transactions.close()
         await self.media.repository.close()
         await background.end(self._tasks[1:])

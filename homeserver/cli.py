@@ -8,6 +8,7 @@ import asyncio
 import errno
 import getpass
 import importlib
+import os
 import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -17,7 +18,7 @@ from typing import TypeVar
 from federation.protocol.errors import MatrixError
 from federation.protocol.identifiers import check_localpart, check_server_name
 from homeserver import config_loading, dead_letters, federation_commands, logs, signing_keys, startup
-from homeserver.config import Config
+from homeserver.config import Config, RegistrationMode
 from homeserver.config_loading import ConfigurationError
 from homeserver.services.passwords import Passwords
 from homeserver.signing_keys import SigningKeyError
@@ -26,9 +27,10 @@ from storage import accounts, migrate
 from storage.accounts import Account
 from storage.database import Database
 
-DEFAULT_FILE = Path("config.yaml")
-
 Result = TypeVar("Result")
+
+
+MAX_WORKERS = 256
 
 
 class CommandError(Exception):
@@ -40,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     command: Callable[[Config, argparse.Namespace], int] = options.command
     try:
-        return command(_load_config(options.config), options)
+        return command(config_loading.find(options.config), options)
     except ConfigurationError as error:
         for mistake in error.mistakes:
             _complain(mistake.describe(error.file))
@@ -69,6 +71,12 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     serve = commands.add_parser("serve", parents=[file], help="run the server")
+    serve.add_argument(
+        "--workers",
+        type=_workers,
+        metavar="N",
+        help="answer with N processes, or with one a core (auto); SIGHUP replaces them one by one",
+    )
     serve.set_defaults(command=_serve)
 
     check = commands.add_parser("check", parents=[file], help="say everything that is wrong, each with its repair")
@@ -106,25 +114,43 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _load_config(file: Path | None) -> Config:
-    if file is not None:
-        return config_loading.load(file)
-    if DEFAULT_FILE.exists():
-        return config_loading.load(DEFAULT_FILE)
-    return Config("localhost", data_directory=Path("data").absolute())
-
-
-def _serve(config: Config, _options: argparse.Namespace) -> int:
+def _serve(config: Config, options: argparse.Namespace) -> int:
     logs.set_up(config.log)
-    # Not imported above: the other commands need no web server.
-    serving = importlib.import_module("homeserver.serving")
+    greeting = greet(config)
     try:
-        serving.serve(config, lambda text: print(text, flush=True))
+        # Not imported above: the other commands need no web server, nor does the process that looks after others.
+        if options.workers is None:
+            importlib.import_module("homeserver.serving").serve(config, lambda: print(greeting, flush=True))
+        else:
+            supervisor = importlib.import_module("homeserver.supervisor")
+            supervisor.supervise(config, options.config, options.workers, lambda: print(greeting, flush=True))
     except OSError as error:
         if error.errno not in (errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EACCES):
             raise
         raise CommandError(f"The server cannot listen: {error.strerror}. Correct `listeners`.") from error
     return 0
+
+
+def greet(config: Config) -> str:
+    """What to tell the person at the terminal of a server that answers."""
+    lines = [f"Hearth serves {config.server_name} at {config.base_url}"]
+    if config.registration.mode is RegistrationMode.CLOSED:
+        program = sys.argv[0] if sys.argv[0].endswith("hearth") else "hearth"
+        lines.append(
+            f"Registration is closed. Make an account from a second terminal: {program} user create NAME --admin"
+        )
+        lines.append(f"Then log in with any Matrix client that takes {config.base_url} as its homeserver.")
+    else:
+        lines.append(f"Open a Matrix client, enter {config.base_url} as the homeserver, and register.")
+    return "\n".join(lines)
+
+
+def _workers(text: str) -> int:
+    """A number of processes from the command line."""
+    number = len(os.sched_getaffinity(0)) if text == "auto" else int(text)
+    if not 1 <= number <= MAX_WORKERS:
+        raise argparse.ArgumentTypeError(f"not between 1 and {MAX_WORKERS}")
+    return number
 
 
 def _check(config: Config, _options: argparse.Namespace) -> int:

@@ -16,6 +16,8 @@ import yaml
 
 from homeserver.config import ByteCount, Config, ExistingFile, IPNetwork, Milliseconds, Secret
 
+DEFAULT_FILE = Path("config.yaml")
+
 _BYTE_UNITS = {
     "": 1,
     "B": 1,
@@ -63,6 +65,17 @@ class _Checked(Protocol):
 
 class _UnusableError(Exception):
     """This value was reported as a mistake."""
+
+
+def find(file: Path | None) -> Config:
+    """The settings in this file, or in `config.yaml` if it is there, else those of a server named localhost; raises
+    ConfigurationError.
+    """
+    if file is not None:
+        return load(file)
+    if DEFAULT_FILE.exists():
+        return load(DEFAULT_FILE)
+    return Config("localhost", data_directory=Path("data").absolute())
 
 
 def load(file: Path) -> Config:

@@ -1,8 +1,12 @@
 """Listening: what arrives on each configured address is answered by the APIs that it serves."""
 
+import asyncio
 import logging
+import socket
 import ssl
+import time
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 
 from aiohttp import web
 
@@ -14,6 +18,8 @@ logger = logging.getLogger(__name__)
 
 IDLE_SECONDS = 120
 """How long a connection may stay without a whole request: longer than proxies keep theirs, so that they close first."""
+DRAIN_SECONDS = 10.0
+"""How long clients may keep connections that they have to a process that is being replaced."""
 SHUTDOWN_SECONDS = 5
 """What requests under way get to finish; aiohttp takes it twice."""
 
@@ -25,35 +31,58 @@ class Listening:
         self.routes = routes
         """Every endpoint, by the API that it belongs to."""
         self._runners: list[web.ServerRunner] = []
+        self._sites: list[web.BaseSite] = []
+        self._is_ending = False
         self.ports: list[int] = []
         """Of the listeners in their order, as bound."""
 
-    async def start(self, listeners: Sequence[Listener]) -> None:
-        """Answer on all of them; raises OSError."""
-        for listener in listeners:
-            await self._listen(listener)
+    async def start(self, listeners: Sequence[Listener], sockets: Sequence[socket.socket] = ()) -> None:
+        """Answer on all of them, on sockets that are bound already or on new ones; raises OSError."""
+        for listener, bound in zip_longest(listeners, sockets):
+            await self._listen(listener, bound)
 
-    async def stop(self) -> None:
-        """Take no more connections, and give the requests under way some time to finish."""
+    async def stop(self, *, drain: bool = False) -> None:
+        """Take no more connections, and give the requests under way some time to finish.
+
+        `drain` closes no connection on which a request may be on its way: each ends with its next answer, which says
+        so, or when it was quiet for some seconds.
+        """
+        self._is_ending = True
+        if drain:
+            for site in self._sites:
+                await site.stop()
+            deadline = time.monotonic() + DRAIN_SECONDS
+            while time.monotonic() < deadline and self._has_connections():  # noqa: ASYNC110  # aiohttp tells nobody of their end
+                await asyncio.sleep(0.05)
         for runner in self._runners:
             await runner.cleanup()
 
-    async def _listen(self, listener: Listener) -> None:
+    def _has_connections(self) -> bool:
+        return any(runner.server is not None and runner.server.connections for runner in self._runners)
+
+    async def _listen(self, listener: Listener, bound: socket.socket | None) -> None:
         router = Router(route for api in listener.apis for route in self.routes[api])
 
         async def handle(request: web.BaseRequest) -> web.StreamResponse:
             if listener.behind_proxy:
                 request = _with_forwarded_address(request)
-            return await respond(router, request)
+            response = await respond(router, request)
+            if self._is_ending and not response.prepared:
+                response.force_close()
+            return response
 
         server = _Server(handle, access_log=None, keepalive_timeout=IDLE_SECONDS)
         runner = web.ServerRunner(server, shutdown_timeout=SHUTDOWN_SECONDS)
         await runner.setup()
         self._runners.append(runner)
-        site = web.TCPSite(
-            runner, listener.address, listener.port, ssl_context=_ssl_context(listener), reuse_address=True
-        )
+        tls = _ssl_context(listener)
+        site: web.BaseSite
+        if bound is None:
+            site = web.TCPSite(runner, listener.address, listener.port, ssl_context=tls, reuse_address=True)
+        else:
+            site = web.SockSite(runner, bound, ssl_context=tls)
         await site.start()
+        self._sites.append(site)
         self.ports.append(runner.addresses[0][1])
 
 

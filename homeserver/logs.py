@@ -11,14 +11,28 @@ from homeserver.config import LogFormat, Logging
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
 
 
-def set_up(settings: Logging) -> None:
-    """Send every line of this process there, and nowhere else."""
+def set_up(settings: Logging, *, worker: int | None = None) -> None:
+    """Send every line of this process there, and nowhere else; with the number of the worker that it is."""
     handler = logging.StreamHandler()
     handler.setFormatter(JSONFormatter() if settings.format is LogFormat.JSON else TextFormatter())
+    if worker is not None:
+        handler.addFilter(_Numbered(worker))
     logging.basicConfig(level=settings.level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(capture=True)
     logging.getLogger("alembic").setLevel(logging.WARNING)  # it introduces its plugins
     logging.getLogger("psycopg.pool").setLevel(logging.ERROR)  # `storage.database` says when PostgreSQL is away
+
+
+class _Numbered(logging.Filter):
+    """Gives each line the field `worker`."""
+
+    def __init__(self, worker: int) -> None:
+        super().__init__()
+        self._worker = worker
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.worker = self._worker
+        return True
 
 
 class TextFormatter(logging.Formatter):

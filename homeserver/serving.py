@@ -2,18 +2,17 @@
 
 import asyncio
 import signal
-import sys
 from collections.abc import Callable
 
 import uvloop
 
 from homeserver.app import Application
-from homeserver.config import Config, RegistrationMode
+from homeserver.config import Config
 from homeserver.startup import Prepared, prepare
 
 
-def serve(config: Config, announce: Callable[[str], None]) -> None:
-    """Run the server until SIGTERM or SIGINT; `announce` gets what to tell the person at the terminal.
+def serve(config: Config, announce: Callable[[], None]) -> None:
+    """Run the server until SIGTERM or SIGINT; `announce` is called when it answers.
 
     Raises StartupError before it listens, OSError if it cannot listen.
     """
@@ -21,7 +20,7 @@ def serve(config: Config, announce: Callable[[str], None]) -> None:
         runner.run(_serve(config, prepared, announce))
 
 
-async def _serve(config: Config, prepared: Prepared, announce: Callable[[str], None]) -> None:
+async def _serve(config: Config, prepared: Prepared, announce: Callable[[], None]) -> None:
     asked_to_stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -29,23 +28,10 @@ async def _serve(config: Config, prepared: Prepared, announce: Callable[[str], N
     application = Application(config, prepared.conninfo, prepared.keys)
     await application.start()
     try:
-        announce(_greeting(config))
+        announce()
         application.failed.add_done_callback(lambda _: asked_to_stop.set())
         await asked_to_stop.wait()
         if application.failed.done():
             application.failed.result()
     finally:
         await application.stop()
-
-
-def _greeting(config: Config) -> str:
-    lines = [f"Hearth serves {config.server_name} at {config.base_url}"]
-    if config.registration.mode is RegistrationMode.CLOSED:
-        program = sys.argv[0] if sys.argv[0].endswith("hearth") else "hearth"
-        lines.append(
-            f"Registration is closed. Make an account from a second terminal: {program} user create NAME --admin"
-        )
-        lines.append(f"Then log in with any Matrix client that takes {config.base_url} as its homeserver.")
-    else:
-        lines.append(f"Open a Matrix client, enter {config.base_url} as the homeserver, and register.")
-    return "\n".join(lines)

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -34,8 +34,9 @@ listeners: [{{address: 127.0.0.1, port: {port}}}]
 class HearthProcess:
     """A server in a directory of its own. Its port stays the same from one life to the next."""
 
-    def __init__(self, directory: Path, settings: str = "") -> None:
+    def __init__(self, directory: Path, settings: str = "", arguments: Sequence[str] = ()) -> None:
         self.directory = directory
+        self.arguments = arguments
         self.port = free_port()
         (directory / "config.yaml").write_text(_CONFIG.format(port=self.port) + settings, encoding="utf-8")
         self._process: subprocess.Popen[bytes] | None = None
@@ -65,6 +66,12 @@ class HearthProcess:
         """Whether the process has not ended."""
         return self._process is not None and self._process.poll() is None
 
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        assert self._process is not None
+        return self._process.pid
+
     def conninfo(self) -> str:
         """Of its database, while it runs."""
         conninfo = find_running(self.data)
@@ -75,7 +82,7 @@ class HearthProcess:
         """Start the process, without waiting for it."""
         with (self.directory / "server.log").open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "homeserver", "serve"],
+                [sys.executable, "-m", "homeserver", "serve", *self.arguments],
                 cwd=self.directory,
                 env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error"},
                 stdin=subprocess.DEVNULL,
@@ -175,10 +182,12 @@ def a_directory() -> Path:
 
 
 @asynccontextmanager
-async def serving(settings: str = "", directory: Path | None = None) -> AsyncIterator[HearthProcess]:
+async def serving(
+    settings: str = "", directory: Path | None = None, arguments: Sequence[str] = ()
+) -> AsyncIterator[HearthProcess]:
     """A server that answers, in a new directory or this empty one; gone with all its data at the end of the block."""
     directory = directory or a_directory()
-    server = HearthProcess(directory, settings)
+    server = HearthProcess(directory, settings, arguments)
     try:
         server.start()
         await server.wait_until_ready()

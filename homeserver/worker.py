@@ -1,0 +1,67 @@
+"""One of the processes of `hearth serve --workers N`; `supervisor.py` starts it and tells it what to serve."""
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+
+import orjson
+import uvloop
+
+from homeserver import config_loading, logs, signing_keys
+from homeserver.app import Application
+from homeserver.config import Config
+from homeserver.config_loading import ConfigurationError
+from homeserver.signing_keys import SigningKeyError
+from homeserver.supervisor import READY
+
+
+def main() -> None:
+    """Read what to do from standard input, and do it until that ends, or SIGTERM."""
+    orders = orjson.loads(sys.stdin.buffer.readline())
+    sockets = [socket.socket(fileno=number) for number in orders["sockets"]]
+    try:
+        config = config_loading.find(None if orders["file"] is None else Path(orders["file"]))
+        keys = signing_keys.load_all(config.signing_key_path, int(time.time() * 1000))
+    except (ConfigurationError, SigningKeyError) as error:
+        sys.exit(str(error))
+    changed = _find_changed(config, sockets, is_same_key=keys.signing_key.key_id == orders["key_id"])
+    if changed:
+        sys.exit(f"{changed} has changed: restart the server, SIGHUP cannot bring this about")
+    logs.set_up(config.log, worker=orders["number"])
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve(config, orders["conninfo"], keys, sockets))
+
+
+def _find_changed(config: Config, sockets: list[socket.socket], *, is_same_key: bool) -> str | None:
+    """What all processes must have the same, and was something else when the first was started."""
+    if not is_same_key:
+        return "the signing key"
+    wanted = [(each.address, each.port) for each in config.listeners]
+    bound = [each.getsockname()[:2] for each in sockets]
+    return None if wanted == bound else "`listeners`"
+
+
+async def _serve(config: Config, conninfo: str, keys: signing_keys.OwnKeys, sockets: list[socket.socket]) -> None:
+    asked_to_stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, asked_to_stop.set)
+    loop.add_reader(sys.stdin.fileno(), asked_to_stop.set)  # it says no more: whoever started this has ended
+    application = Application(config, conninfo, keys)
+    await application.start(sockets)
+    try:
+        application.failed.add_done_callback(lambda _: asked_to_stop.set())
+        os.write(sys.stdout.fileno(), READY)
+        await asked_to_stop.wait()
+        loop.remove_reader(sys.stdin.fileno())
+        if application.failed.done():
+            application.failed.result()
+    finally:
+        await application.stop(drain=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""`hearth serve --workers N`: several processes behind one port, started, lost and replaced."""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
+
+import aiohttp
+import psutil
+import pytest
+import pytest_asyncio
+
+from tests.clients import Client, unique
+from tests.rooms import create_room, send
+from tests.scenarios.hearth_process import HearthProcess, a_visitor, serving
+
+WORKERS = 2
+
+
+@pytest_asyncio.fixture(scope="module")
+async def server() -> AsyncIterator[HearthProcess]:
+    async with serving(arguments=("--workers", str(WORKERS))) as server:
+        yield server
+
+
+def workers(server: HearthProcess) -> set[int]:
+    """The processes that answer."""
+    children = psutil.Process(server.pid).children()
+    return {child.pid for child in children if "homeserver.worker" in " ".join(child.cmdline())}
+
+
+async def until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    async with asyncio.timeout(seconds):
+        while not condition():  # noqa: ASYNC110  # of other processes
+            await asyncio.sleep(0.05)
+
+
+async def connections(server: HearthProcess) -> dict[int, int]:
+    """How many of many new connections each worker was given."""
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+
+        async def ask() -> None:
+            async with session.get(f"{server.base_url}/_matrix/client/versions") as answer:
+                assert answer.status == 200
+
+        await asyncio.gather(*(ask() for _ in range(60)))
+        return {
+            pid: sum(each.status == psutil.CONN_ESTABLISHED and each.laddr.port == server.port for each in found)
+            for pid in workers(server)
+            for found in [psutil.Process(pid).net_connections("tcp")]
+        }
+
+
+async def test_all_of_them_answer_and_one_that_is_killed_is_followed_by_another(server: HearthProcess) -> None:
+    before = await connections(server)
+    assert len(before) == WORKERS
+    assert all(before.values())
+
+    os.kill(next(iter(before)), signal.SIGKILL)
+
+    await until(lambda: len(workers(server) - before.keys()) == 1)
+    async with a_visitor(server) as visitor:
+        alice = await visitor.register_as(f"alice-{unique()}")
+        room_id = await create_room(alice)
+        assert await send(alice, room_id, "still here")
+    await until(lambda: len(workers(server)) == WORKERS)
+    assert all((await connections(server)).values())
+
+
+async def test_what_is_written_by_one_is_read_by_any(server: HearthProcess) -> None:
+    async with a_visitor(server) as visitor:
+        alice = await visitor.register_as(f"alice-{unique()}")
+        room_id = await create_room(alice)
+        for number in range(20):
+            async with a_visitor(server) as other:  # a connection of its own: to any of them
+                anywhere = Client(other.base_url, other.session, alice.user_id, access_token=alice.access_token)
+                event_id = await send(anywhere, room_id, f"message {number}")
+            assert (await alice.ok("GET", f"/v3/rooms/{room_id}/event/{event_id}"))["event_id"] == event_id
+
+
+async def test_they_are_replaced_without_a_request_that_fails(server: HearthProcess) -> None:
+    before = workers(server)
+    is_over = asyncio.Event()
+    answered = 0
+
+    async def keep_asking(client: Client, room_id: str) -> None:
+        nonlocal answered
+        while not is_over.is_set():
+            await send(client, room_id, "on and on")
+            answered += 1
+
+    async def keep_connecting() -> None:
+        nonlocal answered
+        while not is_over.is_set():
+            async with aiohttp.ClientSession() as session, session.get(f"{server.base_url}/_matrix/client/versions"):
+                answered += 1
+
+    async with a_visitor(server) as visitor:
+        alice = await visitor.register_as(f"alice-{unique()}")
+        room_id = await create_room(alice)
+        async with asyncio.TaskGroup() as group:
+            for _ in range(4):
+                group.create_task(keep_asking(alice, room_id))
+                group.create_task(keep_connecting())
+            await asyncio.sleep(0.5)
+            os.kill(server.pid, signal.SIGHUP)
+            await until(lambda: "all workers are replaced" in server.log)
+            is_over.set()
+
+    assert not before & workers(server)
+    assert len(workers(server)) == WORKERS
+    assert answered > 100
+
+
+async def test_settings_that_cannot_be_used_leave_the_old_workers_alone(server: HearthProcess) -> None:
+    before = workers(server)
+    settings = server.directory / "config.yaml"
+    good = settings.read_text(encoding="utf-8")
+    for bad, why in ((good + "nonsense: 1\n", "nonsense"), (good.replace(str(server.port), "1"), "listeners")):
+        settings.write_text(bad, encoding="utf-8")
+        os.kill(server.pid, signal.SIGHUP)
+        await until(lambda why=why: why in server.log and server.log.rstrip().endswith("did not come up"))  # type: ignore[misc]  # a default
+
+    assert workers(server) == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+async def test_none_is_left_when_the_server_ends(number: signal.Signals) -> None:
+    async with serving(arguments=("--workers", str(WORKERS))) as server:
+        processes = [psutil.Process(pid) for pid in workers(server)]
+        os.kill(server.pid, number)
+        await asyncio.to_thread(server.wait_for_end)
+
+        await until(lambda: not any(each.is_running() and each.status() != psutil.STATUS_ZOMBIE for each in processes))
+
+
+async def test_a_server_whose_workers_cannot_start_ends_and_says_why() -> None:
+    with pytest.raises(AssertionError, match="did not come up"):
+        async with serving("application_service_files: [config.yaml]\n", arguments=("--workers", "2")):
+            pass
