@@ -171,6 +171,7 @@ class Application:
                 signing_keys=self.keys.remote_devices.receive_signing_keys,
             ),
         )
+        self.tail.add_view(self.reception.merger.apply)
         inbound = Inbound(
             self.outbound,
             ground,
@@ -243,6 +244,7 @@ class Application:
         self._run("exchange", self.user_data.exchange.run())
         if self.config.federation.enabled:
             self._run("dead letters", self.reception.dead_letters.run())
+            self._run("forked rooms", self.reception.merger.run())
             self._run("availability", self.outbound.shared_availability.run())
             self._run("sender", self.sender.run())
             self._run("device lists of other servers", self.keys.remote_devices.run())

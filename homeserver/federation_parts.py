@@ -39,6 +39,7 @@ from federation.rooms.doors import RoomDoors
 from federation.rooms.handshakes import Handshakes
 from federation.rooms.invited import Invitations, MayBeInvited
 from federation.rooms.joining import RemoteJoins
+from federation.rooms.merging import Merger
 from federation.rooms.missing_events import MissingEventsFetcher
 from federation.rooms.outside import OutsideRooms
 from federation.rooms.policy_servers import PolicyServers
@@ -207,6 +208,7 @@ class Reception:
             writer=ground.writer, verify=verify, missing=fetching.missing, doors=doors, find_join=joins.version_of
         )
         self.dead_letters = DeadLetters(database, self.receiver)
+        self.merger = Merger(database, ground.writer, outbound.server_name)
         joins.observers.append(self.dead_letters.look)
         edus = EDUs(database=database, receiver=self.receiver, doors=doors, receivers=edu_receivers)
         self.transactions = TransactionsAPI(

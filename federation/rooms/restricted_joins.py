@@ -3,21 +3,16 @@
 For users of every server: what our own client asks for and what another server asks for is decided alike.
 """
 
-from collections.abc import Mapping
-
 from federation.protocol.auth_events import CREATE, JOIN_RULES, POWER_LEVELS
 from federation.protocol.errors import Forbidden, MatrixError
-from federation.protocol.identifiers import is_room_id, is_user_id, server_name_of
-from federation.protocol.pdu import VerifiedPDU
-from federation.protocol.power_levels import PowerLevels, get_creators
+from federation.protocol.identifiers import is_room_id
+from federation.protocol.power_levels import PowerLevels
 from federation.protocol.types import JsonObject, RoomID, ServerName, StateKey, UserID
 from federation.rooms.append import RoomWriter, content_of
+from federation.rooms.own_members import OwnMembers
 from storage import memberships
 from storage.database import Database
 from storage.rooms import Room
-
-MAX_AUTHORISERS = 50
-"""Local members looked at for one who may vouch for a restricted join."""
 
 
 class RestrictedJoins:
@@ -27,6 +22,7 @@ class RestrictedJoins:
         self._database = database
         self._writer = writer
         self._server_name = server_name
+        self._members = OwnMembers(database, writer, server_name)
 
     async def needs_authoriser(self, room: Room, user_id: UserID) -> bool:
         """Whether the user can come in by the room's conditions alone: it has some, and they are not invited."""
@@ -48,16 +44,10 @@ class RestrictedJoins:
 
     async def find_authoriser(self, room: Room) -> UserID:
         """A joined user of ours who may invite; raises M_UNABLE_TO_GRANT_JOIN where there is none."""
-        state = await self._writer.state_for(room, [CREATE, POWER_LEVELS])
-        levels = PowerLevels.from_state(state.get(POWER_LEVELS), state[CREATE])
-        for user_id in await self._candidates(room, state, levels):
-            return user_id
-        async with self._database.read() as tx:
-            local = await memberships.local_members(tx, room.number, self._server_name, limit=MAX_AUTHORISERS)
-        for user_id in local:
-            if levels.of_user(user_id) >= levels.invite:
-                return user_id
-        raise _unable_to_grant("Nobody of this server may let anybody in")
+        user_id = await self._members.find(room, lambda levels: levels.invite)
+        if user_id is None:
+            raise _unable_to_grant("Nobody of this server may let anybody in")
+        return user_id
 
     async def check_authoriser(self, room: Room, user_id: UserID) -> None:
         """Raise M_UNABLE_TO_GRANT_JOIN unless this user of ours is joined and may invite."""
@@ -67,22 +57,6 @@ class RestrictedJoins:
         is_joined = content_of(state.get(member_key)).get("membership") == "join"
         if not is_joined or levels.of_user(user_id) < levels.invite:
             raise _unable_to_grant(f"{user_id} may not let anybody in")
-
-    async def _candidates(self, room: Room, state: Mapping[StateKey, VerifiedPDU], levels: PowerLevels) -> list[UserID]:
-        """Those users of ours with a level of their own who are joined and may invite."""
-        listed = content_of(state.get(POWER_LEVELS)).get("users")
-        named = [*get_creators(state[CREATE]), *(listed if isinstance(listed, dict) else ())]
-        ours = [
-            UserID(user_id)
-            for user_id in dict.fromkeys(named)
-            if is_user_id(user_id)
-            and server_name_of(user_id) == self._server_name
-            and levels.of_user(user_id) >= levels.invite
-        ][:MAX_AUTHORISERS]
-        found = await self._writer.state_for(room, [("m.room.member", user_id) for user_id in ours])
-        return [
-            user_id for user_id in ours if content_of(found.get(("m.room.member", user_id))).get("membership") == "join"
-        ]
 
 
 def _unable_to_grant(message: str) -> MatrixError:
