@@ -275,11 +275,6 @@ class Turn:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Experimental:
-    """Switches for what no released specification has yet; at the moment there is none."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
 class Config:
     """All settings of a server."""
 
@@ -301,7 +296,6 @@ class Config:
     log: Logging = Logging()
     support: Support = Support()
     turn: Turn = Turn()
-    experimental: Experimental = Experimental()
 
     @property
     def base_url(self) -> str:

@@ -257,7 +257,7 @@ def _suggest(key: str, known: Iterable[str]) -> str:
     nearest = difflib.get_close_matches(key, known, n=1)
     if nearest:
         return f"unknown setting: did you mean {nearest[0]}?"
-    return f"unknown setting: remove it; known here are {', '.join(known) or 'none'}"
+    return f"unknown setting: remove it; known here are {', '.join(known)}"
 
 
 def _expand_shorthand(node: yaml.Node, kind: type[Any]) -> yaml.Node:
