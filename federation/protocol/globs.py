@@ -3,10 +3,6 @@
 In time linear in the text, whatever the pattern: nothing is tried twice. There is no way to escape either character.
 """
 
-import string
-
-_WORD_CHARACTERS = frozenset(string.ascii_letters + string.digits + "_")
-
 
 def has_wildcards(pattern: str) -> bool:
     """Whether the pattern can match anything but itself."""
@@ -30,31 +26,6 @@ def glob_match(pattern: str, text: str) -> bool:
             return False
         place = found + len(part)
     return True
-
-
-def glob_search_words(pattern: str, text: str) -> bool:
-    """Whether a part of the text that starts and ends at word boundaries matches; case counts (push rules' `content`).
-
-    A boundary is an end of the text, or lies beside a character other than `A-Z`, `a-z`, `0-9` and `_`.
-    """
-    if not has_wildcards(pattern):
-        return _find_words(pattern, text)
-    if not all(part in text for part in pattern.replace("?", "*").split("*")):
-        return False
-    return _Steps(pattern).search_words(text)
-
-
-def _find_words(words: str, text: str) -> bool:
-    place = text.find(words)
-    while place >= 0:
-        if _is_boundary(text, place - 1) and _is_boundary(text, place + len(words)):
-            return True
-        place = text.find(words, place + 1)
-    return False
-
-
-def _is_boundary(text: str, place: int) -> bool:
-    return not 0 <= place < len(text) or text[place] not in _WORD_CHARACTERS
 
 
 class _Steps:
@@ -86,15 +57,4 @@ class _Steps:
         states = 1
         for character in text:
             states = (states & (accepts.get(character, 0) | any_character)) << 1 | states & stays
-        return bool(states >> self._count)
-
-    def search_words(self, text: str) -> bool:
-        """Whether a part between word boundaries matches."""
-        accepts, any_character, stays = self._accepts, self._any, self._stays
-        states = 1
-        for character in text:
-            is_boundary = character not in _WORD_CHARACTERS
-            if is_boundary and states >> self._count:
-                return True  # The part ends before this character.
-            states = (states & (accepts.get(character, 0) | any_character)) << 1 | states & stays | is_boundary
         return bool(states >> self._count)

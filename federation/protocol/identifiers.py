@@ -21,8 +21,6 @@ _SERVER_NAME = re.compile(
     r"(?::(?P<port>[0-9]{1,5}))?"
 )
 _LOCALPART = re.compile(r"[a-z0-9._=/+-]+")
-_OPAQUE_ID = re.compile(r"[0-9A-Za-z._~-]{1,255}")
-_NAMESPACED = re.compile(r"[a-z][a-z0-9._-]{0,254}")
 _MEDIA_ID = re.compile(r"[0-9A-Za-z_-]{1,255}")
 _SERVER_KEY_ID = re.compile(r"[a-z0-9]{1,32}:[0-9A-Za-z_]{1,200}")
 _KEY_ALGORITHM = re.compile(r"[0-9A-Za-z_.-]{1,64}")
@@ -71,11 +69,6 @@ def is_user_id(value: object) -> TypeGuard[UserID]:
     return isinstance(value, str) and value[:1] == "@" and _has_domain(value)
 
 
-def is_strict_user_id(value: object) -> TypeGuard[UserID]:
-    """Whether this is a user ID as servers may hand out today."""
-    return is_user_id(value) and _LOCALPART.fullmatch(value.partition(":")[0][1:]) is not None
-
-
 def is_compliant_user_id(value: object) -> TypeGuard[UserID]:
     """Whether this user ID may be spoken of outside events: its localpart is printable ASCII and not empty."""
     if not is_user_id(value):
@@ -91,20 +84,9 @@ def check_user_id(value: object) -> UserID:
     return value
 
 
-def parse_user_id(value: object) -> tuple[str, ServerName]:
-    """The localpart and the server of a user ID, of the historical grammar too."""
-    localpart, _, server_name = check_user_id(value).partition(":")
-    return localpart[1:], ServerName(server_name)
-
-
 def server_name_of(user_id: UserID) -> ServerName:
     """The server of a user ID that was checked before."""
     return ServerName(user_id.partition(":")[2])
-
-
-def localpart_of(user_id: UserID) -> str:
-    """The localpart of a user ID that was checked before."""
-    return user_id.partition(":")[0][1:]
 
 
 def check_localpart(localpart: object, server_name: ServerName) -> UserID:
@@ -172,13 +154,6 @@ def is_event_id(value: object) -> TypeGuard[EventID]:
     )
 
 
-def check_event_id(value: object) -> EventID:
-    """The value as the ID of an event in a room of any version."""
-    if not is_event_id(value):
-        raise InvalidInput("Not a valid event ID")
-    return value
-
-
 def is_event_id_of(value: object, rules: RoomVersionRules) -> TypeGuard[EventID]:
     """Whether this is an event ID as this room version has them."""
     if not isinstance(value, str) or value[:1] != "$":
@@ -194,16 +169,6 @@ def server_of_event_id(event_id: EventID) -> ServerName | None:
     """The server that made up this event ID; None where it is a hash."""
     server_name = event_id.partition(":")[2]
     return ServerName(server_name) if server_name else None
-
-
-def is_opaque_id(value: object) -> TypeGuard[str]:
-    """Whether this follows the Opaque Identifier Grammar."""
-    return isinstance(value, str) and _OPAQUE_ID.fullmatch(value) is not None
-
-
-def is_namespaced_id(value: object) -> TypeGuard[str]:
-    """Whether this follows the Common Namespaced Identifier Grammar."""
-    return isinstance(value, str) and _NAMESPACED.fullmatch(value) is not None
 
 
 def is_device_id(value: object) -> TypeGuard[DeviceID]:

@@ -40,11 +40,6 @@ class Conflict:
     """Rejected events among all that were loaded: they do not authorise others by being cited."""
 
 
-def conflicted_keys(state_sets: Sequence[StateIDs]) -> set[StateKey]:
-    """The keys that are not present with the same event in every state."""
-    return set(split(state_sets)[1])
-
-
 def split(state_sets: Sequence[StateIDs]) -> tuple[dict[StateKey, EventID], dict[StateKey, set[EventID]]]:
     """The unconflicted state map and, by key, the conflicted state set."""
     unconflicted: dict[StateKey, EventID] = {}

@@ -3,7 +3,7 @@
 import pytest
 
 from federation.protocol.room_versions import get_rules
-from federation.protocol.state_resolution import Conflict, conflicted_keys, list_keys, list_missing, resolve, split
+from federation.protocol.state_resolution import Conflict, list_keys, list_missing, resolve, split
 from federation.protocol.types import EventID
 from tests.protocol.forked_room import ForkedRoom
 from tests.protocol.room_builder import ALICE, ALL_VERSIONS, BOB, CAROL, EVE
@@ -33,7 +33,6 @@ def test_a_key_is_in_conflict_unless_all_states_have_the_same_event() -> None:
     states = [{TOPIC: a, RULES: a, LEVELS: a}, {TOPIC: a, RULES: b}]
 
     assert split(states) == ({TOPIC: a}, {RULES: {a, b}, LEVELS: {a}})
-    assert conflicted_keys(states) == {RULES, LEVELS}
 
 
 @pytest.mark.parametrize("version", FROM_2)
