@@ -40,6 +40,7 @@ from homeserver.key_parts import KeyParts
 from homeserver.listening import Listening
 from homeserver.media_parts import MediaParts
 from homeserver.room_parts import RoomParts
+from homeserver.services.budget_table import BudgetTable
 from homeserver.services.event_counts import EventCounter
 from homeserver.services.sync import SyncService, SyncSources
 from homeserver.services.sync_rooms import SyncRooms
@@ -78,16 +79,19 @@ SWEEP_SECONDS = 600
 
 
 class Application:
-    """One process's server. `start` returns when it answers; `stop` loses no answered write."""
+    """One process's server. `start` returns when it answers; `stop` loses no answered write.
 
-    def __init__(self, config: Config, conninfo: str, keys: OwnKeys) -> None:
+    `budgets` are those of requests that it shares with other processes.
+    """
+
+    def __init__(self, config: Config, conninfo: str, keys: OwnKeys, budgets: BudgetTable | None = None) -> None:
         self.config = config
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Gets the exception of a background task that ended."""
         self._tasks: list[asyncio.Task[None]] = []
-        self._build(conninfo, keys)
+        self._build(conninfo, keys, budgets)
 
-    def _build(self, conninfo: str, keys: OwnKeys) -> None:
+    def _build(self, conninfo: str, keys: OwnKeys, budgets: BudgetTable | None) -> None:
         """Every object, in dependency order."""
         config, server_name = self.config, ServerName(self.config.server_name)
 
@@ -122,7 +126,7 @@ class Application:
             tail=self.tail,
             writer=self.writer,
             reader=self.reader,
-            rate_limits=configured.rate_limits(config.rate_limits),
+            rate_limits=configured.rate_limits(config.rate_limits, budgets),
         )
         self.fetching = Fetching(self.outbound, database=self.database, writer=self.writer)
         self.tail.add_view(self.fetching.access.apply)

@@ -14,6 +14,7 @@ from homeserver.client_api.outside_services import TurnServers
 from homeserver.config import Config, RegistrationMode
 from homeserver.services import application_services as registrations
 from homeserver.services.application_services import ApplicationServiceError, ApplicationServices
+from homeserver.services.budget_table import BudgetTable
 from homeserver.services.rate_limits import Limit, RateLimits
 from homeserver.services.sessions import Lifetimes
 from homeserver.startup import StartupError
@@ -41,14 +42,14 @@ def speaks_with(configured: settings.Federation) -> Callable[[ServerName], bool]
     return ServerACL({"allow": list(configured.allowed_servers), "deny": list(configured.denied_servers)}).allows
 
 
-def rate_limits(configured: settings.RateLimits) -> RateLimits:
-    """Every budget that the settings name."""
+def rate_limits(configured: settings.RateLimits, table: BudgetTable | None) -> RateLimits:
+    """Every budget that the settings name, in a table that is shared with other processes, or its own."""
     limits = {
         each.name: Limit(value.per_second, value.burst)
         for each in dataclasses.fields(configured)
         if isinstance(value := getattr(configured, each.name), settings.RateLimit)
     }
-    return RateLimits(limits, enabled=configured.enabled)
+    return RateLimits(limits, enabled=configured.enabled, table=table)
 
 
 def policies(configured: settings.Registration) -> list[Policy]:

@@ -23,6 +23,7 @@ from pathlib import Path
 import orjson
 
 from homeserver.config import Config, Listener
+from homeserver.services import budget_table
 from homeserver.startup import StartupError, prepare
 from storage import background
 
@@ -119,7 +120,14 @@ class Orders:
     """What each worker is told on its standard input, one line of JSON."""
 
     def __init__(self, file: Path | None, conninfo: str, key_id: str) -> None:
-        self._told = {"file": None if file is None else str(file), "conninfo": conninfo, "key_id": key_id}
+        self.budgets = budget_table.shared_memory()
+        """Of requests, in memory that all workers share."""
+        self._told = {
+            "file": None if file is None else str(file),
+            "conninfo": conninfo,
+            "key_id": key_id,
+            "budgets": self.budgets,
+        }
 
     def render(self, number: int, sockets: Sequence[socket.socket]) -> bytes:
         """The line for the worker in one place."""
@@ -175,7 +183,7 @@ class Place:
             *(sys.executable, "-m", "homeserver.worker"),
             stdin=PIPE,
             stdout=PIPE,
-            pass_fds=[each.fileno() for each in self._sockets],
+            pass_fds=[self._orders.budgets, *(each.fileno() for each in self._sockets)],
             start_new_session=True,  # Control-C at the terminal is for this process alone
         )
         try:

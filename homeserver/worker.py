@@ -11,11 +11,13 @@ from pathlib import Path
 import orjson
 import uvloop
 
+from federation.protocol.types import JsonObject
 from homeserver import config_loading, logs, signing_keys
 from homeserver.app import Application
 from homeserver.config import Config
 from homeserver.config_loading import ConfigurationError
-from homeserver.signing_keys import SigningKeyError
+from homeserver.services.budget_table import BudgetTable
+from homeserver.signing_keys import OwnKeys, SigningKeyError
 from homeserver.supervisor import READY
 
 
@@ -33,7 +35,7 @@ def main() -> None:
         sys.exit(f"{changed} has changed: restart the server, SIGHUP cannot bring this about")
     logs.set_up(config.log, worker=orders["number"])
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(config, orders["conninfo"], keys, sockets))
+        runner.run(_serve(config, keys, orders, sockets))
 
 
 def _find_changed(config: Config, sockets: list[socket.socket], *, is_same_key: bool) -> str | None:
@@ -45,12 +47,12 @@ def _find_changed(config: Config, sockets: list[socket.socket], *, is_same_key: 
     return None if wanted == bound else "`listeners`"
 
 
-async def _serve(config: Config, conninfo: str, keys: signing_keys.OwnKeys, sockets: list[socket.socket]) -> None:
+async def _serve(config: Config, keys: OwnKeys, orders: JsonObject, sockets: list[socket.socket]) -> None:
     asked_to_stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, asked_to_stop.set)
     loop.add_reader(sys.stdin.fileno(), asked_to_stop.set)  # it says no more: whoever started this has ended
-    application = Application(config, conninfo, keys)
+    application = Application(config, orders["conninfo"], keys, BudgetTable(orders["budgets"]))
     await application.start(sockets)
     try:
         application.failed.add_done_callback(lambda _: asked_to_stop.set())

@@ -1,7 +1,7 @@
 """Budgets of requests: how often one account or address may do something (Client-Server API, "Rate limiting").
 
 Each budget is a token bucket, kept as one number per key: the time at which the bucket will be full again (the
-"virtual scheduling" form of GCRA). A key whose time has passed has a full bucket and needs no memory.
+"virtual scheduling" form of GCRA).
 """
 
 import time
@@ -11,9 +11,7 @@ from functools import lru_cache
 from ipaddress import IPv6Address, IPv6Network
 
 from federation.protocol.errors import LimitExceeded
-
-MAX_KEYS = 100_000
-"""Keys remembered over all budgets; beyond that the oldest are forgotten, which gives them a full bucket."""
+from homeserver.services.budget_table import BudgetTable
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,15 +23,20 @@ class Limit:
 
 
 class RateLimits:
-    """The budgets of this process."""
+    """The budgets of this server's processes, as far as they share a table."""
 
     def __init__(
-        self, limits: Mapping[str, Limit], *, enabled: bool = True, clock: Callable[[], float] = time.monotonic
+        self,
+        limits: Mapping[str, Limit],
+        *,
+        enabled: bool = True,
+        table: BudgetTable | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._limits = dict(limits)
         self._enabled = enabled
-        self._clock = clock
-        self._full_at: dict[tuple[str, str], float] = {}
+        self._clock = clock  # the same in all processes of a machine
+        self._table = table or BudgetTable()
 
     def spend(self, name: str, key: str, *, cost: int = 1) -> None:
         """Take `cost`, or all if the budget can hold no more, from the budget `name` of `key`.
@@ -43,32 +46,18 @@ class RateLimits:
         if not self._enabled:
             return
         limit = self._limits[name]
-        key = budget_key(key)
+        key = f"{name} {budget_key(key)}"
         now = self._clock()
-        full_at = max(self._full_at.get((name, key), now), now) + min(cost, limit.burst) / limit.per_second
+        full_at = max(self._table.get(key), now) + min(cost, limit.burst) / limit.per_second
         _check(full_at, now, limit)
-        # Inserted anew, so that the dictionary's order is that of last use.
-        self._full_at.pop((name, key), None)
-        self._full_at[name, key] = full_at
-        if len(self._full_at) > MAX_KEYS:
-            self._forget(now)
+        self._table.put(key, full_at)
 
     def check(self, name: str, key: str) -> None:
         """Raise LimitExceeded when one could not be spent; spends nothing."""
         if self._enabled:
             limit = self._limits[name]
-            key = budget_key(key)
             now = self._clock()
-            _check(max(self._full_at.get((name, key), now), now) + 1 / limit.per_second, now, limit)
-
-    def clear(self, name: str, key: str) -> None:
-        """Give a full budget again."""
-        self._full_at.pop((name, budget_key(key)), None)
-
-    @property
-    def remembered(self) -> int:
-        """How many budgets are in memory."""
-        return len(self._full_at)
+            _check(max(self._table.get(f"{name} {budget_key(key)}"), now) + 1 / limit.per_second, now, limit)
 
     def by_name(self) -> Mapping[str, Callable[[object, str], None]]:
         """What spends one from each budget, for the gates of an API's routes."""
@@ -79,11 +68,6 @@ class RateLimits:
             self.spend(name, key)
 
         return spend
-
-    def _forget(self, now: float) -> None:
-        self._full_at = {key: full_at for key, full_at in self._full_at.items() if full_at > now}
-        for key in list(self._full_at)[: max(0, len(self._full_at) - MAX_KEYS // 2)]:
-            del self._full_at[key]
 
 
 def budget_key(key: str) -> str:

@@ -3,7 +3,8 @@
 import pytest
 
 from federation.protocol.errors import LimitExceeded
-from homeserver.services import rate_limits
+from homeserver.services import budget_table
+from homeserver.services.budget_table import BudgetTable
 from homeserver.services.rate_limits import Limit, RateLimits
 
 
@@ -98,12 +99,23 @@ def test_switched_off_there_is_no_limit() -> None:
     assert all(spends(limits) for _ in range(10))
 
 
-def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rate_limits, "MAX_KEYS", 100)
-    limits = RateLimits({"messages": Limit(per_second=0.001, burst=1)}, clock=Clock())
+def test_processes_that_share_a_table_share_the_budgets() -> None:
+    memory, clock = budget_table.shared_memory(), Clock()
+    one, other, stranger = (
+        RateLimits({"messages": Limit(per_second=0.001, burst=4)}, table=BudgetTable(each), clock=clock)
+        for each in (memory, memory, -1)
+    )
+
+    assert [spends(each) for each in (one, other, one, other, one, other)] == [True] * 4 + [False] * 2
+    assert spends(stranger)
+
+
+def test_memory_is_bounded_and_who_has_spent_most_is_remembered_longest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(budget_table, "_SETS", 4)
+    limits = RateLimits({"messages": Limit(per_second=0.001, burst=5)}, clock=Clock())
+    limits.spend("messages", "mallory", cost=5)
 
     for number in range(1000):
         assert spends(limits, f"user{number}")
 
-    assert limits.remembered <= 100
-    assert not spends(limits, "user999")
+    assert not spends(limits, "mallory")

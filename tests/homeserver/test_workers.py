@@ -138,3 +138,15 @@ async def test_a_server_whose_workers_cannot_start_ends_and_says_why() -> None:
     with pytest.raises(AssertionError, match="did not come up"):
         async with serving("application_service_files: [config.yaml]\n", arguments=("--workers", "2")):
             pass
+
+
+async def test_budgets_hold_for_all_workers_together() -> None:
+    limits = "rate_limits: {login: {per_second: 0.001, burst: 5}}\n"
+    async with serving(limits, arguments=("--workers", str(WORKERS))) as server:
+        statuses = []
+        for _ in range(12):
+            async with a_visitor(server) as visitor:  # a connection of its own: to any of them
+                body = {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": "x"}, "password": "y"}
+                statuses.append((await visitor.post("/v3/login", body)).status)
+
+        assert statuses == [403] * 5 + [429] * 7

@@ -38,7 +38,10 @@ class HearthProcess:
         self.directory = directory
         self.arguments = arguments
         self.port = free_port()
-        (directory / "config.yaml").write_text(_CONFIG.format(port=self.port) + settings, encoding="utf-8")
+        given = _CONFIG.format(port=self.port)
+        if "rate_limits" in settings:
+            given = given.replace("rate_limits: off\n", "")
+        (directory / "config.yaml").write_text(given + settings, encoding="utf-8")
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
