@@ -19,6 +19,7 @@ from benchmarks.peering import Peering
 from benchmarks.server import Server
 from benchmarks.synapse import Synapse
 from tests.clients import Client
+from tests.clusters import drop_database
 from tests.federation.authority import Authority
 from tests.interop.links import Links
 from tests.interop.people import PATIENCE_SECONDS, Person
@@ -36,6 +37,7 @@ class Border:
 
     def __init__(self, directory: Path, maintenance_conninfo: str, session: aiohttp.ClientSession) -> None:
         self._databases = Databases(directory, maintenance_conninfo)
+        self._maintenance = maintenance_conninfo
         self._authority = Authority(directory)
         self._session = session
         self._servers: dict[str, Server] = {}
@@ -97,14 +99,15 @@ class Border:
 
     def log_sizes(self) -> dict[Path, int]:
         """How long each server's log is by now."""
-        return {server.log_file: server.log_file.stat().st_size for server in self._servers.values()}
+        files = [server.log_file for server in self._servers.values()]
+        return {file: file.stat().st_size for file in files if file.exists()}
 
     async def close(self) -> None:
         """Stop them and remove their databases."""
         await self.links.close()
         for server in self._servers.values():
             await server.stop()
-            self._databases.drop_database(server.database)
+            drop_database(self._maintenance, server.database)
 
 
 @asynccontextmanager
