@@ -2,7 +2,8 @@
 
 The state of a room that is being joined, and auth chains. They are no entries of the log, only take positions in it,
 so that every event stands at a higher position than those that it cites. The reservation commits by itself and holds
-the log's lock for two statements; the events follow in an ordinary transaction, however many they are.
+the log's lock for two statements; the events follow in an ordinary transaction, however many they are. Where others
+wrote one of them in between, it stands higher than the places that were reserved: the writer then takes new places.
 """
 
 from collections.abc import Collection, Sequence
@@ -16,6 +17,11 @@ from storage.database import Tx
 from storage.event_bytes import pack
 from storage.events import Flag
 from storage.rooms import Room
+
+
+class Overtaken(Exception):
+    """Others wrote some of the events after the places were reserved: what cites those has to go higher. Nothing is to
+    be committed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +48,12 @@ async def insert(
     """Write these events of the room at the reserved positions, each after those that it cites.
 
     What is held already, in whatever way, stays as it is. `rejected` were refused by the authorisation rules. Answers
-    the numbers of the strings used, which are final once this is committed.
+    the numbers of the strings used, which are final once this is committed. Raises Overtaken.
     """
     used = {text for pdu in pdus for text in (pdu.type, pdu.sender, pdu.state_key) if text is not None}
     numbers = await strings.intern(tx, used)
     outlier, refused = int(Flag.OUTLIER), int(Flag.OUTLIER | Flag.REJECTED)
-    await tx.execute(
+    inserted = await tx.execute(
         "insert into events (position, origin_server_ts, room, line, version, trunk_version, type, sender, state_key,"
         " notify_total, highlight_total, flags, event_id, json)"
         " select position, origin_server_ts, %s, 0, 0, %s, type, sender, state_key, 0, 0, flags, event_id, json"
@@ -67,4 +73,15 @@ async def insert(
             Byteas(pack(pdu.canonical) for pdu in pdus),
         ),
     )
+    if inserted < len(pdus):
+        await _check_not_overtaken(tx, reserved, pdus)
     return numbers
+
+
+async def _check_not_overtaken(tx: Tx, reserved: Reserved, pdus: Sequence[VerifiedPDU]) -> None:
+    row = await tx.fetch_one(
+        "select 1 from events where event_id = any(%s::text[]) and position >= %s limit 1",
+        ([pdu.event_id for pdu in pdus], reserved.first + len(pdus)),
+    )
+    if row is not None:
+        raise Overtaken

@@ -267,6 +267,8 @@ async def _place(stretch: _Stretch, pdu: VerifiedPDU, place: int, arrival: int) 
         await graph.load(cited_by(pdu))
     except MissingEvents:
         return
+    if held is None and any(graph.arrivals[each] > arrival for each in cited_by(pdu)):
+        raise Conflict("What an event cites has come just now")
     position = place if held is None else held.position
     graph.add(pdu, position, arrival if held is None else held.arrival)
     state = await graph.state(before, keys_for(pdu))

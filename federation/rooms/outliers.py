@@ -4,7 +4,8 @@ Each is judged by the events that it cites (step 4 of "Checks performed on recei
 come with it, and stands at a higher position than all of them: resolution relies on that (`state.py`).
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 
 from federation.protocol import auth_rules
 from federation.protocol.auth_events import CREATE
@@ -59,10 +60,15 @@ class OutlierAppender:
                 rejected.add(pdu.event_id)
             known[pdu.event_id] = pdu
         for start in range(0, len(fresh), MAX_CHUNK):
-            chunk = fresh[start : start + MAX_CHUNK]
-            async with self._database.transaction() as tx:
-                reserved = await outliers.reserve(tx, room, len(chunk))
-            async with self._database.transaction() as tx:
-                await outliers.insert(tx, room, reserved, chunk, rejected)
+            await self._hold(room, fresh[start : start + MAX_CHUNK], rejected)
         here = {event_id for event_id in wanted if event_id in held}.union(pdu.event_id for pdu in fresh)
         return here - rejected
+
+    async def _hold(self, room: Room, pdus: Sequence[VerifiedPDU], rejected: Collection[EventID]) -> None:
+        while True:  # as often as others write one of these events meanwhile
+            async with self._database.transaction() as tx:
+                reserved = await outliers.reserve(tx, room, len(pdus))
+            with suppress(outliers.Overtaken):
+                async with self._database.transaction() as tx:
+                    await outliers.insert(tx, room, reserved, pdus, rejected)
+                return

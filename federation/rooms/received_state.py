@@ -232,14 +232,20 @@ class ReceivedState:
         """
         event_ids = list(self._known)
         async with database.transaction() as tx:
-            reserved = await outliers.reserve(tx, room, len(event_ids))
-        for start in range(0, len(event_ids), CHUNK):
-            chunk = event_ids[start : start + CHUNK]
-            pdus = [self.get(event_id) for event_id in chunk]
-            places = outliers.Reserved(reserved.first + start, reserved.trunk_version)
-            async with database.transaction() as tx:
-                numbers = await outliers.insert(tx, room, places, pdus, self.rejected)
+            places = await outliers.reserve(tx, room, len(event_ids))
+        done = 0
+        while done < len(event_ids):
+            pdus = [self.get(event_id) for event_id in event_ids[done : done + CHUNK]]
+            try:
+                async with database.transaction() as tx:
+                    numbers = await outliers.insert(tx, room, places, pdus, self.rejected)
+            except outliers.Overtaken:  # by another join, or what comes from the room: the rest goes above that
+                async with database.transaction() as tx:
+                    places = await outliers.reserve(tx, room, len(event_ids) - done)
+                continue
             remember_committed(database.memory, numbers)
+            done += len(pdus)
+            places = outliers.Reserved(places.first + len(pdus), places.trunk_version)
         state = self.state
         async with database.read() as tx:
             held = await events.positions_of(tx, room.number, state.values())
