@@ -7,8 +7,9 @@ import pytest
 from federation.protocol.pdu import VerifiedPDU
 from federation.protocol.types import StateKey, UserID
 from federation.rooms.append import Outcome
-from federation.rooms.state import MissingEvents
-from storage import events, room_state, rooms
+from federation.rooms.history import HistoryAppender
+from federation.rooms.state import Graph, MissingEvents, View
+from storage import events, history, room_state, rooms
 from storage.events import Flag, StoredEvent
 from storage.rooms import Room as StoredRoom
 from tests.federation.processes import Process, a_process
@@ -251,6 +252,34 @@ async def test_an_outlier_that_comes_once_more_gets_its_place(process: Process, 
     assert missing == [(topic.prev_event_ids[0],)]
     assert await extremities(process, stored) == ends
     assert (await process.writer.append_remote(topic)).outcome is Outcome.DUPLICATE
+
+
+async def test_what_came_after_an_outlier_that_got_its_place_much_later_is_found(process: Process) -> None:
+    room = a_joined_room("11")
+    stored = await store(process, room)
+    before, last = {key: pdu.event_id for key, pdu in room.state.items()}, room.events[-1]
+    room.add("m.room.message", ALICE, {"body": "unseen"})
+    topic = room.add("m.room.topic", ALICE, {"topic": "held"}, "")
+    await process.writer.append_outliers(stored, [topic])
+    name = room.add("m.room.name", ALICE, {"name": "n"}, "", prev_events=[last])
+    avatar = room.add("m.room.avatar", ALICE, {"url": "mxc://a/b"}, "", prev_events=[name])
+    await store(process, room, [name, avatar])
+    state = {key: pdu.event_id for key, pdu in room.state.items()}
+    later = room.add("m.room.message", EVE, {"body": "later"}, prev_events=[avatar, topic])
+    await process.writer.append_remote(later, state_before=state)
+    async with process.database.read() as tx:
+        (gap,) = await history.gaps(tx, stored.number)
+    appender, states = HistoryAppender(process.database), {topic.event_id: before}
+    assert await appender.append(stored, gap, [topic], states, first_place=gap.bottom - 1) == [topic.event_id]
+    assert (await event_of(process, topic)).flags == Flag.HISTORY
+
+    async with process.database.read() as tx:
+        graph = Graph(tx, stored)
+        await graph.load([topic.event_id])
+        version = (await rooms.rows(tx, [stored.number]))[stored.number].state_version
+        recent = await graph.recent(View((room_state.TRUNK, version)), graph.arrivals[topic.event_id])
+
+    assert set(recent) == {name.event_id, avatar.event_id}
 
 
 async def test_an_outlier_with_a_place_is_no_gap_for_others(process: Process) -> None:
