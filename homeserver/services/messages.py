@@ -22,6 +22,8 @@ from storage.rooms import Room
 REMEMBERED_TRANSACTIONS = 20_000
 REMEMBERED_ROOTS = 5_000
 MAX_NEW_ALIASES = 100
+ALIASES_AT_ONCE = 10
+"""That are looked up, some of them by asking other servers."""
 
 ResolveAlias = Callable[[RoomAlias], Awaitable[RoomID | None]]
 """The room that an alias of any server stands for; None where it stands for none."""
@@ -219,10 +221,19 @@ class MessageService:
         added = sorted(_aliases_of(new) - _aliases_of(old))
         if len(added) > MAX_NEW_ALIASES:
             raise InvalidInput(f"At most {MAX_NEW_ALIASES} aliases can be added at once")
+        aliases = [alias for alias in added if is_room_alias(alias)]
         for alias in added:
             if not is_room_alias(alias):
                 raise InvalidInput(f"{alias!r} is no room alias")
-            if await self._resolve_alias(alias) != room.room_id:
+        at_once = asyncio.Semaphore(ALIASES_AT_ONCE)
+
+        async def resolve(alias: RoomAlias) -> RoomID | None:
+            async with at_once:
+                return await self._resolve_alias(alias)
+
+        found = await asyncio.gather(*map(resolve, aliases))
+        for alias, room_id in zip(aliases, found, strict=True):
+            if room_id != room.room_id:
                 raise InvalidInput(f"{alias} does not stand for this room", "M_BAD_ALIAS")
 
 

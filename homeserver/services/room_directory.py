@@ -51,9 +51,12 @@ class RoomDirectory:
     # --- aliases
 
     async def find(self, alias: RoomAlias) -> RoomID | None:
-        """The room that an alias stands for, None for none."""
+        """The room that an alias of any server stands for, None for none; raises PeerFailed where nobody tells."""
         if server_of_alias(alias) != self._server_name:
-            return None
+            try:
+                return (await self._resolve_remote(alias))[0]
+            except (NotFound, Forbidden, InvalidInput):  # so its server says
+                return None
         async with self._database.read() as tx:
             found = await room_directory.find_alias(tx, alias)
         return None if found is None else found.room_id

@@ -5,6 +5,7 @@ from typing import Any
 
 from tests.clients import Client, Server, quote
 from tests.federation.answering_peer import answering_peer
+from tests.federation.handshakes import joined, member_event, send_leave
 from tests.federation.peer import Peer, path_of
 from tests.federation.servers import Pair
 
@@ -87,6 +88,25 @@ async def test_a_server_sees_only_what_its_users_could_join(server: Server, alic
     plain = await a_room(alice, **PUBLIC)
     await set_child(alice, plain, closed)
     assert (await ask(plain))["room"]["children_state"] == []  # it is no space
+
+
+async def test_a_restricted_child_is_told_to_those_in_the_rooms_that_it_names(server: Server, alice: Client) -> None:
+    peer = await Peer(server).trust()
+    space = await a_space(alice, **PUBLIC)
+    club, left = await a_room(alice, **PUBLIC), await a_room(alice, **PUBLIC)
+    for room_id in (space, left):
+        await joined(peer, room_id, "12")
+    leave = await member_event(peer, left, "12", "leave")
+    assert (await send_leave(peer, left, leave)).status == 200
+    children = [await restricted_to(alice, each) for each in (space, club, left)]
+    for child in children:
+        await set_child(alice, space, child)
+
+    answer = await asking(peer)(space)
+
+    assert [each["room_id"] for each in answer["children"]] == children[:1]
+    assert answer["children"][0]["allowed_room_ids"] == [space]
+    assert set(answer["inaccessible_children"]) == set(children[1:])
 
 
 async def test_members_of_a_restricting_room_see_what_they_may_join(pair: Pair) -> None:

@@ -31,6 +31,25 @@ async def test_users_join_by_an_alias_of_another_server(pair: Pair) -> None:
     assert (await alice.get(f"/v3/directory/room/{quote('#none:' + pair.far.name)}")).status == 404
 
 
+async def test_an_alias_of_another_server_names_a_room_only_where_it_stands_for_it(pair: Pair) -> None:
+    alice, bob = await pair.near.register("alice"), await pair.far.register("bob")
+    ours, others = unique("ours"), unique("others")
+    room_id = (await alice.ok("POST", "/v3/createRoom", {"preset": "public_chat"}))["room_id"]
+    await bob.ok("POST", f"/v3/join/{quote(room_id)}", {}, params={"via": pair.near.name})
+    await bob.ok("PUT", f"/v3/directory/room/{quote(f'#{ours}:{pair.far.name}')}", {"room_id": room_id})
+    await bob.ok("POST", "/v3/createRoom", {"room_alias_name": others})
+    path = f"/v3/rooms/{quote(room_id)}/state/m.room.canonical_alias"
+
+    async def named(name: str, member: str = "alt_aliases") -> Any:
+        alias = f"#{name}:{pair.far.name}"
+        return await alice.put(path, {member: alias if member == "alias" else [alias]})
+
+    assert (await named(ours)).status == 200
+    assert (await named(ours, "alias")).status == 200
+    for wrong in (await named(others), await named(others, "alias"), await named("none"), await named("none", "alias")):
+        assert (wrong.status, wrong.body["errcode"]) == (400, "M_BAD_ALIAS")
+
+
 async def test_users_look_up_profiles_of_another_server(pair: Pair) -> None:
     alice, bob = await pair.near.register("alice"), await pair.far.register("bob")
     await bob.ok("PUT", f"/v3/profile/{quote(bob.user_id)}/displayname", {"displayname": "Bob"})
