@@ -25,8 +25,7 @@ async def join(client: Client, room: str, **body: Any) -> str:
 
 async def send(client: Client, room_id: str, text: str, **content: Any) -> str:
     """Send a text message: its event ID."""
-    body = {"msgtype": "m.text", "body": text, **content}
-    return await send_event(client, room_id, "m.room.message", body)
+    return await send_event(client, room_id, "m.room.message", {"msgtype": "m.text", "body": text, **content})
 
 
 async def send_event(client: Client, room_id: str, event_type: str, content: Any) -> str:

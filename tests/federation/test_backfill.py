@@ -17,7 +17,8 @@ from storage import history as stored_history
 from storage.events import Flag
 from tests.clients import Client, Server, quote
 from tests.federation.servers import Pair, two_servers
-from tests.homeserver.rooms import a_room, bodies, history, leave, page, redact, say, set_state, set_visibility
+from tests.homeserver.rooms import a_room, bodies, history, leave, page, redact, set_state, set_visibility
+from tests.rooms import send
 
 HISTORY = 60
 
@@ -35,7 +36,7 @@ async def both(pair: Pair) -> tuple[Client, Client]:
 async def a_room_with(alice: Client, count: int, **fields: Any) -> tuple[str, list[str]]:
     """A room in which somebody said things; the messages' IDs."""
     room_id = await a_room(alice, **fields)
-    return room_id, [await say(alice, room_id, f"{number}") for number in range(count)]
+    return room_id, [await send(alice, room_id, f"{number}") for number in range(count)]
 
 
 def ids(events: list[Any]) -> list[str]:
@@ -61,7 +62,7 @@ async def test_every_event_from_before_the_join_is_read_once_and_in_order(pair: 
     alice, bob = await both(pair)
     room_id = await a_room(alice, room_version=version)
     for number in range(HISTORY):
-        await say(alice, room_id, f"{number}")
+        await send(alice, room_id, f"{number}")
         if number % 10 == 5:
             await set_state(alice, room_id, "m.room.topic", {"topic": f"{number}"})
     await join(bob, room_id, pair.near.name)
@@ -86,7 +87,7 @@ async def test_five_hundred_events_come_in_several_stretches(pair: Pair) -> None
     for number in range(470):
         if number % 40 == 0:
             await alice.ok("PUT", f"/v3/profile/{alice.user_id}/displayname", {"displayname": f"Alice {number}"})
-        await say(alice, room_id, f"{number}")
+        await send(alice, room_id, f"{number}")
     await join(bob, room_id, pair.near.name)
 
     pages = await history(bob, room_id, limit=50)
@@ -102,7 +103,7 @@ async def test_a_lazy_page_has_the_senders_as_they_were(pair: Pair) -> None:
     room_id = await a_room(alice)
     await alice.ok("PUT", f"/v3/profile/{alice.user_id}/displayname", {"displayname": "Then"})
     for number in range(5):
-        await say(alice, room_id, f"{number}")
+        await send(alice, room_id, f"{number}")
     await alice.ok("PUT", f"/v3/profile/{alice.user_id}/displayname", {"displayname": "Now"})
     await join(bob, room_id, pair.near.name)
 
@@ -134,9 +135,9 @@ async def test_history_is_no_news(pair: Pair) -> None:
 async def test_fetched_history_is_shown_to_those_who_may_see_it(pair: Pair, visibility: str) -> None:
     alice, bob = await both(pair)
     room_id = await a_room(alice)
-    await say(alice, room_id, "for all")
+    await send(alice, room_id, "for all")
     await set_visibility(alice, room_id, visibility)
-    await say(alice, room_id, "later")
+    await send(alice, room_id, "later")
     await join(bob, room_id, pair.near.name)
     carol = await pair.far.register("carol")
 
@@ -165,12 +166,12 @@ async def test_who_comes_back_reads_what_happened_meanwhile_in_its_place(pair: P
     alice, bob = await both(pair)
     room_id, _ = await a_room_with(alice, 3)
     await join(bob, room_id, pair.near.name)
-    mine = await say(bob, room_id, "mine")
+    mine = await send(bob, room_id, "mine")
     await until(lambda: has(alice, room_id, mine))
     await leave(bob, room_id)
     await until(lambda: has_left(alice, room_id, bob))
     for number in range(20):
-        await say(alice, room_id, f"meanwhile {number}")
+        await send(alice, room_id, f"meanwhile {number}")
     await set_state(alice, room_id, "m.room.name", {"name": "Another"})
     await join(bob, room_id, pair.near.name)
 
@@ -188,7 +189,7 @@ async def test_what_was_missed_meanwhile_is_fetched_into_its_place(
         alice, bob = await both(pair)
         room_id, _ = await a_room_with(alice, 2)
         await join(bob, room_id, pair.near.name)
-        mine = await say(bob, room_id, "mine")
+        mine = await send(bob, room_id, "mine")
         await until(lambda: has(alice, room_id, mine))
         since = (await bob.get("/v3/sync")).body["next_batch"]
 
@@ -196,7 +197,7 @@ async def test_what_was_missed_meanwhile_is_fetched_into_its_place(
             raise PeerUnreachable(ServerName(pair.far.name), "it is away")
 
         monkeypatch.setattr(pair.near.application.outbound.client, "put", away)
-        missed = [await say(alice, room_id, f"missed {number}") for number in range(8)]
+        missed = [await send(alice, room_id, f"missed {number}") for number in range(8)]
         await arrive_alone(pair, room_id, missed[-1])
 
         synced = (await bob.get("/v3/sync", since=since)).body["rooms"]["join"][room_id]["timeline"]
@@ -356,7 +357,7 @@ async def test_missing_events_from_before_the_join_stay_where_history_belongs(
 
     with monkeypatch.context() as patched:
         patched.setattr(pair.near.application.outbound.client, "put", away)
-        missed = [await say(alice, room_id, f"missed {number}") for number in range(2)]
+        missed = [await send(alice, room_id, f"missed {number}") for number in range(2)]
         patched.setattr(far.fetching.missing._questions, "missing_events", everything)
         room = await far.writer.get_room(room_id)
         (last,) = [pdu for pdu in await pdus_of_room(pair.near, room_id) if pdu.event_id == missed[-1]]

@@ -7,6 +7,7 @@ import pytest_asyncio
 from tests.clients import Client, unique
 from tests.federation.servers import Pair
 from tests.homeserver.rooms import a_room
+from tests.rooms import send
 
 
 class Shared:
@@ -24,13 +25,6 @@ async def shared(pair: Pair) -> Shared:
     room_id = await a_room(alice)
     await bob.ok("POST", f"/v3/join/{room_id}?server_name={pair.near.name}")
     return Shared(alice, bob, room_id)
-
-
-async def say(client: Client, room_id: str, body: str) -> str:
-    content = {"msgtype": "m.text", "body": body}
-    answer = await client.ok("PUT", f"/v3/rooms/{room_id}/send/m.room.message/{unique('txn')}", content)
-    event_id: str = answer["event_id"]
-    return event_id
 
 
 class Syncs:
@@ -79,7 +73,7 @@ async def test_messages_reach_the_other_side_both_ways(shared: Shared) -> None:
         for client in (shared.alice, shared.bob):
             text = f"{client.user_id} {number}"
             sent.append(text)
-            await say(client, shared.room_id, text)
+            await send(client, shared.room_id, text)
 
     for reader in (alice, bob):
         await reader.until(lambda answers: set(sent) <= set(texts_in(shared.room_id, answers)))
@@ -92,7 +86,7 @@ async def test_messages_reach_the_other_side_both_ways(shared: Shared) -> None:
 
 async def test_typing_and_receipts_reach_the_other_side(shared: Shared) -> None:
     bob = Syncs(shared.bob)
-    event_id = await say(shared.alice, shared.room_id, "read me")
+    event_id = await send(shared.alice, shared.room_id, "read me")
     await bob.until(lambda answers: texts_in(shared.room_id, answers))
 
     await shared.alice.ok("PUT", f"/v3/rooms/{shared.room_id}/typing/{shared.alice.user_id}", _TYPES)

@@ -9,6 +9,7 @@ from tests.clients import Answer, Client, quote
 from tests.federation.servers import Pair
 from tests.homeserver.syncs import sync, token
 from tests.protocol.builders import VERSIONS
+from tests.rooms import send
 
 
 async def create(client: Client, **options: Any) -> str:
@@ -31,12 +32,6 @@ async def joined(client: Client, room: str, *via: str) -> None:
 async def state_of(client: Client, room: str) -> dict[tuple[str, str], Any]:
     events = await client.ok("GET", f"/v3/rooms/{quote(room)}/state")
     return {(event["type"], event["state_key"]): event["event_id"] for event in events}
-
-
-async def say(client: Client, room: str, text: str) -> str:
-    path = f"/v3/rooms/{quote(room)}/send/m.room.message/{quote(text)}"
-    event_id: str = (await client.ok("PUT", path, {"body": text, "msgtype": "m.text"}))["event_id"]
-    return event_id
 
 
 async def until_synced(client: Client, room: str, event_id: str, since: str = "") -> Any:
@@ -74,7 +69,7 @@ async def test_a_user_joins_a_room_of_another_server(pair: Pair, version: str) -
     assert synced["summary"]["m.joined_member_count"] == 2
     names = [event["content"]["name"] for event in synced["state"]["events"] if event["type"] == "m.room.name"]
     assert names == ["Far away"]
-    await until_synced(alice, room, await say(bob, room, "hello"))
+    await until_synced(alice, room, await send(bob, room, "hello"))
 
 
 async def test_who_waits_in_a_sync_gets_the_room_with_its_state(pair: Pair) -> None:
@@ -136,12 +131,12 @@ async def test_a_room_that_everybody_here_left_is_joined_anew_beyond_a_gap(pair:
     alice, bob = await pair.near.register("alice"), await pair.far.register("bob")
     room = await create(alice, name="before")
     await joined(bob, room, pair.near.name)
-    await until_synced(alice, room, await say(bob, room, "first"))
+    await until_synced(alice, room, await send(bob, room, "first"))
     left = await bob.post(f"/v3/rooms/{quote(room)}/leave")
     assert left.status == 200
     since = (await bob.get("/v3/sync")).body["next_batch"]
     await until_members(alice, room, {alice.user_id})
-    await say(alice, room, "unseen")
+    await send(alice, room, "unseen")
     await alice.put(f"/v3/rooms/{quote(room)}/state/m.room.name", {"name": "after"})
     await alice.put(f"/v3/rooms/{quote(room)}/state/m.room.topic", {"topic": "new"})
 
@@ -151,8 +146,8 @@ async def test_a_room_that_everybody_here_left_is_joined_anew_beyond_a_gap(pair:
     synced = (await bob.get("/v3/sync", since=since)).body["rooms"]["join"][room]
     told = {(event["type"], event["state_key"]): event["content"] for event in synced["state"]["events"]}
     assert told["m.room.name", ""] == {"name": "after"}
-    await until_synced(alice, room, await say(bob, room, "again"))
-    await until_synced(bob, room, await say(alice, room, "welcome"))
+    await until_synced(alice, room, await send(bob, room, "again"))
+    await until_synced(bob, room, await send(alice, room, "welcome"))
 
 
 async def test_a_restricted_room_is_joined_with_the_signature_of_a_server_in_it(pair: Pair) -> None:

@@ -13,10 +13,11 @@ from tests.federation.authority import Authority
 from tests.federation.lying_resident import resident
 from tests.federation.peer import path_of
 from tests.federation.servers import Pair, federating
-from tests.federation.test_joining import create, join, joined, say, state_of, until_members, until_synced
+from tests.federation.test_joining import create, join, joined, state_of, until_members, until_synced
 from tests.federation.test_third_party_invites import IDENTITY, TOKEN, a_promise
 from tests.homeserver.syncs import part, sync, token
 from tests.protocol.builders import VERSIONS
+from tests.rooms import send
 
 
 @pytest_asyncio.fixture(scope="module")
@@ -63,7 +64,7 @@ async def test_a_user_of_another_server_is_invited_and_comes(pair: Pair, version
     await joined(bob, room)
     await until_members(alice, room, {alice.user_id, bob.user_id})
     assert await state_of(bob, room) == await state_of(alice, room)
-    await until_synced(bob, room, await say(alice, room, "welcome"))
+    await until_synced(bob, room, await send(alice, room, "welcome"))
 
 
 async def test_a_new_room_invites_users_of_another_server(pair: Pair) -> None:

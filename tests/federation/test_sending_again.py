@@ -25,6 +25,7 @@ from tests.federation.peer import path_of
 from tests.federation.resident_rooms import SharedRoom
 from tests.federation.sending_process import Running
 from tests.federation.servers import federating_on, free_port
+from tests.rooms import send
 
 HOST = "127.0.0.1"
 
@@ -61,13 +62,6 @@ def installation(conninfo: str, authority: Authority) -> Installation:
     return Installation(conninfo, authority)
 
 
-async def say(client: Client, room_id: str, body: str) -> str:
-    content = {"msgtype": "m.text", "body": body}
-    answer = await client.ok("PUT", f"/v3/rooms/{room_id}/send/m.room.message/{unique('txn')}", content)
-    event_id: str = answer["event_id"]
-    return event_id
-
-
 async def a_room_with(peer: ListeningPeer, server: Server) -> tuple[Client, str]:
     alice = await server.register("alice")
     shared = await SharedRoom.made(server, alice, peer)
@@ -78,12 +72,12 @@ async def a_room_with(peer: ListeningPeer, server: Server) -> tuple[Client, str]
 async def test_what_waits_for_a_peer_is_sent_after_a_restart(installation: Installation) -> None:
     async with installation.running() as server, listening(server, installation.authority) as peer:
         alice, room_id = await a_room_with(peer, server)
-        await say(alice, room_id, "before")
+        await send(alice, room_id, "before")
         await peer.until_messages(["before"])
         await peer.stop()
         texts = [f"pending {number}" for number in range(60)]
         for text in texts:
-            await say(alice, room_id, text)
+            await send(alice, room_id, text)
         await alice.ok("PUT", f"/v3/sendToDevice/m.test/{unique('txn')}", {"messages": {peer.user(): {"D": {}}}})
         await _until_left_alone(server, peer)
     await peer.start()
@@ -103,12 +97,12 @@ async def test_what_waits_for_a_peer_is_sent_after_a_restart(installation: Insta
 async def test_what_was_committed_and_not_sent_is_sent_by_who_starts_next(installation: Installation) -> None:
     async with installation.running() as server, listening(server, installation.authority) as peer:
         alice, room_id = await a_room_with(peer, server)
-        await say(alice, room_id, "before")
+        await send(alice, room_id, "before")
         await peer.until_messages(["before"])
     async with installation.running(sends=False) as server:
         there = Client(server.base_url, server.anonymous.session, access_token=alice.access_token)
         for number in range(3):
-            await say(there, room_id, f"unsent {number}")
+            await send(there, room_id, f"unsent {number}")
         await there.ok("PUT", f"/v3/sendToDevice/m.test/{unique('txn')}", {"messages": {peer.user(): {"D": {}}}})
     await peer.start()
     try:
@@ -132,12 +126,12 @@ async def test_who_is_killed_is_replaced_within_seconds(installation: Installati
         stack.push_async_callback(peer.stop)
         there = Client(server.base_url, server.anonymous.session, access_token=alice.access_token)
         first = await stack.enter_async_context(installation.process())
-        await say(there, room_id, "sent by the first")
+        await send(there, room_id, "sent by the first")
         await peer.until_messages(["sent by the first"])
         await stack.enter_async_context(installation.process())
-        await say(there, room_id, "before the death")
+        await send(there, room_id, "before the death")
         first.kill()
-        await say(there, room_id, "after the death")
+        await send(there, room_id, "after the death")
 
         await peer.until_messages(["before the death", "after the death"], seconds=6)
 
@@ -156,7 +150,7 @@ async def test_whatever_was_answered_before_a_kill_arrives(installation: Install
     async def burst(client: Client, life: int) -> None:
         for number in range(10_000):
             text = f"{life} {number}"
-            await say(client, room_id, text)
+            await send(client, room_id, text)
             answered.append(text)
 
     async with contextlib.AsyncExitStack() as stack:
@@ -191,10 +185,10 @@ async def test_what_a_peer_had_not_confirmed_at_a_death_is_sent_again(installati
         stack.push_async_callback(peer.stop)
         there = Client(server.base_url, server.anonymous.session, access_token=alice.access_token)
         first = await stack.enter_async_context(installation.process())
-        await say(there, room_id, "before")
+        await send(there, room_id, "before")
         await peer.until_messages(["before"])
         peer.answers.clear()
-        await say(there, room_id, "unconfirmed")
+        await send(there, room_id, "unconfirmed")
         await peer.until(lambda: len(peer.transactions) >= 2)
         await asyncio.sleep(2.5)  # in which how far everybody is was noted
         first.kill()
@@ -213,11 +207,11 @@ async def test_of_two_processes_one_sends_each_thing_once(installation: Installa
             there = Client(other.base_url, other.anonymous.session, access_token=alice.access_token)
             texts = [f"{number}" for number in range(40)]
             for text in texts:
-                await say(alice if int(text) % 2 else there, room_id, text)
+                await send(alice if int(text) % 2 else there, room_id, text)
                 if text == "10":
                     await asyncio.sleep(2)  # shards change hands
             await peer.until_messages(texts)
-        await say(alice, room_id, "the last")
+        await send(alice, room_id, "the last")
         await peer.until_messages(["the last"])
 
     assert sorted(peer.messages) == sorted([*texts, "the last"])
@@ -229,7 +223,7 @@ async def test_a_request_to_one_process_ends_the_wait_in_both(installation: Inst
         async with installation.running() as other:
             await asyncio.sleep(2)  # they share the work now
             await peer.stop()
-            event_id = await say(alice, room_id, "missed")
+            event_id = await send(alice, room_id, "missed")
             for each in (server, other):
                 await _until_left_alone(each, peer)
             await peer.start()
@@ -252,7 +246,7 @@ async def test_a_thing_that_a_peer_cannot_take_is_set_aside(installation: Instal
         alice, room_id = await a_room_with(peer, server)
         await peer.stop()
         for text in ("one", "poison", "two"):
-            await say(alice, room_id, text)
+            await send(alice, room_id, text)
         for event_type in ("m.fine", "m.poison", "m.good"):
             messages: JsonObject = {"messages": {peer.user(): {"D": {}}}}
             await alice.ok("PUT", f"/v3/sendToDevice/{event_type}/{unique('txn')}", messages)
@@ -262,7 +256,7 @@ async def test_a_thing_that_a_peer_cannot_take_is_set_aside(installation: Instal
 
         await peer.until_messages(["one", "two"])
         await peer.until(lambda: len(peer.edus("m.direct_to_device")) >= 2)
-        await say(alice, room_id, "three")
+        await send(alice, room_id, "three")
         await peer.until_messages(["three"])
 
         async with server.application.database.read() as tx:
@@ -276,7 +270,7 @@ async def test_a_peer_that_takes_nothing_at_all_loses_nothing(installation: Inst
     async with installation.running() as server, listening(server, installation.authority) as peer:
         alice, room_id = await a_room_with(peer, server)
         peer.respond = lambda _txn_id, _body: (400, {"errcode": "M_UNRECOGNIZED", "error": "what?"})
-        await say(alice, room_id, "one")
+        await send(alice, room_id, "one")
         await peer.until(lambda: len(peer.transactions) >= 2)
         peer.respond = lambda _txn_id, _body: (200, {"pdus": {}})
         await _until_left_alone(server, peer)
@@ -289,7 +283,7 @@ async def test_a_transaction_that_is_sent_again_has_the_same_id(installation: In
     async with installation.running() as server, listening(server, installation.authority) as peer:
         alice, room_id = await a_room_with(peer, server)
         peer.respond = lambda _txn_id, _body: (503, {})
-        await say(alice, room_id, "again")
+        await send(alice, room_id, "again")
         await peer.until(lambda: peer.transactions)
         peer.respond = lambda _txn_id, _body: (200, {"pdus": {}})
         await _until_left_alone(server, peer)
@@ -304,10 +298,10 @@ async def test_a_transaction_that_is_sent_again_has_the_same_id(installation: In
 async def test_a_single_event_that_is_refused_is_not_sent_for_ever(installation: Installation) -> None:
     async with installation.running() as server, listening(server, installation.authority) as peer:
         alice, room_id = await a_room_with(peer, server)
-        refused = await say(alice, room_id, "refused")
+        refused = await send(alice, room_id, "refused")
         peer.respond = lambda _txn_id, _body: (200, {"pdus": {refused: {"error": "I do not like it"}}})
         await peer.until_messages(["refused"])
-        await say(alice, room_id, "next")
+        await send(alice, room_id, "next")
         await peer.until_messages(["next"])
         await asyncio.sleep(1.5)
 
@@ -318,9 +312,9 @@ async def test_an_event_that_is_damaged_here_blocks_nothing(installation: Instal
     async with installation.running() as server, listening(server, installation.authority) as peer:
         alice, room_id = await a_room_with(peer, server)
         await peer.stop()
-        await say(alice, room_id, "one")
-        event_id = await say(alice, room_id, "damaged")
-        await say(alice, room_id, "two")
+        await send(alice, room_id, "one")
+        event_id = await send(alice, room_id, "damaged")
+        await send(alice, room_id, "two")
         async with server.application.database.transaction() as tx:
             await tx.execute("update events set json = '\\xff00' where event_id = %s", (event_id,))
         await _until_left_alone(server, peer)
@@ -334,7 +328,7 @@ async def test_nothing_is_left_behind_once_a_peer_has_everything(installation: I
     async with installation.running() as server, listening(server, installation.authority) as peer:
         alice, room_id = await a_room_with(peer, server)
         await peer.stop()
-        await say(alice, room_id, "one")
+        await send(alice, room_id, "one")
         await alice.ok("PUT", f"/v3/sendToDevice/m.test/{unique('txn')}", {"messages": {peer.user(): {"D": {}}}})
         await asyncio.sleep(1.5)
         async with server.application.database.read() as tx:
@@ -358,7 +352,7 @@ async def test_a_burst_that_is_too_large_to_wait_is_read_again(
     async with installation.running() as server, listening(server, installation.authority) as peer:
         alice, room_id = await a_room_with(peer, server)
         texts = [f"{number}" for number in range(100)]
-        await asyncio.gather(*(say(alice, room_id, text) for text in texts))
+        await asyncio.gather(*(send(alice, room_id, text) for text in texts))
 
         await peer.until_messages(texts)
 
@@ -374,7 +368,7 @@ async def test_a_peer_that_is_too_slow_is_read_to_from_the_log(
         peer.answers.clear()
         texts = [f"{number}" for number in range(60)]
         for text in texts:
-            await say(alice, room_id, text)
+            await send(alice, room_id, text)
         peer.answers.set()
 
         await peer.until_messages(texts)
@@ -386,7 +380,7 @@ async def test_an_operator_sees_who_is_away_and_has_them_tried_again(installatio
     async with installation.running() as server, listening(server, installation.authority) as peer:
         alice, room_id = await a_room_with(peer, server)
         await peer.stop()
-        await say(alice, room_id, "one")
+        await send(alice, room_id, "one")
         await alice.ok("PUT", f"/v3/sendToDevice/m.test/{unique('txn')}", {"messages": {peer.user(): {"D": {}}}})
         await _until_left_alone(server, peer)
         await asyncio.sleep(1.2)

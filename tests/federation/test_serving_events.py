@@ -15,7 +15,8 @@ from storage.database import Database
 from tests.clients import Client, Server
 from tests.federation.peer import Peer, path_of
 from tests.federation.resident_rooms import SharedRoom
-from tests.homeserver.rooms import redact, say, set_state, set_visibility
+from tests.homeserver.rooms import redact, set_state, set_visibility
+from tests.rooms import send
 
 VERSIONS = ("1", "2", "3", "11", "12")
 
@@ -62,7 +63,7 @@ async def test_a_server_in_the_room_gets_events_as_they_were_signed(
 ) -> None:
     world = await SharedRoom.made(server, alice, peer, room_version=version)
     await world.join(peer.user())
-    event_id = await say(alice, world.room_id, "hello")
+    event_id = await send(alice, world.room_id, "hello")
 
     answers = await ask_all(world, event_id)
 
@@ -97,29 +98,29 @@ NOT_ALLOWED = {
 
 async def test_a_server_that_was_never_in_the_room_gets_nothing(server: Server, alice: Client, peer: Peer) -> None:
     world = await SharedRoom.made(server, alice, peer)
-    event_id = await say(alice, world.room_id, "secret")
+    event_id = await send(alice, world.room_id, "secret")
 
     assert statuses(await ask_all(world, event_id)) == NOT_ALLOWED
 
 
 async def test_a_server_that_left_gets_single_events_of_its_time_alone(world: SharedRoom, peer: Peer) -> None:
-    before = await say(world.owner, world.room_id, "then")
+    before = await send(world.owner, world.room_id, "then")
     await world.member(peer.user(), "leave")
-    after = await say(world.owner, world.room_id, "now")
+    after = await send(world.owner, world.room_id, "now")
 
     assert statuses(await ask_all(world, after)) == NOT_ALLOWED
     assert statuses(await ask_all(world, before)) == {**NOT_ALLOWED, "event": 200}
 
 
 async def test_a_server_under_an_acl_gets_nothing(world: SharedRoom, peer: Peer) -> None:
-    event_id = await say(world.owner, world.room_id, "secret")
+    event_id = await send(world.owner, world.room_id, "secret")
     await set_state(world.owner, world.room_id, "m.room.server_acl", {"allow": ["*"], "deny": [peer.name]})
 
     assert statuses(await ask_all(world, event_id)) == {**NOT_ALLOWED, "event": 403}
 
 
 async def test_a_room_that_does_not_exist_is_answered_like_one_of_others(world: SharedRoom, alice: Client) -> None:
-    event_id = await say(alice, world.room_id, "hello")
+    event_id = await send(alice, world.room_id, "hello")
     others = await SharedRoom.made(world.server, alice, world.peer)
     nowhere = SharedRoom(world.server, alice, world.peer, world.room)
     nowhere.room = type(world.room)(0, "!nowhere:peer.test", world.room.rules)  # type: ignore[arg-type]  # as a peer may write it
@@ -140,11 +141,11 @@ async def test_what_a_server_may_not_see_comes_redacted(
     server: Server, alice: Client, peer: Peer, visibility: str, *, before_invite: bool, while_invited: bool
 ) -> None:
     world = await SharedRoom.made(server, alice, peer, visibility=visibility)
-    messages = {await say(alice, world.room_id, "before"): before_invite}
+    messages = {await send(alice, world.room_id, "before"): before_invite}
     await world.invite(peer.user())
-    messages[await say(alice, world.room_id, "invited")] = while_invited
+    messages[await send(alice, world.room_id, "invited")] = while_invited
     await world.join(peer.user())
-    messages[last := await say(alice, world.room_id, "joined")] = True
+    messages[last := await send(alice, world.room_id, "joined")] = True
 
     backfilled = await peer.ok("GET", path_of("/v1/backfill/{}", world.room_id), v=last, limit=50)
     missing = await peer.ok(
@@ -165,20 +166,20 @@ async def test_what_a_server_may_not_see_comes_redacted(
 
 async def test_a_world_readable_event_is_for_everybody(server: Server, alice: Client, peer: Peer) -> None:
     world = await SharedRoom.made(server, alice, peer, visibility="world_readable")
-    readable = await say(alice, world.room_id, "for all")
+    readable = await send(alice, world.room_id, "for all")
     await set_visibility(alice, world.room_id, "shared")
-    later = await say(alice, world.room_id, "for us")
+    later = await send(alice, world.room_id, "for us")
 
     assert (await peer.request("GET", path_of("/v1/event/{}", readable))).status == 200
     assert (await peer.request("GET", path_of("/v1/event/{}", later))).status == 404
 
 
 async def test_redacted_events_stay_redacted(world: SharedRoom, peer: Peer) -> None:
-    event_id = await say(world.owner, world.room_id, "regretted")
+    event_id = await send(world.owner, world.room_id, "regretted")
     topic = await set_state(world.owner, world.room_id, "m.room.topic", {"topic": "regretted"})
     await redact(world.owner, world.room_id, event_id)
     await redact(world.owner, world.room_id, topic)
-    last = await say(world.owner, world.room_id, "end")
+    last = await send(world.owner, world.room_id, "end")
 
     answers = await ask_all(world, last)
 
@@ -196,12 +197,12 @@ async def test_messages_of_an_erased_account_are_not_handed_out(
 ) -> None:
     carol = await server.register("carol")
     await carol.ok("POST", f"/v3/join/{world.room_id}", {})
-    event_id = await say(carol, world.room_id, "mine")
+    event_id = await send(carol, world.room_id, "mine")
     await carol.ok("POST", "/v3/account/deactivate", {"auth": carol.password_auth(), "erase": True})
 
     (pdu,) = (await peer.ok("GET", path_of("/v1/event/{}", event_id)))["pdus"]
     assert pdu["content"] == {}
-    last = await say(alice, world.room_id, "end")
+    last = await send(alice, world.room_id, "end")
     backfilled = (await peer.ok("GET", path_of("/v1/backfill/{}", world.room_id), v=last, limit=50))["pdus"]
     assert event_id in ids(world, backfilled)
     assert b"mine" not in canonical_json.encode({"pdus": backfilled})
@@ -268,7 +269,7 @@ async def test_a_large_state_is_streamed_whole(server: Server, alice: Client, pe
         state = [("test.state", f"{number}") for number in range(start, start + 20)]
         for event_type, key in state:
             await alice.ok("PUT", f"/v3/rooms/{world.room_id}/state/{event_type}/{key}", {"n": key})
-    last = await say(alice, world.room_id, "end")
+    last = await send(alice, world.room_id, "end")
 
     state = await peer.ok("GET", path_of("/v1/state/{}", world.room_id), event_id=last)
 
@@ -283,7 +284,7 @@ async def test_who_reads_a_state_slowly_holds_no_connection_to_the_database(worl
     await database.open()
     try:
         reader = ServerReader(database, ServerAccess())
-        last = await say(world.owner, world.room_id, "end")
+        last = await send(world.owner, world.room_id, "end")
         state = await reader.state(world.peer.name, world.room_id, last)
         pieces = 0
         async for _ in reader.pdus(state.room, state.state):
@@ -296,7 +297,7 @@ async def test_who_reads_a_state_slowly_holds_no_connection_to_the_database(worl
 
 
 async def test_missing_events_stop_where_the_asker_knows_the_room(world: SharedRoom, peer: Peer) -> None:
-    said = [await say(world.owner, world.room_id, f"{number}") for number in range(30)]
+    said = [await send(world.owner, world.room_id, f"{number}") for number in range(30)]
     path = path_of("/v1/get_missing_events/{}", world.room_id)
 
     async def missing(**body: Any) -> list[str]:
@@ -313,7 +314,7 @@ async def test_missing_events_stop_where_the_asker_knows_the_room(world: SharedR
 
 
 async def test_backfill_follows_several_branches(world: SharedRoom, peer: Peer) -> None:
-    end = await world.pdu(await say(world.owner, world.room_id, "end"))
+    end = await world.pdu(await send(world.owner, world.room_id, "end"))
     branches = [
         await world.send(peer.user(), "m.room.message", {"body": f"{number}"}, prev_events=[end]) for number in range(2)
     ]
@@ -326,9 +327,9 @@ async def test_backfill_follows_several_branches(world: SharedRoom, peer: Peer) 
 
 async def test_the_nearest_event_the_server_may_see_is_found_by_time(server: Server, alice: Client, peer: Peer) -> None:
     world = await SharedRoom.made(server, alice, peer, visibility="joined")
-    hidden = await say(alice, world.room_id, "hidden")
+    hidden = await send(alice, world.room_id, "hidden")
     await world.join(peer.user())
-    shown = await say(alice, world.room_id, "shown")
+    shown = await send(alice, world.room_id, "shown")
     path = path_of("/v1/timestamp_to_event/{}", world.room_id)
     ts = (await world.stored(hidden)).json["origin_server_ts"]
 
@@ -378,7 +379,7 @@ async def test_malformed_requests_are_refused(
 
 async def test_events_of_another_room_are_not_reached_through_this_one(world: SharedRoom, alice: Client) -> None:
     others = await SharedRoom.made(world.server, alice, world.peer)
-    secret = await say(alice, others.room_id, "secret")
+    secret = await send(alice, others.room_id, "secret")
 
     answers = await ask_all(world, secret)
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 from tests.clients import Client, quote, unique
-from tests.rooms import create_room, put_state, send_event
+from tests.rooms import create_room, put_state
 from tests.rooms import join as join
 
 set_state = put_state
@@ -29,11 +29,6 @@ async def leave(client: Client, room_id: str) -> None:
 async def act(owner: Client, action: str, room_id: str, target: Client) -> None:
     """Invite, kick, ban or unban somebody."""
     await owner.ok("POST", f"/v3/rooms/{quote(room_id)}/{action}", {"user_id": target.user_id})
-
-
-async def say(client: Client, room_id: str, body: str, *, type_: str = "m.room.message", **content: Any) -> str:
-    """Send a message; its ID."""
-    return await send_event(client, room_id, type_, {"msgtype": "m.text", "body": body, **content})
 
 
 async def set_visibility(client: Client, room_id: str, visibility: str) -> str:

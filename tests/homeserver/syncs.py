@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from tests.clients import Client, quote
-from tests.homeserver.rooms import say
+from tests.rooms import send
 
 
 async def sync(client: Client, since: str | None = None, **params: Any) -> Any:
@@ -61,7 +61,7 @@ def counts(answer: Any, room_id: str) -> tuple[int, int]:
 
 async def say_with(client: Client, room_id: str, body: str, content: Any) -> str:
     """Send a message with these properties, too; its ID."""
-    return await say(client, room_id, body, **content)
+    return await send(client, room_id, body, **content)
 
 
 async def set_state(client: Client, room_id: str, event_type: str, content: Any, state_key: str = "") -> str:

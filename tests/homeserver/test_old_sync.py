@@ -4,13 +4,14 @@ import asyncio
 from typing import Any
 
 from tests.clients import Client, Server, quote
-from tests.homeserver.rooms import a_room, act, bodies, join, leave, page, say, set_state, set_visibility
+from tests.homeserver.rooms import a_room, act, bodies, join, leave, page, set_state, set_visibility
+from tests.rooms import send
 
 
 async def test_a_room_as_a_snapshot(alice: Client, bob: Client) -> None:
     room_id = await a_room(alice, bob, name="Den", visibility="shared")
     for text in ("one", "two", "three"):
-        await say(bob, room_id, text)
+        await send(bob, room_id, text)
     tag = f"/v3/user/{quote(alice.user_id)}/rooms/{quote(room_id)}/account_data/org.example"
     await alice.ok("PUT", tag, {"mine": True})
 
@@ -28,7 +29,7 @@ async def test_a_snapshot_for_who_left_is_of_their_leave(alice: Client, bob: Cli
     room_id = await a_room(alice, bob, name="before")
     await leave(bob, room_id)
     await set_state(alice, room_id, "m.room.name", {"name": "after"})
-    await say(alice, room_id, "secret")
+    await send(alice, room_id, "secret")
 
     snapshot = (await bob.get(f"/v3/rooms/{quote(room_id)}/initialSync")).body
 
@@ -40,11 +41,11 @@ async def test_a_snapshot_for_who_left_is_of_their_leave(alice: Client, bob: Cli
 
 async def test_the_whole_account_as_a_snapshot(alice: Client, bob: Client) -> None:
     room_id = await a_room(alice, name="mine")
-    await say(alice, room_id, "hello")
+    await send(alice, room_id, "hello")
     invited = await a_room(bob)
     await act(bob, "invite", invited, alice)
     gone = await a_room(bob, alice)
-    await say(bob, gone, "was")
+    await send(bob, gone, "was")
     await leave(alice, gone)
 
     present = (await alice.get("/v3/initialSync", limit=1)).body
@@ -66,13 +67,13 @@ async def test_events_are_streamed_as_they_come(alice: Client, bob: Client) -> N
     waiting = asyncio.ensure_future(alice.get("/v3/events", from_=token, timeout=20_000))
     await asyncio.sleep(0.1)
     assert not waiting.done()
-    await say(bob, await a_room(bob), "elsewhere")
-    await say(bob, room_id, "first")
+    await send(bob, await a_room(bob), "elsewhere")
+    await send(bob, room_id, "first")
 
     answer = (await waiting).body
 
     assert bodies(answer["chunk"]) == ["first"]
-    await say(bob, room_id, "second")
+    await send(bob, room_id, "second")
     answer = (await alice.get("/v3/events", from_=answer["end"], timeout=20_000)).body
     assert bodies(answer["chunk"]) == ["second"]
     nothing = (await alice.get("/v3/events", from_=answer["end"], timeout=50)).body
@@ -85,7 +86,7 @@ async def test_a_long_absence_is_made_up_for_in_parts_without_loss(alice: Client
     token = (await alice.get("/v3/initialSync")).body["end"]
     expected = [f"m{number}" for number in range(110)]
     for number, text in enumerate(expected):
-        await say(bob, room_id if number % 2 else other, text)
+        await send(bob, room_id if number % 2 else other, text)
 
     got: list[str] = []
     for _ in range(2):
@@ -99,9 +100,9 @@ async def test_a_long_absence_is_made_up_for_in_parts_without_loss(alice: Client
 async def test_who_is_removed_streams_up_to_that(alice: Client, bob: Client) -> None:
     room_id = await a_room(alice, bob)
     token = (await bob.get("/v3/initialSync")).body["end"]
-    await say(alice, room_id, "before")
+    await send(alice, room_id, "before")
     await act(alice, "kick", room_id, bob)
-    await say(alice, room_id, "after")
+    await send(alice, room_id, "after")
 
     chunk = (await bob.get("/v3/events", from_=token, timeout=0)).body["chunk"]
 
@@ -112,7 +113,7 @@ async def test_who_is_removed_streams_up_to_that(alice: Client, bob: Client) -> 
 async def test_a_guest_looks_into_a_world_readable_room(alice: Client, server: Server) -> None:
     guest = server.anonymous.logged_in(await server.anonymous.ok("POST", "/v3/register", {}, params={"kind": "guest"}))
     room_id = await a_room(alice, visibility="world_readable")
-    await say(alice, room_id, "one")
+    await send(alice, room_id, "one")
 
     snapshot = (await guest.get(f"/v3/rooms/{quote(room_id)}/initialSync")).body
     assert bodies(snapshot["messages"]["chunk"]) == ["one"]
@@ -121,12 +122,12 @@ async def test_a_guest_looks_into_a_world_readable_room(alice: Client, server: S
         guest.get("/v3/events", room_id=room_id, from_=snapshot["messages"]["end"], timeout=20_000)
     )
     await asyncio.sleep(0.1)
-    await say(alice, room_id, "two")
+    await send(alice, room_id, "two")
     answer = (await waiting).body
     assert bodies(answer["chunk"]) == ["two"]
 
     await set_visibility(alice, room_id, "joined")
-    await say(alice, room_id, "three")
+    await send(alice, room_id, "three")
     refused: Any = await guest.get("/v3/events", room_id=room_id, from_=answer["end"], timeout=0)
     assert (refused.status, refused.body["errcode"]) == (403, "M_FORBIDDEN")
 
@@ -141,7 +142,7 @@ async def test_a_new_room_joins_the_stream(alice: Client, bob: Client) -> None:
     room_id = await a_room(bob)
     token = (await alice.get("/v3/initialSync")).body["end"]
     await join(alice, room_id)
-    await say(bob, room_id, "welcome")
+    await send(bob, room_id, "welcome")
 
     assert bodies((await alice.get("/v3/events", from_=token, timeout=0)).body["chunk"]) == ["welcome"]
 
@@ -152,6 +153,6 @@ async def test_who_logged_out_meanwhile_is_told_nothing(alice: Client, bob: Clie
     waiting = asyncio.create_task(bob.get("/v3/events", from_=end, timeout=10_000))
     await asyncio.sleep(0.2)
     await bob.ok("POST", "/v3/logout")
-    await say(alice, room_id, "secret")
+    await send(alice, room_id, "secret")
 
     assert (await waiting).status == 401

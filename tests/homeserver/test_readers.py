@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from tests.clients import Answer, Client, Server, quote
-from tests.homeserver.rooms import a_room, act, join, leave, say, set_state
+from tests.homeserver.rooms import a_room, act, join, leave, set_state
+from tests.rooms import send
 
 VISIBILITIES = ("world_readable", "shared", "invited", "joined")
 UNKNOWN_ROOM = "!there-is-no-such-room:hearth.test"
@@ -29,14 +30,14 @@ class Story:
 async def tell(owner: Client, reader: Client, kind: str, visibility: str, latecomer: Client) -> Story:
     """The reader comes after `early`, and goes before `late`, unless they stay or never come."""
     room_id = await a_room(owner, visibility=visibility, name="name-early")
-    early = await say(owner, room_id, "said-early")
+    early = await send(owner, room_id, "said-early")
     if kind in (*FORMER, "joined", "forgot"):
         await join(reader, room_id)
-    during = await say(owner, room_id, "said-during")
+    during = await send(owner, room_id, "said-during")
     await _go(owner, reader, kind, room_id)
     await set_state(owner, room_id, "m.room.name", {"name": "name-late"})
     await join(latecomer, room_id)
-    late = await say(owner, room_id, "said-late")
+    late = await send(owner, room_id, "said-late")
     if kind in ("left, then invited", "left, invited, declined"):
         await act(owner, "invite", room_id, reader)
     if kind == "left, invited, declined":
@@ -210,7 +211,7 @@ async def test_world_readable_times_stay_readable_only_while_the_room_may_be_loo
     assert {answer.status for answer in (await read_all(reader, story)).values()} == {403, 404}
 
     await set_state(alice, story.room_id, "m.room.history_visibility", {"history_visibility": "world_readable"})
-    hidden = await say(alice, story.room_id, "seen again")
+    hidden = await send(alice, story.room_id, "seen again")
     assert (await reader.get(f"/v3/rooms/{quote(story.room_id)}/event/{quote(hidden)}")).status == 200
 
 

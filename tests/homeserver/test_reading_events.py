@@ -7,8 +7,9 @@ import pytest
 
 from storage.database import Tx
 from tests.clients import Client, Server, quote
-from tests.homeserver.rooms import a_room, bodies, history, join, leave, page, redact, say, set_state, set_visibility
+from tests.homeserver.rooms import a_room, bodies, history, join, leave, page, redact, set_state, set_visibility
 from tests.queries import is_answering
+from tests.rooms import send, send_event
 
 ALL = [f"m{number}" for number in range(9)]
 
@@ -17,7 +18,7 @@ async def a_talk(owner: Client, *joined: Client) -> tuple[str, list[str]]:
     """A room with nine messages, by turns of all users."""
     room_id = await a_room(owner, *joined)
     speakers = [owner, *joined]
-    return room_id, [await say(speakers[n % len(speakers)], room_id, text) for n, text in enumerate(ALL)]
+    return room_id, [await send(speakers[n % len(speakers)], room_id, text) for n, text in enumerate(ALL)]
 
 
 # --- pages
@@ -68,7 +69,7 @@ async def test_a_page_stops_at_to(alice: Client) -> None:
 async def test_the_start_of_a_first_page_leads_the_other_way(alice: Client) -> None:
     room_id, _ = await a_talk(alice)
     start = (await page(alice, room_id, limit=1))["start"]
-    await say(alice, room_id, "later")
+    await send(alice, room_id, "later")
 
     assert bodies((await page(alice, room_id, dir="f", from_=start))["chunk"]) == ["later"]
 
@@ -113,7 +114,7 @@ async def test_bad_parameters_are_refused(alice: Client, query: dict[str, str], 
 
 async def test_tokens_of_any_place_show_only_this_room(alice: Client) -> None:
     room_id = await a_room(alice)
-    await say(alice, await a_room(alice), "elsewhere")
+    await send(alice, await a_room(alice), "elsewhere")
 
     assert bodies(await history(alice, room_id, from_=f"t{10**17}")) == []
     assert bodies(await history(alice, room_id, dir="f", from_=f"t-{10**17}")) == []
@@ -122,7 +123,7 @@ async def test_tokens_of_any_place_show_only_this_room(alice: Client) -> None:
 async def test_tokens_of_syncs_are_places_in_rooms(alice: Client, bob: Client) -> None:
     room_id, _ = await a_talk(alice, bob)
     first = (await alice.get("/v3/sync", filter='{"room":{"timeline":{"limit":3}}}')).body
-    await say(bob, room_id, "later")
+    await send(bob, room_id, "later")
 
     timeline = first["rooms"]["join"][room_id]["timeline"]
     assert bodies(timeline["events"]) == ["m6", "m7", "m8"]
@@ -140,8 +141,8 @@ async def test_tokens_of_syncs_are_places_in_rooms(alice: Client, bob: Client) -
 
 async def test_filters_by_type_sender_and_url(alice: Client, bob: Client) -> None:
     room_id, _ = await a_talk(alice, bob)
-    await say(bob, room_id, "picture", url="mxc://a/b")
-    await say(bob, room_id, "reaction", type_="m.reaction")
+    await send(bob, room_id, "picture", url="mxc://a/b")
+    await send_event(bob, room_id, "m.reaction", {"body": "reaction"})
 
     async def filtered(**wanted: Any) -> list[str]:
         events = await history(alice, room_id, filter=json.dumps(wanted), limit=3)
@@ -170,9 +171,9 @@ async def test_the_filter_may_set_the_limit(alice: Client) -> None:
 async def test_lazy_loading_adds_the_members_who_sent_the_page(alice: Client, bob: Client, server: Server) -> None:
     carol = await server.register("carol")
     room_id = await a_room(alice, bob, carol)
-    await say(alice, room_id, "one")
-    await say(bob, room_id, "two")
-    await say(bob, room_id, "three")
+    await send(alice, room_id, "one")
+    await send(bob, room_id, "two")
+    await send(bob, room_id, "three")
     lazy = '{"lazy_load_members": true}'
 
     newest = await page(alice, room_id, limit=2, filter=lazy)
@@ -185,9 +186,9 @@ async def test_lazy_loading_adds_the_members_who_sent_the_page(alice: Client, bo
 @pytest.mark.parametrize("direction", ["b", "f"])
 async def test_lazy_loading_knows_who_came_within_the_page(alice: Client, bob: Client, direction: str) -> None:
     room_id = await a_room(alice)
-    await say(alice, room_id, "one")
+    await send(alice, room_id, "one")
     await join(bob, room_id)
-    await say(bob, room_id, "two")
+    await send(bob, room_id, "two")
 
     whole = await page(alice, room_id, dir=direction, limit=100, filter='{"lazy_load_members": true}')
 
@@ -212,19 +213,19 @@ async def test_messages_of_ignored_users_are_left_out(alice: Client, bob: Client
 
 async def test_history_before_the_join_follows_the_visibility_of_its_time(alice: Client, bob: Client) -> None:
     room_id = await a_room(alice, visibility="shared")
-    await say(alice, room_id, "shared")
+    await send(alice, room_id, "shared")
     await set_visibility(alice, room_id, "joined")
-    await say(alice, room_id, "for members")
+    await send(alice, room_id, "for members")
     await set_visibility(alice, room_id, "world_readable")
-    await say(alice, room_id, "for everybody")
+    await send(alice, room_id, "for everybody")
     await set_visibility(alice, room_id, "invited")
-    await say(alice, room_id, "for the invited")
+    await send(alice, room_id, "for the invited")
     await alice.ok("POST", f"/v3/rooms/{quote(room_id)}/invite", {"user_id": bob.user_id})
-    await say(alice, room_id, "after the invite")
+    await send(alice, room_id, "after the invite")
     await set_visibility(alice, room_id, "joined")
-    await say(alice, room_id, "before the join")
+    await send(alice, room_id, "before the join")
     await join(bob, room_id)
-    await say(alice, room_id, "after the join")
+    await send(alice, room_id, "after the join")
 
     expected = ["shared", "for everybody", "after the invite", "after the join"]
     for limit in (1, 2, 3, 50):
@@ -236,9 +237,9 @@ async def test_who_left_sees_up_to_the_leave_and_after_coming_back_all_that_is_s
     alice: Client, bob: Client
 ) -> None:
     room_id = await a_room(alice, bob)
-    await say(alice, room_id, "before")
+    await send(alice, room_id, "before")
     await leave(bob, room_id)
-    await say(alice, room_id, "after")
+    await send(alice, room_id, "after")
 
     events = await history(bob, room_id)
     assert bodies(events) == ["before"]
@@ -249,10 +250,10 @@ async def test_who_left_sees_up_to_the_leave_and_after_coming_back_all_that_is_s
 
 async def test_hidden_stretches_do_not_end_pagination(alice: Client, bob: Client) -> None:
     room_id = await a_room(alice, visibility="shared")
-    await say(alice, room_id, "oldest")
+    await send(alice, room_id, "oldest")
     await set_visibility(alice, room_id, "joined")
     for number in range(30):
-        await say(alice, room_id, f"hidden {number}")
+        await send(alice, room_id, f"hidden {number}")
     await join(bob, room_id)
 
     first = await page(bob, room_id, limit=1)
@@ -264,9 +265,9 @@ async def test_hidden_stretches_do_not_end_pagination(alice: Client, bob: Client
 
 async def test_the_membership_at_each_event_is_told(alice: Client, bob: Client) -> None:
     room_id = await a_room(alice)
-    await say(alice, room_id, "before")
+    await send(alice, room_id, "before")
     await join(bob, room_id)
-    await say(alice, room_id, "during")
+    await send(alice, room_id, "during")
 
     events = await history(bob, room_id)
 
@@ -306,7 +307,7 @@ async def test_state_says_what_it_replaced(alice: Client) -> None:
 
 async def test_a_redacted_message_is_empty_and_says_why(alice: Client, bob: Client) -> None:
     room_id = await a_room(alice, bob)
-    event_id = await say(alice, room_id, "secret")
+    event_id = await send(alice, room_id, "secret")
     redaction = await redact(alice, room_id, event_id)
 
     event = (await bob.get(f"/v3/rooms/{quote(room_id)}/event/{quote(event_id)}")).body
@@ -351,9 +352,9 @@ async def test_context_splits_its_limit_around_the_event(alice: Client) -> None:
 
 async def test_context_has_the_state_of_its_last_event(alice: Client) -> None:
     room_id = await a_room(alice, name="first")
-    event_id = await say(alice, room_id, "here")
+    event_id = await send(alice, room_id, "here")
     await set_state(alice, room_id, "m.room.name", {"name": "second"})
-    await say(alice, room_id, "there")
+    await send(alice, room_id, "there")
     await set_state(alice, room_id, "m.room.name", {"name": "third"})
 
     async def name(limit: int) -> str:
@@ -366,7 +367,7 @@ async def test_context_has_the_state_of_its_last_event(alice: Client) -> None:
 
 async def test_lazy_context_has_only_the_members_who_speak(alice: Client, bob: Client) -> None:
     room_id = await a_room(alice, bob)
-    event_id = await say(alice, room_id, "alone")
+    event_id = await send(alice, room_id, "alone")
 
     path = f"/v3/rooms/{quote(room_id)}/context/{quote(event_id)}"
     lazy = (await alice.get(path, limit=0, filter='{"lazy_load_members": true}')).body["state"]
@@ -398,7 +399,7 @@ async def test_the_event_nearest_to_a_time(alice: Client, bob: Client) -> None:
 
 async def test_a_time_before_the_join_finds_only_what_may_be_seen(alice: Client, bob: Client) -> None:
     room_id = await a_room(alice, visibility="joined")
-    first = await say(alice, room_id, "hidden")
+    first = await send(alice, room_id, "hidden")
     ts = (await alice.get(f"/v3/rooms/{quote(room_id)}/event/{quote(first)}")).body["origin_server_ts"]
     await join(bob, room_id)
 
@@ -412,7 +413,7 @@ async def test_filters_by_what_relates_to_an_event(alice: Client, bob: Client) -
     room_id, ids = await a_talk(alice, bob)
     for sender, event_id, rel_type in ((bob, ids[1], "m.annotation"), (alice, ids[2], "m.reference")):
         relation = {"rel_type": rel_type, "event_id": event_id, "key": "+1"}
-        await say(sender, room_id, "related", type_="m.reaction", **{"m.relates_to": relation})
+        await send_event(sender, room_id, "m.reaction", {"body": "related", "m.relates_to": relation})
 
     async def filtered(**wanted: Any) -> list[str]:
         return bodies(await history(alice, room_id, filter=json.dumps(wanted)))
@@ -429,7 +430,7 @@ async def test_a_page_costs_the_same_few_queries_whatever_its_length(
 ) -> None:
     room_id = await a_room(alice, bob)
     for number in range(60):
-        event_id = await say(alice if number % 2 else bob, room_id, f"m{number}")
+        event_id = await send(alice if number % 2 else bob, room_id, f"m{number}")
         if number % 10 == 0:
             await set_state(alice, room_id, "m.room.name", {"name": f"n{number}"})
             await redact(alice, room_id, event_id)

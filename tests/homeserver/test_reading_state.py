@@ -3,7 +3,8 @@
 import pytest
 
 from tests.clients import Client, quote
-from tests.homeserver.rooms import a_room, act, join, leave, page, redact, say, set_state
+from tests.homeserver.rooms import a_room, act, join, leave, page, redact, set_state
+from tests.rooms import send
 
 
 async def members(client: Client, room_id: str, **query: str) -> dict[str, str]:
@@ -32,7 +33,7 @@ async def test_state_by_type_and_key_as_content_or_event(alice: Client) -> None:
 
 async def test_the_whole_state_holds_each_entry_once_and_no_messages(alice: Client, bob: Client) -> None:
     room_id = await a_room(alice, bob, name="old")
-    await say(alice, room_id, "no state")
+    await send(alice, room_id, "no state")
     await set_state(alice, room_id, "m.room.name", {"name": "new"})
 
     state = (await alice.get(f"/v3/rooms/{quote(room_id)}/state")).body

@@ -8,7 +8,8 @@ import pytest
 
 from storage.event_bytes import pack
 from tests.clients import Client, Server, quote
-from tests.homeserver.rooms import a_room, act, bodies, history, join, leave, page, say, set_state, set_visibility
+from tests.homeserver.rooms import a_room, act, bodies, history, join, leave, page, set_state, set_visibility
+from tests.rooms import send
 from tests.servers import running
 
 EVENT: dict[str, Any] = {
@@ -64,9 +65,9 @@ async def overwrite(server: Server, event_id: str, json_bytes: bytes) -> None:
 @pytest.mark.parametrize("name", HOSTILE)
 async def test_a_hostile_message_spoils_only_itself(server: Server, alice: Client, bob: Client, name: str) -> None:
     room_id = await a_room(alice, bob)
-    await say(alice, room_id, "before")
-    event_id = await say(alice, room_id, "hostile")
-    after = await say(alice, room_id, "after")
+    await send(alice, room_id, "before")
+    event_id = await send(alice, room_id, "hostile")
+    after = await send(alice, room_id, "after")
     await overwrite(server, event_id, HOSTILE[name])
 
     for limit in (1, 100):
@@ -90,7 +91,7 @@ async def test_a_hostile_message_spoils_only_itself(server: Server, alice: Clien
 async def test_hostile_state_spoils_only_itself(server: Server, alice: Client, bob: Client, name: str) -> None:
     room_id = await a_room(alice, bob, name="first")
     hostile_name = await set_state(alice, room_id, "m.room.name", {"name": "hostile"})
-    await say(alice, room_id, "between")
+    await send(alice, room_id, "between")
     room = f"/v3/rooms/{quote(room_id)}"
     member = (await alice.get(f"{room}/state/m.room.member/{quote(bob.user_id)}", format="event")).body["event_id"]
     await overwrite(server, hostile_name, HOSTILE[name])
@@ -112,11 +113,11 @@ async def test_a_hostile_newest_event_does_not_close_the_room(
     server: Server, alice: Client, worker_conninfo: str
 ) -> None:
     room_id = await a_room(alice)
-    await overwrite(server, await say(alice, room_id, "newest"), HOSTILE["null"])
+    await overwrite(server, await send(alice, room_id, "newest"), HOSTILE["null"])
 
     async with running(worker_conninfo) as restarted:
         again = replace(alice, base_url=restarted.base_url, session=restarted.anonymous.session)
-        await say(again, room_id, "after")
+        await send(again, room_id, "after")
         assert bodies(await history(again, room_id)) == ["after"]
 
 
@@ -150,13 +151,13 @@ async def test_much_that_is_hidden_is_skipped_at_once_and_without_loss(
 ) -> None:
     room_id = await a_room(alice, visibility="joined")
     for visibility in ("world_readable", "joined", "shared", "invited", "joined"):
-        await say(alice, room_id, f"before {visibility}")
+        await send(alice, room_id, f"before {visibility}")
         await set_visibility(alice, room_id, visibility)
     await act(alice, "invite", room_id, bob)
     await join(bob, room_id)
-    await say(alice, room_id, "during")
+    await send(alice, room_id, "during")
     await leave(bob, room_id)
-    hidden = await say(alice, room_id, "hidden")
+    hidden = await send(alice, room_id, "hidden")
     await act(alice, "ban", room_id, bob)
     everything = await history(bob, room_id, limit=100)
     await copy(server, hidden, 5000, 0)
@@ -176,8 +177,8 @@ async def test_much_that_is_hidden_is_skipped_at_once_and_without_loss(
 
 async def test_a_rare_match_is_found_far_away(server: Server, alice: Client) -> None:
     room_id = await a_room(alice)
-    await say(alice, room_id, "picture", url="mxc://hearth.test/a")
-    await copy(server, await say(alice, room_id, "text"), 1500, 0)
+    await send(alice, room_id, "picture", url="mxc://hearth.test/a")
+    await copy(server, await send(alice, room_id, "text"), 1500, 0)
 
     found = await page(alice, room_id, from_="t2000000", filter='{"contains_url": true}', limit=1)
     texts = await history(alice, room_id, from_="t2000000", filter='{"types": ["m.room.mess*"]}', limit=700)
@@ -188,8 +189,8 @@ async def test_a_rare_match_is_found_far_away(server: Server, alice: Client) -> 
 
 async def test_what_ends_one_look_does_not_begin_the_next(server: Server, alice: Client) -> None:
     room_id = await a_room(alice)
-    source = await say(alice, room_id, "text")
-    await say(alice, room_id, "picture", url="mxc://hearth.test/a")
+    source = await send(alice, room_id, "text")
+    await send(alice, room_id, "picture", url="mxc://hearth.test/a")
     await copy(server, source, 198, 0)  # 199 of them: the picture is the 200th that is looked at
 
     for limit in (1, 5, 50):
@@ -199,8 +200,8 @@ async def test_what_ends_one_look_does_not_begin_the_next(server: Server, alice:
 
 async def test_pages_of_rejected_events_do_not_end_pagination(server: Server, alice: Client) -> None:
     room_id = await a_room(alice)
-    await say(alice, room_id, "before")
-    await copy(server, await say(alice, room_id, "rejected"), 5000, 1)
+    await send(alice, room_id, "before")
+    await copy(server, await send(alice, room_id, "rejected"), 5000, 1)
 
     chunks: list[Any] = []
     answer = await page(alice, room_id, from_="t2000000", limit=50)

@@ -10,8 +10,9 @@ from federation.protocol.types import UserID
 from homeserver.services.push_conditions import Situation
 from homeserver.services.push_rules import Ruleset
 from tests.clients import Client, Server, quote, unique
-from tests.homeserver.rooms import a_room, join, leave, say
+from tests.homeserver.rooms import a_room, join, leave
 from tests.homeserver.syncs import counts, ignore, joined, read, say_with, set_state, sync, token
+from tests.rooms import send
 
 BY_THREAD = {"room": {"timeline": {"unread_thread_notifications": True}}}
 
@@ -32,25 +33,25 @@ async def test_the_count_comes_with_the_event(alice: Client, bob: Client) -> Non
     room_id = await a_room(alice, bob)
     since = await token(bob)
     for number in range(1, 4):
-        await say(alice, room_id, "hello")
+        await send(alice, room_id, "hello")
         answer = await sync(bob, since)
         since = answer["next_batch"]
         assert counts(answer, room_id) == (number, 0)
-    await say(bob, room_id, "hi")
+    await send(bob, room_id, "hi")
     assert counts(await sync(bob, since), room_id) == (0, 0)
     assert counts(await sync(bob), room_id) == (0, 0)
 
 
 async def test_who_joins_has_read_what_was_before(server: Server, alice: Client, bob: Client) -> None:
     room_id = await a_room(alice)
-    root = await say(alice, room_id, "before")
+    root = await send(alice, room_id, "before")
     await in_thread(alice, room_id, root)
     await join(bob, room_id)
 
     first = await sync(bob, filter=BY_THREAD)
     assert (counts(first, room_id), threads(first, room_id)) == ((0, 0), {})
     await in_thread(alice, room_id, root)
-    await say(alice, room_id, "after")
+    await send(alice, room_id, "after")
     second = await sync(bob, first["next_batch"], filter=BY_THREAD)
     assert (counts(second, room_id), threads(second, room_id)) == ((1, 0), {root: (1, 0)})
     assert counts(await sync(bob), room_id) == (2, 0)
@@ -63,12 +64,12 @@ async def test_who_joins_has_read_what_was_before(server: Server, alice: Client,
 
 async def test_a_threads_receipt_reads_the_thread_alone(alice: Client, bob: Client) -> None:
     room_id = await a_room(alice, bob)
-    root = await say(alice, room_id, "root")
-    other = await say(alice, room_id, "other root")
+    root = await send(alice, room_id, "root")
+    other = await send(alice, room_id, "other root")
     mention = {"m.mentions": {"user_ids": [bob.user_id]}}
     reply = await in_thread(alice, room_id, root, **mention)
     await in_thread(alice, room_id, other)
-    last = await say(alice, room_id, "main")
+    last = await send(alice, room_id, "main")
 
     async def now() -> Any:
         answer = await sync(bob, filter=BY_THREAD)
@@ -88,7 +89,7 @@ async def test_a_threads_receipt_reads_the_thread_alone(alice: Client, bob: Clie
 
 async def test_a_profile_change_leaves_threads_unread(alice: Client, bob: Client) -> None:
     room_id = await a_room(alice, bob)
-    root = await say(alice, room_id, "root")
+    root = await send(alice, room_id, "root")
     await in_thread(alice, room_id, root)
 
     await bob.ok("PUT", f"/v3/profile/{quote(bob.user_id)}/displayname", {"displayname": "Bob"})
@@ -98,7 +99,7 @@ async def test_a_profile_change_leaves_threads_unread(alice: Client, bob: Client
 
 async def test_the_receipt_that_is_ahead_counts(alice: Client, bob: Client) -> None:
     room_id = await a_room(alice, bob)
-    sent = [await say(alice, room_id, str(number)) for number in range(4)]
+    sent = [await send(alice, room_id, str(number)) for number in range(4)]
 
     await read(bob, room_id, sent[2])
     assert counts(await sync(bob), room_id) == (1, 0)
@@ -110,7 +111,7 @@ async def test_the_receipt_that_is_ahead_counts(alice: Client, bob: Client) -> N
 
 async def test_counts_change_though_the_filter_hides_receipts(alice: Client, bob: Client) -> None:
     room_id = await a_room(alice, bob)
-    event_id = await say(alice, room_id, "hello")
+    event_id = await send(alice, room_id, "hello")
     since = await token(bob)
     await read(bob, room_id, event_id)
 
@@ -122,10 +123,10 @@ async def test_counts_change_though_the_filter_hides_receipts(alice: Client, bob
 
 async def test_edits_notices_and_reactions_do_not_count(alice: Client, bob: Client) -> None:
     room_id = await a_room(alice, bob)
-    event_id = await say(alice, room_id, "hello")
+    event_id = await send(alice, room_id, "hello")
     edit = {"rel_type": "m.replace", "event_id": event_id}
     await say_with(alice, room_id, "* hi", {"m.relates_to": edit, "m.new_content": {"msgtype": "m.text", "body": "hi"}})
-    await say(alice, room_id, "beep", msgtype="m.notice")
+    await send(alice, room_id, "beep", msgtype="m.notice")
     annotation = {"rel_type": "m.annotation", "key": "+", "event_id": event_id}
     await say_with(alice, room_id, "", {"type_": "m.reaction", "m.relates_to": annotation})
     await set_state(alice, room_id, "m.room.topic", {"topic": "tea"})
@@ -289,7 +290,7 @@ async def test_counts_are_what_every_rule_of_every_member_would_give(server: Ser
     users = [await server.register(name) for name in ("alice", "bob", "carol")]
     room_id = await a_room(*users)
     story = Story(server, chance, room_id, users)
-    story.roots = [await say(users[0], room_id, "root", msgtype="m.notice") for _ in range(2)]
+    story.roots = [await send(users[0], room_id, "root", msgtype="m.notice") for _ in range(2)]
     tokens = {reader.client.user_id: await token(reader.client) for reader in story.readers}
     for _ in range(60):
         await story.step()

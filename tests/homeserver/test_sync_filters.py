@@ -5,15 +5,16 @@ from typing import Any
 import pytest
 
 from tests.clients import Client, Server, quote
-from tests.homeserver.rooms import a_room, history, say
+from tests.homeserver.rooms import a_room, history
 from tests.homeserver.syncs import ids, joined, own, read, say_with, set_state, state, sync, timeline, token
+from tests.rooms import send, send_event
 
 
 async def test_only_the_rooms_asked_for(alice: Client, bob: Client) -> None:
     one, other = await a_room(alice, bob), await a_room(alice, bob)
     since = await token(bob)
     for room_id in (one, other):
-        await say(alice, room_id, "hello")
+        await send(alice, room_id, "hello")
 
     for options in ({}, {"since": since}):
         assert set((await sync(bob, filter={"room": {"rooms": [one]}}, **options))["rooms"]["join"]) == {one}
@@ -42,11 +43,11 @@ async def test_what_of_a_timeline(alice: Client, bob: Client, wanted: dict[str, 
     room_id = await a_room(alice, bob)
     since = await token(bob)
     names = {
-        await say(alice, room_id, "plain"): "plain",
-        await say(alice, room_id, "picture", url="mxc://hearth.test/a"): "picture",
-        await say(alice, room_id, "", type_="org.example.other"): "other",
+        await send(alice, room_id, "plain"): "plain",
+        await send(alice, room_id, "picture", url="mxc://hearth.test/a"): "picture",
+        await send_event(alice, room_id, "org.example.other", {}): "other",
         await set_state(alice, room_id, "m.room.topic", {"topic": "tea"}): "topic",
-        await say(bob, room_id, "from bob"): "from bob",
+        await send(bob, room_id, "from bob"): "from bob",
     }
     named = {"BOB": bob.user_id, "ROOM": room_id}
     part = {
@@ -64,8 +65,8 @@ async def test_what_of_a_timeline(alice: Client, bob: Client, wanted: dict[str, 
 async def test_only_what_others_relate_to(alice: Client, bob: Client) -> None:
     room_id = await a_room(alice, bob)
     since = await token(bob)
-    root = await say(alice, room_id, "root")
-    await say(alice, room_id, "alone")
+    root = await send(alice, room_id, "root")
+    await send(alice, room_id, "alone")
     await say_with(bob, room_id, "reply", {"m.relates_to": {"rel_type": "m.thread", "event_id": root}})
 
     for part in ({"related_by_rel_types": ["m.thread"]}, {"related_by_senders": [bob.user_id]}):
@@ -80,7 +81,7 @@ async def test_only_what_others_relate_to(alice: Client, bob: Client) -> None:
 async def test_any_limit_ends_well(alice: Client, limit: int) -> None:
     room_id = await a_room(alice)
     for number in range(3):
-        await say(alice, room_id, str(number))
+        await send(alice, room_id, str(number))
 
     answer = await sync(alice, filter={"room": {"timeline": {"limit": limit}}})
 
@@ -89,7 +90,7 @@ async def test_any_limit_ends_well(alice: Client, limit: int) -> None:
 
 async def test_a_first_sync_whose_filter_lets_nothing_through_can_be_paged_back_from(alice: Client) -> None:
     room_id = await a_room(alice)
-    sent = await say(alice, room_id, "hello")
+    sent = await send(alice, room_id, "hello")
 
     answer = await sync(alice, filter={"room": {"timeline": {"types": []}}})
 
@@ -108,7 +109,7 @@ async def test_what_of_the_state(alice: Client, bob: Client) -> None:
 
 async def test_what_besides_events(alice: Client, bob: Client) -> None:
     room_id = await a_room(alice, bob)
-    event_id = await say(alice, room_id, "hello")
+    event_id = await send(alice, room_id, "hello")
     since = await token(bob)
     await read(alice, room_id, event_id)
     await bob.ok("PUT", own(bob, f"rooms/{quote(room_id)}/account_data/org.example"), {"a": 1})
@@ -131,7 +132,7 @@ async def test_what_besides_events(alice: Client, bob: Client) -> None:
 async def test_events_as_servers_exchange_them(server: Server, alice: Client, bob: Client) -> None:
     room_id = await a_room(alice, bob)
     since = await token(bob)
-    event_id = await say(alice, room_id, "hello")
+    event_id = await send(alice, room_id, "hello")
 
     (event,) = timeline(await sync(bob, since, filter={"event_format": "federation"}), room_id)
 
@@ -145,7 +146,7 @@ async def test_events_as_servers_exchange_them(server: Server, alice: Client, bo
 async def test_only_some_fields(alice: Client, bob: Client) -> None:
     room_id = await a_room(alice, bob)
     since = await token(bob)
-    await say(alice, room_id, "hello")
+    await send(alice, room_id, "hello")
 
     answer = await sync(bob, since, filter={"event_fields": ["content.body", "sender", "content.nothing"]})
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tests.clients import Client, Server, quote
-from tests.homeserver.rooms import a_room, act, history, join, leave, redact, say
+from tests.homeserver.rooms import a_room, act, history, join, leave, redact
 from tests.homeserver.syncs import (
     ids,
     ignore,
@@ -20,6 +20,7 @@ from tests.homeserver.syncs import (
     token,
     whole_state,
 )
+from tests.rooms import send
 
 # --- joined rooms
 
@@ -27,7 +28,7 @@ from tests.homeserver.syncs import (
 async def test_a_first_sync_tells_state_and_timeline_that_make_the_rooms_state(alice: Client, bob: Client) -> None:
     room_id = await a_room(alice, bob, name="Tea")
     for number in range(12):
-        await say(alice, room_id, str(number))
+        await send(alice, room_id, str(number))
     await set_state(alice, room_id, "m.room.topic", {"topic": "leaves"})
 
     answer = await sync(alice)
@@ -55,7 +56,7 @@ async def test_a_room_that_is_short_is_not_limited(alice: Client) -> None:
 async def test_a_message_comes_once(alice: Client, bob: Client) -> None:
     room_id = await a_room(alice, bob)
     since = await token(bob)
-    event_id = await say(alice, room_id, "one")
+    event_id = await send(alice, room_id, "one")
 
     answer = await sync(bob, since)
 
@@ -82,7 +83,7 @@ async def test_nothing_new_is_an_answer_with_a_token(alice: Client) -> None:
 async def test_the_token_of_who_is_not_concerned_moves_along(alice: Client, bob: Client) -> None:
     room_id = await a_room(alice)
     since = await token(bob)
-    await say(alice, room_id, "not for bob")
+    await send(alice, room_id, "not for bob")
 
     later = (await sync(bob, since))["next_batch"]
 
@@ -95,9 +96,9 @@ async def test_a_gap_is_filled_by_messages_without_a_hole_or_a_repetition(
     alice: Client, bob: Client, limit: int
 ) -> None:
     room_id = await a_room(alice, bob)
-    last = await say(alice, room_id, "before")
+    last = await send(alice, room_id, "before")
     since = await token(bob)
-    sent = [await say(alice, room_id, str(number)) for number in range(8)]
+    sent = [await send(alice, room_id, str(number)) for number in range(8)]
 
     answer = await sync(bob, since, filter={"room": {"timeline": {"limit": limit}}})
 
@@ -115,7 +116,7 @@ async def test_state_in_a_gap_is_told_before_the_timeline(alice: Client, bob: Cl
     since = await token(bob)
     await set_state(alice, room_id, "m.room.topic", {"topic": "1"})
     second = await set_state(alice, room_id, "m.room.topic", {"topic": "2"})
-    await say(alice, room_id, "a")
+    await send(alice, room_id, "a")
     third = await set_state(alice, room_id, "m.room.topic", {"topic": "3"})
 
     answer = await sync(bob, since, filter={"room": {"timeline": {"limit": 2}}})
@@ -144,14 +145,14 @@ async def test_state_after_is_the_state_at_the_timelines_end(
     assert "state" not in joined(first, room_id)
     await set_state(alice, room_id, "m.room.topic", {"topic": "1"})
     name_id = await set_state(alice, room_id, "m.room.name", {"name": "Tea"})
-    await say(alice, room_id, "a")
+    await send(alice, room_id, "a")
     topic_id = await set_state(alice, room_id, "m.room.topic", {"topic": "2"})
 
     second = await sync(bob, first["next_batch"], **options)
 
     assert set(ids(state(second, room_id, field=name).values())) == {name_id, topic_id}
     assert "state" not in joined(second, room_id)
-    await say(alice, room_id, "b")
+    await send(alice, room_id, "b")
     third = await sync(bob, second["next_batch"], **options)
     assert joined(third, room_id)[name] == {"events": []}
 
@@ -159,7 +160,7 @@ async def test_state_after_is_the_state_at_the_timelines_end(
 async def test_full_state_is_told_with_only_the_new_events(alice: Client, bob: Client) -> None:
     room_id, quiet = await a_room(alice, bob), await a_room(alice, bob)
     since = await token(bob)
-    event_id = await say(alice, room_id, "new")
+    event_id = await send(alice, room_id, "new")
 
     answer = await sync(bob, since, full_state="true", timeout=30_000)
 
@@ -195,7 +196,7 @@ async def test_only_the_device_that_sent_learns_its_transaction(alice: Client, b
 async def test_a_redaction_takes_the_content_from_whom_was_not_told_yet(alice: Client, bob: Client) -> None:
     room_id = await a_room(alice, bob)
     before = await token(bob)
-    event_id = await say(alice, room_id, "secret")
+    event_id = await send(alice, room_id, "secret")
     seen = await sync(bob, before)
     assert timeline(seen, room_id)[0]["content"]["body"] == "secret"
 
@@ -233,7 +234,7 @@ async def test_state_that_some_are_told_apart_from_the_timeline_says_to_others_w
     since = await token(bob)
     await set_state(alice, room_id, "m.room.topic", {"topic": "1"})
     await set_state(alice, room_id, "m.room.topic", {"topic": "2"})
-    await say(alice, room_id, "a")
+    await send(alice, room_id, "a")
 
     await sync(bob, since, filter={"room": {"timeline": {"limit": 1}}})
 
@@ -263,10 +264,10 @@ async def test_a_room_that_was_left_and_joined_again_comes_whole(alice: Client, 
     room_id = await a_room(alice, bob, visibility="joined")
     since = await token(bob)
     await leave(bob, room_id)
-    hidden = await say(alice, room_id, "without bob")
+    hidden = await send(alice, room_id, "without bob")
     topic = await set_state(alice, room_id, "m.room.topic", {"topic": "gone"})
     await join(bob, room_id)
-    heard = await say(alice, room_id, "with bob")
+    heard = await send(alice, room_id, "with bob")
 
     answer = await sync(bob, since)
 
@@ -299,12 +300,12 @@ async def test_a_new_display_name_is_no_new_room(alice: Client, bob: Client) -> 
 async def test_a_room_that_was_left_is_told_up_to_the_leave(alice: Client, bob: Client, how: str) -> None:
     room_id = await a_room(alice, bob)
     since = await token(bob)
-    heard = await say(alice, room_id, "heard")
+    heard = await send(alice, room_id, "heard")
     if how == "leave":
         await leave(bob, room_id)
     else:
         await act(alice, how, room_id, bob)
-    await say(alice, room_id, "not heard")
+    await send(alice, room_id, "not heard")
     await set_state(alice, room_id, "m.room.topic", {"topic": "not heard"})
 
     answer = await sync(bob, since, timeout=5000)
@@ -324,7 +325,7 @@ async def test_state_that_changed_in_the_gap_before_a_leave_is_told(alice: Clien
     room_id = await a_room(alice, bob)
     since = await token(bob)
     topic = await set_state(alice, room_id, "m.room.topic", {"topic": "tea"})
-    await say(alice, room_id, "a")
+    await send(alice, room_id, "a")
     await leave(bob, room_id)
     await set_state(alice, room_id, "m.room.topic", {"topic": "coffee"})
 
@@ -340,7 +341,7 @@ async def test_state_that_changed_in_the_gap_before_a_leave_is_told(alice: Clien
 
 async def test_rooms_left_long_ago_are_told_when_asked_for(alice: Client, bob: Client) -> None:
     room_id, forgotten = await a_room(alice, bob), await a_room(alice, bob)
-    await say(alice, room_id, "heard")
+    await send(alice, room_id, "heard")
     for each in (room_id, forgotten):
         await leave(bob, each)
     await set_state(alice, room_id, "m.room.topic", {"topic": "later"})
@@ -391,7 +392,7 @@ async def test_an_invite_tells_what_the_room_is(alice: Client, bob: Client) -> N
 async def test_an_invite_that_is_declined_tells_nothing_of_the_room(server: Server, alice: Client, bob: Client) -> None:
     carol = await server.register("carol")
     room_id = await a_room(alice, carol)
-    await say(alice, room_id, "secret")
+    await send(alice, room_id, "secret")
     await act(alice, "invite", room_id, bob)
     since = await token(bob)
     await leave(bob, room_id)
@@ -451,10 +452,10 @@ async def test_messages_of_who_is_ignored_are_in_no_sync(server: Server, alice: 
     carol = await server.register("carol")
     room_id = await a_room(alice, bob, carol)
     since = await token(bob)
-    await say(carol, room_id, "spam")
+    await send(carol, room_id, "spam")
     await ignore(bob, carol)
     await act(alice, "invite", room_id, await server.register("dave"))
-    hello = await say(alice, room_id, "hello")
+    hello = await send(alice, room_id, "hello")
     await carol.ok("PUT", f"/v3/profile/{quote(carol.user_id)}/displayname", {"displayname": "Carol"})
 
     for answer in (await sync(bob), await sync(bob, since), await sync(bob, since, full_state="true")):

@@ -8,15 +8,16 @@ from typing import Any
 import pytest
 
 from tests.clients import Client, Server, quote, unique
-from tests.homeserver.rooms import a_room, act, say
+from tests.homeserver.rooms import a_room, act
 from tests.homeserver.syncs import own, read, sync, timeline, whole_state
+from tests.rooms import send
 from tests.servers import running
 
 Happening = Callable[[Client, Client, str, str], Awaitable[Any]]
 
 
 HAPPENINGS: dict[str, Happening] = {
-    "message": lambda alice, bob, room_id, event_id: say(bob, room_id, "hello"),
+    "message": lambda alice, bob, room_id, event_id: send(bob, room_id, "hello"),
     "typing": lambda alice, bob, room_id, event_id: bob.ok(
         "PUT", f"/v3/rooms/{quote(room_id)}/typing/{quote(bob.user_id)}", {"typing": True, "timeout": 30_000}
     ),
@@ -42,7 +43,7 @@ HAPPENINGS: dict[str, Happening] = {
 async def a_pair(alice: Client, bob: Client) -> tuple[str, str, str]:
     """A room of Bob's with Alice, an event in it, and where Alice's sync stands."""
     room_id = await a_room(bob, alice)
-    event_id = await say(bob, room_id, "before")
+    event_id = await send(bob, room_id, "before")
     since = (await sync(alice))["next_batch"]
     return room_id, event_id, (await sync(alice, since, timeout=100))["next_batch"]
 
@@ -101,7 +102,7 @@ async def test_what_concerns_others_does_not_end_a_wait(server: Server, alice: C
     await asyncio.sleep(0.2)
 
     started = time.monotonic()
-    await say(bob, elsewhere, "not for alice")
+    await send(bob, elsewhere, "not for alice")
     await read(bob, room_id, event_id, "m.read.private")
     await bob.ok("PUT", own(bob, "account_data/org.example"), {"a": 1})
     messages = {"messages": {bob.user_id: {"*": {"a": 1}}}}
@@ -134,7 +135,7 @@ async def test_syncing_on_while_others_write_loses_and_repeats_nothing(conninfo:
                     allowed = await writer.put(state_path, {"step": step, "by": number})
                     assert allowed.status in (200, 403)
                 else:
-                    await say(writer, room_id, f"{number} {step}")
+                    await send(writer, room_id, f"{number} {step}")
 
         async def follow(name: str, client: Client) -> None:
             since, empty = first["next_batch"], 0
@@ -184,13 +185,13 @@ async def test_what_comes_while_a_users_rooms_are_looked_up_is_not_missed(
     server: Server, alice: Client, bob: Client
 ) -> None:
     room_id = await a_room(alice, bob)
-    await say(alice, room_id, "before")
+    await send(alice, room_id, "before")
     since = (await sync(alice))["next_batch"]  # a token of nobody in particular; this process knows nothing of Bob
     async with await server.application.database.connect() as connection, connection.transaction():
         await connection.execute("lock table room_state in access exclusive mode")
         waiting = asyncio.create_task(sync(bob, since, timeout=3000))
         await asyncio.sleep(0.3)
-        event_id = await say(alice, room_id, "meanwhile")
+        event_id = await send(alice, room_id, "meanwhile")
     answer = await waiting
 
     assert event_id in [event["event_id"] for event in timeline(answer, room_id)]

@@ -7,16 +7,10 @@ import pytest
 
 from federation.protocol.types import UserID
 from storage.ephemeral import OFFLINE_AFTER_MS, now_ms
-from tests.clients import Client, Server, quote, unique
+from tests.clients import Client, Server, quote
 from tests.homeserver.rooms import a_room
+from tests.rooms import send
 from tests.servers import running
-
-
-async def say(client: Client, room_id: str, **content: Any) -> str:
-    content = {"msgtype": "m.text", "body": "hello", **content}
-    path = f"/v3/rooms/{quote(room_id)}/send/m.room.message/{unique()}"
-    event_id: str = (await client.ok("PUT", path, content))["event_id"]
-    return event_id
 
 
 async def sync(client: Client, since: str | None = None, **params: Any) -> Any:
@@ -55,7 +49,7 @@ def own(client: Client, path: str) -> str:
 
 async def test_a_receipt_reaches_the_room(alice: Client, bob: Client) -> None:
     room_id = await a_room(alice, bob)
-    event_id = await say(alice, room_id)
+    event_id = await send(alice, room_id, "hello")
     since = await token(alice)
 
     await bob.ok("POST", f"/v3/rooms/{quote(room_id)}/receipt/m.read/{quote(event_id)}", {})
@@ -70,7 +64,7 @@ async def test_a_receipt_reaches_the_room(alice: Client, bob: Client) -> None:
 
 async def test_a_private_receipt_reaches_its_user_alone(alice: Client, bob: Client) -> None:
     room_id = await a_room(alice, bob)
-    event_id = await say(alice, room_id)
+    event_id = await send(alice, room_id, "hello")
     of_alice, of_bob = await token(alice), await token(bob)
 
     await bob.ok("POST", f"/v3/rooms/{quote(room_id)}/receipt/m.read.private/{quote(event_id)}", {})
@@ -161,8 +155,8 @@ async def test_messages_of_an_ignored_user_are_not_sent(alice: Client, bob: Clie
     since = await token(alice)
     await alice.ok("PUT", own(alice, "account_data/m.ignored_user_list"), {"ignored_users": {bob.user_id: {}}})
 
-    await say(bob, room_id)
-    heard = await say(alice, room_id)
+    await send(bob, room_id, "hello")
+    heard = await send(alice, room_id, "hello")
 
     events = joined(await sync(alice, since), room_id)["timeline"]["events"]
     assert [event["event_id"] for event in events] == [heard]
@@ -178,8 +172,8 @@ def unread(answer: Any, room_id: str) -> tuple[int, int]:
 
 async def test_messages_count_until_they_are_read(alice: Client, bob: Client) -> None:
     room_id = await a_room(alice, bob)
-    await say(alice, room_id)
-    last = await say(alice, room_id, **{"m.mentions": {"user_ids": [bob.user_id]}})
+    await send(alice, room_id, "hello")
+    last = await send(alice, room_id, "hello", **{"m.mentions": {"user_ids": [bob.user_id]}})
     first = await sync(bob)
     assert unread(first, room_id) == (2, 1)
 
@@ -196,13 +190,13 @@ async def test_what_a_user_muted_does_not_count(alice: Client, bob: Client) -> N
     rule = f"/v3/pushrules/global/override/{quote(room_id)}"
     await bob.ok("PUT", rule, {"actions": [], "conditions": [condition]})
 
-    await say(alice, room_id)
-    await say(alice, loud)
+    await send(alice, room_id, "hello")
+    await send(alice, loud, "hello")
     muted = await sync(bob)
     assert (unread(muted, room_id), unread(muted, loud)) == ((0, 0), (1, 0))
 
     await bob.ok("DELETE", rule)
-    await say(alice, room_id)
+    await send(alice, room_id, "hello")
     assert unread(await sync(bob, muted["next_batch"]), room_id) == (1, 0)
 
 
@@ -212,8 +206,8 @@ async def test_a_keyword_counts_where_nothing_else_does(alice: Client, bob: Clie
     await bob.ok("PUT", "/v3/pushrules/global/content/tea", {"pattern": "t?a", "actions": actions})
     await bob.ok("PUT", "/v3/pushrules/global/underride/.m.rule.message/enabled", {"enabled": False})
 
-    await say(alice, room_id)
-    await say(alice, room_id, body="Time for TEA!")
+    await send(alice, room_id, "hello")
+    await send(alice, room_id, "Time for TEA!")
 
     answer = await sync(bob)
     # In a room of two, another default rule counts every message.
@@ -300,7 +294,7 @@ async def test_who_sends_is_online_again(alice: Client, bob: Client) -> None:
     room_id = await a_room(alice, bob)
     await set_status(bob, presence="unavailable", status_msg="away")
 
-    await say(bob, room_id)
+    await send(bob, room_id, "hello")
 
     answer = (await status_of(alice, bob)).body
     assert (answer["presence"], answer["status_msg"], answer["currently_active"]) == ("online", "away", True)
@@ -362,7 +356,7 @@ async def test_presence_that_is_switched_off_tells_nothing(conninfo: str) -> Non
 
 async def test_a_stored_filter_decides_what_a_sync_holds(alice: Client) -> None:
     room_id = await a_room(alice)
-    await say(alice, room_id)
+    await send(alice, room_id, "hello")
     body = {
         "event_fields": ["type", "content.body"],
         "account_data": {"not_types": ["m.push_rules"]},
@@ -397,6 +391,6 @@ async def test_who_stopped_syncing_is_forgotten_and_misses_nothing(
     server.application.views.drop_unused()
 
     assert server.application.tail.listener(UserID(alice.user_id)) is None
-    event_id = await say(bob, room_id)
+    event_id = await send(bob, room_id, "hello")
     timeline = joined(await sync(alice, since), room_id)["timeline"]
     assert [event["event_id"] for event in timeline["events"]] == [event_id]

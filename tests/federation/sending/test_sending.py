@@ -2,10 +2,8 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
 
 import pytest
-import pytest_asyncio
 
 from federation.protocol.types import EventID
 from tests.clients import Client, Server, unique
@@ -13,42 +11,11 @@ from tests.federation.authority import Authority
 from tests.federation.listening_peer import ListeningPeer, listening
 from tests.federation.peer import path_of
 from tests.federation.resident_rooms import SharedRoom
-from tests.federation.servers import federating
-
-
-@pytest_asyncio.fixture(scope="module")
-async def server(maintenance_conninfo: str, authority: Authority) -> AsyncIterator[Server]:
-    async with federating(maintenance_conninfo, authority) as running:
-        yield running
-
-
-@pytest_asyncio.fixture
-async def alice(server: Server) -> Client:
-    return await server.register("alice")
-
-
-@pytest_asyncio.fixture
-async def peer(server: Server, authority: Authority) -> AsyncIterator[ListeningPeer]:
-    async with listening(server, authority) as found:
-        yield found
-
-
-@pytest_asyncio.fixture
-async def room(server: Server, alice: Client, peer: ListeningPeer) -> SharedRoom:
-    shared = await SharedRoom.made(server, alice, peer)
-    await shared.join(peer.user())
-    return shared
-
-
-async def say(client: Client, room_id: str, body: str) -> str:
-    content = {"msgtype": "m.text", "body": body}
-    answer = await client.ok("PUT", f"/v3/rooms/{room_id}/send/m.room.message/{unique('txn')}", content)
-    event_id: str = answer["event_id"]
-    return event_id
+from tests.rooms import send
 
 
 async def test_a_message_reaches_the_servers_of_the_room(alice: Client, peer: ListeningPeer, room: SharedRoom) -> None:
-    event_id = await say(alice, room.room_id, "hello")
+    event_id = await send(alice, room.room_id, "hello")
 
     await peer.until_messages(["hello"])
 
@@ -59,9 +26,9 @@ async def test_a_message_reaches_the_servers_of_the_room(alice: Client, peer: Li
 
 async def test_what_was_before_a_server_joined_is_not_sent(server: Server, alice: Client, peer: ListeningPeer) -> None:
     shared = await SharedRoom.made(server, alice, peer)
-    await say(alice, shared.room_id, "before")
+    await send(alice, shared.room_id, "before")
     await shared.join(peer.user())
-    await say(alice, shared.room_id, "after")
+    await send(alice, shared.room_id, "after")
 
     await peer.until_messages(["after"])
 
@@ -71,7 +38,7 @@ async def test_what_was_before_a_server_joined_is_not_sent(server: Server, alice
 async def test_many_messages_arrive_in_order(alice: Client, peer: ListeningPeer, room: SharedRoom) -> None:
     texts = [f"message {number}" for number in range(120)]
     for text in texts:
-        await say(alice, room.room_id, text)
+        await send(alice, room.room_id, text)
 
     await peer.until_messages(texts)
 
@@ -84,11 +51,11 @@ async def test_who_was_kicked_hears_of_it_and_of_nothing_after(
 ) -> None:
     body = {"user_id": peer.user(), "reason": "enough"}
     await alice.ok("POST", f"/v3/rooms/{room.room_id}/kick", body)
-    await say(alice, room.room_id, "between us")
+    await send(alice, room.room_id, "between us")
 
     (pdu,) = await peer.until(lambda: [pdu for pdu in peer.pdus if pdu["content"].get("reason") == "enough"])
     await room.join(peer.user("other"))
-    await say(alice, room.room_id, "welcome back")
+    await send(alice, room.room_id, "welcome back")
     await peer.until_messages(["welcome back"])
 
     assert (pdu["state_key"], pdu["content"]["membership"]) == (peer.user(), "leave")
@@ -96,13 +63,13 @@ async def test_who_was_kicked_hears_of_it_and_of_nothing_after(
 
 
 async def test_a_denied_server_gets_nothing(alice: Client, peer: ListeningPeer, room: SharedRoom) -> None:
-    await say(alice, room.room_id, "before")
+    await send(alice, room.room_id, "before")
     await peer.until_messages(["before"])
     acl = f"/v3/rooms/{room.room_id}/state/m.room.server_acl"
     await alice.ok("PUT", acl, {"allow": ["*"], "deny": ["127.0.0.1"]})
-    await say(alice, room.room_id, "denied")
+    await send(alice, room.room_id, "denied")
     await alice.ok("PUT", acl, {"allow": ["*"]})
-    await say(alice, room.room_id, "after")
+    await send(alice, room.room_id, "after")
 
     await peer.until_messages(["after"])
 
@@ -112,12 +79,12 @@ async def test_a_denied_server_gets_nothing(alice: Client, peer: ListeningPeer, 
 async def test_what_a_peer_misses_while_it_is_away_comes_when_it_is_back(
     server: Server, alice: Client, peer: ListeningPeer, room: SharedRoom
 ) -> None:
-    await say(alice, room.room_id, "first")
+    await send(alice, room.room_id, "first")
     await peer.until_messages(["first"])
     await peer.stop()
     texts = [f"missed {number}" for number in range(70)]
     for text in texts:
-        await say(alice, room.room_id, text)
+        await send(alice, room.room_id, text)
     await peer.start()
     server.application.outbound.availability.alive(peer.name)  # as a request from it would
 
@@ -130,11 +97,11 @@ async def test_a_request_from_a_peer_ends_the_wait_for_it(
     server: Server, alice: Client, peer: ListeningPeer, room: SharedRoom
 ) -> None:
     await peer.stop()
-    await say(alice, room.room_id, "missed")
+    await send(alice, room.room_id, "missed")
     await _until_left_alone(server, peer)
     await peer.start()
 
-    await peer.ok("GET", f"/v1/state_ids/{room.room_id}", event_id=await say(alice, room.room_id, "now"))
+    await peer.ok("GET", f"/v1/state_ids/{room.room_id}", event_id=await send(alice, room.room_id, "now"))
 
     await peer.until_messages(["missed", "now"], seconds=3)
 
@@ -167,7 +134,7 @@ async def test_a_join_by_way_of_us_is_passed_on_to_the_others(
         join_id = other.id_of(join, room.room.rules)
         await other.ok("PUT", path_of("/v2/send_join/{}/{}", room.room_id, join_id), join)
         passed_on = await peer.until(lambda: [pdu for pdu in peer.pdus if pdu.get("state_key") == eve])
-        await say(room.owner, room.room_id, "welcome")
+        await send(room.owner, room.room_id, "welcome")
         await other.until_messages(["welcome"])
 
         assert [peer.id_of(pdu, room.room.rules) for pdu in passed_on] == [join_id]
@@ -178,10 +145,10 @@ async def test_what_was_redacted_meanwhile_is_sent_without_its_content(
     server: Server, alice: Client, peer: ListeningPeer, room: SharedRoom
 ) -> None:
     await peer.stop()
-    event_id = await say(alice, room.room_id, "regretted")
+    event_id = await send(alice, room.room_id, "regretted")
     await _until_left_alone(server, peer)
     await alice.ok("PUT", f"/v3/rooms/{room.room_id}/redact/{event_id}/{unique('txn')}", {})
-    await say(alice, room.room_id, "last")
+    await send(alice, room.room_id, "last")
     await peer.start()
     server.application.outbound.availability.alive(peer.name)
     await peer.until(lambda: "last" in str(peer.pdus))
@@ -218,7 +185,7 @@ async def test_who_was_away_gets_the_same_as_who_was_not(
             name = choose.choice(list(joined))
             match choose.choice(["say", "say", "say", "topic", "member", "member", "acl"]):
                 case "say":
-                    await say(alice, shared.room_id, f"message {number}")
+                    await send(alice, shared.room_id, f"message {number}")
                 case "topic":
                     await alice.ok("PUT", f"/v3/rooms/{shared.room_id}/state/m.room.topic", {"topic": str(number)})
                 case "acl":
@@ -238,7 +205,7 @@ async def test_who_was_away_gets_the_same_as_who_was_not(
         for world in (shared, theirs):
             if not any(joined.values()):
                 await world.join(world.peer.user("three"))
-        await say(alice, shared.room_id, "the end")
+        await send(alice, shared.room_id, "the end")
         await here.until_messages(["the end"])
         await away.start()
         server.application.outbound.availability.alive(away.name)

@@ -1,12 +1,9 @@
 """EDUs as another server gets them: devices and keys, receipts, typing, presence; and what it does not get."""
 
 import itertools
-from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from ipaddress import ip_network
 from typing import Any
-
-import pytest_asyncio
 
 from homeserver.config import ExistingFile, Federation
 from tests.clients import Client, Server, unique
@@ -16,37 +13,7 @@ from tests.federation.listening_peer import ListeningPeer, listening
 from tests.federation.resident_rooms import SharedRoom
 from tests.federation.servers import federating
 from tests.homeserver.rooms import a_room
-
-
-@pytest_asyncio.fixture(scope="module")
-async def server(maintenance_conninfo: str, authority: Authority) -> AsyncIterator[Server]:
-    async with federating(maintenance_conninfo, authority) as running:
-        yield running
-
-
-@pytest_asyncio.fixture
-async def alice(server: Server) -> Client:
-    return await server.register("alice")
-
-
-@pytest_asyncio.fixture
-async def peer(server: Server, authority: Authority) -> AsyncIterator[ListeningPeer]:
-    async with listening(server, authority) as found:
-        yield found
-
-
-@pytest_asyncio.fixture
-async def room(server: Server, alice: Client, peer: ListeningPeer) -> SharedRoom:
-    shared = await SharedRoom.made(server, alice, peer)
-    await shared.join(peer.user())
-    return shared
-
-
-async def say(client: Client, room_id: str, body: str) -> str:
-    content = {"msgtype": "m.text", "body": body}
-    answer = await client.ok("PUT", f"/v3/rooms/{room_id}/send/m.room.message/{unique('txn')}", content)
-    event_id: str = answer["event_id"]
-    return event_id
+from tests.rooms import send
 
 
 async def test_new_keys_of_a_device_are_told(alice: Client, peer: ListeningPeer, room: SharedRoom) -> None:
@@ -109,7 +76,7 @@ async def test_a_peer_that_was_away_is_told_of_devices_and_keys(
     await peer.until(lambda: [each for each in _devices(peer) if "keys" in each])
     known = _devices(peer)[-1]["stream_id"]
     await peer.stop()
-    await say(alice, room.room_id, "missed")
+    await send(alice, room.room_id, "missed")
     other = await alice.login()
     await a_device(other)
     await cross_signing(alice)
@@ -144,7 +111,7 @@ async def test_a_change_that_only_one_user_may_see_is_not_told(
     await peer.until(lambda: len(peer.edus("m.signing_key_update")) >= 2)
     signed = own.sign("user_signing", theirs.key("master"))
     await alice.ok("POST", "/v3/keys/signatures/upload", {bob.user_id: {theirs.public_key("master"): signed}})
-    await say(alice, room.room_id, "after the signature")
+    await send(alice, room.room_id, "after the signature")
     await peer.until_messages(["after the signature"])
 
     assert len(peer.edus("m.signing_key_update")) == 2
@@ -181,7 +148,7 @@ async def test_changes_of_who_shares_no_room_are_not_told(
 async def test_receipts_are_told_by_thread_and_private_ones_are_not(
     server: Server, alice: Client, peer: ListeningPeer, room: SharedRoom
 ) -> None:
-    event_id = await say(alice, room.room_id, "root")
+    event_id = await send(alice, room.room_id, "root")
     content = {"msgtype": "m.text", "body": "reply", "m.relates_to": {"rel_type": "m.thread", "event_id": event_id}}
     path = f"/v3/rooms/{room.room_id}/send/m.room.message/{unique('txn')}"
     reply = (await alice.ok("PUT", path, content))["event_id"]
@@ -223,7 +190,7 @@ async def test_presence_is_not_told_unless_it_is_switched_on(
     alice: Client, peer: ListeningPeer, room: SharedRoom
 ) -> None:
     await alice.ok("PUT", f"/v3/presence/{alice.user_id}/status", {"presence": "online", "status_msg": "here"})
-    await say(alice, room.room_id, "hello")
+    await send(alice, room.room_id, "hello")
     await peer.until_messages(["hello"])
 
     assert not peer.edus("m.presence")
