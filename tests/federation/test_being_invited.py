@@ -3,7 +3,6 @@
 from typing import Any
 
 import pytest
-import pytest_asyncio
 
 from federation.protocol import event_format, signatures
 from federation.protocol.room_versions import ROOM_VERSIONS, get_rules
@@ -20,11 +19,6 @@ from tests.rooms import put_state
 from tests.servers import SIGNING_KEY, running
 
 VERSIONS = list(ROOM_VERSIONS)
-
-
-@pytest_asyncio.fixture
-async def peer(server: Server) -> Peer:
-    return await Peer(server).trust()
 
 
 def told(user: Client, room: TheirRoom) -> list[Any]:

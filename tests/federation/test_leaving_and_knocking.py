@@ -1,7 +1,6 @@
 """Users of another server leave our rooms and knock at them."""
 
 import pytest
-import pytest_asyncio
 
 from federation.protocol import event_format, signatures
 from federation.protocol.room_versions import get_rules
@@ -27,11 +26,6 @@ from tests.servers import SIGNING_KEY
 
 FORBIDDEN = (403, "M_FORBIDDEN")
 WITH_KNOCKING = [version for version in VERSIONS if get_rules(version).knocking]
-
-
-@pytest_asyncio.fixture
-async def peer(server: Server) -> Peer:
-    return await Peer(server).trust()
 
 
 async def a_room_to_knock_at(owner: Client, version: str = "11") -> str:

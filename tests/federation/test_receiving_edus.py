@@ -3,7 +3,6 @@
 from typing import Any
 
 import pytest
-import pytest_asyncio
 
 from federation.inbound import edus
 from storage.log import Conflict
@@ -12,11 +11,6 @@ from tests.federation.peer import Peer, now_ms
 from tests.federation.remote_room import RemoteRoom, join_room, joined_room, push, transaction
 from tests.homeserver.syncs import joined, sync
 from tests.rooms import put_state, send
-
-
-@pytest_asyncio.fixture
-async def peer(server: Server) -> Peer:
-    return await Peer(server).trust()
 
 
 def typing(room: RemoteRoom, user_id: str, *, is_typing: bool = True) -> Any:

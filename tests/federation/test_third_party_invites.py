@@ -3,7 +3,6 @@
 from typing import Any
 
 import pytest
-import pytest_asyncio
 
 from federation.protocol import canonical_json
 from federation.protocol.event_hashes import encode_base64
@@ -25,11 +24,6 @@ PROMISE = {
 }
 FORBIDDEN = (403, "M_FORBIDDEN")
 INVALID = (400, "M_INVALID_PARAM")
-
-
-@pytest_asyncio.fixture
-async def peer(server: Server) -> Peer:
-    return await Peer(server).trust()
 
 
 async def a_promise(owner: Client) -> str:
