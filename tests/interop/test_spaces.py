@@ -19,20 +19,6 @@ async def test_a_room_is_summed_up(host: Person, guest: Person) -> None:
     assert untold.status in (403, 404)
 
 
-async def test_a_space_of_hearth_is_walked_on_synapse(alice: Person, bob: Person) -> None:
-    space = await alice.create_room(name="Space", creation_content={"type": "m.space"})
-    rooms = {name: await alice.create_room(name=name) for name in ("One", "Two")}
-    rooms["Closed"] = await alice.create_room(name="Closed", preset="private_chat")
-    for name, room_id in rooms.items():
-        path = f"/rooms/{quote(space)}/state/m.space.child/{quote(room_id)}"
-        await alice.ok("PUT", path, {"via": [alice.server_name], "order": name})
-    await bob.join(space, via=[alice])
-
-    body: Any = await bob.client.ok("GET", f"/v1/rooms/{quote(space)}/hierarchy")
-
-    assert {room.get("name") for room in body["rooms"]} == {"Space", "One", "Two"}
-
-
 async def test_a_space_in_a_space_is_walked(host: Person, guest: Person) -> None:
     space = await host.create_room(creation_content={"type": "m.space"}, name="Space", visibility="public")
     inner = await host.create_room(creation_content={"type": "m.space"}, name="Inner")
