@@ -26,7 +26,7 @@ from federation.protocol.request_signing import SignedRequest, make_header
 from federation.protocol.signatures import SigningKey
 from federation.protocol.types import JsonObject, ServerName
 
-MAX_BYTES = 50 * 1024 * 1024
+MAX_BYTES = 16 * 1024 * 1024
 """Of an answer, unless the caller says otherwise."""
 
 MAX_ERROR_BYTES = 64 * 1024

@@ -9,9 +9,9 @@ import asyncio
 import itertools
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 
-from federation.protocol import event_format
+from federation.protocol import canonical_json, event_format
 from federation.protocol.auth_events import CREATE
-from federation.protocol.errors import InvalidEvent, MatrixError
+from federation.protocol.errors import InvalidEvent, InvalidInput, MatrixError
 from federation.protocol.pdu import PDU, VerifiedPDU
 from federation.protocol.types import EventID, JsonObject, ServerName, StateKey
 from federation.rooms.append import RoomWriter
@@ -230,7 +230,12 @@ class MissingEventsFetcher:
         return await self.verified(room, found, set(wanted))
 
     async def verified(
-        self, room: Room, jsons: Sequence[JsonObject], wanted: set[EventID] | None = None, *, is_old: bool = False
+        self,
+        room: Room,
+        jsons: Sequence[JsonObject | bytes],
+        wanted: set[EventID] | None = None,
+        *,
+        is_old: bool = False,
     ) -> list[VerifiedPDU]:
         """Those that are events of this room, and wanted, and that hold (steps 1 to 3); each once."""
         verified: dict[EventID, VerifiedPDU] = {}
@@ -238,8 +243,9 @@ class MissingEventsFetcher:
             pdus: dict[EventID, PDU] = {}
             for json in jsons[start : start + VERIFIED_AT_ONCE]:
                 try:
-                    pdu = event_format.parse(json, room.rules, is_old=is_old)
-                except InvalidEvent:
+                    read = canonical_json.loads_object(json, max_depth=None) if isinstance(json, bytes) else json
+                    pdu = event_format.parse(read, room.rules, is_old=is_old)
+                except InvalidInput:
                     continue
                 is_new = pdu.event_id not in verified and (wanted is None or pdu.event_id in wanted)
                 if is_new and pdu.room_id == room.room_id:

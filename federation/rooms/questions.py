@@ -4,19 +4,33 @@ Server-Server API, "Backfilling and retrieving missing events", "Retrieving even
 believed: what is no list, no object or no event ID is left out, and events are verified by who asked for them.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field
 from typing import Protocol
 from urllib.parse import quote
 
-from federation.protocol.errors import MatrixError
+from federation.protocol.errors import InvalidInput, MatrixError
 from federation.protocol.identifiers import is_event_id
+from federation.protocol.state_answer import EventSplitter
 from federation.protocol.types import EventID, JsonObject, RoomID, ServerName
 
 MAX_EVENTS_BYTES = 16 * 1024 * 1024
 """Of an answer with some events."""
 MAX_STATE_IDS_BYTES = 32 * 1024 * 1024
 MAX_STATE_BYTES = 48 * 1024 * 1024
+MAX_STATE_EVENTS = 200_000
+"""Of an answer with a whole state."""
+LARGE_AT_ONCE = 2
+"""Answers that may be large and are read of one server at a time: so what it makes us hold in memory is bounded."""
+
+
+class Stream(Protocol):
+    """An answer that is still to come: `outbound.egress.EgressStream`."""
+
+    def chunks(self) -> AsyncIterator[bytes]:
+        """The body in pieces as they arrive."""
 
 
 class Client(Protocol):
@@ -44,6 +58,18 @@ class Client(Protocol):
         max_bytes: int = MAX_EVENTS_BYTES,
     ) -> JsonObject:
         """As `get`."""
+
+    def stream(
+        self,
+        method: str,
+        destination: ServerName,
+        path: str,
+        *,
+        query: Iterable[tuple[str, str]] = (),
+        timeout: float = 30.0,
+        max_bytes: int = MAX_EVENTS_BYTES,
+    ) -> AbstractAsyncContextManager[Stream]:
+        """As `get`, of an answer that is read while it arrives."""
 
 
 class TooMuch(MatrixError):
@@ -88,22 +114,25 @@ class Questions:
 
     def __init__(self, client: Client) -> None:
         self._client = client
+        self._turns: dict[ServerName, _Turn] = {}
 
     async def missing_events(
         self, server: ServerName, room_id: RoomID, *, earliest: Sequence[EventID], latest: Sequence[EventID], limit: int
     ) -> list[JsonObject]:
         """Events between what we have, `earliest`, and what we do not understand, `latest`."""
         body = {"earliest_events": list(earliest), "latest_events": list(latest), "limit": limit, "min_depth": 0}
-        answer = await self._client.post(server, _path("get_missing_events", room_id), body)
-        return _objects(answer.get("events"), limit * 2)
+        async with self._turn(server):
+            answer = await self._client.post(server, _path("get_missing_events", room_id), body)
+            return _objects(answer.get("events"), limit * 2)
 
     async def backfill(
         self, server: ServerName, room_id: RoomID, event_ids: Sequence[EventID], limit: int
     ) -> list[JsonObject]:
         """These events and what precedes them."""
         query = [*(("v", event_id) for event_id in event_ids), ("limit", str(limit))]
-        answer = await self._client.get(server, _path("backfill", room_id), query, max_bytes=MAX_EVENTS_BYTES)
-        return _objects(answer.get("pdus"), limit * 2)
+        async with self._turn(server):
+            answer = await self._client.get(server, _path("backfill", room_id), query, max_bytes=MAX_EVENTS_BYTES)
+            return _objects(answer.get("pdus"), limit * 2)
 
     async def by_timestamp(
         self, server: ServerName, room_id: RoomID, ts: int, *, backwards: bool
@@ -123,22 +152,61 @@ class Questions:
 
     async def event_auth(self, server: ServerName, room_id: RoomID, event_id: EventID) -> list[JsonObject]:
         """What authorises an event, and what authorises that, to the room's creation."""
-        answer = await self._client.get(server, _path("event_auth", room_id, event_id), max_bytes=MAX_EVENTS_BYTES)
-        return _objects(answer.get("auth_chain"))
+        async with self._turn(server):
+            answer = await self._client.get(server, _path("event_auth", room_id, event_id), max_bytes=MAX_EVENTS_BYTES)
+            return _objects(answer.get("auth_chain"))
 
     async def state_ids(self, server: ServerName, room_id: RoomID, event_id: EventID) -> GivenStateIDs:
         """The state before an event."""
-        answer = await self._client.get(
-            server, _path("state_ids", room_id), [("event_id", event_id)], timeout=60.0, max_bytes=MAX_STATE_IDS_BYTES
-        )
-        return GivenStateIDs(_event_ids(answer.get("pdu_ids")), _event_ids(answer.get("auth_chain_ids")))
+        query = [("event_id", event_id)]
+        async with self._turn(server):
+            answer = await self._client.get(
+                server, _path("state_ids", room_id), query, timeout=60.0, max_bytes=MAX_STATE_IDS_BYTES
+            )
+            return GivenStateIDs(_event_ids(answer.get("pdu_ids")), _event_ids(answer.get("auth_chain_ids")))
 
-    async def state(self, server: ServerName, room_id: RoomID, event_id: EventID) -> list[JsonObject]:
-        """The events of the state before an event, and what authorises them."""
-        answer = await self._client.get(
-            server, _path("state", room_id), [("event_id", event_id)], timeout=120.0, max_bytes=MAX_STATE_BYTES
-        )
-        return [*_objects(answer.get("pdus")), *_objects(answer.get("auth_chain"))]
+    async def state(self, server: ServerName, room_id: RoomID, event_id: EventID) -> list[bytes]:
+        """The events of the state before an event, and what authorises them: each as it came, which need be no JSON.
+
+        Raises InvalidInput for what is no such answer, or too much.
+        """
+        splitter = EventSplitter(("pdus", "auth_chain"))
+        found: list[bytes] = []
+        async with (
+            self._turn(server),
+            self._client.stream(
+                "GET",
+                server,
+                _path("state", room_id),
+                query=[("event_id", event_id)],
+                timeout=120.0,
+                max_bytes=MAX_STATE_BYTES,
+            ) as stream,
+        ):
+            async for chunk in stream.chunks():
+                found += (raw for _, raw in splitter.feed(chunk))
+                if len(found) > MAX_STATE_EVENTS:
+                    raise InvalidInput("The state has too many events", "M_TOO_LARGE")
+            last, _ = splitter.finish()
+        return [*found, *(raw for _, raw in last)]
+
+    @asynccontextmanager
+    async def _turn(self, server: ServerName) -> AsyncIterator[None]:
+        turn = self._turns.setdefault(server, _Turn())
+        turn.users += 1
+        try:
+            async with turn.slots:
+                yield
+        finally:
+            turn.users -= 1
+            if not turn.users:
+                self._turns.pop(server, None)
+
+
+@dataclass(slots=True)
+class _Turn:
+    slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(LARGE_AT_ONCE))
+    users: int = 0
 
 
 def _path(name: str, *segments: str) -> str:

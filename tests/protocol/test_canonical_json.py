@@ -255,3 +255,15 @@ def test_a_megabyte_takes_no_more_than_its_length(data: bytes) -> None:
         canonical_json.loads(data)
 
     assert time.process_time() - start < 2.0
+
+
+@pytest.mark.parametrize("piece", [b"[]", b"{}", b"1", b'{"a":1}', b'""'])
+def test_small_bytes_that_become_much_are_not_read(piece: bytes) -> None:
+    count = canonical_json.MAX_VALUES + 1
+    with pytest.raises(InvalidInput, match="values") as refused:
+        canonical_json.loads(b"[" + b",".join([piece] * count) + b"]")
+    assert refused.value.errcode == "M_TOO_LARGE"
+
+
+def test_a_long_text_is_one_value() -> None:
+    assert len(canonical_json.loads(b'"' + b"x" * 2_000_000 + b'"')) == 2_000_000
