@@ -115,6 +115,8 @@ class Fault:
     """The room versions in which this is a fault."""
     of_place: bool = False
     """It concerns the event's place in the graph, which events of a state that is fetched do not need."""
+    is_no_object: bool = False
+    """Where an answer is taken apart while it arrives, it ends that."""
     needs_room: bool = False
     """Only who knows the room can tell."""
 
@@ -308,9 +310,9 @@ SHAPES = [
     Fault("no list of previous events", set_(prev_events=None)),
     Fault("auth events as text", set_(auth_events="$x")),
     Fault("no list of auth events", set_(auth_events=None)),
-    Fault("what is no object", lambda _forger, _event: []),
-    Fault("what is null", lambda _forger, _event: None),
-    Fault("what is text", lambda _forger, _event: "x" * 1000),
+    Fault("what is an array", lambda _forger, _event: [], is_no_object=True),
+    Fault("what is null", lambda _forger, _event: None, is_no_object=True),
+    Fault("what is text", lambda _forger, _event: "x" * 1000, is_no_object=True),
     Fault("an empty object", lambda _forger, _event: {}),
 ]
 

@@ -42,7 +42,7 @@ async def _follow(stage: Stage, prev: Sequence[str], answers: dict[str, Answerer
     result = told.get(stage.room.id_of(event))
     if result != {}:
         stage.room.last = last
-        stage.world.expect(why.fault.spoils_body, why, f"keeps a right event out: {result}")
+        stage.world.expect(why.fault.spoils_body or why.fault.is_no_object, why, f"keeps a right event out: {result}")
     return event
 
 
@@ -105,7 +105,8 @@ async def by_whole_state(stage: Stage) -> list[Case]:
     """`/state_ids` names more than are asked for one by one, and `/state` gives all."""
     faults = [fault for fault in FAULTS if not fault.of_place]
     cases = stage.cases("state", faults, stage.template("test.state", state_key=""))
-    for batch in batches(cases, len(cases)):
+    whole = [case for case in cases if not case.fault.is_no_object]
+    for batch in (*batches(whole, len(cases)), *([case] for case in cases if case.fault.is_no_object)):
         right = stage.control(stage.template("test.state", state_key=""))
         wires = {_id(stage, case): case.wire for case in batch}
         wires[stage.forger.id_of(right)] = canonical(right)
@@ -120,7 +121,7 @@ async def by_whole_state(stage: Stage) -> list[Case]:
             "state": always(answer),
         }
         await _follow(stage, [stage.forger.missing()], answers, batch[0])
-        if not batch[0].fault.spoils_body:
+        if batch[0] is whole[0]:
             await stage.expect_stored(right, batch[0])
     return cases
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from aiohttp import web
 
@@ -15,8 +15,6 @@ from tests.federation.hostile.pushing import Way, batches
 from tests.federation.hostile.world import Case, Stage
 from tests.federation.lying_resident import LyingResident
 
-NO_EVENTS = frozenset(("what is no object", "what is null", "what is text"))
-"""Where an answer is taken apart while it arrives, these end it."""
 BREAKING = frozenset(("200,000 brackets that open", "an event that breaks off"))
 DOUBLING = frozenset(("another creation", "power levels of its own"))
 """A state has one event under a key."""
@@ -72,9 +70,12 @@ class HostileResident(LyingResident):
         return {key: value for key, value in event.items() if value is not None}
 
 
-async def a_resident(stage: Stage) -> HostileResident:
+R = TypeVar("R", bound=HostileResident)
+
+
+async def a_resident(stage: Stage, kind: type[R]) -> R:
     """A hostile server with a room of this version, which users of ours may join."""
-    resident = HostileResident(stage.world.server, stage.world.authority, stage.version)
+    resident = kind(stage.world.server, stage.world.authority, stage.version)
     users = {} if resident.room.rules.creators_have_infinite_power else {resident.user(): 100}
     levels = {"users": users, "events": {"test.state": 0}}
     resident.room.add("m.room.power_levels", resident.user(), levels, "")
@@ -104,7 +105,7 @@ def in_join_answers(array_name: str) -> Way:
         cases: list[Case] = []
         faults = [fault for fault in FAULTS if not fault.of_place and fault.only(stage.forger.rules)]
         doubling = DOUBLING if array_name == "state" else frozenset[str]()
-        alone = [fault for fault in faults if fault.name in NO_EVENTS | BREAKING | doubling]
+        alone = [fault for fault in faults if fault.is_no_object or fault.name in BREAKING | doubling]
         together = [fault for fault in faults if fault not in alone]
         for batch in (together, *([fault] for fault in alone)):
             cases += await _join_with(stage, user, array_name, batch)
@@ -114,7 +115,7 @@ def in_join_answers(array_name: str) -> Way:
 
 
 async def _join_with(stage: Stage, user: Client, array_name: str, faults: Sequence[Fault]) -> list[Case]:
-    resident = await a_resident(stage)
+    resident = await a_resident(stage, HostileResident)
     forger = resident.forger(stage)
     path = f"send_join's {array_name}"
     cases = [stage.case(path, fault, resident.event("test.state", ""), forger) for fault in faults]
@@ -150,7 +151,7 @@ async def by_backfill(stage: Stage) -> list[Case]:
 
 
 async def _page_back(stage: Stage, user: Client, faults: Sequence[Fault]) -> list[Case]:
-    resident = await a_resident(stage)
+    resident = await a_resident(stage, HostileResident)
     forger = resident.forger(stage)
     cases = [stage.case("backfill", fault, resident.event("m.room.message"), forger) for fault in faults]
     right = stage.control(resident.event("m.room.message"), forger)
@@ -190,7 +191,7 @@ def in_templates(membership: str) -> Way:
     async def way(stage: Stage) -> list[Case]:
         if membership == "knock" and not stage.forger.rules.knocking:
             return []
-        resident = await a_resident(stage)
+        resident = await a_resident(stage, HostileResident)
         user = await stage.world.visitor.register("templated")
         path = f"make_{membership}"
         for name, change in _templates(stage, user).items():
@@ -250,7 +251,7 @@ async def by_countersignature(stage: Stage) -> list[Case]:
     """A restricted join that the hostile server says it vouches for."""
     if not stage.forger.rules.restricted_joins:
         return []
-    resident = await a_resident(stage)
+    resident = await a_resident(stage, HostileResident)
     user, eve = await stage.world.visitor.register("restricted"), resident.user()
     lobby = {"type": "m.room_membership", "room_id": "!lobby:x"}
     resident.room.add("m.room.join_rules", eve, {"join_rule": "restricted", "allow": [lobby]}, "")
@@ -276,7 +277,7 @@ async def by_countersignature(stage: Stage) -> list[Case]:
 
 async def by_invited_server(stage: Stage) -> list[Case]:
     """What the hostile server answers to an invite of one of its users."""
-    resident = await a_resident(stage)
+    resident = await a_resident(stage, HostileResident)
     path = f"/v3/rooms/{quote(stage.room.room_id)}/invite"
     for name, spoil in _countersignatures(resident, resident.forger(stage)).items():
         stage.world.tried["the answer to an invite"] += 1
@@ -335,7 +336,7 @@ async def by_stripped_state(stage: Stage) -> list[Case]:
     }
     for name, told in entries.items():
         stage.world.tried["send_knock's answer"] += 1
-        resident = await a_resident(stage)
+        resident = await a_resident(stage, HostileResident)
         resident.answer = partial(_knocked, told)
         resident.room.add("m.room.join_rules", resident.user(), {"join_rule": "knock"}, "")
         await _wish(user, resident, "knock")

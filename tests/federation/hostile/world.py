@@ -152,6 +152,8 @@ class World:
     stages: dict[str, "Stage"] = field(default_factory=dict)
     wrong: list[str] = field(default_factory=list)
     tried: Counter[str] = field(default_factory=Counter)
+    costs: dict[str, str] = field(default_factory=dict)
+    """What floods took."""
     slowest: float = 0.0
     """For how long at most a local user or the honest server had to wait."""
     keys: dict[str, tuple[str, bytes]] = field(default_factory=dict)
@@ -221,6 +223,7 @@ class World:
             f"hostile server: {self.tried.total()} cases tried, {len(self.wrong)} wrong;"
             f" peak memory +{self.grown_megabytes():.0f} MB over {self.start_rss / 1024:.0f} MB,"
             f" {self.cpu_seconds():.1f} s of CPU, others waited at most {self.slowest:.2f} s\n{tried}"
+            + "".join(f"\n  {name}: {cost}" for name, cost in self.costs.items())
         )
 
 
