@@ -5,7 +5,9 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 import pytest_asyncio
 
+from tests.clients import Server
 from tests.federation.authority import Authority
+from tests.federation.peer import Peer
 from tests.federation.servers import Pair, two_servers
 from tests.federation.specified import NOTED
 from tests.homeserver.conftest import alice, bob, server
@@ -32,3 +34,9 @@ async def pair(maintenance_conninfo: str, tmp_path_factory: pytest.TempPathFacto
     """Two servers that reach each other. Tests use users and rooms of their own."""
     async with two_servers(maintenance_conninfo, tmp_path_factory.mktemp("pair")) as servers:
         yield servers
+
+
+@pytest_asyncio.fixture
+async def peer(server: Server) -> Peer:
+    """Another server, of which ours knows the key."""
+    return await Peer(server).trust()

@@ -22,11 +22,6 @@ VERSIONS = ("1", "2", "3", "11", "12")
 
 
 @pytest.fixture
-async def peer(server: Server) -> Peer:
-    return await Peer(server).trust()
-
-
-@pytest.fixture
 async def world(server: Server, alice: Client, peer: Peer) -> SharedRoom:
     """A room that a user of the peer is in."""
     world = await SharedRoom.made(server, alice, peer)
