@@ -4,7 +4,8 @@ A join is a durable job, one a room: its row stands before the first server is a
 before it is sent. Who wants to join the same room meanwhile waits for the job. When the server dies on the way, the
 next process sends the same event again, to which a resident server gives the same answer, or begins anew.
 
-The answer is taken apart as it streams in (`received_state.py`); what it holds becomes visible by the join event alone.
+The answer is taken apart as it streams in (`join_requests.py`, `received_state.py`); what it holds becomes visible by
+the join event alone.
 """
 
 import asyncio
@@ -14,7 +15,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 
-from federation.outbound.client import path_of
 from federation.protocol import auth_rules, canonical_json, event_format
 from federation.protocol.auth_events import CREATE, auth_keys_for
 from federation.protocol.errors import (
@@ -22,7 +22,6 @@ from federation.protocol.errors import (
     InvalidInput,
     MatrixError,
     PeerFailed,
-    PeerRefused,
     RemoteServerError,
     Unavailable,
 )
@@ -30,31 +29,26 @@ from federation.protocol.identifiers import is_user_id, server_name_of
 from federation.protocol.member_template import Wish
 from federation.protocol.pdu import VerifiedPDU
 from federation.protocol.room_versions import RoomVersionRules, get_rules
-from federation.protocol.state_answer import EventSplitter
 from federation.protocol.types import JsonObject, RoomID, ServerName
 from federation.rooms.append import Outcome, RoomWriter
 from federation.rooms.doors import RoomDoors
 from federation.rooms.handshakes import Handshakes
+from federation.rooms.join_requests import JoinRequest
 from federation.rooms.ordering import cited_by
-from federation.rooms.peer_answers import Refusals, candidates, is_unknown_endpoint
-from federation.rooms.received_state import CHUNK, ReceivedState
+from federation.rooms.peer_answers import Refusals, candidates
+from federation.rooms.received_state import ReceivedState
 from storage import background, dead_letters, remote_joins, rooms, state_ahead
 from storage.database import Database
 from storage.remote_joins import RemoteJoin, SignedJoin
 
 logger = logging.getLogger(__name__)
 
-MAX_ANSWER_BYTES = 2 * 1024**3
 ANSWER_SECONDS = 900.0
 LEASE_SECONDS = 30.0
 """After so long without a sign of life another process takes a join over."""
 MAX_ATTEMPTS = 8
 """How often a join that nobody waits for any longer is tried again."""
-PROGRESS_EVERY = 5_000
-"""Events between two lines in the log."""
 _LOOK_AGAIN_SECONDS = 0.5
-
-ARRAYS = ("state", "auth_chain")
 
 
 class RemoteJoins:
@@ -235,9 +229,10 @@ class RemoteJoins:
     async def _send(self, join: RemoteJoin, destination: ServerName, pdu: VerifiedPDU) -> None:
         """Send the join event, take the state from the answer, and put both into the room."""
         started = time.monotonic()
-        state = ReceivedState(join.room_id, pdu.rules, self._handshakes.keyring)
+        note = partial(self._received.__setitem__, join.room_id)
+        request = JoinRequest(self._handshakes, pdu, answer_seconds=self.answer_seconds, note=note)
+        state, rest = await request.send(destination)
         try:
-            rest = await self._receive(destination, pdu, state)
             async with self._database.read() as tx:
                 room = await rooms.find(tx, join.room_id)
             if room is not None and room.rules.version != pdu.rules.version:
@@ -258,44 +253,6 @@ class RemoteJoins:
             len(state.rejected),
             time.monotonic() - started,
         )
-
-    async def _receive(self, destination: ServerName, pdu: VerifiedPDU, state: ReceivedState) -> JsonObject:
-        path = path_of("/_matrix/federation/v2/send_join/{}/{}", pdu.room_id, pdu.event_id)
-        try:
-            return await self._stream(destination, path, pdu, state)
-        except PeerRefused as error:
-            if not is_unknown_endpoint(error):
-                raise
-        path = path_of("/_matrix/federation/v1/send_join/{}/{}", pdu.room_id, pdu.event_id)
-        return await self._stream(destination, path, pdu, state)
-
-    async def _stream(self, destination: ServerName, path: str, pdu: VerifiedPDU, state: ReceivedState) -> JsonObject:
-        splitter = EventSplitter(ARRAYS)
-        found: list[tuple[str, bytes]] = []
-        logged = 0
-        async with self._handshakes.client.stream(
-            "PUT",
-            destination,
-            path,
-            body=pdu.json,
-            timeout=self.answer_seconds,
-            max_bytes=MAX_ANSWER_BYTES,
-            patient=True,
-        ) as stream:
-            async for chunk in stream.chunks():
-                found += splitter.feed(chunk)
-                if len(found) >= CHUNK:
-                    await state.add(found)
-                    found = []
-                self._received[pdu.room_id] = len(state)
-                if len(state) >= logged + PROGRESS_EVERY:
-                    logged = len(state)
-                    logger.info("joining %s by way of %s: %d events so far", pdu.room_id, destination, logged)
-        last, rest = splitter.finish()
-        await state.add(found + last)
-        if splitter.arrays_seen != set(ARRAYS) or rest.get("members_omitted"):
-            raise InvalidInput("The answer to the join lacks the room's state", "M_BAD_JSON")
-        return rest
 
     async def _countersigned(self, pdu: VerifiedPDU, rest: JsonObject) -> VerifiedPDU:
         """The join event with the signature of the server whose user vouches for ours, where there is one."""

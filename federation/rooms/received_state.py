@@ -129,6 +129,11 @@ class ReceivedState:
         if pdu.state_key is None or self._state.setdefault(pdu.state_pair, pdu.event_id) != pdu.event_id:
             raise InvalidInput("The room's state has two events under one key, or one that is no state", "M_BAD_JSON")
 
+    def extends(self, other: "ReceivedState") -> bool:
+        """Whether the other one is the same, but for members that it lacks."""
+        more = self._state.items() - other._state.items()
+        return self._state.items() >= other._state.items() and all(key[0] == "m.room.member" for key, _ in more)
+
     def get(self, event_id: EventID) -> VerifiedPDU:
         """One of the events, or of those that we had."""
         pdu = self._pdus.get(event_id) or self._foreign.get(event_id)

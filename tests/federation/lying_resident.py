@@ -42,7 +42,14 @@ class LyingResident(ListeningPeer):
         self.answer: Callable[[JsonObject], Any] = lambda answer: answer
         self.encode: Callable[[Any], bytes] = builders_json
         self.stream: Stream = whole
+        self.answer_state: Callable[[JsonObject], Any] = lambda answer: answer
+        """As `answer`, for `/state`."""
         self.knows_v2 = True
+        self.gives_all = True
+        """Else who asks for the members of the room, too, gets nothing."""
+        self.omits = False
+        """Whether it leaves the members out, asked or not."""
+        self.servers_in_room: list[str] = []
         self.status = 200
         self.room = self.found_room(version)
 
@@ -74,6 +81,7 @@ class LyingResident(ListeningPeer):
         v = "/_matrix/federation/{version}"
         application.router.add_get(v + "/make_{membership}/{room_id}/{user_id}", self._make)
         application.router.add_put(v + "/send_{membership}/{room_id}/{event_id}", self._send)
+        application.router.add_get(v + "/state/{room_id}", self._state)
         application.router.add_put(v + "/invite/{room_id}/{event_id}", self._invite)
 
     def honest_template(self, user_id: str, membership: str = "join") -> JsonObject:
@@ -113,13 +121,31 @@ class LyingResident(ListeningPeer):
         if self.status != 200:
             return web.json_response({"errcode": "M_FORBIDDEN", "error": "no"}, status=self.status)
         self.sent = await request.json()
-        state = [pdu.json for pdu in self.room.state.values()]
-        chain = [pdu.json for pdu in self.room.events if pdu.state_key is not None]
-        answer = self.answer({"state": state, "auth_chain": chain, "event": self.sent, "origin": self.name})
+        omits = self.omits or request.query.get("omit_members") == "true"
+        if not omits and not self.gives_all:
+            return web.Response(status=504)
+        state = [pdu.json for key, pdu in self.room.state.items() if not omits or key[0] != "m.room.member"]
+        chain = [pdu.json for pdu in self.room.events[: 4 if omits else None] if pdu.state_key is not None]
+        told = {"state": state, "auth_chain": chain, "event": self.sent, "origin": self.name}
+        if omits:
+            told |= {"members_omitted": True, "servers_in_room": self.servers_in_room}
+        answer = self.answer(told)
         response = web.StreamResponse(headers={"Content-Type": "application/json"})
         await response.prepare(request)
         body = self.encode(answer)
         await self.stream(response, b"[200," + body + b"]" if request.match_info["version"] == "v1" else body)
+        return response
+
+    async def _state(self, request: web.Request) -> web.StreamResponse:
+        self.asked.append(f"state {request.query['event_id']}")
+        state = [pdu.json for pdu in self.room.state.values()]
+        chain = [pdu.json for pdu in self.room.events if pdu.state_key is not None]
+        answer = self.answer_state({"pdus": state, "auth_chain": chain})
+        if answer is None:
+            return web.Response(status=504)
+        response = web.StreamResponse(headers={"Content-Type": "application/json"})
+        await response.prepare(request)
+        await self.stream(response, self.encode(answer))
         return response
 
     async def _invite(self, request: web.Request) -> web.Response:
