@@ -104,23 +104,25 @@ class RoomServers:
                     known.acl = None if acl is None else ServerACL(acl)
         known.version = version
 
-    async def now(self, rooms: Collection[int]) -> set[ServerName]:
-        """The servers that are in one of these rooms at present, or nearly so."""
+    async def now(self, rooms: Collection[int], *, denied: bool = True) -> set[ServerName]:
+        """The servers that are in one of these rooms at present, or nearly so; with `denied` also those that its access
+        control list denies, who share the room's users with us all the same."""
+        found = await self._all_now(rooms)
+        return {
+            server for known in found for server in (known.servers if denied else _allowed(known.servers, known.acl))
+        }
+
+    async def _all_now(self, rooms: Collection[int]) -> list[_Known]:
         missing = [room for room in rooms if room not in self._rooms]
-        servers: set[ServerName] = set()
-        for room in rooms:
-            known = self._rooms.get(room)
-            if known is not None:
-                servers.update(_allowed(known.servers, known.acl))
+        answer = [self._rooms[room] for room in rooms if room in self._rooms]
         if missing:
             async with self._database.read() as tx:
                 found = await outbox.servers_now(tx, missing)
                 acls = await outbox.server_acls(tx, [(room, version) for room, (version, _) in found.items()])
             for room, (version, in_room) in found.items():
                 acl = acls[room, version]
-                known = self._keep(room, _Known(version, set(in_room), None if acl is None else ServerACL(acl)))
-                servers.update(_allowed(known.servers, known.acl))
-        return servers
+                answer.append(self._keep(room, _Known(version, set(in_room), None if acl is None else ServerACL(acl))))
+        return answer
 
     async def _load(self, room: int, version: int) -> _Known:
         if version == 0:  # before its first event

@@ -241,7 +241,7 @@ class Sender:
                     self._queues.start(destination)
             case ReceiptMoved():
                 receipt = OutgoingReceipt(last, item.room, item.user_id, item.thread, item.event_id, item.ts)
-                for destination in self._wanted(await self._room_servers.now((item.room,))):
+                for destination in self._wanted(await self._room_servers.now((item.room,), denied=False)):
                     destination.add_receipt(receipt)
                     self._queues.start(destination)
             case OutgoingMessages():
@@ -306,7 +306,7 @@ class Sender:
         else:
             async with self._database.read() as tx:
                 in_rooms = await memberships.joined_rooms(tx, item.user_id)
-        servers = await self._room_servers.now(in_rooms)
+        servers = await self._room_servers.now(in_rooms, denied=isinstance(item, _Presence))
         reached = self._wanted(server for server in servers if not self._availability.seconds_left(server))
         known: Mapping[int, Room] = {}
         if reached and isinstance(item, _Typing):

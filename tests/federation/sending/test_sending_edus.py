@@ -6,14 +6,14 @@ from ipaddress import ip_network
 from typing import Any
 
 from homeserver.config import ExistingFile, Federation
-from tests.clients import Client, Server, unique
+from tests.clients import Client, Server, quote, unique
 from tests.devices import a_device, cross_signing
 from tests.federation.authority import Authority
 from tests.federation.listening_peer import ListeningPeer, listening
 from tests.federation.resident_rooms import SharedRoom
 from tests.federation.servers import federating
 from tests.homeserver.rooms import a_room
-from tests.rooms import send
+from tests.rooms import put_state, send
 
 
 async def test_new_keys_of_a_device_are_told(alice: Client, peer: ListeningPeer, room: SharedRoom) -> None:
@@ -25,6 +25,22 @@ async def test_new_keys_of_a_device_are_told(alice: Client, peer: ListeningPeer,
     assert edu[0]["keys"]["keys"] == device.identity()["keys"]
     assert "deleted" not in edu[0]
     assert "device_display_name" not in edu[0], "what users call their devices is theirs"
+
+
+async def test_who_is_shut_out_of_the_room_is_told_of_devices_but_not_of_receipts_and_typing(
+    alice: Client, peer: ListeningPeer, room: SharedRoom
+) -> None:
+    event_id = await send(alice, room.room_id, "before")
+    await peer.until_messages(["before"])
+    await put_state(alice, room.room_id, "m.room.server_acl", {"allow": ["*"], "deny": ["127.0.0.1"]})
+    await alice.ok("POST", f"/v3/rooms/{room.room_id}/receipt/m.read/{quote(event_id)}", {})
+    await alice.ok("PUT", f"/v3/rooms/{room.room_id}/typing/{alice.user_id}", {"typing": True, "timeout": 5000})
+
+    device = await a_device(alice)
+
+    edu = await peer.until(lambda: [each for each in _devices(peer) if "keys" in each])
+    assert edu[0]["keys"]["keys"] == device.identity()["keys"]
+    assert peer.edus("m.receipt") == peer.edus("m.typing") == []
 
 
 async def test_each_change_names_the_one_before(alice: Client, peer: ListeningPeer, room: SharedRoom) -> None:
