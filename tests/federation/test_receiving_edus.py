@@ -65,6 +65,19 @@ async def test_a_user_of_another_server_has_read(server: Server, alice: Client, 
     assert room.user_id in await readers(alice, room, event_id)
 
 
+async def test_only_read_receipts_come_from_other_servers(server: Server, alice: Client, peer: Peer) -> None:
+    room = await joined_room(alice, peer)
+    event_id = await send(alice, room.room_id, "read this")
+    edu = receipt(room, room.user_id, event_id)
+    (by_type,) = edu["content"].values()
+    of_user = by_type.pop("m.read")
+    by_type.update({"m.read.private": of_user, "m.fully_read": of_user, "org.example.seen": of_user})
+    await push(peer, [], [edu])
+
+    events = joined(await sync(alice), room.room_id).get("ephemeral", {}).get("events", [])
+    assert not [event for event in events if event["type"] == "m.receipt"]
+
+
 async def test_of_receipts_without_end_some_are_looked_at(
     server: Server, alice: Client, peer: Peer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
