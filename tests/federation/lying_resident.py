@@ -51,6 +51,7 @@ class LyingResident(ListeningPeer):
         """Whether it leaves the members out, asked or not."""
         self.servers_in_room: list[str] = []
         self.status = 200
+        self.refusal = {"errcode": "M_FORBIDDEN", "error": "no"}
         self.room = self.found_room(version)
 
     def found_room(self, version: str) -> Room:
@@ -119,7 +120,7 @@ class LyingResident(ListeningPeer):
             return web.json_response({"errcode": "M_UNRECOGNIZED", "error": "?"}, status=404)
         self.asked.append(f"send_{request.match_info['membership']}")
         if self.status != 200:
-            return web.json_response({"errcode": "M_FORBIDDEN", "error": "no"}, status=self.status)
+            return web.json_response(self.refusal, status=self.status)
         self.sent = await request.json()
         omits = self.omits or request.query.get("omit_members") == "true"
         if not omits and not self.gives_all:
@@ -154,7 +155,7 @@ class LyingResident(ListeningPeer):
             return web.json_response({"errcode": "M_UNRECOGNIZED", "error": "?"}, status=404)
         self.asked.append(f"invite {version}")
         if self.status != 200:
-            return web.json_response({"errcode": "M_FORBIDDEN", "error": "no"}, status=self.status)
+            return web.json_response(self.refusal, status=self.status)
         self.sent = await request.json()
         event = self.sent if version == "v1" else self.sent["event"]
         event = {key: value for key, value in event.items() if key != "unsigned"}

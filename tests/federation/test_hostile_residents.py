@@ -273,9 +273,36 @@ async def test_a_key_that_is_repeated_is_refused(bob: Client, other: LyingReside
     await refused(bob, other)
 
 
-async def test_a_server_that_refuses_the_join_after_all_is_passed_on(bob: Client, other: LyingResident) -> None:
-    other.status = 403
-    assert (await join(bob, other.room_id, other.name)).status == 403
+REFUSALS = [
+    ("join", 403, "M_FORBIDDEN", 403),
+    ("join", 400, "M_UNABLE_TO_AUTHORISE_JOIN", 400),
+    ("join", 400, "M_UNABLE_TO_GRANT_JOIN", 400),
+    ("join", 400, "M_INCOMPATIBLE_ROOM_VERSION", 400),
+    ("join", 404, "M_NOT_FOUND", 404),
+    ("join", 400, "M_INVALID_PARAM", 502),
+    ("join", 400, "M_MISSING_PARAM", 502),
+    ("invite", 403, "M_FORBIDDEN", 403),
+    ("invite", 403, "M_INVITE_BLOCKED", 403),
+    ("invite", 400, "M_INCOMPATIBLE_ROOM_VERSION", 400),
+    ("invite", 400, "M_INVALID_PARAM", 502),
+    ("invite", 400, "M_MISSING_PARAM", 502),
+]
+"""What is asked for, how the other server refuses it, and the client's status: of our mistakes it is not told."""
+
+
+@pytest.mark.parametrize(("what", "status", "errcode", "told"), REFUSALS)
+async def test_what_a_client_is_told_of_a_refusal(
+    bob: Client, other: LyingResident, what: str, status: int, errcode: str, told: int
+) -> None:
+    other.status, other.refusal = status, {"errcode": errcode, "error": "no", "room_version": "99"}
+
+    if what == "join":
+        answer = await join(bob, other.room_id, other.name)
+    else:
+        room_id = await create(bob)
+        answer = await bob.post(f"/v3/rooms/{quote(room_id)}/invite", {"user_id": other.user()})
+
+    assert (answer.status, answer.body["errcode"]) == (told, errcode)
 
 
 async def test_a_large_state_waits_on_disk(bob: Client, other: LyingResident, monkeypatch: pytest.MonkeyPatch) -> None:
