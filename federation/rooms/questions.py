@@ -5,12 +5,11 @@ believed: what is no list, no object or no event ID is left out, and events are 
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
-from urllib.parse import quote
 
+from federation.outbound.client import FederationClient, path_of
 from federation.protocol.errors import InvalidInput, MatrixError
 from federation.protocol.identifiers import is_event_id
 from federation.protocol.state_answer import EventSplitter
@@ -24,52 +23,6 @@ MAX_STATE_EVENTS = 200_000
 """Of an answer with a whole state."""
 LARGE_AT_ONCE = 2
 """Answers that may be large and are read of one server at a time: so what it makes us hold in memory is bounded."""
-
-
-class Stream(Protocol):
-    """An answer that is still to come: `outbound.egress.EgressStream`."""
-
-    def chunks(self) -> AsyncIterator[bytes]:
-        """The body in pieces as they arrive."""
-
-
-class Client(Protocol):
-    """The part of `outbound.client.FederationClient` that asks questions."""
-
-    async def get(
-        self,
-        destination: ServerName,
-        path: str,
-        query: Iterable[tuple[str, str]] = (),
-        *,
-        timeout: float = 30.0,  # the client's own way of saying it
-        max_bytes: int = MAX_EVENTS_BYTES,
-    ) -> JsonObject:
-        """What the destination answers; raises PeerFailed."""
-
-    async def post(
-        self,
-        destination: ServerName,
-        path: str,
-        body: JsonObject,
-        query: Iterable[tuple[str, str]] = (),
-        *,
-        timeout: float = 30.0,
-        max_bytes: int = MAX_EVENTS_BYTES,
-    ) -> JsonObject:
-        """As `get`."""
-
-    def stream(
-        self,
-        method: str,
-        destination: ServerName,
-        path: str,
-        *,
-        query: Iterable[tuple[str, str]] = (),
-        timeout: float = 30.0,
-        max_bytes: int = MAX_EVENTS_BYTES,
-    ) -> AbstractAsyncContextManager[Stream]:
-        """As `get`, of an answer that is read while it arrives."""
 
 
 class TooMuch(MatrixError):
@@ -112,7 +65,7 @@ class GivenStateIDs:
 class Questions:
     """The questions; every method raises PeerFailed where there is no answer."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: FederationClient) -> None:
         self._client = client
         self._turns: dict[ServerName, _Turn] = {}
 
@@ -122,7 +75,9 @@ class Questions:
         """Events between what we have, `earliest`, and what we do not understand, `latest`."""
         body = {"earliest_events": list(earliest), "latest_events": list(latest), "limit": limit, "min_depth": 0}
         async with self._turn(server):
-            answer = await self._client.post(server, _path("get_missing_events", room_id), body)
+            answer = await self._client.post(
+                server, path_of("/_matrix/federation/v1/get_missing_events/{}", room_id), body
+            )
             return _objects(answer.get("events"), limit * 2)
 
     async def backfill(
@@ -131,7 +86,9 @@ class Questions:
         """These events and what precedes them."""
         query = [*(("v", event_id) for event_id in event_ids), ("limit", str(limit))]
         async with self._turn(server):
-            answer = await self._client.get(server, _path("backfill", room_id), query, max_bytes=MAX_EVENTS_BYTES)
+            answer = await self._client.get(
+                server, path_of("/_matrix/federation/v1/backfill/{}", room_id), query, max_bytes=MAX_EVENTS_BYTES
+            )
             return _objects(answer.get("pdus"), limit * 2)
 
     async def by_timestamp(
@@ -139,7 +96,9 @@ class Questions:
     ) -> tuple[EventID, int] | None:
         """The event that is nearest to a time, on one side of it, and when it was sent; None for what is no answer."""
         query = [("ts", str(ts)), ("dir", "b" if backwards else "f")]
-        answer = await self._client.get(server, _path("timestamp_to_event", room_id), query, max_bytes=64 * 1024)
+        answer = await self._client.get(
+            server, path_of("/_matrix/federation/v1/timestamp_to_event/{}", room_id), query, max_bytes=64 * 1024
+        )
         event_id, origin_server_ts = answer.get("event_id"), answer.get("origin_server_ts")
         if not is_event_id(event_id) or type(origin_server_ts) is not int:
             return None
@@ -147,13 +106,19 @@ class Questions:
 
     async def event(self, server: ServerName, event_id: EventID) -> list[JsonObject]:
         """The event with this ID, or what is said to be it; at most one."""
-        answer = await self._client.get(server, _path("event", event_id), max_bytes=1024 * 1024)
+        answer = await self._client.get(
+            server, path_of("/_matrix/federation/v1/event/{}", event_id), max_bytes=1024 * 1024
+        )
         return _objects(answer.get("pdus"), 1)
 
     async def event_auth(self, server: ServerName, room_id: RoomID, event_id: EventID) -> list[JsonObject]:
         """What authorises an event, and what authorises that, to the room's creation."""
         async with self._turn(server):
-            answer = await self._client.get(server, _path("event_auth", room_id, event_id), max_bytes=MAX_EVENTS_BYTES)
+            answer = await self._client.get(
+                server,
+                path_of("/_matrix/federation/v1/event_auth/{}/{}", room_id, event_id),
+                max_bytes=MAX_EVENTS_BYTES,
+            )
             return _objects(answer.get("auth_chain"))
 
     async def state_ids(self, server: ServerName, room_id: RoomID, event_id: EventID) -> GivenStateIDs:
@@ -161,7 +126,11 @@ class Questions:
         query = [("event_id", event_id)]
         async with self._turn(server):
             answer = await self._client.get(
-                server, _path("state_ids", room_id), query, timeout=60.0, max_bytes=MAX_STATE_IDS_BYTES
+                server,
+                path_of("/_matrix/federation/v1/state_ids/{}", room_id),
+                query,
+                timeout=60.0,
+                max_bytes=MAX_STATE_IDS_BYTES,
             )
             return GivenStateIDs(_event_ids(answer.get("pdu_ids")), _event_ids(answer.get("auth_chain_ids")))
 
@@ -177,7 +146,7 @@ class Questions:
             self._client.stream(
                 "GET",
                 server,
-                _path("state", room_id),
+                path_of("/_matrix/federation/v1/state/{}", room_id),
                 query=[("event_id", event_id)],
                 timeout=120.0,
                 max_bytes=MAX_STATE_BYTES,
@@ -207,10 +176,6 @@ class Questions:
 class _Turn:
     slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(LARGE_AT_ONCE))
     users: int = 0
-
-
-def _path(name: str, *segments: str) -> str:
-    return "/".join(["/_matrix/federation/v1", name, *(quote(segment, safe="") for segment in segments)])
 
 
 def _objects(value: object, most: int | None = None) -> list[JsonObject]:
