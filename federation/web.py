@@ -114,22 +114,15 @@ class Call:
             raise InvalidInput("The body is not what its headers say", "M_NOT_JSON") from error
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
-    async def body(
-        self,
-        *,
-        optional: bool = False,
-        max_bytes: int = MAX_BODY_BYTES,
-        max_depth: int | None = canonical_json.MAX_DEPTH,
-    ) -> JsonObject:
+    async def body(self, *, optional: bool = False, max_bytes: int = MAX_BODY_BYTES) -> JsonObject:
         """The body as a JSON object; an empty one is `{}` where the body is optional.
 
-        Raises M_NOT_JSON when it is not JSON, M_BAD_JSON when it is not an object. `max_depth` None is for bodies that
-        carry events, each of which is held to the limit by itself.
+        Raises M_NOT_JSON when it is not JSON, M_BAD_JSON when it is not an object.
         """
         data = await self.raw_body(max_bytes)
         if optional and not data.strip():
             return {}
-        value = canonical_json.loads(data, max_depth=max_depth)
+        value = canonical_json.loads(data)
         if not isinstance(value, dict):
             raise InvalidInput("The body must be a JSON object", "M_BAD_JSON")
         return value

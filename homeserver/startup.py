@@ -28,7 +28,6 @@ class Prepared:
 
     conninfo: str
     keys: OwnKeys
-    is_first_run: bool
 
 
 @contextlib.contextmanager
@@ -44,7 +43,7 @@ def prepare(config: Config) -> Iterator[Prepared]:
             revision = migrate.find_revision(conninfo)
             keys = _load_or_create_keys(config.signing_key_path, may_create=revision is None)
             migrate.upgrade(conninfo)
-        yield Prepared(conninfo, keys, is_first_run=revision is None)
+        yield Prepared(conninfo, keys)
 
 
 @contextlib.contextmanager

@@ -232,12 +232,15 @@ async def key_counts(tx: Tx, device: int) -> KeyCounts:
     return KeyCounts(counts, sorted(algorithm for algorithm, count in rows if not count))
 
 
+_MAX_COUNTS = 50_000
+"""Devices of which the counts are remembered."""
+
+
 class KeyCountCache:
     """The counts of devices that sync, in memory: a view of the tail, which every change of them passes."""
 
-    def __init__(self, database: Database, *, size: int = 50_000) -> None:
+    def __init__(self, database: Database) -> None:
         self._database = database
-        self._size = size
         self._counts: dict[int, KeyCounts] = {}
         self._devices: dict[tuple[UserID, str], int] = {}
         self._changes = 0
@@ -259,9 +262,9 @@ class KeyCountCache:
         async with self._database.read() as tx:
             counts = await key_counts(tx, device)
         if changes == self._changes:  # else what was read may be older than the change
-            while len(self._counts) >= self._size:
+            while len(self._counts) >= _MAX_COUNTS:
                 self._counts.pop(next(iter(self._counts)))
-            if len(self._devices) > 2 * self._size:
+            if len(self._devices) > 2 * _MAX_COUNTS:
                 self._devices = {name: number for name, number in self._devices.items() if number in self._counts}
             self._counts[device] = counts
             self._devices[user_id, device_id] = device

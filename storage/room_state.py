@@ -91,23 +91,15 @@ async def current_whole(tx: Tx, room: int) -> dict[StateKey, int]:
     return await _keyed(tx, rows)
 
 
-async def current_of_many(
-    tx: Tx, rooms: Collection[int], *, without_members: bool = False, keys: Sequence[StateKey] | None = None
-) -> dict[int, dict[StateKey, int]]:
-    """The current state of several rooms: whole, without member events, or under these keys only."""
-    where = ""
-    params: tuple[list[int], ...] = ()
-    if keys is not None:
-        numbers = await _numbers_of(tx, keys)
-        pairs = [(numbers[key[0]], numbers[key[1]]) for key in keys if key[0] in numbers and key[1] in numbers]
-        where = " and (type, state_key) in (select * from unnest(%s::int[], %s::int[]))"
-        params = ([pair[0] for pair in pairs], [pair[1] for pair in pairs])
-    elif without_members:
-        where = " and membership is null"
+async def current_of_many(tx: Tx, rooms: Collection[int], keys: Sequence[StateKey]) -> dict[int, dict[StateKey, int]]:
+    """The current state of several rooms under these keys."""
+    numbers = await _numbers_of(tx, keys)
+    pairs = [(numbers[key[0]], numbers[key[1]]) for key in keys if key[0] in numbers and key[1] in numbers]
     rows = await tx.fetch(
         "select type, state_key, event, room from room_state where room = any(%s::int[]) and line = 0"
-        " and until_version is null and event is not null" + where,
-        (list(rooms), *params),
+        " and until_version is null and event is not null"
+        " and (type, state_key) in (select * from unnest(%s::int[], %s::int[]))",
+        (list(rooms), [pair[0] for pair in pairs], [pair[1] for pair in pairs]),
     )
     texts = await strings.values_of(tx, {number for row in rows for number in row[:2]})
     found: dict[int, dict[StateKey, int]] = {room: {} for room in rooms}
@@ -116,30 +108,20 @@ async def current_of_many(
     return found
 
 
-async def current_members(
-    tx: Tx, room: int, memberships: Collection[Membership], *, limit: int | None = None
-) -> list[tuple[UserID, Membership, int]]:
-    """Members with one of these memberships, those who came first before others: user, membership, position."""
-    rows = await tx.fetch(
-        "select strings.value, membership, event from room_state join strings on strings.id = room_state.state_key"
-        " where room = %s and type = %s and line = 0 and until_version is null and membership = any(%s::smallint[])"
-        " order by event limit %s",
-        (room, strings.MEMBER, [int(membership) for membership in memberships], limit),
-    )
-    return [(UserID(user_id), Membership(membership), event) for user_id, membership, event in rows]
-
-
 async def members_at(
     tx: Tx, room: int, version: int | None, memberships: Collection[Membership]
 ) -> list[tuple[UserID, Membership, int]]:
-    """As `current_members`, at a version of the trunk; None is now."""
-    if version is None:
-        return await current_members(tx, room, memberships)
+    """Members with one of these memberships at a version of the trunk, or now, those who came first before others:
+    user, membership, position.
+    """
+    when = "until_version is null"
+    params: tuple[int, ...] = ()
+    if version is not None:
+        when, params = "since_version <= %s and (until_version is null or until_version > %s)", (version, version)
     rows = await tx.fetch(
         "select strings.value, membership, event from room_state join strings on strings.id = room_state.state_key"
-        " where room = %s and type = %s and line = 0 and since_version <= %s"
-        " and (until_version is null or until_version > %s) and membership = any(%s::smallint[]) order by event",
-        (room, strings.MEMBER, version, version, [int(membership) for membership in memberships]),
+        f" where room = %s and type = %s and line = 0 and {when} and membership = any(%s::smallint[]) order by event",
+        (room, strings.MEMBER, *params, [int(membership) for membership in memberships]),
     )
     return [(UserID(user_id), Membership(membership), event) for user_id, membership, event in rows]
 

@@ -104,10 +104,10 @@ class FederationClient:
         return await self._call(self._sign("PUT", destination, _uri(path, query), body), options)
 
     async def post(
-        self, destination: ServerName, path: str, body: JsonObject, query: Query = (), **options: Unpack[Options]
+        self, destination: ServerName, path: str, body: JsonObject, **options: Unpack[Options]
     ) -> JsonObject:
         """POST; otherwise as `get`."""
-        return await self._call(self._sign("POST", destination, _uri(path, query), body), options)
+        return await self._call(self._sign("POST", destination, path, body), options)
 
     @asynccontextmanager
     async def stream(

@@ -52,8 +52,8 @@ class Forbidden(MatrixError):
 class NotFound(MatrixError):
     """There is no such thing, or none that this reader may know of: 404."""
 
-    def __init__(self, message: str, errcode: str = "M_NOT_FOUND") -> None:
-        super().__init__(errcode, message, 404)
+    def __init__(self, message: str) -> None:
+        super().__init__("M_NOT_FOUND", message, 404)
 
 
 class LimitExceeded(MatrixError):
@@ -76,8 +76,8 @@ class AuthRuleViolated(Forbidden):
 class InvalidEvent(InvalidInput):
     """The JSON is not an event of the room's version, or a signature or hash does not hold: it is dropped."""
 
-    def __init__(self, message: str, errcode: str = "M_BAD_JSON") -> None:
-        super().__init__(message, errcode)
+    def __init__(self, message: str) -> None:
+        super().__init__(message, "M_BAD_JSON")
 
 
 class KeyNotKnown(InvalidEvent):
@@ -101,8 +101,8 @@ class Unavailable(MatrixError):
 class RemoteServerError(MatrixError):
     """Another server failed to answer, or answered with an error: 502."""
 
-    def __init__(self, message: str, *, is_transient: bool, errcode: str = "M_UNKNOWN", http_status: int = 502) -> None:
-        super().__init__(errcode, message, http_status)
+    def __init__(self, message: str, *, is_transient: bool) -> None:
+        super().__init__("M_UNKNOWN", message, 502)
         self.is_transient = is_transient
 
 

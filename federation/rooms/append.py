@@ -119,7 +119,7 @@ class RoomWriter:
             self._add(change, head, create, None, None)
             for draft in drafts[1:]:
                 self._add(change, head, self._authorised(head, replace(draft, room_id=room.room_id)), None, None)
-            return room, await self._enqueue(change, head, [], None if work is None else lambda tx: work(tx, room))
+            return room, await self._enqueue(change, head, None if work is None else lambda tx: work(tx, room))
         except MatrixError:
             self._heads.drop(head)
             async with self._database.transaction() as tx:
@@ -159,7 +159,6 @@ class RoomWriter:
         *,
         device: int | None = None,
         txn_id: str | None = None,
-        changes: Sequence[Change] = (),
         work: Work | None = None,
         tries_again: bool = True,
     ) -> Sent:
@@ -168,7 +167,7 @@ class RoomWriter:
         Raises AuthRuleViolated when the room's state does not allow one of them, NotFound for an unknown room, and
         for a redaction Forbidden or NotFound for what its sender may not redact. Where the room uses a policy server
         that does not recommend one of them, raises what that said, and PeerFailed where it cannot be asked.
-        `changes` and `work` are committed with them. `device` and `txn_id` are those of the client's request; where
+        `work` is committed with them. `device` and `txn_id` are those of the client's request; where
         they made an event before, raises AlreadyWritten. Unless it `tries_again`, raises Conflict where others changed
         the room meanwhile: for whom that may settle what there is to do.
         """
@@ -177,7 +176,7 @@ class RoomWriter:
         for draft in drafts:
             if draft.redacts is not None:
                 await self._check_may_redact(room, draft.sender, draft.redacts)
-        sending = Sending(device=device, txn_id=txn_id, changes=changes, work=work)
+        sending = Sending(device=device, txn_id=txn_id, work=work)
         contention, has_heard = Contention(), False
         while True:
             head = await self._head_with(room, keys)
@@ -204,7 +203,7 @@ class RoomWriter:
             change.expected_extremities = frozenset(head.extremities)
         for pdu in built:
             self._add(change, head, pdu, sending.device, sending.txn_id)
-        return await self._enqueue(change, head, sending.changes, sending.work)
+        return await self._enqueue(change, head, sending.work)
 
     async def _append_endorsed(self, head: RoomHead, built: Sequence[VerifiedPDU], sending: Sending) -> Sent:
         """Append what was built on the head once the policy server has signed it.
@@ -220,7 +219,6 @@ class RoomWriter:
             raise Conflict("The room's graph has grown meanwhile")
         how = Circumstances(
             is_local=True,
-            changes=sending.changes,
             sending=sending,
             at_version=None if built[0].state_key is None else version,
         )
@@ -465,9 +463,9 @@ class RoomWriter:
             )
         )
 
-    async def _enqueue(self, change: RoomEvents, head: RoomHead, changes: Sequence[Change], work: Work | None) -> Sent:
+    async def _enqueue(self, change: RoomEvents, head: RoomHead, work: Work | None) -> Sent:
         built = [event.pdu for event in change.new]
-        entry = Entry(changes=[change, *changes], work=work, on_refused=lambda: self._heads.drop(head))
+        entry = Entry(changes=[change], work=work, on_refused=lambda: self._heads.drop(head))
         appended = await self._log.append(entry)
         return Sent(built, appended.position)
 

@@ -78,7 +78,6 @@ class Sending:
 
     device: int | None
     txn_id: str | None
-    changes: Sequence[Change]
     work: Work | None
 
 

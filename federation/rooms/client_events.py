@@ -55,12 +55,11 @@ def is_plain(event: StoredEvent) -> bool:
     return event.redacted_by is None and event.state_key is None
 
 
-def finish(event: StoredEvent, *, membership: str | None, device: int | None, now_ms: int | None = None) -> bytes:
+def finish(event: StoredEvent, *, membership: str | None, device: int | None) -> bytes:
     """The whole client event for one reader; `prepare` must have seen it."""
     if not event.client:
         raise ValueError("the event was not prepared, or cannot be read")
-    now_ms = time.time_ns() // 1_000_000 if now_ms is None else now_ms
-    age = b'"age":%d' % max(now_ms - event.json["origin_server_ts"], 0)
+    age = b'"age":%d' % max(time.time_ns() // 1_000_000 - event.json["origin_server_ts"], 0)
     own = b""
     if event.txn_id is not None and device is not None and event.device == device:
         own = b',"transaction_id":' + orjson.dumps(event.txn_id)
