@@ -151,9 +151,10 @@ class Route:
 
 
 class _Node:
-    __slots__ = ("children", "endpoints", "parameter")
+    __slots__ = ("children", "endpoints", "parameter", "path")
 
     def __init__(self) -> None:
+        self.path = ""
         self.children: dict[str, _Node] = {}
         self.parameter: _Node | None = None
         self.endpoints: dict[str, tuple[Endpoint, tuple[str, ...]]] = {}
@@ -180,6 +181,12 @@ class Router:
         if route.method in node.endpoints:
             raise ValueError(f"two endpoints for {route.method} {route.path}")
         node.endpoints[route.method] = (route.endpoint, tuple(names))
+        node.path = route.path
+
+    def template(self, raw_path: str) -> str:
+        """The endpoint's path, with names for its parameters; empty for a path that has none."""
+        node = self._walk(self._root, raw_path.split("/"), 1, [])
+        return "" if node is None else node.path
 
     def find(self, method: str, raw_path: str) -> tuple[Endpoint, dict[str, str]]:
         """The endpoint and its parameters; raises M_UNRECOGNIZED with 404 or 405."""

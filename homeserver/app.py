@@ -4,11 +4,12 @@
 """
 
 import asyncio
+import importlib
 import logging
 import socket
 import time
 from collections.abc import Coroutine, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from federation.inbound.edus import EDUReceivers
 from federation.inbound.queries import QueryAnswers
@@ -19,6 +20,7 @@ from federation.rooms.append import RoomWriter
 from federation.rooms.heads import RoomHeads
 from federation.rooms.reader import RoomReader
 from federation.rooms.timelines import Timelines
+from federation.web import Route
 from homeserver import configured
 from homeserver.account_parts import AccountParts
 from homeserver.client_api import routes
@@ -76,6 +78,16 @@ KINDS: Sequence[type[Change]] = (
 """Every kind of change that the log may hold."""
 
 SWEEP_SECONDS = 600
+
+
+class _Metrics(Protocol):
+    """`metrics.Metrics`."""
+
+    def routes(self) -> list[Route]: ...
+
+    def observe(self, method: str, endpoint: str, status: int, seconds: float) -> None: ...
+
+    async def run(self) -> None: ...
 
 
 class Application:
@@ -193,6 +205,7 @@ class Application:
                 media=self.media.answers,
             ),
         )
+        self.metrics = self._build_metrics()
         self.listening = Listening(
             {
                 API.CLIENT: [
@@ -201,8 +214,18 @@ class Application:
                 ],
                 API.FEDERATION: inbound.routes if config.federation.enabled else [],
                 API.ADMIN: self.accounts.admin_routes,
-            }
+                API.METRICS: [] if self.metrics is None else self.metrics.routes(),
+            },
+            None if self.metrics is None else self.metrics.observe,
         )
+
+    def _build_metrics(self) -> "_Metrics | None":
+        """None unless a listener has them: only then they are imported, and cost something."""
+        if not any(API.METRICS in listener.apis for listener in self.config.listeners):
+            return None
+        parts = (self.log, self.tail, self.database, self.sender, self.handshaking.joins)
+        found: _Metrics = importlib.import_module("homeserver.metrics").Metrics([part.figures for part in parts])
+        return found
 
     @property
     def ports(self) -> list[int]:
@@ -253,6 +276,8 @@ class Application:
             self._run("sender", self.sender.run())
             self._run("device lists of other servers", self.keys.remote_devices.run())
         self._run("joins to rooms of other servers", self.handshaking.joins.run())
+        if self.metrics is not None:
+            self._run("metrics", self.metrics.run())
         if self.user_data.presence.enabled:
             self._run("presence", self.user_data.presence.run())
         try:

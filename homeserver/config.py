@@ -43,6 +43,7 @@ class API(enum.StrEnum):
     CLIENT = "client"
     FEDERATION = "federation"
     ADMIN = "admin"
+    METRICS = "metrics"
 
 
 class RegistrationMode(enum.StrEnum):

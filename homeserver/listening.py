@@ -5,7 +5,7 @@ import logging
 import socket
 import ssl
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import zip_longest
 
 from aiohttp import web
@@ -24,10 +24,16 @@ SHUTDOWN_SECONDS = 5
 """What requests under way get to finish; aiohttp takes it twice."""
 
 
+Observe = Callable[[str, str, int, float], None]
+"""A request's method, its endpoint's path, the answer's status, and how many seconds it took."""
+
+
 class Listening:
     """The open ports of this process."""
 
-    def __init__(self, routes: Mapping[API, Sequence[Route]]) -> None:
+    def __init__(self, routes: Mapping[API, Sequence[Route]], observe: Observe | None = None) -> None:
+        """`observe` is told of every request that was answered."""
+        self._observe = observe
         self.routes = routes
         """Every endpoint, by the API that it belongs to."""
         self._runners: list[web.ServerRunner] = []
@@ -63,10 +69,19 @@ class Listening:
     async def _listen(self, listener: Listener, bound: socket.socket | None) -> None:
         router = Router(route for api in listener.apis for route in self.routes[api])
 
+        observe = self._observe
+
+        async def measured(request: web.BaseRequest, observe: Observe) -> web.StreamResponse:
+            began = time.monotonic()
+            response = await respond(router, request)
+            template = router.template(request.rel_url.raw_path)
+            observe(request.method if template else "", template, response.status, time.monotonic() - began)
+            return response
+
         async def handle(request: web.BaseRequest) -> web.StreamResponse:
             if listener.behind_proxy:
                 request = _with_forwarded_address(request)
-            response = await respond(router, request)
+            response = await (respond(router, request) if observe is None else measured(request, observe))
             if self._is_ending and not response.prepared:
                 response.force_close()
             return response

@@ -12,9 +12,11 @@ follows another waits for a moment instead of being refused.
 
 import asyncio
 import logging
+import os
 import signal
 import socket
 import sys
+import tempfile
 import time
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Awaitable, Callable, Sequence
@@ -45,8 +47,8 @@ def supervise(config: Config, file: Path | None, count: int, announce: Callable[
 
     Raises StartupError when they do not come up, OSError if the ports cannot be bound.
     """
-    with prepare(config) as prepared:
-        orders = Orders(file, prepared.conninfo, prepared.keys.signing_key.key_id)
+    with prepare(config) as prepared, tempfile.TemporaryDirectory(prefix="hearth-") as figures:
+        orders = Orders(file, prepared.conninfo, prepared.keys.signing_key.key_id, Path(figures))
         asyncio.run(_supervise(orders, config.listeners, count, announce))
 
 
@@ -119,7 +121,9 @@ def bind(listeners: Sequence[Listener]) -> list[socket.socket]:
 class Orders:
     """What each worker is told on its standard input, one line of JSON."""
 
-    def __init__(self, file: Path | None, conninfo: str, key_id: str) -> None:
+    def __init__(self, file: Path | None, conninfo: str, key_id: str, figures: Path) -> None:
+        self.figures = figures
+        """Where the workers add up what Prometheus is told (`metrics.py`)."""
         self.budgets = budget_table.shared_memory()
         """Of requests, in memory that all workers share."""
         self._told = {
@@ -128,6 +132,11 @@ class Orders:
             "key_id": key_id,
             "budgets": self.budgets,
         }
+
+    def forget(self, pid: int) -> None:
+        """A worker has ended: what it told of its state holds no longer."""
+        for file in self.figures.glob(f"gauge_live*_{pid}.db"):
+            file.unlink()
 
     def render(self, number: int, sockets: Sequence[socket.socket]) -> bytes:
         """The line for the worker in one place."""
@@ -155,6 +164,7 @@ class Place:
                 self._worker, self._next = self._next or await self._start(), None
                 self.is_filled.set()
                 await self._worker.wait()
+                self._orders.forget(self._worker.pid)
             except StartupError:
                 if not self.is_filled.is_set():
                     raise
@@ -183,6 +193,7 @@ class Place:
             *(sys.executable, "-m", "homeserver.worker"),
             stdin=PIPE,
             stdout=PIPE,
+            env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(self._orders.figures)},
             pass_fds=[self._orders.budgets, *(each.fileno() for each in self._sockets)],
             start_new_session=True,  # Control-C at the terminal is for this process alone
         )

@@ -213,6 +213,17 @@ class Database:
         """Give every connection back to the server."""
         await self._pool.close(timeout=5)
 
+    def figures(self) -> dict[str, float]:
+        """For `homeserver.metrics`."""
+        found = self._pool.get_stats()
+        return {
+            "database_connections": found.get("pool_size", 0),
+            "database_connections_idle": found.get("pool_available", 0),
+            "database_waiting": found.get("requests_waiting", 0),
+            "database_requests_total": found.get("requests_num", 0),
+            "database_wait_seconds_total": found.get("requests_wait_ms", 0) / 1000,
+        }
+
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Tx]:
         """Several statements, committed together when the block ends without an exception."""

@@ -9,6 +9,7 @@ until the commit is visible, so whoever sees position N sees everything below N,
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, Self
@@ -202,6 +203,17 @@ class Log:
         self._is_uncertain = False
         """Whether something may be committed that the tail was not told of."""
         self._closing = False
+        self._batches = self._entries = 0
+        self._seconds = 0.0
+
+    def figures(self) -> dict[str, float]:
+        """For `homeserver.metrics`."""
+        return {
+            "log_batches_total": self._batches,
+            "log_entries_total": self._entries,
+            "log_seconds_total": self._seconds,
+            "log_waiting": len(self._pending),
+        }
 
     async def catch_up(self) -> bool:
         """Hear of what other processes have committed by now; whether there was anything."""
@@ -288,6 +300,7 @@ class Log:
                 await self._write(batch[middle:])
 
     async def _commit(self, batch: list[_Pending]) -> None:
+        began = time.monotonic()
         connection = await self._connected()
         tx = Tx(connection, self._database.memory)
         total = sum(pending.entry.reserved for pending in batch)
@@ -328,6 +341,9 @@ class Log:
                 await _roll_back(connection)
                 raise
             await self._tell(Batch(before, position, changes, connection.info.backend_pid))
+        self._batches += 1
+        self._entries += len(batch) - len(refused)
+        self._seconds += time.monotonic() - began
         for pending in batch:
             error = refused.get(id(pending))
             if error is not None:

@@ -103,6 +103,16 @@ class Tail:
         self.is_closing = False
         """Whether who waits should stop waiting: the server shuts down."""
 
+    def figures(self) -> dict[str, float]:
+        """For `homeserver.metrics`."""
+        listeners = self._listeners.values()
+        return {
+            "log_position": self.position,
+            "tail_changes": len(self._window),
+            "users_followed": len(listeners),
+            "syncs_waiting": sum(listener.is_waited_for for listener in listeners),
+        }
+
     def add_view(self, view: View) -> None:
         """Have `view` called with every change, in order, before anybody is woken by it."""
         self._views.append(view)

@@ -64,6 +64,10 @@ class Queues:
         self._sending = asyncio.Semaphore(MAX_SENDING)
         self._trying = asyncio.Semaphore(MAX_TRYING)
 
+    def figures(self) -> dict[str, float]:
+        """For `homeserver.metrics`."""
+        return {"federation_destinations": len(self._destinations), "federation_sending": len(self._tasks)}
+
     # --- which there are
 
     def of(self, servers: Iterable[ServerName], position: int) -> list[Destination]:

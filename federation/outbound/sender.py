@@ -172,6 +172,10 @@ class Sender:
         async with self._database.transaction() as tx:
             await outbox_leases.prepare(tx)
 
+    def figures(self) -> dict[str, float]:
+        """For `homeserver.metrics`."""
+        return self._queues.figures()
+
     async def run(self) -> None:
         """Send until cancelled."""
         try:

@@ -114,6 +114,10 @@ class RemoteJoins:
             join = await remote_joins.find(tx, room_id)
         return None if join is None or join.signed is None else get_rules(join.signed.room_version)
 
+    def figures(self) -> dict[str, float]:
+        """For `homeserver.metrics`."""
+        return {"remote_joins": len(self._tasks)}
+
     async def run(self) -> None:
         """Keep this process's joins leased, and take over those that nobody is at work on."""
         try:

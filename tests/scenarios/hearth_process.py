@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import psutil
@@ -27,18 +28,24 @@ _CONFIG = """
 server_name: hearth.test
 registration: {{mode: open}}
 rate_limits: off
-listeners: [{{address: 127.0.0.1, port: {port}}}]
+listeners: [{{address: 127.0.0.1, port: {port}, apis: {apis}}}]
 """
 
 
 class HearthProcess:
     """A server in a directory of its own. Its port stays the same from one life to the next."""
 
-    def __init__(self, directory: Path, settings: str = "", arguments: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        settings: str = "",
+        arguments: Sequence[str] = (),
+        apis: str = "[client, federation, admin]",
+    ) -> None:
         self.directory = directory
         self.arguments = arguments
         self.port = free_port()
-        given = _CONFIG.format(port=self.port)
+        given = _CONFIG.format(port=self.port, apis=apis)
         if "rate_limits" in settings:
             given = given.replace("rate_limits: off\n", "")
         (directory / "config.yaml").write_text(given + settings, encoding="utf-8")
@@ -185,12 +192,13 @@ def a_directory() -> Path:
 
 
 @asynccontextmanager
-async def serving(
-    settings: str = "", directory: Path | None = None, arguments: Sequence[str] = ()
-) -> AsyncIterator[HearthProcess]:
-    """A server that answers, in a new directory or this empty one; gone with all its data at the end of the block."""
+async def serving(settings: str = "", directory: Path | None = None, **how: Any) -> AsyncIterator[HearthProcess]:
+    """A server that answers, in a new directory or this empty one; gone with all its data at the end of the block.
+
+    `how` is for `HearthProcess`.
+    """
     directory = directory or a_directory()
-    server = HearthProcess(directory, settings, arguments)
+    server = HearthProcess(directory, settings, **how)
     try:
         server.start()
         await server.wait_until_ready()
