@@ -159,6 +159,16 @@ async def test_an_update_that_came_before_changes_nothing(alice: Client, devices
     assert devices.asked == []
 
 
+async def test_an_update_that_comes_after_a_newer_one_does_not_undo_it(alice: Client, devices: Devices) -> None:
+    older, newer = devices.change("PHONE", "two"), devices.change("PHONE", "three")
+    newer["content"]["prev_id"] = older["content"]["prev_id"]  # by processes that did not hear of each other
+
+    await devices.tell(newer)
+    await devices.tell(older)
+
+    assert await devices.seen_by(alice) == {"PHONE": "three"}
+
+
 async def test_after_a_gap_the_whole_list_is_fetched(pair: Pair, alice: Client, devices: Devices) -> None:
     devices.change("TABLET", "never told")
     await devices.tell(devices.change("PHONE", "two"))
