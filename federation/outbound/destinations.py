@@ -16,11 +16,14 @@ from storage.outbox import OutgoingDeviceChange, OutgoingReceipt
 
 MAX_QUEUED = 400
 """Events, receipts or device changes in memory for one server."""
-MAX_DEVICE_CHANGES = 30
 MAX_RECEIPTS = 300
 MAX_RECEIPT_EDUS = 10
 MAX_TYPING = 15
 MAX_PRESENCE = 100
+"""In one EDU."""
+MAX_DEVICE_CHANGES = MAX_EDUS - MAX_PDUS - MAX_RECEIPT_EDUS - MAX_TYPING - 1
+"""So that a transaction has no more EDUs than it may, even where each of its events is a join, which is announced with
+the devices of who joins."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,8 @@ from federation.outbound.availability import Availability
 from federation.outbound.delivery import Delivery
 from federation.outbound.destinations import MAX_QUEUED, MAX_RECEIPT_EDUS, Destination, QueuedEvent, Share
 from federation.outbound.queues import Queues
-from federation.protocol.transactions import MAX_PDUS
-from federation.protocol.types import DeviceID, EventID, ServerName, UserID
+from federation.protocol.transactions import MAX_EDUS, MAX_PDUS
+from federation.protocol.types import DeviceID, EventID, RoomID, ServerName, UserID
 from storage.outbox import OutgoingDeviceChange, OutgoingReceipt
 from storage.outbox_leases import shard_of
 
@@ -44,6 +44,28 @@ def test_receipts_of_many_threads_need_several_transactions() -> None:
 
     assert len(part.receipts) == MAX_RECEIPT_EDUS
     assert part.upto < 40
+
+
+def test_a_transaction_of_everything_has_no_more_edus_than_it_may() -> None:
+    destination = Destination(THERE, 0)
+    for position in range(1, 51):
+        user_id = UserID(f"@user{position}:hearth.test")
+        destination.add_event(QueuedEvent(position, EventID(f"${position}"), b"{}", announces=user_id))
+        destination.typing[RoomID("!a:b"), user_id] = True
+        destination.presence[user_id] = {}
+    for position in range(51, 61):
+        destination.add_receipt(receipt(position, f"${position}"))
+    for position in range(61, 161):
+        destination.add_device_change(change(position))
+
+    most = 0
+    while part := destination.next_share():
+        typing, presence = destination.take_short_lived()
+        announced = {event.announces for event in part.events}
+        edus = len(part.device_changes) + len(announced) + len(part.receipts) + len(typing) + bool(presence)
+        most = max(most, edus)
+        destination.confirm(part)
+    assert 0 < most <= MAX_EDUS
 
 
 def test_what_is_under_way_is_not_confirmed() -> None:
