@@ -78,20 +78,23 @@ class KeyFetcher:
         self._notaries = tuple(notaries)
         self._learn = learn
         self._clock = clock
-        self._slots = asyncio.Semaphore(at_once)
+        # Whoever sends events names servers that never answer; nobody's request is to wait behind those.
+        self._slots = {present_only: asyncio.Semaphore(at_once) for present_only in (False, True)}
         self._notary_slots = asyncio.Semaphore(NOTARY_AT_ONCE)
         self._tasks: set[asyncio.Task[None]] = set()
         self._under_way: dict[ServerName, asyncio.Future[MatrixError | None]] = {}
+        self._at_work = {False: 0, True: 0}
+        """How many of them are asked for the sake of events, and of requests."""
         self._asked_at: dict[ServerName, float] = {}
         self._notary_keys: dict[ServerName, ServerKeys] = {}
 
     async def fetch(self, wanted: Wanted, *, pause: float, at_most: int, present_only: bool = False) -> None:
         """Ask for the keys of those servers that were not asked within `pause` seconds; wait for the answers.
 
-        Whether there are any, `learn` knows; its failure is raised. Where `at_most` servers are asked already, or wait
-        for their turn, nobody else is.
-        `present_only` says that the keys are in use now, so that a server which answers need not be doubted. Requests
-        go on for others when this one is cancelled.
+        Whether there are any, `learn` knows; its failure is raised. `present_only` says that the keys are in use now,
+        as those of requests, so that a server which answers need not be doubted. Where `at_most` servers are asked
+        already on such an account, or wait for their turn, nobody else is. Requests go on for others when this one is
+        cancelled.
         """
         now = self._clock()
         waiting = {self._under_way[name] for name in wanted if name in self._under_way}
@@ -100,7 +103,7 @@ class KeyFetcher:
             for name, keys in wanted.items()
             if name not in self._under_way and self._asked_at.get(name, -pause) + pause <= now
         }
-        room = max(0, at_most - len(self._under_way))
+        room = max(0, at_most - self._at_work[present_only])
         for group in _groups(dict(list(new.items())[:room])):
             waiting |= self._start({name: new[name] for name in group}, present_only=present_only)
         if waiting:
@@ -118,21 +121,28 @@ class KeyFetcher:
         loop = asyncio.get_running_loop()
         futures = {name: loop.create_future() for name in wanted}
         self._under_way |= futures
+        self._at_work[present_only] += len(futures)
+        for future in futures.values():
+            future.add_done_callback(lambda _future: self._note_done(present_only=present_only))
         task = loop.create_task(self._run(dict(wanted), present_only=present_only), name="server keys")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return set(futures.values())
 
+    def _note_done(self, *, present_only: bool) -> None:
+        self._at_work[present_only] -= 1
+
     async def _run(self, wanted: dict[ServerName, Mapping[KeyID, int]], *, present_only: bool) -> None:
         """Ask for these, which nobody else asks for; what was answered is taken away from `wanted` at once."""
         names = list(wanted)
         failure: MatrixError | None = None
+        slots = self._slots[present_only]
         try:
             if len(wanted) > FEW:
                 await self._ask_notaries(wanted)
-                await self._ask_directly(wanted, present_only=True, timeout=SECONDS_OF_MANY)
+                await self._ask_directly(wanted, slots, present_only=True, timeout=SECONDS_OF_MANY)
             else:
-                await self._ask_directly(wanted, present_only=present_only, timeout=SECONDS)
+                await self._ask_directly(wanted, slots, present_only=present_only, timeout=SECONDS)
                 await self._ask_notaries(wanted)
         except* Unavailable:  # raised by `learn`, one for each server
             failure = Unavailable("Keys cannot be stored at the moment, try again")
@@ -154,13 +164,18 @@ class KeyFetcher:
             del self._asked_at[next(iter(self._asked_at))]
 
     async def _ask_directly(
-        self, wanted: dict[ServerName, Mapping[KeyID, int]], *, present_only: bool, timeout: float
+        self,
+        wanted: dict[ServerName, Mapping[KeyID, int]],
+        slots: asyncio.Semaphore,
+        *,
+        present_only: bool,
+        timeout: float,
     ) -> None:
         """Ask each server itself."""
 
         async def ask(name: ServerName) -> None:
             try:
-                async with self._slots:
+                async with slots:
                     answer = await self._source.get_keys(name, timeout)
                 keys = server_keys.parse(answer, name, _now_ms())
             except MatrixError as error:

@@ -9,6 +9,7 @@ import pytest
 import pytest_asyncio
 from aiohttp import web
 
+from federation.outbound import keyring as keyrings
 from federation.outbound.key_fetching import KeyFetcher
 from federation.outbound.key_requests import KeyRequests
 from federation.outbound.keyring import Keyring
@@ -132,6 +133,25 @@ async def test_many_who_want_a_key_at_once_make_one_request(keyring: Keyring, or
     await asyncio.gather(*requests)
     assert all(is_verified(result) for [result] in await asyncio.gather(*events))
     assert origin.asked == [OWN]
+
+
+async def test_who_names_servers_that_never_answer_keeps_no_other_out(
+    pair: Pair, keyring: Keyring, origin: KeyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keyrings, "MAX_ASKED", 20)
+    async with contextlib.AsyncExitStack() as stack:
+        silent = [await stack.enter_async_context(key_server(pair.near, pair.authority)) for _ in range(3)]
+        for each in silent:
+            each.may_answer.clear()
+        events = asyncio.create_task(keyring.verify_events([an_event(each.peer) for each in silent]))
+        await asyncio.sleep(0.2)
+
+        await asyncio.wait_for(verify_request(keyring, origin.peer), 10)
+
+        assert not events.done()
+        for each in silent:
+            each.may_answer.set()
+        await events
 
 
 async def test_there_is_no_end_to_names_but_to_whom_we_ask(pair: Pair) -> None:
