@@ -68,8 +68,10 @@ class ReceiptService:
             if await memberships.membership_of(tx, room.number, receipt.user_id) is not Membership.JOIN:
                 return
             place = await receipts.place_of(tx, room.number, receipt.event_id)
+            thread = receipt.thread_id or ""
+            if thread not in ("", MAIN) and await receipts.place_of(tx, room.number, thread) is None:
+                return  # a row for each thread that somebody makes up would be without end
         position = 0 if place is None else place.position
-        thread = receipt.thread_id or ""
         await self._move(
             ReceiptMoved(room.number, receipt.user_id, READ, thread, receipt.event_id, position, receipt.ts)
         )

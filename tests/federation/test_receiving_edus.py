@@ -78,6 +78,22 @@ async def test_only_read_receipts_come_from_other_servers(server: Server, alice:
     assert not [event for event in events if event["type"] == "m.receipt"]
 
 
+async def test_a_thread_that_is_made_up_has_no_receipts(server: Server, alice: Client, peer: Peer) -> None:
+    room = await joined_room(alice, peer)
+    event_id = await send(alice, room.room_id, "read this")
+
+    def in_thread(thread: str) -> Any:
+        edu = receipt(room, room.user_id, event_id)
+        edu["content"][room.room_id]["m.read"][room.user_id]["data"]["thread_id"] = thread
+        return edu
+
+    await push(peer, [], [in_thread("$" + f"{number}".rjust(43, "t")) for number in range(5)])
+    assert await readers(alice, room, event_id) == []
+
+    await push(peer, [], [in_thread(event_id)])
+    assert await readers(alice, room, event_id) == [room.user_id]
+
+
 async def test_of_receipts_without_end_some_are_looked_at(
     server: Server, alice: Client, peer: Peer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
