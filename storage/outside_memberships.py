@@ -136,6 +136,16 @@ async def find(tx: Tx, user_id: UserID, room_id: str) -> OutsideMembership | Non
     return found[0] if found else None
 
 
+async def count_invites(tx: Tx, user_id: UserID, server: ServerName, most: int) -> int:
+    """How many invites by way of this server the user has not answered, up to `most`."""
+    row = await tx.fetch_one(
+        "select count(*) from (select from outside_memberships where user_id = %s and membership = %s"
+        f" and %s = any(via) and {_COUNTS} limit %s) as found",
+        (user_id, int(Membership.INVITE), server, most),
+    )
+    return 0 if row is None else int(row[0])
+
+
 async def delete(tx: Tx, user_id: UserID, room_id: str) -> bool:
     """Forget a membership from outside; whether there was one."""
     return (

@@ -19,10 +19,13 @@ from federation.protocol.types import JsonObject, ServerName, UserID
 from federation.rooms.outside import OutsideRooms
 from federation.rooms.resident import Resident, VerifyEvents, check_member_event, incompatible, verify_whole
 from federation.rooms.stripped_state import MAX_ENTRIES, strip, strip_leniently
-from storage import accounts, rooms
+from storage import accounts, outside_memberships, rooms
 from storage.database import Database
 
 logger = logging.getLogger(__name__)
+
+MAX_PENDING = 1_000
+"""Invites of one server that a user of ours has not answered yet: the user's first sync shows all of them."""
 
 MayBeInvited = Callable[[UserID, UserID], Awaitable[None]]
 """Raises M_INVITE_BLOCKED where the first user, ours, takes no invites from the second."""
@@ -79,7 +82,7 @@ class Invitations:
             raise InvalidInput("The invite is not for a user of this server")
         is_resident = await self._is_resident(origin, pdu)
         verified = await verify_whole(self._verify_events, pdu)
-        await self._check_takes(target, verified.sender)
+        await self._check_takes(origin, target, verified.sender)
         told = await self._told(verified, invite.room_state)
         signed = signatures.add_signature(verified, self._server_name, self._signing_key)
         if not is_resident:
@@ -101,11 +104,14 @@ class Invitations:
             return False
         return True
 
-    async def _check_takes(self, target: UserID, sender: UserID) -> None:
+    async def _check_takes(self, origin: ServerName, target: UserID, sender: UserID) -> None:
         async with self._database.read() as tx:
             account = await accounts.find(tx, target)
+            pending = await outside_memberships.count_invites(tx, target, origin, MAX_PENDING)
         if account is None or account.is_deactivated:
             raise Forbidden(f"{target} cannot be invited")
+        if pending >= MAX_PENDING:
+            raise Forbidden(f"{target} has too many invites from your server that are not answered")
         await self._may_be_invited(target, sender)
 
     async def _told(self, invite: VerifiedPDU, entries: object) -> list[JsonObject]:

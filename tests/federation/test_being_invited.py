@@ -8,6 +8,7 @@ from federation.protocol import event_format, signatures
 from federation.protocol.room_versions import ROOM_VERSIONS, get_rules
 from federation.protocol.signatures import VerifyKey
 from federation.protocol.types import JsonObject, ServerName
+from federation.rooms import invited
 from homeserver.config import RateLimit, RateLimits
 from tests.clients import Client, Server
 from tests.federation.handshakes import a_public_room, joined
@@ -69,6 +70,20 @@ async def test_old_servers_are_answered_in_an_array(server: Server, alice: Clien
     assert code == 200
     assert is_signed_by_us(server, answer["event"], room)
     assert (await sync(alice))["rooms"]["invite"][room.room_id]["invite_state"]["events"] == told(alice, room)
+
+
+async def test_one_server_has_no_invites_without_end(
+    server: Server, alice: Client, peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(invited, "MAX_PENDING", 2)
+    rooms = [TheirRoom(peer) for _ in range(3)]
+    answers = [(await room.send(room.invite(alice.user_id))).status for room in rooms]
+    assert answers == [200, 200, 403]
+
+    another = TheirRoom(await Peer(server).trust())
+    assert (await another.send(another.invite(alice.user_id))).status == 200
+    await alice.ok("POST", f"/v3/rooms/{rooms[0].room_id}/leave", {})
+    assert (await rooms[2].send(rooms[2].invite(alice.user_id))).status == 200
 
 
 async def test_an_invite_that_is_repeated_is_told_once(server: Server, alice: Client, peer: Peer) -> None:
