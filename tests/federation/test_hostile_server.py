@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Sequence
 import pytest
 import pytest_asyncio
 
-from tests.federation.hostile import flooding, pulling, pushing, residing, transports
+from tests.federation.hostile import ephemeral, flooding, pulling, pushing, residing, transports
 from tests.federation.hostile.pushing import Way
 from tests.federation.hostile.world import PATIENCE_SECONDS, World, a_world
 from tests.protocol.builders import VERSIONS
@@ -59,7 +59,7 @@ def check(world: World) -> None:
 
 @pytest.mark.parametrize("version", TRIED_VERSIONS)
 async def test_nothing_that_is_pushed_gets_in(world: World, version: str) -> None:
-    await attack(world, version, pushing.WAYS)
+    await attack(world, version, [*pushing.WAYS, *ephemeral.WAYS])
 
 
 @pytest.mark.parametrize("version", TRIED_VERSIONS)
