@@ -207,6 +207,7 @@ class Reception:
         self.receiver = Receiver(
             writer=ground.writer, verify=verify, missing=fetching.missing, doors=doors, find_join=joins.version_of
         )
+        outbound.availability.observers.append(self.receiver.server_is_back)
         self.dead_letters = DeadLetters(database, self.receiver)
         self.merger = Merger(database, ground.writer, outbound.server_name)
         joins.observers.append(self.dead_letters.look)

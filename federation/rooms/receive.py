@@ -42,6 +42,8 @@ MAX_STATES = 3
 """States that are fetched for what came before one event, besides its own."""
 HOPELESS_SECONDS = 60
 """What could not be found is not looked for again so soon, however many events of its server refer to it."""
+RESTED_SECONDS = 5
+"""The same once a server that may have it is back; not at once, for servers may come and go with each request."""
 MAX_HOPELESS = 10_000
 MAX_TRIES = 4
 """Attempts to append one event, after each of which what it lacked was fetched."""
@@ -88,6 +90,8 @@ class Receiver:
         self._find_join = find_join
         self._turns: dict[tuple[ServerName, int], _Turn] = {}
         self._hopeless: dict[tuple[ServerName, int, EventID], float] = {}
+        """What was looked for in vain, and when."""
+        self._back_at = -float(HOPELESS_SECONDS)
 
     async def receive(self, origin: ServerName, json: JsonObject) -> MatrixError | None:
         """One event as it came; answers why it is not here now, None for one that is, shown to clients or not."""
@@ -265,18 +269,26 @@ class Receiver:
         """Raise `missing` where it was looked for in vain just now, for events of the same server: of others, one
         that withholds it proves nothing."""
         now = time.monotonic()
-        if any(self._hopeless.get((origin, room.number, each), 0) > now for each in missing.prev | missing.auth):
-            raise missing
+        for event_id in missing.prev | missing.auth:
+            given_up = self._hopeless.get((origin, room.number, event_id))
+            if given_up is None:
+                continue
+            if now < given_up + (HOPELESS_SECONDS if self._back_at < given_up else RESTED_SECONDS):
+                raise missing
 
     def _give_up(self, origin: ServerName, room: Room, missing: MissingEvents) -> None:
-        until = time.monotonic() + HOPELESS_SECONDS
+        now = time.monotonic()
         if len(self._hopeless) > MAX_HOPELESS:
             self._hopeless.clear()
-        self._hopeless.update(((origin, room.number, each), until) for each in missing.prev | missing.auth)
+        self._hopeless.update(((origin, room.number, each), now) for each in missing.prev | missing.auth)
 
     def forget_hopeless(self, room: Room) -> None:
         """Look for everything in the room again: what was put aside is tried once more."""
-        self._hopeless = {key: until for key, until in self._hopeless.items() if key[1] != room.number}
+        self._hopeless = {key: at for key, at in self._hopeless.items() if key[1] != room.number}
+
+    def server_is_back(self, _server: ServerName) -> None:
+        """It may have what could not be found while it was away: that is looked for again."""
+        self._back_at = time.monotonic()
 
     # --- turns
 

@@ -9,6 +9,8 @@ import pytest
 import pytest_asyncio
 
 from federation.inbound import transactions
+from federation.protocol.types import ServerName
+from federation.rooms import receive
 from storage import dead_letters
 from tests.clients import Client
 from tests.federation.answering_peer import AnsweringPeer, answering_peer
@@ -104,6 +106,27 @@ async def test_events_of_an_unknown_fork_join_the_room(pair: Pair, alice: Client
     assert {room.id_of(event) for event in (*branch, merge)} <= set(await stored(pair, room))
     await send(alice, room.room_id, "an answer")
     assert (await pdus_of(pair.near, room.room_id))[-1]["prev_events"] == [room.id_of(merge)]
+
+
+@pytest.mark.parametrize("is_back", [True, False])
+async def test_once_a_server_is_back_what_it_has_is_looked_for_again(
+    pair: Pair, alice: Client, peer: AnsweringPeer, monkeypatch: pytest.MonkeyPatch, is_back: bool
+) -> None:
+    monkeypatch.setattr(receive, "RESTED_SECONDS", 0)
+    room = await a_room(alice, peer)
+    missing, event = room.messages(2)
+    answers = dict(peer.answers)
+    peer.answers.clear()
+    assert "error" in (await room.push([event]))[room.id_of(event)]
+    peer.answers.update(answers)
+    availability = pair.near.application.outbound.availability
+    if is_back:
+        availability.failed(ServerName("elsewhere.test"), "it is away")
+        availability.alive(ServerName("elsewhere.test"))
+    results = await room.push([event])
+
+    assert ("error" in results[room.id_of(event)]) is not is_back
+    assert (room.id_of(missing) in await stored(pair, room)) is is_back
 
 
 # --- hostile gaps
