@@ -155,7 +155,7 @@ class Application:
         self.keys = KeyParts(ground, self.outbound, self.accounts.interactive_auth)
         self.media = MediaParts(config, self.database, self.outbound)
         sync_api, old_sync_api = self._build_sync()
-        self.sender = build_sender(self.outbound, config, self.database, self.tail)
+        self.sender = build_sender(self.outbound, config, self.database, self.tail, self.user_data.presence.told)
         if config.federation.enabled:
             self.tail.add_view(self.outbound.shared_availability.on_change)
             self.tail.add_view(self.sender.on_change)

@@ -212,6 +212,8 @@ class Federation:
     """Whether other servers are told what users call their devices."""
     publish_rooms: bool = False
     """Whether other servers are told which rooms are in the directory."""
+    message_lifetime: Milliseconds = setting(Milliseconds(90 * 86_400_000), minimum=3_600_000)
+    """For how long to-device messages are kept for a server that does not take them."""
 
     def complaints(self) -> Iterator[tuple[str, str]]:
         """Names that are none."""

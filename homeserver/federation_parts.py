@@ -28,7 +28,7 @@ from federation.outbound.keyring import Keyring
 from federation.outbound.name_lookup import SystemNameLookup
 from federation.outbound.policy_requests import PolicyRequests
 from federation.outbound.queries import Queries
-from federation.outbound.sender import Sender
+from federation.outbound.sender import Presences, Sender
 from federation.outbound.server_discovery import ServerDiscovery
 from federation.outbound.shared_availability import SharedAvailability
 from federation.protocol.identifiers import server_name_of
@@ -280,7 +280,7 @@ class Inbound:
         )
 
 
-def build_sender(outbound: Outbound, config: Config, database: Database, tail: Tail) -> Sender:
+def build_sender(outbound: Outbound, config: Config, database: Database, tail: Tail, presences: Presences) -> Sender:
     """What tells other servers of what happens here."""
     delivery = Delivery(
         database=database,
@@ -288,6 +288,7 @@ def build_sender(outbound: Outbound, config: Config, database: Database, tail: T
         client=outbound.client,
         keys_of=_keys_of,
         with_device_names=config.federation.show_device_names,
+        message_lifetime_ms=config.federation.message_lifetime,
     )
     sender = Sender(
         database=database,
@@ -295,6 +296,7 @@ def build_sender(outbound: Outbound, config: Config, database: Database, tail: T
         server_name=outbound.server_name,
         delivery=delivery,
         availability=outbound.availability,
+        presences=presences if config.federation.send_presence else None,
     )
     outbound.availability.observers.append(sender.wake)
     return sender

@@ -63,8 +63,9 @@ class OutgoingMessages:
         """One statement for all."""
         messages = [(position, message) for position, change in rows for message in change.messages]
         await tx.execute(
-            "insert into outbox_messages (position, destination, json)"
-            " select * from unnest(%s::bigint[], %s::text[], %s::bytea[])",
+            "insert into outbox_messages (position, destination, json, created_ts)"
+            " select *, (extract(epoch from clock_timestamp()) * 1000)::bigint"
+            " from unnest(%s::bigint[], %s::text[], %s::bytea[])",
             (
                 [position for position, _ in messages],
                 [message.destination for _, message in messages],
@@ -364,6 +365,18 @@ async def stored_messages(tx: Tx, destination: ServerName, limit: int) -> list[t
 async def delete_messages(tx: Tx, sequences: Collection[int]) -> None:
     """The server has these."""
     await tx.execute("delete from outbox_messages where sequence = any(%s::bigint[])", (list(sequences),))
+
+
+async def give_up_messages(tx: Tx, before_ts: int, limit: int) -> dict[ServerName, int]:
+    """Delete those among the `limit` oldest to-device EDUs that were made before a time: how many for each server."""
+    rows = await tx.fetch(
+        "with oldest as (select sequence, created_ts from outbox_messages order by sequence limit %s),"
+        " gone as (delete from outbox_messages using oldest where outbox_messages.sequence = oldest.sequence"
+        "  and oldest.created_ts < %s returning destination)"
+        " select destination, count(*) from gone group by destination",
+        (limit, before_ts),
+    )
+    return {ServerName(server): count for server, count in rows}
 
 
 async def awaiting_messages(tx: Tx) -> list[ServerName]:

@@ -768,9 +768,10 @@ outbox_messages = Table(
     Column("position", BigInteger, nullable=False),
     Column("destination", Text, nullable=False),
     Column("json", LargeBinary, nullable=False),
+    Column("created_ts", BigInteger, nullable=False),
     Index("outbox_messages_destination_sequence_idx", "destination", "sequence"),
     Index("outbox_messages_position_idx", "position"),
-    comment="To-device messages, as EDUs, until their server has confirmed them.",
+    comment="To-device messages, as EDUs, until their server has confirmed them or they are given up.",
 )
 
 relayed_events = Table(

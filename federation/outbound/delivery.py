@@ -37,6 +37,8 @@ MAX_ANSWER_BYTES = 1024 * 1024
 MAX_PDU_BYTES = 65_536
 SCANNED = 2_000
 """Positions of the log that are read at once for a server that is behind."""
+GIVEN_UP_AT_ONCE = 1_000
+"""To-device messages."""
 _MEANT_FOR_THE_ITEM = frozenset((400, 413, 422))
 """What a server answers that reaches us well and does not like what we sent."""
 
@@ -68,12 +70,14 @@ class Delivery:
         client: FederationClient,
         keys_of: KeysOf,
         with_device_names: bool,
+        message_lifetime_ms: int,
     ) -> None:
         self._database = database
         self._server_name = server_name
         self._client = client
         self._keys_of = keys_of
         self._with_device_names = with_device_names
+        self._message_lifetime_ms = message_lifetime_ms
 
     async def deliver(self, destination: Destination) -> None:
         """Send one transaction, if there is anything to send. What it held is then confirmed.
@@ -269,6 +273,16 @@ class Delivery:
             item = Undeliverable(server, str(parcel.edus[0].get("edu_type")), str(name), error.message)
         await self._set_aside([item])
         return True
+
+    async def give_up_messages(self) -> None:
+        """Keep no to-device message for a server that has not taken it for as long as the settings say."""
+        before_ts, count = time.time_ns() // 1_000_000 - self._message_lifetime_ms, GIVEN_UP_AT_ONCE
+        while count == GIVEN_UP_AT_ONCE:
+            async with self._database.transaction() as tx:
+                given_up = await outbox.give_up_messages(tx, before_ts, GIVEN_UP_AT_ONCE)
+            for server, number in given_up.items():
+                logger.warning("%d to-device messages for %s are given up: it has not taken them", number, server)
+            count = sum(given_up.values())
 
     async def _set_aside(self, items: Sequence[Undeliverable]) -> None:
         for item in items:

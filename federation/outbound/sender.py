@@ -16,7 +16,7 @@ import logging
 import secrets
 import time
 from collections import deque
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 
@@ -33,6 +33,7 @@ from storage.append_events import RoomEvents
 from storage.database import Database
 from storage.device_lists import DeviceListChanged
 from storage.log import Change
+from storage.memberships import Membership
 from storage.outbox import EventRelayed, OutgoingDeviceChange, OutgoingEvent, OutgoingMessages, OutgoingReceipt
 from storage.receipts import ReceiptMoved
 from storage.rooms import Room
@@ -54,6 +55,14 @@ MAX_UNSAVED = 5_000
 TYPING_SECONDS = 15.0
 """After which who still types is told of again: others forget it after 30."""
 FORGET_SECONDS = 600.0
+MET_SECONDS = 5.0
+"""After which a server that came into a room is told who is online there: who has just joined knows nobody yet."""
+MAX_INTRODUCED = 500
+"""Users whose presence is told to such a server."""
+MAX_MET = 10_000
+
+Presences = Callable[[Collection[UserID]], Mapping[UserID, JsonObject]]
+"""`PresenceService.told`: what others are told of those of these users who are not offline."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,11 +99,15 @@ class Sender:
         server_name: ServerName,
         delivery: Delivery,
         availability: Availability,
+        presences: Presences | None,
     ) -> None:
         self._database = database
         self._tail = tail
         self._server_name = server_name
         self._availability = availability
+        self._presences = presences
+        self._met: deque[tuple[float, int, set[ServerName]]] = deque()
+        self._delivery = delivery
         self._queues = Queues(server_name, delivery, availability)
         self._room_servers = RoomServers(database)
         self._process = secrets.token_urlsafe(9)
@@ -263,7 +276,7 @@ class Sender:
             event for event in change.stored if event.flags == 0 and self._is_ours(event.sender) and event.is_readable
         ]
         if not stored:
-            await self._room_servers.advance(room, change.trunk)
+            await self._follow(room, change.trunk)
             return
         first, high = stored[0], max(event.trunk_version for event in stored)
         low = first.version if first.line == 0 else first.trunk_version
@@ -281,6 +294,42 @@ class Sender:
                 canonical=event.canonical,
             )
             self._queue(outgoing, before, servers)
+        self._note_met(room, before, servers)
+
+    async def _follow(self, room: int, changes: Sequence[StateChange]) -> None:
+        """The state of a room changed by others."""
+        if self._presences is None or not any(each.membership is Membership.JOIN for each in changes):
+            await self._room_servers.advance(room, changes)
+            return
+        versions = [each.since for each in changes]
+        before, servers = await self._room_servers.between(room, min(versions) - 1, max(versions), changes)
+        self._note_met(room, before, servers)
+
+    def _note_met(self, room: int, before: Collection[ServerName], servers: Collection[ServerName]) -> None:
+        """Servers share a room with our users from now on: they are to be told who of these is online."""
+        if self._presences is not None and len(self._met) < MAX_MET:
+            met = set(servers) - set(before) if self._server_name in before else set(servers)
+            if met - {self._server_name}:
+                self._met.append((time.monotonic() + MET_SECONDS, room, met))
+
+    async def _introduce(self, presences: Presences) -> None:
+        """Tell servers that our users met a while ago."""
+        while self._met and self._met[0][0] <= time.monotonic():
+            _, room, met = self._met.popleft()
+            reached = [
+                destination
+                for destination in self._wanted(server for server in met if not self._availability.seconds_left(server))
+                if not destination.is_behind
+            ]
+            if not reached:
+                continue
+            async with self._database.read() as tx:
+                users = await memberships.local_members(tx, room, self._server_name, limit=MAX_INTRODUCED)
+            for user_id, content in presences(users).items():
+                for destination in reached:
+                    destination.presence[user_id] = {"user_id": user_id, **content}
+            for destination in reached:
+                self._queues.start(destination)
 
     async def _hand_out(self, event: OutgoingEvent, changes: Sequence[StateChange]) -> None:
         before, servers = await self._room_servers.between(event.room, event.low, event.high, changes)
@@ -429,6 +478,9 @@ class Sender:
             self._forgot_at = began
             async with self._database.transaction() as tx:
                 await outbox_leases.forget_relayed(tx)
+            await self._delivery.give_up_messages()
+        if self._presences is not None:
+            await self._introduce(self._presences)
         self._queues.start_all()
 
     async def _save(self) -> None:

@@ -1,7 +1,7 @@
 """Presence of local users, and what others may know of it (Client-Server API, "Presence")."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import replace
 
@@ -93,6 +93,11 @@ class PresenceService:
         if not self.enabled:
             return {"presence": "offline"}
         return content_of(self._board.find(user_id) or await self._load(user_id))
+
+    def told(self, users: Collection[UserID]) -> dict[UserID, JsonObject]:
+        """What others are told of those of these users who are not offline."""
+        known = [self._board.find(user_id) for user_id in users]
+        return {each.user_id: content_of(each) for each in known if each is not None and each.state != "offline"}
 
     async def _load(self, user_id: UserID) -> UserPresence:
         async with self._database.read() as tx:

@@ -305,6 +305,7 @@ CREATE TABLE outbox_messages (
 	position BIGINT NOT NULL,
 	destination TEXT NOT NULL,
 	json BYTEA NOT NULL,
+	created_ts BIGINT NOT NULL,
 	CONSTRAINT outbox_messages_pkey PRIMARY KEY (sequence)
 );
 
@@ -312,7 +313,7 @@ CREATE INDEX outbox_messages_destination_sequence_idx ON outbox_messages (destin
 
 CREATE INDEX outbox_messages_position_idx ON outbox_messages (position);
 
-COMMENT ON TABLE outbox_messages IS 'To-device messages, as EDUs, until their server has confirmed them.';
+COMMENT ON TABLE outbox_messages IS 'To-device messages, as EDUs, until their server has confirmed them or they are given up.';
 
 CREATE UNLOGGED TABLE outbox_processes (
 	process TEXT NOT NULL,

@@ -1,10 +1,14 @@
 """EDUs as another server gets them: devices and keys, receipts, typing, presence; and what it does not get."""
 
+import asyncio
 import itertools
 from contextlib import AsyncExitStack
 from ipaddress import ip_network
 from typing import Any
 
+import pytest
+
+from federation.outbound import sender
 from homeserver.config import ExistingFile, Federation
 from tests.clients import Client, Server, quote, unique
 from tests.devices import a_device, cross_signing
@@ -13,7 +17,8 @@ from tests.federation.listening_peer import ListeningPeer, listening
 from tests.federation.resident_rooms import SharedRoom
 from tests.federation.servers import federating
 from tests.homeserver.rooms import a_room
-from tests.rooms import put_state, send
+from tests.homeserver.syncs import sync
+from tests.rooms import create_room, join, put_state, send
 
 
 async def test_new_keys_of_a_device_are_told(alice: Client, peer: ListeningPeer, room: SharedRoom) -> None:
@@ -105,6 +110,27 @@ async def test_a_peer_that_was_away_is_told_of_devices_and_keys(
     assert missed[0]["prev_id"] == [known]
     assert missed[-1]["device_id"] == other.device_id
     assert "keys" in missed[-1]
+
+
+async def test_messages_are_given_up_that_a_peer_did_not_take_for_long(
+    server: Server, alice: Client, peer: ListeningPeer, room: SharedRoom
+) -> None:
+    await peer.stop()
+    for name in ("m.old", "m.new"):
+        body = {"messages": {peer.user(): {"DEVICE": {"text": name}}}}
+        await alice.ok("PUT", f"/v3/sendToDevice/{name}/{unique('txn')}", body)
+    async with server.application.database.transaction() as tx:
+        await tx.execute(
+            "update outbox_messages set created_ts = created_ts - 91 * 86400000::bigint where sequence ="
+            " (select min(sequence) from outbox_messages where destination = %s)",
+            (peer.name,),
+        )
+    await server.application.sender._delivery.give_up_messages()
+    await peer.start()
+    server.application.outbound.availability.alive(peer.name)
+
+    await peer.until(lambda: peer.edus("m.direct_to_device"))
+    assert [content["type"] for content in peer.edus("m.direct_to_device")] == ["m.new"]
 
 
 async def test_new_cross_signing_keys_are_told(alice: Client, peer: ListeningPeer, room: SharedRoom) -> None:
@@ -212,15 +238,22 @@ async def test_presence_is_not_told_unless_it_is_switched_on(
     assert not peer.edus("m.presence")
 
 
-async def test_presence_is_told_where_it_is_switched_on(maintenance_conninfo: str, authority: Authority) -> None:
-    settings = Federation(
+@pytest.fixture
+def telling(authority: Authority) -> Federation:
+    """Settings of a server that tells of presence."""
+    return Federation(
         allowed_ranges=(ip_network("127.0.0.0/8"),),
         certificate_authorities=(ExistingFile(authority.certificate),),
         notary_servers=(),
         send_presence=True,
     )
+
+
+async def test_presence_is_told_where_it_is_switched_on(
+    maintenance_conninfo: str, authority: Authority, telling: Federation
+) -> None:
     async with AsyncExitStack() as stack:
-        server = await stack.enter_async_context(federating(maintenance_conninfo, authority, federation=settings))
+        server = await stack.enter_async_context(federating(maintenance_conninfo, authority, federation=telling))
         peer = await stack.enter_async_context(listening(server, authority))
         alice = await server.register("alice")
         shared = await SharedRoom.made(server, alice, peer)
@@ -229,11 +262,45 @@ async def test_presence_is_told_where_it_is_switched_on(maintenance_conninfo: st
         (idle, *_) = await peer.until(lambda: peer.edus("m.presence"))
         await alice.ok("PUT", f"/v3/presence/{alice.user_id}/status", {"presence": "online", "status_msg": "here"})
 
-        (edu, *_) = await peer.until(lambda: peer.edus("m.presence")[1:])
+        (edu, *_) = await peer.until(lambda: [each for each in peer.edus("m.presence") if "status" in str(each)])
 
     assert (idle["push"][0]["presence"], idle["push"][0]["last_active_ago"] < 60_000) == ("unavailable", True)
     (update,) = edu["push"]
     assert (update["user_id"], update["presence"], update["status_msg"]) == (alice.user_id, "online", "here")
+
+
+async def test_servers_that_meet_in_a_room_are_told_who_is_online(
+    maintenance_conninfo: str, authority: Authority, telling: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sender, "MET_SECONDS", 2.0)
+    async with AsyncExitStack() as stack:
+        near, far = [
+            await stack.enter_async_context(federating(maintenance_conninfo, authority, federation=telling))
+            for _ in range(2)
+        ]
+        alice, bob = await near.register("alice"), await far.register("bob")
+        carol = await near.register("carol")
+        for user in (alice, bob):
+            path = f"/v3/presence/{user.user_id}/status"
+            await user.ok("PUT", path, {"presence": "online", "status_msg": "since before"})
+        room_id = await create_room(alice, preset="public_chat")
+        await join(carol, room_id)
+        async with asyncio.timeout(20), asyncio.TaskGroup() as group:
+            seen = [group.create_task(_until_seen(*pair)) for pair in ((alice, bob), (bob, alice))]
+            await bob.ok("POST", f"/v3/join/{quote(room_id)}?via={quote(near.name)}", {})
+
+    assert [task.result()["status_msg"] for task in seen] == ["since before"] * 2
+
+
+async def _until_seen(reader: Client, user: Client) -> Any:
+    """What the reader hears of a user's presence, once that is something."""
+    since: str | None = None
+    while True:
+        answer = await sync(reader, since, timeout=5_000)
+        since = answer["next_batch"]
+        for event in answer.get("presence", {}).get("events", []):
+            if event["sender"] == user.user_id:
+                return event["content"]
 
 
 def _devices(peer: ListeningPeer) -> list[Any]:
