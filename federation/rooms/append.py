@@ -6,16 +6,13 @@ authorised again. Where the room uses a policy server, an event waits for that s
 comes meanwhile does not wait for it, and the graph forks.
 """
 
-import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from federation.protocol import auth_rules, event_builder
-from federation.protocol.auth_events import CREATE, POWER_LEVELS, auth_keys_for
+from federation.protocol.auth_events import CREATE, POWER_LEVELS
 from federation.protocol.errors import AuthRuleViolated, Forbidden, MatrixError, NotFound
-from federation.protocol.identifiers import is_user_id, server_name_of
 from federation.protocol.pdu import Draft, VerifiedPDU
 from federation.protocol.policy_server import POLICY
 from federation.protocol.power_levels import PowerLevels
@@ -24,18 +21,20 @@ from federation.protocol.signatures import SigningKey
 from federation.protocol.types import EventID, JsonObject, RoomID, ServerName, StateKey, UserID
 from federation.rooms.append_join import GivenEntry, Guard, JoinAppender
 from federation.rooms.append_line import LineAppender
-from federation.rooms.append_remote import HELD, Circumstances, RemoteAppender, Sending
+from federation.rooms.append_remote import HELD, RemoteAppender
 from federation.rooms.append_remote import Outcome as Outcome
 from federation.rooms.append_remote import Received as Received
+from federation.rooms.building import Builder, keys_of, newest, template
 from federation.rooms.contention import Contention
 from federation.rooms.counting import NOT_COUNTED as NOT_COUNTED
 from federation.rooms.counting import Counted as Counted
 from federation.rooms.counting import Counter as Counter
 from federation.rooms.counting import related_event as related_event
 from federation.rooms.counting import thread_of as thread_of
-from federation.rooms.heads import RoomHead, RoomHeads, described
+from federation.rooms.heads import RoomHead, RoomHeads
 from federation.rooms.history import HistoryAppender
 from federation.rooms.outliers import OutlierAppender
+from federation.rooms.placing import Circumstances, Sending
 from federation.rooms.policy_servers import PolicyServers, Unendorsed
 from federation.rooms.state import MissingEvents
 from storage import events, rooms
@@ -46,7 +45,6 @@ from storage.log import AlreadyWritten, Change, Conflict, Entry, Log, Work
 from storage.memberships import Membership
 from storage.rooms import Room
 
-MAX_PREV_EVENTS = 20
 MAX_SAME_ROOMS = 100
 """Rooms by the same user, alike to the last byte, in one millisecond."""
 
@@ -86,13 +84,14 @@ class RoomWriter:
         self._log = log
         self._heads = heads
         self._counter = counter
-        self._server_name, self._signing_key = signer
+        server_name, _ = signer
+        self._builder = Builder(*signer)
         self._policies = policies
         self._remote = RemoteAppender(database=database, log=log, counter=counter, policies=policies)
         self._line = LineAppender(database=database, log=log, heads=heads, counter=counter, policies=policies)
         self._outliers = OutlierAppender(database)
         self._history = HistoryAppender(database)
-        self._joins = JoinAppender(database=database, log=log, server_name=self._server_name)
+        self._joins = JoinAppender(database=database, log=log, server_name=server_name)
 
     async def get_room(self, room_id: str) -> Room:
         """The room with this ID; raises NotFound."""
@@ -118,7 +117,9 @@ class RoomWriter:
         try:
             self._add(change, head, create, None, None)
             for draft in drafts[1:]:
-                self._add(change, head, self._authorised(head, replace(draft, room_id=room.room_id)), None, None)
+                self._add(
+                    change, head, self._builder.authorised(head, replace(draft, room_id=room.room_id)), None, None
+                )
             return room, await self._enqueue(change, head, None if work is None else lambda tx: work(tx, room))
         except MatrixError:
             self._heads.drop(head)
@@ -130,28 +131,14 @@ class RoomWriter:
         self, rules: RoomVersionRules, draft: Draft, room_id: RoomID | None
     ) -> tuple[VerifiedPDU, Room]:
         """The create event and the room. Where its hash makes the ID, the same twice in a millisecond needs another."""
-        now_ts = _now_ms()
+        now_ts = time.time_ns() // 1_000_000
         for attempt in range(MAX_SAME_ROOMS):
-            create = self._build_create(rules, draft, room_id, now_ts + attempt)
+            create = self._builder.build_create(rules, draft, room_id, now_ts + attempt)
             async with self._database.transaction() as tx:
                 room = await rooms.create_new(tx, create.room_id, rules)
             if room is not None:
                 return create, room
         raise Conflict("There are too many rooms like this")
-
-    def _build_create(self, rules: RoomVersionRules, draft: Draft, room_id: RoomID | None, now_ts: int) -> VerifiedPDU:
-        placement = event_builder.Placement(prev_events=(), auth_events=(), depth=1, origin_server_ts=now_ts)
-        draft = replace(draft, room_id=room_id or RoomID(""))
-        create = event_builder.build(
-            draft,
-            rules,
-            placement,
-            server_name=self._server_name,
-            signing_key=self._signing_key,
-            event_id_localpart=secrets.token_urlsafe(12),
-        )
-        auth_rules.check(create, {})
-        return create
 
     async def append(
         self,
@@ -172,7 +159,7 @@ class RoomWriter:
         the room meanwhile: for whom that may settle what there is to do.
         """
         room = await self.get_room(drafts[0].room_id)
-        keys = self._keys_of(room, drafts)
+        keys = keys_of(room, drafts)
         for draft in drafts:
             if draft.redacts is not None:
                 await self._check_may_redact(room, draft.sender, draft.redacts)
@@ -181,7 +168,7 @@ class RoomWriter:
         while True:
             head = await self._head_with(room, keys)
             try:
-                built = self._build_all(head, drafts)
+                built = self._builder.build_all(head, drafts)
             except AuthRuleViolated:  # by now it may be allowed
                 if has_heard or not await self._log.catch_up():
                     raise
@@ -339,20 +326,14 @@ class RoomWriter:
         in, where one does, is taken as given: it can only follow.
         """
         room = await self.get_room(draft.room_id)
-        head = await self._head_with(room, self._keys_of(room, [draft]))
-        state, placement = _placement(head, draft)
-        pdu = event_builder.template(draft, room.rules, placement)
-        authoriser = draft.content.get("join_authorised_via_users_server")
-        signatures = {server_name_of(authoriser): {"": ""}} if is_user_id(authoriser) else {}
-        auth_rules.check(replace(pdu, json={**pdu.json, "signatures": signatures}), state)
-        return pdu.json
+        return template(await self._head_with(room, keys_of(room, [draft])), draft)
 
     async def build(self, draft: Draft) -> VerifiedPDU:
         """An event of our user that is authorised and signed, but not in the room: another server has to sign it
         first. Then `append_signed` takes it. Raises as `append`."""
         room = await self.get_room(draft.room_id)
-        head = await self._head_with(room, self._keys_of(room, [draft]))
-        pdu = self._authorised(head, draft)
+        head = await self._head_with(room, keys_of(room, [draft]))
+        pdu = self._builder.authorised(head, draft)
         (pdu,) = await self._policies.endorse_all(room, head.state.get(POLICY), [pdu])
         return pdu
 
@@ -367,7 +348,7 @@ class RoomWriter:
     async def newest_event_id(self, room: Room) -> EventID:
         """The event that the room's next one will refer to first."""
         head = await self._head_with(room, (CREATE,))
-        return _newest(head.extremities)[0]
+        return newest(head.extremities)[0]
 
     async def power_levels(self, room: Room) -> PowerLevels:
         """The room's power levels now."""
@@ -380,46 +361,6 @@ class RoomWriter:
             head = await self._heads.load(room, keys)
             head = self._heads.find(room)
         return head
-
-    def _keys_of(self, room: Room, drafts: Sequence[Draft]) -> list[StateKey]:
-        keys: dict[StateKey, None] = {}
-        for draft in drafts:
-            keys.update(
-                dict.fromkeys(auth_keys_for(draft.type, draft.sender, draft.state_key, draft.content, room.rules))
-            )
-            if draft.state_key is not None:
-                keys[draft.type, draft.state_key] = None
-        keys[CREATE] = keys[POLICY] = None
-        return list(keys)
-
-    def _build_all(self, head: RoomHead, drafts: Sequence[Draft]) -> list[VerifiedPDU]:
-        """The events, each authorised by the state that those before it leave."""
-        if len(drafts) == 1:
-            return [self._authorised(head, drafts[0])]
-        ahead = RoomHead(head.room, head.version, dict(head.extremities), dict(head.state), head.joined)
-        built = []
-        for draft in drafts:
-            pdu = self._authorised(ahead, draft)
-            ahead.advance(pdu)
-            built.append(pdu)
-        return built
-
-    def _authorised(self, head: RoomHead, draft: Draft) -> VerifiedPDU:
-        """The draft as an event at the room's end; raises AuthRuleViolated."""
-        rules = head.room.rules
-        if server_name_of(draft.sender) != self._server_name:
-            raise Forbidden("Only our own users' events are made here")
-        state, placement = _placement(head, draft)
-        pdu = event_builder.build(
-            draft,
-            rules,
-            placement,
-            server_name=self._server_name,
-            signing_key=self._signing_key,
-            event_id_localpart=secrets.token_urlsafe(12) if rules.event_id_format == "server" else "",
-        )
-        auth_rules.check(pdu, state)
-        return pdu
 
     def _add(
         self, change: RoomEvents, head: RoomHead, pdu: VerifiedPDU, device: int | None, txn_id: str | None
@@ -483,42 +424,6 @@ class RoomWriter:
                 raise Forbidden("You may not redact this event")
 
 
-def _placement(head: RoomHead, draft: Draft) -> tuple[dict[StateKey, VerifiedPDU], event_builder.Placement]:
-    """Where a draft would stand at the room's end, and the state that decides on it."""
-    rules = head.room.rules
-    keys = auth_keys_for(draft.type, draft.sender, draft.state_key, draft.content, rules)
-    state = {key: pdu for key in keys if (pdu := head.state.get(key)) is not None}
-    create = head.state.get(CREATE)
-    if create is None:
-        raise NotFound("There is no such room")
-    prev_events = _newest(head.extremities)
-    hashes: dict[EventID, str] = {}
-    if rules.references_carry_hashes:
-        hashes = {event_id: head.extremities[event_id][1] for event_id in prev_events}
-        hashes |= {pdu.event_id: described(pdu)[1] for pdu in state.values()}
-    placement = event_builder.Placement(
-        prev_events=prev_events,
-        auth_events=[pdu.event_id for pdu in state.values()],
-        depth=1 + max((depth for depth, _ in head.extremities.values()), default=0),
-        origin_server_ts=_now_ms(),
-        hashes=hashes,
-    )
-    state[CREATE] = create
-    return state, placement
-
-
-def _newest(extremities: dict[EventID, tuple[int, str]]) -> list[EventID]:
-    """What the next event refers to: all extremities, or the deepest where there are too many."""
-    if len(extremities) <= MAX_PREV_EVENTS:
-        return list(extremities)
-    deepest = sorted(extremities, key=lambda event_id: -extremities[event_id][0])
-    return deepest[:MAX_PREV_EVENTS]
-
-
 def content_of(pdu: VerifiedPDU | None) -> JsonObject:
     """The content of a state event that may be absent."""
     return {} if pdu is None else pdu.content
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000

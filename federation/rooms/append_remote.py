@@ -9,8 +9,8 @@ come between. Whatever else is accepted makes a new version, even where the curr
 on the old one then looks again. So the trunk is at every version the resolution of the forward extremities.
 """
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from enum import Enum
 
 from federation.protocol import auth_rules
@@ -25,26 +25,19 @@ from federation.rooms import outliers
 from federation.rooms.contention import Contention
 from federation.rooms.counting import NOT_COUNTED, Counted, Counter, related_event, thread_of
 from federation.rooms.ordering import cited_by
+from federation.rooms.placing import NOTHING, Circumstances, Placing
 from federation.rooms.policy_servers import PolicyServers, Unendorsed
 from federation.rooms.state import NEW, Graph, MissingEvents, View, resolve
-from storage import events, room_state, rooms
+from storage import events, rooms
 from storage.append_events import DuplicateEvent, RoomEvents
 from storage.database import Database, Tx
-from storage.events import HIDDEN, Flag, NewEvent, NewLine, StateWrite, StoredEvent
+from storage.events import HIDDEN, Flag, NewEvent, StoredEvent
 from storage.history import HOLE
-from storage.log import AlreadyWritten, Change, Conflict, Entry, Log, Work
-from storage.memberships import Membership
+from storage.log import AlreadyWritten, Conflict, Entry, Log
 from storage.room_state import TRUNK, Point
-from storage.rooms import Room, RoomRow
 
 MAX_HIDDEN_WALK = 1_000
 """Rejected and soft-failed events that are passed on the way down to forward extremities."""
-
-MAX_EXTREMITIES = 50
-"""Forward extremities: an event that would be one more is kept and shown, but counts only once it is followed."""
-
-_NOTHING: Point = (TRUNK, 0)
-"""Before the first event."""
 
 
 class Outcome(Enum):
@@ -72,77 +65,7 @@ class Received:
     """Why it is not shown to clients."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sending:
-    """What a client's request has to do with the events that it makes: as `RoomWriter.append` says."""
-
-    device: int | None
-    txn_id: str | None
-    work: Work | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Circumstances:
-    """What there is to say of an event besides what it is."""
-
-    is_local: bool = False
-    changes: Sequence[Change] = ()
-    sending: Sending | None = None
-    """Of what is written only if it is accepted."""
-    at_version: int | None = None
-    """The version of the room at which it was authorised; at another it is to be looked at anew."""
-    refusal: str | None = None
-    """Why it has no signature of the room's policy server, which was asked."""
-
-
 _ORDINARY = Circumstances()
-
-
-@dataclass(slots=True, kw_only=True)
-class _Placing:
-    """One attempt to place an event."""
-
-    room: Room
-    row: RoomRow
-    pdu: VerifiedPDU
-    graph: Graph
-    prev: dict[EventID, StoredEvent]
-    missing: list[EventID]
-    how: Circumstances
-    is_held: bool = False
-    """Whether it is here as an outlier."""
-    flags: Flag = Flag.NONE
-    reason: str = ""
-    lines: list[NewLine] = field(default_factory=list)
-    writes: list[StateWrite] = field(default_factory=list)
-    followed: set[EventID] = field(default_factory=set)
-    """Events that it follows, directly or by way of hidden ones: none of them is a forward extremity any longer."""
-    gaps: list[EventID] = field(default_factory=list)
-    follower: int | None = None
-    """Where an accepted event stands that came before this one, and after it in the graph."""
-
-    @property
-    def head(self) -> View:
-        """The room's current state."""
-        return View((TRUNK, self.row.state_version))
-
-    @property
-    def covers(self) -> set[EventID]:
-        """The forward extremities that it follows."""
-        return self.followed.intersection(self.row.extremities)
-
-    @property
-    def is_extremity(self) -> bool:
-        if self.follower is not None or self.flags:
-            return False
-        return len(self.row.extremities) - len(self.covers) < MAX_EXTREMITIES
-
-    @property
-    def state_pair(self) -> StateKey | None:
-        """What the event changes in the state, if it is accepted as a state event."""
-        if self.pdu.state_key is None or self.flags & Flag.REJECTED:
-            return None
-        return self.pdu.state_pair
 
 
 class RemoteAppender:
@@ -187,7 +110,7 @@ class RemoteAppender:
                 continue
             return Received(pdu.event_id, _OUTCOMES[placing.flags], appended.position, placing.reason)
 
-    async def _look(self, tx: Tx, pdu: VerifiedPDU, how: Circumstances) -> _Placing | None:
+    async def _look(self, tx: Tx, pdu: VerifiedPDU, how: Circumstances) -> Placing | None:
         """What the event refers to; None when it is here already."""
         room = await rooms.find(tx, pdu.room_id)
         if room is None:
@@ -211,7 +134,7 @@ class RemoteAppender:
             and not stored.flags & Flag.OUTLIER
         }
         missing = [event_id for event_id in pdu.prev_event_ids if event_id not in prev]
-        return _Placing(
+        return Placing(
             room=room,
             row=row,
             pdu=pdu,
@@ -222,7 +145,7 @@ class RemoteAppender:
             is_held=held is not None,
         )
 
-    async def _place(self, tx: Tx, placing: _Placing, state_before: Mapping[StateKey, EventID] | None) -> RoomEvents:
+    async def _place(self, tx: Tx, placing: Placing, state_before: Mapping[StateKey, EventID] | None) -> RoomEvents:
         """The change that appends the event."""
         before = await self._state_before(tx, placing, state_before)
         keys = [*keys_for(placing.pdu), POLICY]
@@ -234,7 +157,7 @@ class RemoteAppender:
         if not placing.flags:
             await self._check_policy(tx, placing, current.get(POLICY))
         await _follow_up(tx, placing)
-        point = _store(placing, before)
+        point = placing.store(before)
         change = RoomEvents(
             room=placing.room,
             new=[],
@@ -277,7 +200,7 @@ class RemoteAppender:
         note_redaction(change.new[0], state)
         return change
 
-    async def _check_policy(self, tx: Tx, placing: _Placing, event: VerifiedPDU | None) -> None:
+    async def _check_policy(self, tx: Tx, placing: Placing, event: VerifiedPDU | None) -> None:
         """Step 7, by the room's current `m.room.policy`."""
         policy = await self._policies.find_in(tx, placing.room, event)
         if policy is None or is_endorsed(placing.pdu, policy):
@@ -286,15 +209,15 @@ class RemoteAppender:
             raise Unendorsed(policy)
         placing.flags, placing.reason = Flag.SOFT_FAILED, placing.how.refusal
 
-    async def _state_before(self, tx: Tx, placing: _Placing, state_before: Mapping[StateKey, EventID] | None) -> View:
+    async def _state_before(self, tx: Tx, placing: Placing, state_before: Mapping[StateKey, EventID] | None) -> View:
         """The state before the event: the resolution of those after its previous events."""
         pdu, graph, head = placing.pdu, placing.graph, placing.head
         if placing.missing:
             if state_before is None:
                 raise MissingEvents(prev=placing.missing)
-            return await _given_state(tx, placing, state_before)
+            return await placing.given_state(tx, state_before)
         if not pdu.prev_event_ids:
-            return View(_NOTHING)
+            return View(NOTHING)
         if set(pdu.prev_event_ids) == set(placing.row.extremities):
             return head
         views = [View(point) for point in {stored.point_after for stored in placing.prev.values()}]
@@ -303,12 +226,12 @@ class RemoteAppender:
             return head
         return found
 
-    async def _advance(self, placing: _Placing, change: RoomEvents, before: View, point: Point) -> Point | None:
+    async def _advance(self, placing: Placing, change: RoomEvents, before: View, point: Point) -> Point | None:
         """Make the room's new current state; returns the state after the event, where it has to be noted."""
         key, head = placing.state_pair, placing.head
         after = before if key is None else before.with_entry(key, NEW)
         if not placing.is_extremity and not placing.covers:
-            return None if key is None else await _branch(placing, point, key, extends=False)
+            return None if key is None else await placing.branch(point, key, extends=False)
         remaining = [each for each in placing.row.extremities if each not in placing.covers]
         if key is None and before == head and placing.is_extremity and await self._keeps_end(placing, remaining):
             return None
@@ -319,14 +242,14 @@ class RemoteAppender:
         if placing.is_extremity:
             views.insert(0, after)
         resolved = await resolve(placing.graph, views)
-        placing.writes += await _trunk_writes(placing, version, await placing.graph.difference(head, resolved.view))
+        await placing.change_trunk(version, await placing.graph.difference(head, resolved.view))
         if key is None:
             return None
         if placing.is_extremity and 0 in resolved.same_as:
             return (TRUNK, version)
-        return await _branch(placing, point, key, extends=True)
+        return await placing.branch(point, key, extends=True)
 
-    async def _keeps_end(self, placing: _Placing, remaining: Collection[EventID]) -> bool:
+    async def _keeps_end(self, placing: Placing, remaining: Collection[EventID]) -> bool:
         """Whether a message with the room's present state before it leaves the current state as it is, for certain.
 
         It does where it follows all extremities, or where the states after those that it follows, and after at
@@ -342,12 +265,12 @@ class RemoteAppender:
             stored[event_id].point_after == head for event_id in placing.covers
         )
 
-    async def _extremities(self, placing: _Placing, wanted: Collection[EventID]) -> dict[EventID, StoredEvent]:
+    async def _extremities(self, placing: Placing, wanted: Collection[EventID]) -> dict[EventID, StoredEvent]:
         found = {event_id: placing.prev[event_id] for event_id in wanted if event_id in placing.prev}
         found |= await placing.graph.load_stored(event_id for event_id in wanted if event_id not in found)
         return found
 
-    def _count(self, placing: _Placing, current: Mapping[StateKey, VerifiedPDU]) -> Counted:
+    def _count(self, placing: Placing, current: Mapping[StateKey, VerifiedPDU]) -> Counted:
         create = current.get(CREATE)
         if placing.flags or create is None:
             return NOT_COUNTED
@@ -362,7 +285,7 @@ _OUTCOMES = {
 }
 
 
-def _check_expected(placing: _Placing) -> None:
+def _check_expected(placing: Placing) -> None:
     """Raise Forbidden for what a client sends and would not be accepted, Conflict where the room has moved on."""
     how = placing.how
     if how.sending is not None and placing.flags:
@@ -376,7 +299,7 @@ def keys_for(pdu: VerifiedPDU) -> list[StateKey]:
     return list(dict.fromkeys((*keys, CREATE, POWER_LEVELS)))
 
 
-def _judge(placing: _Placing, state: Mapping[StateKey, VerifiedPDU], current: Mapping[StateKey, VerifiedPDU]) -> None:
+def _judge(placing: Placing, state: Mapping[StateKey, VerifiedPDU], current: Mapping[StateKey, VerifiedPDU]) -> None:
     """Steps 4, 5 and 6."""
     pdu, graph = placing.pdu, placing.graph
     try:
@@ -394,7 +317,7 @@ def _judge(placing: _Placing, state: Mapping[StateKey, VerifiedPDU], current: Ma
         placing.flags, placing.reason = Flag.SOFT_FAILED, error.message
 
 
-async def _follow_up(tx: Tx, placing: _Placing) -> None:
+async def _follow_up(tx: Tx, placing: Placing) -> None:
     """What the event follows, directly or by way of hidden events, if it counts as following."""
     placing.follower = await events.find_follower(tx, placing.room.number, placing.pdu.event_id)
     if placing.flags and placing.follower is None:
@@ -410,90 +333,11 @@ async def _follow_up(tx: Tx, placing: _Placing) -> None:
         hidden = [stored for stored in found.values() if stored.flags & HIDDEN]
 
 
-def _prev_of(placing: _Placing, stored: StoredEvent) -> tuple[EventID, ...]:
+def _prev_of(placing: Placing, stored: StoredEvent) -> tuple[EventID, ...]:
     return placing.graph.pdus[stored.event_id].prev_event_ids
 
 
-async def _given_state(tx: Tx, placing: _Placing, state_before: Mapping[StateKey, EventID]) -> View:
-    """The state that another server gave: what differs from ours, where most of it does not; else a whole line."""
-    positions = await events.positions_of(tx, placing.room.number, state_before.values())
-    missing = [event_id for event_id in state_before.values() if event_id not in positions]
-    if missing:
-        raise MissingEvents(auth=missing)
-    given = {key: positions[event_id] for key, event_id in state_before.items()}
-    ours = await room_state.current_whole(tx, placing.room.number)
-    changes: dict[StateKey, int | None] = dict.fromkeys(ours.keys() - given.keys())
-    changes.update((key, position) for key, position in given.items() if ours.get(key) != position)
-    if len(changes) <= len(given):
-        return View(placing.head.point, changes)
-    return View(_NOTHING, given)
-
-
-def _add_line(placing: _Placing, parent: Point | None) -> int:
-    line = placing.row.last_line + len(placing.lines) + 1
-    parent_line, parent_version = (None, None) if parent is None else parent
-    placing.lines.append(NewLine(line=line, parent_line=parent_line, parent_version=parent_version))
-    return line
-
-
-def _store(placing: _Placing, view: View) -> Point:
-    """The stored point that is this state; a new line where there is none yet."""
-    if not view.changes:
-        return view.point
-    line = _add_line(placing, None if view.point == _NOTHING else view.point)
-    placing.writes += _branch_writes(placing, line, 1, view.changes)
-    return (line, 1)
-
-
-async def _branch(placing: _Placing, point: Point, key: StateKey, *, extends: bool) -> Point:
-    """Note the state after an accepted event beside the trunk: at the end of its line, or on a new one.
-
-    Only what makes a new version of the room may extend a line, so that no two do it at once.
-    """
-    line, version = point
-    for made in placing.lines:
-        if made.line == line:
-            made.version = version = version + 1
-            placing.writes += _branch_writes(placing, line, version, {key: NEW})
-            return (line, version)
-    known = (await placing.graph.branches([point])).get(line) if extends and line != TRUNK else None
-    if known is None or known.version != version:
-        return _store(placing, View(point, {key: NEW}))
-    parent_line, parent_version = (None, None) if known.parent is None else known.parent
-    version += 1
-    placing.lines.append(NewLine(line=line, parent_line=parent_line, parent_version=parent_version, version=version))
-    placing.writes += _branch_writes(placing, line, version, {key: NEW})
-    return (line, version)
-
-
-def _branch_writes(
-    placing: _Placing, line: int, version: int, changes: Mapping[StateKey, int | None]
-) -> list[StateWrite]:
-    return [
-        StateWrite(
-            line=line,
-            type=key[0],
-            state_key=key[1],
-            event_id=placing.pdu.event_id if position == NEW else None,
-            since=version,
-            position=None if position == NEW else position,
-        )
-        for key, position in changes.items()
-    ]
-
-
-async def _trunk_writes(placing: _Placing, version: int, changes: Mapping[StateKey, int | None]) -> list[StateWrite]:
-    await placing.graph.load_positions(
-        position for key, position in changes.items() if position is not None and key[0] == "m.room.member"
-    )
-    writes = _branch_writes(placing, TRUNK, version, changes)
-    for write, position in zip(writes, changes.values(), strict=True):
-        if write.type == "m.room.member" and position is not None:
-            write.membership = Membership.of(placing.graph.at(position).membership)
-    return writes
-
-
-def _concerned(placing: _Placing) -> tuple[UserID, ...]:
+def _concerned(placing: Placing) -> tuple[UserID, ...]:
     pdu = placing.pdu
     users = [write.state_key for write in placing.writes if write.line == TRUNK and write.type == "m.room.member"]
     if pdu.type == "m.room.member" and pdu.state_key is not None and not placing.flags:

@@ -7,7 +7,7 @@ import pytest
 import pytest_asyncio
 
 from federation.protocol import event_hashes
-from federation.rooms.append_remote import MAX_EXTREMITIES
+from federation.rooms.placing import MAX_EXTREMITIES
 from tests.clients import Client, Server
 from tests.federation.peer import Peer, path_of
 from tests.federation.remote_room import RemoteRoom, joined_room, push, transaction
