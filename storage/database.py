@@ -227,20 +227,8 @@ class Database:
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Tx]:
         """Several statements, committed together when the block ends without an exception."""
-        try:
-            before = _cancellations()
-            async with self._pool.connection(self._patience_seconds) as connection:
-                _heed_cancellation(before)
-                timer = watch(connection)
-                try:
-                    async with connection.transaction():
-                        yield Tx(connection, self.memory)
-                finally:
-                    timer.cancel()
-        except UNSTORABLE as error:
-            raise unstorable(error) from error
-        except _LOST as error:
-            raise unavailable(error) from error
+        async with self.read() as tx, tx.connection.transaction():
+            yield tx
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[Tx]:
