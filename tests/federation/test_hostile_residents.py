@@ -193,7 +193,6 @@ LIES: dict[str, Callable[[JsonObject], Any]] = {
     "an array": lambda answer: [answer],
     "null for the state": lambda answer: {**answer, "state": None},
     "no objects in the state": lambda answer: {**answer, "state": [1, 2]},
-    "members left out unasked": lambda answer: {**answer, "members_omitted": True, "servers_in_room": ["x"]},
 }
 
 
@@ -201,6 +200,13 @@ LIES: dict[str, Callable[[JsonObject], Any]] = {
 async def test_a_state_that_is_none_is_refused(bob: Client, other: LyingResident, name: str) -> None:
     other.answer = LIES[name]
     await refused(bob, other)
+
+
+async def test_members_that_are_left_out_and_that_nobody_gives_make_no_state(bob: Client, other: LyingResident) -> None:
+    other.answer = lambda answer: {**answer, "members_omitted": True, "servers_in_room": ["x", 1, bob.user_id]}
+    other.answer_state = lambda _: None
+    await refused(bob, other)
+    assert other.asked[-1].startswith("state ")
 
 
 async def test_a_room_of_another_version_than_was_said_is_refused(
