@@ -19,7 +19,7 @@ from federation.rooms.heads import to_pdu
 from storage import events, room_state, rooms
 from storage.database import Tx
 from storage.events import StoredEvent
-from storage.log import Change, Entry
+from storage.log import Change, Conflict, Entry
 from storage.rooms import Room
 from tests.federation.processes import Process, a_process
 from tests.federation.room_model import RoomModel
@@ -106,7 +106,12 @@ class RemoteServer:
             origin_server_ts=NOW + self.random.randrange(10**9) if ts is None else ts,
             event_id_localpart=f"remote{self.sent}",
         )
-        received = await self.process.writer.append_remote(pdu)
+        while True:
+            try:
+                received = await self.process.writer.append_remote(pdu)
+                break
+            except Conflict:  # told to come again later, it does
+                continue
         assert received.outcome is Outcome.ACCEPTED
         if self.joined_at is None:
             async with self.process.database.read() as tx:
@@ -122,7 +127,12 @@ async def send_locally(process: Process, room: Room, seed: random.Random) -> lis
             draft = a_draft(room, sender, seed.choice(("m.room.topic", "m.room.name")), {"x": seed.random() < 2}, "")
         else:
             draft = a_draft(room, sender, "m.room.message", {"body": "hello"})
-        done = await process.writer.append([draft])
+        while True:
+            try:
+                done = await process.writer.append([draft])
+                break
+            except Conflict:  # told to come again later, the client does
+                continue
         sent += [pdu.event_id for pdu in done.events]
         await asyncio.sleep(seed.random() * 0.01)
     return sent

@@ -24,6 +24,8 @@ async def test_device_keys_are_told(host: Person, guest: Person) -> None:
     device = await a_device(host.client)
 
     body = await query(guest.client, host.client)
+    if body.get("failures"):  # Synapse stumbles over a device list that comes by itself while it asks for it
+        body = await query(guest.client, host.client)
 
     told = body["device_keys"][host.user_id][host.client.device_id]
     told.pop("unsigned", None)

@@ -1,6 +1,7 @@
 """Searching what a server keeps, byte by byte, for what it must not have been able to read."""
 
 from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 
 import psycopg
@@ -57,7 +58,11 @@ def _files(server: HearthProcess) -> dict[str, bytes]:
     places = [server.directory, server.cluster.parent]
     files = {path for place in places for path in place.rglob("*") if path.is_file() and not path.is_symlink()}
     assert any("pg_wal" in path.parts for path in files)
-    return {_described(path): path.read_bytes() for path in sorted(files)}
+    contents: dict[str, bytes] = {}
+    for path in sorted(files):
+        with suppress(FileNotFoundError):  # PostgreSQL has just removed it
+            contents[_described(path)] = path.read_bytes()
+    return contents
 
 
 def _described(path: Path) -> str:
