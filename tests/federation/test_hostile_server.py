@@ -2,7 +2,7 @@
 
 The server under attack is a process of its own, beside an honest third server (`hostile/world.py`). What is tried is
 every fault that an event may have (`hostile/faults.py`) on every way on which events come. `make hostile-test` tries
-that in all room versions; `-s` shows the figures.
+that in all room versions, and more of what chance makes; `-s` shows the figures.
 """
 
 import os
@@ -12,13 +12,14 @@ from collections.abc import AsyncIterator, Sequence
 import pytest
 import pytest_asyncio
 
-from tests.federation.hostile import ephemeral, flooding, pulling, pushing, residing, transports
+from tests.federation.hostile import ephemeral, flooding, mutations, pulling, pushing, residing, transports
 from tests.federation.hostile.pushing import Way
 from tests.federation.hostile.world import PATIENCE_SECONDS, World, a_world
 from tests.protocol.builders import VERSIONS
 
 ROUNDS = int(os.environ.get("HEARTH_HOSTILE_ROUNDS", "0"))
 """More than none is the long form."""
+SEED = int(os.environ.get("HEARTH_HOSTILE_SEED", "1"))
 TRIED_VERSIONS = VERSIONS if ROUNDS else ("1", "11")
 
 MEMORY_MEGABYTES = 250.0
@@ -70,6 +71,11 @@ async def test_nothing_that_is_fetched_gets_in(world: World, version: str) -> No
 @pytest.mark.parametrize("version", TRIED_VERSIONS)
 async def test_nothing_of_a_room_of_its_own_gets_in(world: World, version: str) -> None:
     await attack(world, version, residing.WAYS)
+
+
+@pytest.mark.parametrize("version", TRIED_VERSIONS)
+async def test_nothing_that_chance_makes_is_taken_for_something_else(world: World, version: str) -> None:
+    await attack(world, version, [mutations.at_random(SEED + int(version), ROUNDS or 3)])
 
 
 async def test_answers_that_are_none_harm_nobody(world: World) -> None:

@@ -35,6 +35,8 @@ class Fate(Enum):
     """What redaction leaves of it is kept, as it is all that is proven."""
     REJECTED = "rejected"
     """It may be kept as rejected, and is neither shown nor state."""
+    ANYTHING = "anything"
+    """It may be right."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -285,7 +285,8 @@ class Stage:
         """One case."""
         forger = forger or self.forger
         number = next(_numbers)
-        event = {**template, "content": {**template["content"], "marker": f"hostile-{number}"}}
+        marker = f"{'any' if fault.fate is Fate.ANYTHING else 'hostile'}-{number}"
+        event = {**template, "content": {**template["content"], "marker": marker}}
         if template.get("state_key") == "":
             event["state_key"] = f"k{number}"
         if forger.rules.event_id_format == "server":
@@ -344,7 +345,7 @@ class Stage:
             if not self._is_genuine(event_id, stored, room_id, version):
                 self.world.note(by_id.get(event_id, "?"), f"an event that nobody signed is in the database: {stored}")
             case = by_id.get(event_id)
-            if case is None:
+            if case is None or case.fault.fate is Fate.ANYTHING:
                 continue
             is_out = flags & (Flag.REJECTED | Flag.SOFT_FAILED) and not is_state
             is_redacted = stored == redact(stored, get_rules(version))
@@ -388,7 +389,7 @@ class Stage:
         for room in answer.get("rooms", {}).get("join", {}).values():
             for event in (*room["timeline"]["events"], *room["state"]["events"]):
                 case = by_id.get(event["event_id"])
-                if case is not None and case.fault.fate is not Fate.REDACTED:
+                if case is not None and case.fault.fate not in (Fate.REDACTED, Fate.ANYTHING):
                     self.world.note(case, "is shown")
 
     async def push(self, events: Sequence[JsonObject], edus: Sequence[Any] = ()) -> dict[str, Any]:
