@@ -175,6 +175,20 @@ async def test_the_old_way_is_taken_where_the_new_is_not_known(
         assert peer.asked[1].endswith("/a?allow_remote=false")
 
 
+@pytest.mark.parametrize(("status", "errcode"), [(404, "M_NOT_FOUND"), (405, "M_UNRECOGNIZED"), (403, "M_FORBIDDEN")])
+async def test_the_old_way_is_not_taken_for_other_refusals(
+    small: tuple[Server, Client], authority: Authority, status: int, errcode: str
+) -> None:
+    server, alice = small
+    async with media_peer(server, authority) as peer:
+        peer.media = web.json_response({"errcode": errcode, "error": "no"}, status=status)
+        peer.old = web.Response(body=b"old")
+        answer = await alice.get(f"/v1/media/download/{peer.name}/a")
+
+        assert answer.status == (404 if status == 404 else 502)
+        assert len(peer.asked) == 1
+
+
 @pytest.mark.parametrize("claims", [True, False])
 async def test_more_than_the_limit_is_refused(
     small: tuple[Server, Client], authority: Authority, tmp_path: Path, claims: bool
