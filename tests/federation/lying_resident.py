@@ -84,6 +84,7 @@ class LyingResident(ListeningPeer):
         application.router.add_put(v + "/send_{membership}/{room_id}/{event_id}", self._send)
         application.router.add_get(v + "/state/{room_id}", self._state)
         application.router.add_put(v + "/invite/{room_id}/{event_id}", self._invite)
+        application.router.add_get(v + "/backfill/{room_id}", self._backfill)
 
     def honest_template(self, user_id: str, membership: str = "join") -> JsonObject:
         """The template for a user."""
@@ -148,6 +149,11 @@ class LyingResident(ListeningPeer):
         await response.prepare(request)
         await self.stream(response, self.encode(answer))
         return response
+
+    async def _backfill(self, _request: web.Request) -> web.Response:
+        """All of the room, which is small."""
+        pdus = [pdu.json for pdu in reversed(self.room.events)]
+        return web.json_response({"origin": self.name, "origin_server_ts": 1, "pdus": pdus})
 
     async def _invite(self, request: web.Request) -> web.Response:
         version = request.match_info["version"]

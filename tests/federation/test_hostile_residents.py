@@ -20,6 +20,7 @@ from tests.federation.servers import federating
 from tests.federation.test_joining import create, join, state_of
 from tests.homeserver.syncs import part, sync
 from tests.protocol.builders import VERSIONS, a_signed_event, resigned
+from tests.rooms import send
 
 
 @pytest_asyncio.fixture(scope="module")
@@ -62,9 +63,35 @@ async def test_an_honest_resident_lets_us_in(server: Server, authority: Authorit
         assert len(await members_after(bob, other)) == 5
 
 
+async def test_our_first_users_join_is_told_by_who_helped_us_alone(bob: Client, other: LyingResident) -> None:
+    await members_after(bob, other)
+    await send(bob, other.room_id, "hello")
+
+    await other.until_messages(["hello"])
+    assert [pdu["type"] for pdu in other.pdus] == ["m.room.message"]
+
+
 async def test_an_old_resident_knows_version_1_of_the_endpoint_alone(bob: Client, other: LyingResident) -> None:
     other.knows_v2 = False
     assert await members_after(bob, other) == {other.user(), bob.user_id}
+
+
+@pytest.mark.parametrize("version", ["2", "11"])
+async def test_history_may_hold_events_with_more_references_than_are_allowed_now(
+    server: Server, authority: Authority, bob: Client, version: str
+) -> None:
+    async with resident(server, authority, version) as other:
+        eve, fork = other.user(), other.room.events[-1]
+        ends = [
+            other.room.add("m.room.message", eve, {"msgtype": "m.text", "body": f"{number}"}, prev_events=[fork])
+            for number in range(25)
+        ]
+        other.room.add("m.room.message", eve, {"msgtype": "m.text", "body": "merge"}, prev_events=ends)
+        await members_after(bob, other)
+
+        page = await bob.ok("GET", f"/v3/rooms/{quote(other.room_id)}/messages", params={"dir": "b", "limit": "50"})
+
+    assert {"merge", *(f"{number}" for number in range(25))} <= {each["content"].get("body") for each in page["chunk"]}
 
 
 # --- templates

@@ -16,6 +16,7 @@ from tests.clients import Client, Server, quote
 from tests.devices import CrossSigning, a_device, cross_signing, query
 from tests.federation.answering_peer import AnsweringPeer, answering_peer
 from tests.federation.authority import Authority
+from tests.federation.peer import Peer, path_of
 from tests.federation.remote_room import RemoteRoom, joined_room, push
 from tests.federation.servers import Pair
 from tests.federation.test_sending_again import Installation
@@ -134,6 +135,16 @@ async def changed_since(client: Client, since: str) -> list[str]:
 async def test_what_is_held_is_not_asked_for_again(alice: Client, devices: Devices) -> None:
     assert await devices.seen_by(alice) == {"PHONE": "one"}
     assert devices.asked == []
+
+
+async def test_what_is_held_is_told_to_no_other_server(pair: Pair, devices: Devices) -> None:
+    stranger = await Peer(pair.near).trust()
+
+    answer = await stranger.ok("POST", "/v1/user/keys/query", {"device_keys": {devices.user_id: []}})
+    listed = await stranger.request("GET", path_of("/v1/user/devices/{}", devices.user_id))
+
+    assert not answer["device_keys"].get(devices.user_id)
+    assert listed.status == 404
 
 
 async def test_updates_that_follow_are_applied(alice: Client, devices: Devices) -> None:
