@@ -14,9 +14,7 @@ from dataclasses import dataclass
 
 from federation.protocol import state_resolution_v1
 from federation.protocol.auth_events import CREATE, POWER_LEVELS, auth_keys_for
-from federation.protocol.auth_graph import auth_chain as auth_chain
-from federation.protocol.auth_graph import auth_difference as auth_difference
-from federation.protocol.auth_graph import conflicted_subgraph as conflicted_subgraph
+from federation.protocol.auth_graph import auth_chain
 from federation.protocol.auth_rules import check
 from federation.protocol.errors import AuthRuleViolated
 from federation.protocol.pdu import PDU
@@ -116,28 +114,6 @@ def resolve(
     changed: dict[StateKey, EventID | None] = dict.fromkeys(conflict.conflicted)
     changed.update((key, event_id) for key, event_id in resolved.items() if key not in conflict.unconflicted)
     return changed
-
-
-def resolve_full(
-    rules: RoomVersionRules,
-    state_sets: Sequence[StateIDs],
-    events: Mapping[EventID, PDU],
-    rejected: Collection[EventID] = (),
-) -> dict[StateKey, EventID]:
-    """The resolution of whole states, with the states' events and their auth chains in memory."""
-    unconflicted, conflicted = split(state_sets)
-    graph = {event_id: pdu.auth_event_ids for event_id, pdu in events.items()}
-    conflict = Conflict(
-        conflicted=conflicted,
-        unconflicted=unconflicted,
-        auth_difference=auth_difference([state.values() for state in state_sets], graph),
-        subgraph=conflicted_subgraph(set().union(*conflicted.values()), graph),
-        rejected=rejected,
-    )
-    for key, event_id in resolve(rules, conflict, events).items():
-        if event_id is not None:
-            unconflicted[key] = event_id
-    return unconflicted
 
 
 def _full_conflicted_set(rules: RoomVersionRules, conflict: Conflict) -> set[EventID]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from federation.protocol import state_resolution
 from federation.protocol.auth_events import POWER_LEVELS
+from federation.protocol.auth_graph import conflicted_subgraph
 from federation.protocol.errors import MatrixError
 from federation.protocol.pdu import VerifiedPDU
 from federation.protocol.state_resolution import Conflict
@@ -423,6 +424,4 @@ async def load_subgraph(graph: Graph, conflicted: Collection[EventID]) -> set[Ev
             for cited in graph.pdus[event_id].auth_event_ids
             if cited not in seen
         }
-    return state_resolution.conflicted_subgraph(
-        conflicted, {event_id: graph.pdus[event_id].auth_event_ids for event_id in seen}
-    )
+    return conflicted_subgraph(conflicted, {event_id: graph.pdus[event_id].auth_event_ids for event_id in seen})

@@ -8,9 +8,9 @@ from federation.protocol.auth_events import CREATE, auth_keys_for
 from federation.protocol.errors import AuthRuleViolated
 from federation.protocol.pdu import PDU, VerifiedPDU
 from federation.protocol.room_versions import RoomVersionRules
-from federation.protocol.state_resolution import resolve_full
 from federation.protocol.types import EventID, StateKey, UserID
 from storage.events import Flag
+from tests.protocol.whole_states import resolve_full
 
 State = dict[StateKey, EventID]
 

@@ -7,9 +7,9 @@ from typing import Any, Literal
 from hypothesis import strategies as st
 
 from federation.protocol.pdu import PDU
-from federation.protocol.state_resolution import resolve_full
 from federation.protocol.types import EventID, StateKey
 from tests.protocol.room_builder import ALICE, BOB, CAROL, EVE, ARoom, broken_rule
+from tests.protocol.whole_states import resolve_full
 
 State = dict[StateKey, PDU]
 StateMap = dict[StateKey, EventID]

@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 
 from federation.protocol.auth_graph import auth_difference, conflicted_subgraph
 from federation.protocol.pdu import PDU
-from federation.protocol.state_resolution import Conflict, list_keys, list_missing, resolve, resolve_full, split
+from federation.protocol.state_resolution import Conflict, list_keys, list_missing, resolve, split
 from federation.protocol.types import EventID, StateKey
 from tests.protocol.forked_room import RandomHistory, StateMap, random_histories
 from tests.protocol.state_resolution_model import Model
+from tests.protocol.whole_states import resolve_full
 
 VERSIONS = ("1", "2", "6", "11", "12")
 
