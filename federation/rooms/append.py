@@ -26,11 +26,7 @@ from federation.rooms.append_remote import Outcome as Outcome
 from federation.rooms.append_remote import Received as Received
 from federation.rooms.building import Builder, keys_of, newest, template
 from federation.rooms.contention import Contention
-from federation.rooms.counting import NOT_COUNTED as NOT_COUNTED
-from federation.rooms.counting import Counted as Counted
-from federation.rooms.counting import Counter as Counter
-from federation.rooms.counting import related_event as related_event
-from federation.rooms.counting import thread_of as thread_of
+from federation.rooms.counting import Counter, related_event, thread_of
 from federation.rooms.heads import RoomHead, RoomHeads
 from federation.rooms.history import HistoryAppender
 from federation.rooms.outliers import OutlierAppender

@@ -15,7 +15,7 @@ from federation.protocol.errors import MatrixError, PeerUnreachable
 from federation.protocol.identifiers import server_name_of
 from federation.protocol.pdu import VerifiedPDU
 from federation.protocol.types import EventID, ServerName, StateKey
-from federation.rooms.history import Gap, HistoryAppender
+from federation.rooms.history import HistoryAppender
 from federation.rooms.missing_events import MissingEventsFetcher
 from federation.rooms.ordering import cited_by, connected, in_order, prev_of
 from federation.rooms.questions import Allowance, Questions
@@ -23,6 +23,7 @@ from federation.rooms.server_access import ServerAccess
 from storage import event_pages, events, history, memberships, room_state
 from storage.database import Database, Tx
 from storage.events import Flag
+from storage.history import Gap
 from storage.log import Conflict
 from storage.rooms import Room
 

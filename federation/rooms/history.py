@@ -22,8 +22,7 @@ from storage import outliers as stored_outliers
 from storage.auth_chains import references
 from storage.database import Database, Tx
 from storage.events import Flag, NewEvent, NewLine, StateWrite, StoredEvent
-from storage.history import Gap as Gap
-from storage.history import Placed
+from storage.history import Gap, Placed
 from storage.log import Conflict
 from storage.room_state import TRUNK, Point
 from storage.rooms import Room

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from federation.protocol.types import EventID, JsonObject, UserID
-from federation.rooms.append import related_event
+from federation.rooms.counting import related_event
 from storage import events, strings
 from storage.database import Database
 from storage.rooms import Room

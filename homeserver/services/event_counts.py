@@ -14,7 +14,7 @@ from federation.protocol.identifiers import server_name_of
 from federation.protocol.pdu import VerifiedPDU
 from federation.protocol.power_levels import PowerLevels
 from federation.protocol.types import ServerName, UserID
-from federation.rooms.append import NOT_COUNTED, Counted
+from federation.rooms.counting import NOT_COUNTED, Counted
 from homeserver.services.account_data import IGNORED_USERS, ignored_in
 from homeserver.services.push import PUSH_RULES, build_ruleset
 from homeserver.services.push_conditions import MAX_EFFORT, Situation

@@ -12,8 +12,9 @@ from federation.protocol.errors import InvalidInput, MatrixError
 from federation.protocol.identifiers import fits, is_event_id, is_room_alias
 from federation.protocol.pdu import Draft
 from federation.protocol.types import EventID, JsonObject, RoomAlias, RoomID, StateKey
-from federation.rooms.append import RoomWriter, content_of, related_event
+from federation.rooms.append import RoomWriter, content_of
 from federation.rooms.contention import Contention
+from federation.rooms.counting import related_event
 from federation.rooms.sent import Annotation, SentEvents
 from homeserver.services.requester import Requester
 from storage.log import AlreadyWritten, Conflict

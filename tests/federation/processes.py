@@ -9,7 +9,8 @@ from federation.protocol.errors import PeerUnreachable
 from federation.protocol.pdu import VerifiedPDU
 from federation.protocol.power_levels import PowerLevels
 from federation.protocol.types import JsonObject, ServerName
-from federation.rooms.append import NOT_COUNTED, Counted, RoomWriter
+from federation.rooms.append import RoomWriter
+from federation.rooms.counting import NOT_COUNTED, Counted
 from federation.rooms.heads import RoomHeads
 from federation.rooms.policy_servers import PolicyServers
 from federation.rooms.reader import RoomReader

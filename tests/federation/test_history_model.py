@@ -8,12 +8,13 @@ import pytest
 from federation.protocol.pdu import VerifiedPDU
 from federation.protocol.types import EventID
 from federation.rooms.append_join import GivenEntry
-from federation.rooms.history import Gap, HistoryAppender
+from federation.rooms.history import HistoryAppender
 from federation.rooms.ordering import cited_by, in_order, prev_of
 from storage import event_pages, events, history, room_state, rooms
 from storage.append_events import RoomEvents
 from storage.database import Memory
 from storage.events import Flag
+from storage.history import Gap
 from storage.rooms import Room
 from storage.schema import metadata
 from tests.federation.processes import Process, a_process
