@@ -10,7 +10,7 @@ from federation.protocol import event_format
 from federation.protocol.errors import MatrixError, Unavailable
 from federation.protocol.pdu import PDU
 from federation.protocol.types import EventID, ServerName
-from federation.rooms.receive import Receiver, is_passing
+from federation.rooms.receive import BeingJoined, Receiver, is_passing
 from storage import dead_letters, received_transactions, send_to_device
 from storage.database import Database
 from storage.dead_letters import DeadLetter
@@ -54,7 +54,9 @@ class DeadLetters:
                 late.append(_letter(origin, room, pdu, "There was no time for it yet"))
                 continue
             error = results[pdu.event_id]
-            if error is not None and is_passing(error):
+            if isinstance(error, BeingJoined):  # the join may be over by now
+                late.append(_letter(origin, room, pdu, error.message))
+            elif error is not None and is_passing(error):
                 failed.append(_letter(origin, room, pdu, error.message))
         if failed or late:
             now_ts = _now_ms()
