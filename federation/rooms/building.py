@@ -109,7 +109,7 @@ def _placement(head: RoomHead, draft: Draft) -> tuple[dict[StateKey, VerifiedPDU
         prev_events=prev_events,
         auth_events=[pdu.event_id for pdu in state.values()],
         depth=1 + max((depth for depth, _ in head.extremities.values()), default=0),
-        origin_server_ts=time.time_ns() // 1_000_000,
+        origin_server_ts=_now_ms(),
         hashes=hashes,
     )
     state[CREATE] = create
@@ -122,3 +122,7 @@ def newest(extremities: dict[EventID, tuple[int, str]]) -> list[EventID]:
         return list(extremities)
     deepest = sorted(extremities, key=lambda event_id: -extremities[event_id][0])
     return deepest[:MAX_PREV_EVENTS]
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

@@ -12,7 +12,7 @@ from homeserver.services.push_rules import Ruleset
 from tests.clients import Client, Server, quote, unique
 from tests.homeserver.rooms import a_room, join, leave
 from tests.homeserver.syncs import counts, ignore, joined, read, say_with, set_state, sync, token
-from tests.rooms import send
+from tests.rooms import send, send_event
 
 BY_THREAD = {"room": {"timeline": {"unread_thread_notifications": True}}}
 
@@ -128,7 +128,7 @@ async def test_edits_notices_and_reactions_do_not_count(alice: Client, bob: Clie
     await say_with(alice, room_id, "* hi", {"m.relates_to": edit, "m.new_content": {"msgtype": "m.text", "body": "hi"}})
     await send(alice, room_id, "beep", msgtype="m.notice")
     annotation = {"rel_type": "m.annotation", "key": "+", "event_id": event_id}
-    await say_with(alice, room_id, "", {"type_": "m.reaction", "m.relates_to": annotation})
+    await send_event(alice, room_id, "m.reaction", {"m.relates_to": annotation})
     await set_state(alice, room_id, "m.room.topic", {"topic": "tea"})
 
     assert counts(await sync(bob), room_id) == (1, 0)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from federation.rooms import append
+from federation.rooms import building
 from tests.clients import Client, Server, quote
 from tests.rooms import create_room, join, send
 from tests.servers import running
@@ -118,7 +118,7 @@ async def test_the_same_text_in_the_same_millisecond_is_two_messages(
         await known_to_both(alice, elsewhere, room_id)
         for server in (one, other):
             await server.application.log.catch_up()
-        monkeypatch.setattr(append, "_now_ms", lambda: 1_700_000_000_000)
+        monkeypatch.setattr(building, "_now_ms", lambda: 1_700_000_000_000)
         async with await one.application.database.connect() as connection, connection.transaction():
             await connection.execute("select from log_head for update")
             both = [asyncio.ensure_future(send(each, room_id, "the same")) for each in (alice, elsewhere)]
