@@ -209,7 +209,7 @@ class Destination:
     def next_share(self) -> Share:
         """The oldest part of what is in memory, as much as one transaction takes. Not of one that is behind."""
         everything = Share(self.latest, list(self._events), list(self._device_changes), list(self._receipts.values()))
-        share = everything.fitting(alone=self._is_alone(everything))
+        share = everything.fitting(alone=bool(self.is_alone_until))
         self._in_flight = share
         while self._events and self._events[0].position <= share.upto:
             self._events.popleft()
@@ -218,9 +218,6 @@ class Destination:
         for receipt in share.receipts:
             del self._receipts[receipt.room, receipt.user_id, receipt.thread]
         return share
-
-    def _is_alone(self, share: Share) -> bool:
-        return bool(self.is_alone_until) and len(share) > 0
 
     def return_share(self, share: Share) -> None:
         """It was not delivered, and is to be tried again."""

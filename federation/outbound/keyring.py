@@ -9,7 +9,7 @@ what was signed before.
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
 from federation.outbound.key_fetching import KeyFetcher, KeySource
 from federation.protocol import request_signing, signatures
@@ -55,6 +55,9 @@ CACHED_SECONDS = 600.0
 _MAX_CACHED = 50_000
 
 Name = tuple[ServerName, KeyID]
+
+VerifyEvents = Callable[[Sequence[PDU]], Awaitable[list[VerifiedPDU | MatrixError]]]
+"""`Keyring.verify_events`, for whoever needs nothing else of it."""
 
 
 class Keyring:

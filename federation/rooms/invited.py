@@ -8,6 +8,7 @@ import logging
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 
+from federation.outbound.keyring import VerifyEvents
 from federation.protocol import event_format, signatures
 from federation.protocol.auth_events import CREATE
 from federation.protocol.errors import Forbidden, InvalidInput, MatrixError, NotFound
@@ -17,7 +18,7 @@ from federation.protocol.room_versions import ROOM_VERSIONS, RoomVersionRules
 from federation.protocol.signatures import SigningKey
 from federation.protocol.types import JsonObject, ServerName, UserID
 from federation.rooms.outside import OutsideRooms
-from federation.rooms.resident import Resident, VerifyEvents, check_member_event, incompatible, verify_whole
+from federation.rooms.resident import Resident, check_member_event, incompatible, verify_whole
 from federation.rooms.stripped_state import MAX_ENTRIES, strip, strip_leniently
 from storage import accounts, outside_memberships, rooms
 from storage.database import Database

@@ -7,8 +7,9 @@ event, and what was not asked for is left out. A gap has an `Allowance`; who mak
 
 import asyncio
 import itertools
-from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
+from federation.outbound.keyring import VerifyEvents
 from federation.protocol import canonical_json, event_format
 from federation.protocol.auth_events import CREATE
 from federation.protocol.errors import InvalidEvent, InvalidInput, MatrixError
@@ -39,9 +40,6 @@ MAX_SERVERS = 4
 CONCURRENT = 8
 VERIFIED_AT_ONCE = 100
 
-Verify = Callable[[Sequence[PDU]], Awaitable[list[VerifiedPDU | MatrixError]]]
-"""`Keyring.verify_events`."""
-
 
 class MissingEventsFetcher:
     """Finds what is missing."""
@@ -51,7 +49,7 @@ class MissingEventsFetcher:
         *,
         database: Database,
         writer: RoomWriter,
-        verify: Verify,
+        verify: VerifyEvents,
         questions: Questions,
         server_name: ServerName,
     ) -> None:

@@ -8,6 +8,7 @@ import secrets
 import time
 from collections.abc import Collection, Sequence
 
+from federation.outbound.keyring import VerifyEvents
 from federation.protocol import canonical_json, event_format
 from federation.protocol.errors import InvalidInput
 from federation.protocol.identifiers import is_room_id, is_user_id, server_name_of
@@ -16,7 +17,7 @@ from federation.protocol.pdu import VerifiedPDU
 from federation.protocol.room_versions import get_rules
 from federation.protocol.types import EventID, JsonObject, ServerName, UserID
 from federation.rooms import stripped_state
-from federation.rooms.resident import VerifyEvents, verify_whole
+from federation.rooms.resident import verify_whole
 from storage import memberships, outside_memberships, rooms
 from storage.database import Database
 from storage.log import Entry, Log

@@ -23,6 +23,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
+from federation.outbound.keyring import VerifyEvents
 from federation.protocol import event_format
 from federation.protocol.errors import Forbidden, KeyNotKnown, MatrixError, NotFound
 from federation.protocol.pdu import PDU, VerifiedPDU
@@ -30,7 +31,7 @@ from federation.protocol.room_versions import RoomVersionRules
 from federation.protocol.types import EventID, JsonObject, RoomID, ServerName, StateKey
 from federation.rooms.append import Received, RoomWriter
 from federation.rooms.doors import RoomDoors
-from federation.rooms.missing_events import MissingEventsFetcher, Verify
+from federation.rooms.missing_events import MissingEventsFetcher
 from federation.rooms.ordering import in_order, prev_of
 from federation.rooms.questions import Allowance, TooMuch
 from federation.rooms.state import MissingEvents
@@ -78,7 +79,7 @@ class Receiver:
         self,
         *,
         writer: RoomWriter,
-        verify: Verify,
+        verify: VerifyEvents,
         missing: MissingEventsFetcher,
         doors: RoomDoors,
         find_join: FindJoin,

@@ -7,9 +7,10 @@ state before it is written, so that nobody fills our database with events that c
 """
 
 import logging
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 
+from federation.outbound.keyring import VerifyEvents
 from federation.protocol import auth_rules, event_format, event_hashes, signatures
 from federation.protocol.auth_events import CREATE, auth_keys_for
 from federation.protocol.errors import Forbidden, InvalidEvent, InvalidInput, MatrixError, NotFound
@@ -30,9 +31,6 @@ from storage.outbox import EventRelayed
 from storage.rooms import Room
 
 logger = logging.getLogger(__name__)
-
-VerifyEvents = Callable[[Sequence[PDU]], Awaitable[list[VerifiedPDU | MatrixError]]]
-"""`Keyring.verify_events`."""
 
 
 @dataclass(frozen=True, slots=True)
