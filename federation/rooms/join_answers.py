@@ -10,10 +10,11 @@ import orjson
 
 from federation.protocol import canonical_json
 from federation.protocol.redaction import redact
-from federation.protocol.types import EventID, JsonObject, ServerName
+from federation.protocol.types import EventID, JsonObject, ServerName, UserID
+from federation.rooms.heroes import heroes_of_many
 from federation.rooms.resident import Entered
 from storage import events, memberships, room_state
-from storage.database import Database
+from storage.database import Database, Tx
 from storage.events import StoredEvent
 from storage.room_state import TRUNK
 
@@ -63,16 +64,21 @@ class JoinAnswer:
         """Where the events of the state stand, and the servers in the room, where members are left out."""
         number, line, version = self._room.number, self._event.line, self._event.version
         async with self._database.read() as tx:
+            members = await self._heroes(tx) if self._omits_members else None
             if line == TRUNK:
-                members = () if self._omits_members else None
                 state = (await room_state.at_versions(tx, {number: version}, members=members))[number]
             else:
                 state = (await room_state.at(tx, number, [(line, version)]))[line, version]
             servers = None
-            if self._omits_members:
-                state = {key: position for key, position in state.items() if key[0] != "m.room.member"}
+            if members is not None:
+                state = {key: place for key, place in state.items() if key[0] != "m.room.member" or key[1] in members}
                 servers = await memberships.servers_of(tx, number, version=version if line == TRUNK else None)
         return sorted(state.values()), servers
+
+    async def _heroes(self, tx: Tx) -> list[UserID]:
+        """Whose member events are told all the same: those by whose names a room is shown that has none."""
+        found = await heroes_of_many(tx, [self._room.number], UserID(self._event.json["state_key"]))
+        return found.get(self._room.number, [])
 
     async def _state(self, positions: list[int]) -> AsyncIterator[bytes]:
         separator = b""

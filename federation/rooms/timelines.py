@@ -258,24 +258,6 @@ class Timelines:
         stored = await events.by_position(tx, room, positions.values())
         return [stored[position] for position in positions.values()]
 
-    async def heroes_of_many(self, tx: Tx, numbers: Sequence[int], user_id: UserID) -> dict[int, list[UserID]]:
-        """Who names each room that has no name of its own: five members besides the reader, else five who left."""
-        names = await room_state.current_of_many(
-            tx, numbers, keys=(("m.room.name", ""), ("m.room.canonical_alias", ""))
-        )
-        held = await events.by_positions(tx, {event for of_room in names.values() for event in of_room.values()})
-        named = {event.room for event in held.values() if _is_name(event)}
-        nameless = [room for room in numbers if room not in named]
-        if not nameless:
-            return {}
-        present = (Membership.JOIN, Membership.INVITE)
-        heroes = await room_state.first_members(tx, nameless, present, besides=user_id, limit=5)
-        alone = [room for room in nameless if not heroes[room]]
-        if alone:
-            gone = (Membership.LEAVE, Membership.BAN)
-            heroes |= await room_state.first_members(tx, alone, gone, besides=user_id, limit=5)
-        return heroes
-
     # --- the client's form
 
     def _is_encoded(self, event: StoredEvent) -> bool:
@@ -313,9 +295,3 @@ class Timelines:
             for event in stored
             if client_events.is_presentable(event)
         ]
-
-
-def _is_name(event: StoredEvent) -> bool:
-    """Whether an event names a room: one that is empty, or redacted, does not."""
-    name = event.content.get("name" if event.type == "m.room.name" else "alias")
-    return event.redacted_by is None and isinstance(name, str) and bool(name)

@@ -6,6 +6,7 @@ from typing import Any
 
 from federation.protocol.types import JsonObject, RoomID, StateKey, UserID
 from federation.rooms.client_events import stripped
+from federation.rooms.heroes import heroes_of_many
 from federation.rooms.room_news import BEGINNING, Reading, RoomNews, Span
 from federation.rooms.timelines import Timelines
 from homeserver.services.sync_outside import OutsideRooms
@@ -323,7 +324,7 @@ class SyncRooms:
         summaries: dict[int, JsonObject] = {}
         async with self._database.read() as tx:
             counts = await rooms.rows(tx, numbers)
-            heroes = await self._timelines.heroes_of_many(tx, numbers, view.user_id)
+            heroes = await heroes_of_many(tx, numbers, view.user_id)
         for room, row in counts.items():
             summaries[room] = {
                 "m.joined_member_count": row.joined_members,

@@ -93,6 +93,7 @@ async def test_old_servers_are_answered_in_an_array(server: Server, alice: Clien
 
 async def test_members_may_be_left_out(server: Server, alice: Client, peer: Peer) -> None:
     room_id = await a_public_room(alice)
+    await put_state(alice, room_id, "m.room.name", {"name": "Lobby"})
     other = await Peer(server).trust()
     assert (await send_join(other, room_id, await member_event(other, room_id))).status == 200
 
@@ -104,6 +105,20 @@ async def test_members_may_be_left_out(server: Server, alice: Client, peer: Peer
     assert "m.room.member" not in types
     in_chain = [(pdu["type"], pdu["state_key"]) for pdu in told["auth_chain"]]
     assert in_chain == [("m.room.member", alice.user_id)]  # what else is cited stands in the state
+
+
+async def test_of_a_room_without_a_name_those_are_told_by_whose_names_it_is_shown(
+    server: Server, alice: Client, peer: Peer
+) -> None:
+    room_id = await a_public_room(alice)
+    others = [await Peer(server).trust() for _ in range(6)]
+    for each in others:
+        assert (await send_join(each, room_id, await member_event(each, room_id))).status == 200
+
+    told = (await send_join(peer, room_id, await member_event(peer, room_id), omit_members="true")).body
+    members = {pdu["state_key"] for pdu in told["state"] if pdu["type"] == "m.room.member"}
+    assert members == {alice.user_id, *(each.user() for each in others[:4])}
+    assert told["members_omitted"] is True
 
 
 async def test_the_room_goes_on_after_the_join(server: Server, alice: Client, peer: Peer) -> None:
