@@ -22,7 +22,7 @@ ROUNDS = int(os.environ.get("HEARTH_HOSTILE_ROUNDS", "0"))
 SEED = int(os.environ.get("HEARTH_HOSTILE_SEED", "1"))
 TRIED_VERSIONS = VERSIONS if ROUNDS else ("1", "11")
 
-MEMORY_MEGABYTES = 250.0
+MEMORY_MEGABYTES = 400.0 if ROUNDS else 250.0
 """By so much the server's memory may grow, at its peak, beyond what it had before; answers of 48 MB are among it."""
 CPU_SECONDS_PER_CASE = 0.05
 """Of the server, on average; floods are many times that."""

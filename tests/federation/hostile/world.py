@@ -416,7 +416,7 @@ async def a_world(maintenance_conninfo: str) -> AsyncIterator[World]:
             sessions = [
                 await stack.enter_async_context(
                     aiohttp.ClientSession(
-                        connector=aiohttp.TCPConnector(limit=0, ssl=tls), timeout=aiohttp.ClientTimeout(total=90)
+                        connector=aiohttp.TCPConnector(limit=0, ssl=tls), timeout=aiohttp.ClientTimeout(total=400)
                     )
                 )
                 for tls in (context, False)
