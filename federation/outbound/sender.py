@@ -109,6 +109,7 @@ class Sender:
         self._met: deque[tuple[float, int, set[ServerName]]] = deque()
         self._delivery = delivery
         self._queues = Queues(server_name, delivery, availability)
+        self.figures = self._queues.figures
         self._room_servers = RoomServers(database)
         self._process = secrets.token_urlsafe(9)
         self._waiting: deque[tuple[int, _Item]] = deque()
@@ -184,10 +185,6 @@ class Sender:
         self._position = self._saved = self._seen = self._tail.position
         async with self._database.transaction() as tx:
             await outbox_leases.prepare(tx)
-
-    def figures(self) -> dict[str, float]:
-        """For `homeserver.metrics`."""
-        return self._queues.figures()
 
     async def run(self) -> None:
         """Send until cancelled."""
