@@ -8,6 +8,7 @@ import pytest_asyncio
 from tests.clients import Server
 from tests.federation.authority import Authority
 from tests.federation.peer import Peer
+from tests.federation.policy_peer import PolicyPeer
 from tests.federation.servers import Pair, two_servers
 from tests.federation.specified import NOTED
 from tests.homeserver.conftest import alice, bob, server
@@ -40,3 +41,12 @@ async def pair(maintenance_conninfo: str, tmp_path_factory: pytest.TempPathFacto
 async def peer(server: Server) -> Peer:
     """Another server, of which ours knows the key."""
     return await Peer(server).trust()
+
+
+@pytest_asyncio.fixture
+async def policy(pair: Pair) -> AsyncIterator[PolicyPeer]:
+    peer = PolicyPeer(pair.near, pair.authority)
+    await peer.trust()
+    await peer.start()
+    yield peer
+    await peer.stop()

@@ -1,7 +1,6 @@
 """Rooms with a policy server (Server-Server API v1.18, "Policy Servers"): what our users send there."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -25,15 +24,6 @@ MESSAGE = {"msgtype": "m.text", "body": "hello"}
 @pytest_asyncio.fixture
 async def alice(pair: Pair) -> Client:
     return await pair.near.register("alice")
-
-
-@pytest_asyncio.fixture
-async def policy(pair: Pair) -> AsyncIterator[PolicyPeer]:
-    peer = PolicyPeer(pair.near, pair.authority)
-    await peer.trust()
-    await peer.start()
-    yield peer
-    await peer.stop()
 
 
 async def newest(pair: Pair, room: RemoteRoom) -> Any:

@@ -27,15 +27,6 @@ async def alice(pair: Pair) -> Client:
 
 
 @pytest_asyncio.fixture
-async def policy(pair: Pair) -> AsyncIterator[PolicyPeer]:
-    peer = PolicyPeer(pair.near, pair.authority)
-    await peer.trust()
-    await peer.start()
-    yield peer
-    await peer.stop()
-
-
-@pytest_asyncio.fixture
 async def guest(pair: Pair) -> AsyncIterator[AnsweringPeer]:
     async with answering_peer(pair.near, pair.authority) as peer:
         yield peer
