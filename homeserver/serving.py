@@ -27,6 +27,16 @@ async def _serve(config: Config, prepared: Prepared, announce: Callable[[], None
         loop.add_signal_handler(number, asked_to_stop.set)
     application = Application(config, prepared.conninfo, prepared.keys)
     await application.start()
+    await run(application, asked_to_stop, announce)
+
+
+async def run(
+    application: Application, asked_to_stop: asyncio.Event, announce: Callable[[], None], *, drain: bool = False
+) -> None:
+    """Announce a server that has started, and stop it when asked to, or when one of its tasks fails: then raises why.
+
+    `drain` is for `Application.stop`.
+    """
     try:
         announce()
         application.failed.add_done_callback(lambda _: asked_to_stop.set())
@@ -34,4 +44,4 @@ async def _serve(config: Config, prepared: Prepared, announce: Callable[[], None
         if application.failed.done():
             application.failed.result()
     finally:
-        await application.stop()
+        await application.stop(drain=drain)

@@ -12,7 +12,7 @@ import orjson
 import uvloop
 
 from federation.protocol.types import JsonObject
-from homeserver import config_loading, logs, signing_keys
+from homeserver import config_loading, logs, serving, signing_keys
 from homeserver.app import Application
 from homeserver.config import Config
 from homeserver.config_loading import ConfigurationError
@@ -51,18 +51,20 @@ async def _serve(config: Config, keys: OwnKeys, orders: JsonObject, sockets: lis
     asked_to_stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, asked_to_stop.set)
-    loop.add_reader(sys.stdin.fileno(), asked_to_stop.set)  # it says no more: whoever started this has ended
+    said = sys.stdin.fileno()
+
+    def end() -> None:
+        loop.remove_reader(said)  # its end can be read again and again
+        asked_to_stop.set()
+
+    loop.add_reader(said, end)  # it says no more: whoever started this has ended
     application = Application(config, orders["conninfo"], keys, BudgetTable(orders["budgets"]))
     await application.start(sockets)
-    try:
-        application.failed.add_done_callback(lambda _: asked_to_stop.set())
-        os.write(sys.stdout.fileno(), READY)
-        await asked_to_stop.wait()
-        loop.remove_reader(sys.stdin.fileno())
-        if application.failed.done():
-            application.failed.result()
-    finally:
-        await application.stop(drain=True)
+    await serving.run(application, asked_to_stop, lambda: _say(READY), drain=True)
+
+
+def _say(text: bytes) -> None:
+    os.write(sys.stdout.fileno(), text)
 
 
 if __name__ == "__main__":
