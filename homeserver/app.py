@@ -38,6 +38,7 @@ from homeserver.federation_parts import (
     Reception,
     build_sender,
 )
+from homeserver.health import Health
 from homeserver.key_parts import KeyParts
 from homeserver.listening import Listening
 from homeserver.media_parts import MediaParts
@@ -206,6 +207,7 @@ class Application:
             ),
         )
         self.metrics = self._build_metrics()
+        self.health = Health(self.tail)
         self.listening = Listening(
             {
                 API.CLIENT: [
@@ -214,6 +216,7 @@ class Application:
                 ],
                 API.FEDERATION: inbound.routes if config.federation.enabled else [],
                 API.ADMIN: self.accounts.admin_routes,
+                API.HEALTH: self.health.routes(),
                 API.METRICS: [] if self.metrics is None else self.metrics.routes(),
             },
             None if self.metrics is None else self.metrics.observe,
@@ -293,6 +296,7 @@ class Application:
         """
         self.tail.close()
         await self.listening.stop(drain=drain)
+        await self.health.close()
         await self.reception.transactions.close()
         await self.media.repository.close()
         await background.end(self._tasks[1:])

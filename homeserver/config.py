@@ -44,6 +44,7 @@ class API(enum.StrEnum):
     FEDERATION = "federation"
     ADMIN = "admin"
     METRICS = "metrics"
+    HEALTH = "health"
 
 
 class RegistrationMode(enum.StrEnum):
@@ -84,7 +85,7 @@ class Listener:
     port: int = setting(8008, minimum=0, maximum=65535)
     tls_certificate: ExistingFile | None = None
     tls_key: ExistingFile | None = None
-    apis: tuple[API, ...] = (API.CLIENT, API.FEDERATION, API.ADMIN)
+    apis: tuple[API, ...] = (API.CLIENT, API.FEDERATION, API.ADMIN, API.HEALTH)
     behind_proxy: bool = False
     """Whether `X-Forwarded-For` names the client."""
 

@@ -7,6 +7,7 @@ view (a cache, the members of rooms, ...), before anybody who waits is woken.
 
 import asyncio
 import logging
+import time
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -96,6 +97,7 @@ class Tail:
         self.reading = asyncio.Lock()
         self._moved: list[asyncio.Future[None]] = []
         self._own_backend: int | None = None
+        self._followed_at = time.monotonic()
         self.position = 0
         """The newest position that is applied here."""
         self.floor = 0
@@ -121,6 +123,7 @@ class Tail:
         """Begin at the log's present end."""
         async with self._database.read() as tx:
             self.position = self.floor = await _head(tx)
+        self._followed_at = time.monotonic()
 
     async def run(self) -> None:
         """Follow other processes' entries until cancelled; reconnects when the database was away."""
@@ -132,6 +135,7 @@ class Tail:
                     attempt = 0
                     while True:
                         await self.catch_up()
+                        self._followed_at = time.monotonic()
                         async for notification in connection.notifies(timeout=POLL_SECONDS):
                             if notification.pid != self._own_backend:  # one's own batches come by `on_commit`
                                 await self.catch_up(int(notification.payload.split(" ")[0]))
@@ -143,6 +147,17 @@ class Tail:
                 await self._database.drop_lost()
                 await wait_before_retry(attempt)
                 attempt += 1
+
+    @property
+    def seconds_unfollowed(self) -> float:
+        """How long ago this process last knew of everything that is committed; a few seconds, if all is well."""
+        return time.monotonic() - self._followed_at
+
+    async def is_on_standby(self) -> bool:
+        """Whether the database takes no writes, as after a failover; raises Unavailable."""
+        async with self._database.read() as tx:
+            row = await tx.fetch_one("select pg_is_in_recovery() from log_head")
+        return row is None or bool(row[0])
 
     def close(self) -> None:
         """Let everybody who waits go, and nobody wait again."""

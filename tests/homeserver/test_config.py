@@ -79,7 +79,7 @@ def test_a_part_of_a_section_leaves_the_rest_as_it_was() -> None:
 
     assert config.rate_limits.messages == RateLimit(10.0, 7)
     assert config.rate_limits.enabled
-    assert config.listeners[0].apis == (API.CLIENT, API.FEDERATION, API.ADMIN)
+    assert config.listeners[0].apis == (API.CLIENT, API.FEDERATION, API.ADMIN, API.HEALTH)
 
 
 def test_numbers_stand_for_text_where_text_is_meant() -> None:
