@@ -226,7 +226,8 @@ class Application:
         """None unless a listener has them: only then they are imported, and cost something."""
         if not any(API.METRICS in listener.apis for listener in self.config.listeners):
             return None
-        parts = (self.log, self.tail, self.database, self.sender, self.handshaking.joins)
+        inboxes = self.user_data.inbox_limits
+        parts = (self.log, self.tail, self.database, self.sender, self.handshaking.joins, inboxes)
         found: _Metrics = importlib.import_module("homeserver.metrics").Metrics([part.figures for part in parts])
         return found
 
@@ -327,6 +328,7 @@ class Application:
                 await self.accounts.interactive_auth.forget_expired()
                 self.views.drop_unused()
                 await self.keys.upkeep.run_once()
+                await self.user_data.inbox_limits.give_up()
                 await self.outbound.keyring.forget_old_lists()
                 await self.media.repository.forget_unused()
                 self.views.drop_unused()

@@ -214,7 +214,8 @@ class Federation:
     publish_rooms: bool = False
     """Whether other servers are told which rooms are in the directory."""
     message_lifetime: Milliseconds = setting(Milliseconds(90 * 86_400_000), minimum=3_600_000)
-    """For how long to-device messages are kept for a server that does not take them."""
+    """For how long to-device messages are kept for a server that does not take them, and a server's for a device that
+    does not ask for them."""
 
     def complaints(self) -> Iterator[tuple[str, str]]:
         """Names that are none."""

@@ -39,6 +39,7 @@ TITLES = {
     "database_wait_seconds_total": "Time spent waiting for connections",
     "federation_destinations": "Servers that this one sends to",
     "federation_sending": "Transactions to other servers that are under way",
+    "to_device_dropped_total": "Other servers' messages to devices that did not ask for them: too many, or too old",
     "remote_joins": "Joins to rooms of other servers that are under way",
     "cpu_seconds_total": "CPU time of the server's processes, without PostgreSQL",
     "memory_bytes": "Resident memory of the server's processes, at most",

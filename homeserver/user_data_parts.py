@@ -11,6 +11,7 @@ from homeserver.federation_parts import Ground
 from homeserver.services.account_data import AccountDataService
 from homeserver.services.event_counts import EventCounter
 from homeserver.services.filters import FilterService
+from homeserver.services.inbox_limits import InboxLimits
 from homeserver.services.presence import PresenceService
 from homeserver.services.push import PushRuleService
 from homeserver.services.receipts import ReceiptService
@@ -32,7 +33,8 @@ class UserDataParts:
         tail.add_view(self.push_rules.on_change)
         self.filters = FilterService(database)
         self.receipts = ReceiptService(database, log)
-        self.to_device = SendToDeviceService(log, ground.server_name)
+        self.inbox_limits = InboxLimits(database, message_lifetime_ms=ground.config.federation.message_lifetime)
+        self.to_device = SendToDeviceService(log, ground.server_name, self.inbox_limits)
         tail.add_view(send_to_device.drop_large_contents)
         self.typists = Typing(self._wake_room)
         self.board = PresenceBoard()

@@ -592,8 +592,11 @@ to_device_messages = Table(
     # No foreign key: an inbox may be large, and a device is deleted under the log's lock.
     Column("device", Integer, nullable=False),
     Column("json", LargeBinary, nullable=False),
+    Column("origin", Text, comment="The other server that sent it; null where our own users did."),
+    Column("received_ts", BigInteger, comment="When that server sent it."),
     PrimaryKeyConstraint("device", "position"),
     Index("to_device_messages_position_idx", "position"),
+    Index("to_device_messages_received_ts_idx", "received_ts", postgresql_where=text("received_ts is not null")),
     comment="Inboxes. A message is deleted when a sync token proves that the device has it, or after its device.",
 )
 

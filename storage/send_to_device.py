@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
-from federation.protocol.types import DeviceID, UserID
+from federation.protocol.types import DeviceID, ServerName, UserID
 from storage.database import Tx
 from storage.log import Change
 
@@ -35,6 +35,8 @@ class ToDeviceMessages:
     """What one request (or one EDU) sends: at most one message for each device."""
 
     messages: tuple[ToDeviceMessage, ...]
+    origin: ServerName | None = None
+    """The other server that sent them; None for our own users', and where they are read again."""
 
     kind: ClassVar[int] = 4
     width: ClassVar[int] = 1
@@ -57,14 +59,16 @@ class ToDeviceMessages:
     @classmethod
     async def insert_many(cls, tx: Tx, rows: Sequence[tuple[int, Self]]) -> None:
         """One statement for all."""
-        messages = [(position, message) for position, change in rows for message in change.messages]
+        messages = [(position, message, change.origin) for position, change in rows for message in change.messages]
         await tx.execute(
-            "insert into to_device_messages (device, position, json)"
-            " select * from unnest(%s::int[], %s::bigint[], %s::bytea[])",
+            "insert into to_device_messages (device, position, json, origin, received_ts)"
+            " select *, case when origin is not null then (extract(epoch from clock_timestamp()) * 1000)::bigint end"
+            " from unnest(%s::int[], %s::bigint[], %s::bytea[], %s::text[]) as given (device, position, json, origin)",
             (
-                [message.device for _, message in messages],
-                [position for position, _ in messages],
-                [message.json for _, message in messages],
+                [message.device for _, message, _ in messages],
+                [position for position, _, _ in messages],
+                [message.json for _, message, _ in messages],
+                [origin for _, _, origin in messages],
             ),
         )
 
@@ -134,6 +138,38 @@ async def pending(tx: Tx, device: int, after: int, upto: int, limit: int = 100) 
 async def delete_upto(tx: Tx, device: int, position: int) -> int:
     """Delete what a device has proved to have, by a later token: all up to `position`; how many that were."""
     return await tx.execute("delete from to_device_messages where device = %s and position <= %s", (device, position))
+
+
+async def drop_excess(
+    tx: Tx, devices: Collection[int], origin: ServerName, *, max_messages: int, max_bytes: int
+) -> dict[int, int]:
+    """Delete a server's oldest messages where a device has more of them than this: how many of each device."""
+    rows = await tx.fetch(
+        "with excess as (select device, max(position) as upto from"
+        "  (select device, position, row_number() over newest as number,"
+        "    sum(octet_length(json)) over newest as size"
+        "   from to_device_messages where device = any(%s::int[]) and origin = %s"
+        "   window newest as (partition by device order by position desc)) as inbox"
+        "  where number > %s or size > %s group by device),"
+        " gone as (delete from to_device_messages where ctid = any(array("
+        "  select messages.ctid from to_device_messages messages join excess on messages.device = excess.device"
+        "   and messages.position <= excess.upto where messages.origin = %s for update of messages skip locked))"
+        "  returning device)"
+        " select device, count(*) from gone group by device",
+        (list(devices), origin, max_messages, max_bytes, origin),
+    )
+    return dict(rows)
+
+
+async def give_up(tx: Tx, before_ts: int, limit: int) -> dict[ServerName, int]:
+    """Delete up to `limit` messages that other servers sent before a time: how many of each server."""
+    rows = await tx.fetch(
+        "with gone as (delete from to_device_messages where ctid = any(array("
+        "  select ctid from to_device_messages where received_ts < %s limit %s for update skip locked))"
+        "  returning origin) select origin, count(*) from gone group by origin",
+        (before_ts, limit),
+    )
+    return {ServerName(origin): count for origin, count in rows}
 
 
 async def devices_of(tx: Tx, users: Collection[UserID]) -> dict[UserID, dict[DeviceID, int]]:

@@ -11,6 +11,7 @@ from federation.protocol.errors import MatrixError, TooLarge
 from federation.protocol.identifiers import server_name_of
 from federation.protocol.types import DeviceID, JsonObject, ServerName, UserID
 from homeserver.services import key_checks
+from homeserver.services.inbox_limits import InboxLimits
 from homeserver.services.requester import Requester
 from storage import send_to_device
 from storage.database import Tx
@@ -34,9 +35,10 @@ Contents = Mapping[UserID, Mapping[str, JsonObject]]
 class SendToDeviceService:
     """Puts messages into inboxes."""
 
-    def __init__(self, log: Log, server_name: ServerName) -> None:
+    def __init__(self, log: Log, server_name: ServerName, limits: InboxLimits) -> None:
         self._log = log
         self._server_name = server_name
+        self._limits = limits
 
     async def send(self, requester: Requester, event_type: str, txn_id: str, body: JsonObject) -> None:
         """Send a client's messages, once for each transaction ID of its device and event type."""
@@ -68,18 +70,23 @@ class SendToDeviceService:
         for by_device in contents.values():
             for content in by_device.values():
                 check_content(content)
+        origin = server_name_of(message.sender)
         entry = Entry(width=1)
+        stored: tuple[ToDeviceMessage, ...] = ()
 
         async def work(tx: Tx) -> None:
-            entry.changes = []
-            if not await send_to_device.note_received(tx, message.sender, message.message_id, int(time.time() * 1000)):
-                return
+            nonlocal stored
+            entry.changes, stored = [], ()
             messages = await addressed(tx, message.sender, message.type, contents)
-            entry.changes = [ToDeviceMessages(messages)] if messages else []
+            if not messages:  # nothing is kept of what reaches nobody, its ID neither
+                return
+            if await send_to_device.note_received(tx, message.sender, message.message_id, int(time.time() * 1000)):
+                entry.changes, stored = [ToDeviceMessages(messages, origin)], messages
 
         if contents:
             entry.work = work
             await self._log.append(entry)
+            await self._limits.check(origin, stored)
 
     def _is_ours(self, user_id: UserID) -> bool:
         return server_name_of(user_id) == self._server_name

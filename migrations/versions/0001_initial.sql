@@ -665,12 +665,20 @@ CREATE TABLE to_device_messages (
 	position BIGINT NOT NULL,
 	device INTEGER NOT NULL,
 	json BYTEA NOT NULL,
+	origin TEXT,
+	received_ts BIGINT,
 	CONSTRAINT to_device_messages_pkey PRIMARY KEY (device, position)
 );
 
 CREATE INDEX to_device_messages_position_idx ON to_device_messages (position);
 
+CREATE INDEX to_device_messages_received_ts_idx ON to_device_messages (received_ts) WHERE received_ts is not null;
+
 COMMENT ON TABLE to_device_messages IS 'Inboxes. A message is deleted when a sync token proves that the device has it, or after its device.';
+
+COMMENT ON COLUMN to_device_messages.origin IS 'The other server that sent it; null where our own users did.';
+
+COMMENT ON COLUMN to_device_messages.received_ts IS 'When that server sent it.';
 
 CREATE TABLE to_device_transactions (
 	device INTEGER NOT NULL,

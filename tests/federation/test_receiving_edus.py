@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 
 from federation.inbound import edus
+from homeserver.services import inbox_limits
 from storage.log import Conflict
-from tests.clients import Client, Server
+from tests.clients import Client, Server, unique
 from tests.federation.peer import Peer, now_ms
 from tests.federation.remote_room import RemoteRoom, join_room, joined_room, push, transaction
 from tests.homeserver.syncs import joined, sync
@@ -205,6 +206,72 @@ async def test_a_message_for_nobody_here_is_dropped(server: Server, alice: Clien
     await push(peer, [], edus)
 
     assert await inbox(alice) == [{"text": "hello"}]
+
+
+async def test_of_a_server_that_floods_an_inbox_the_newest_messages_are_kept(
+    server: Server, alice: Client, bob: Client, peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inbox_limits, "LOOK_BYTES", 0)
+    monkeypatch.setattr(inbox_limits, "MAX_MESSAGES", 3)
+    other, phone = await Peer(server).trust(), await alice.login()
+    for number in range(5):
+        body = {"messages": {alice.user_id: {alice.device_id: {"bob": number}}}}
+        await bob.ok("PUT", f"/v3/sendToDevice/m.test/{unique('txn')}", body)
+        await push(peer, [], [to_device(peer.user(), alice.user_id, alice.device_id, str(number), flood=number)])
+    await push(peer, [], [to_device(peer.user("else"), alice.user_id, "*", "last", flood="last")])
+    await push(other, [], [to_device(other.user(), alice.user_id, alice.device_id, "1", other=1)])
+
+    kept = await inbox(alice)
+    assert [each["flood"] for each in kept if "flood" in each] == [3, 4, "last"]
+    assert [each["bob"] for each in kept if "bob" in each] == list(range(5))
+    assert kept[-1] == {"other": 1}
+    assert await inbox(phone) == [{"flood": "last"}]
+    assert server.application.user_data.inbox_limits.figures()["to_device_dropped_total"] >= 3
+
+
+async def test_of_a_server_that_fills_an_inbox_with_large_messages_the_newest_are_kept(
+    server: Server, alice: Client, peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inbox_limits, "LOOK_BYTES", 30_000)
+    monkeypatch.setattr(inbox_limits, "MAX_BYTES", 100_000)
+    for number in range(10):
+        message = to_device(peer.user(), alice.user_id, "*", str(number), number=number, text="x" * 30_000)
+        await push(peer, [], [message])
+
+    assert [each["number"] for each in await inbox(alice)] == [7, 8, 9]
+
+
+async def test_an_inbox_is_looked_at_now_and_then_alone(
+    server: Server, alice: Client, peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inbox_limits, "MAX_MESSAGES", 0)
+    monkeypatch.setattr(inbox_limits, "LOOK_BYTES", 10**12)
+    await push(peer, [], [to_device(peer.user(), alice.user_id, "*", str(number), n=number) for number in range(9)])
+
+    assert await inbox(alice) == [{"n": number} for number in range(9)]
+
+
+async def test_messages_of_other_servers_are_given_up_that_a_device_did_not_ask_for_in_long(
+    server: Server, alice: Client, bob: Client, peer: Peer
+) -> None:
+    await push(peer, [], [to_device(peer.user(), alice.user_id, "*", "old", text="old")])
+    async with server.application.database.write() as tx:
+        await tx.execute("update to_device_messages set received_ts = received_ts - 91 * 86400000::bigint")
+    await push(peer, [], [to_device(peer.user(), alice.user_id, "*", "new", text="new")])
+    body = {"messages": {alice.user_id: {"*": {"text": "bob's"}}}}
+    await bob.ok("PUT", f"/v3/sendToDevice/m.test/{unique('txn')}", body)
+
+    await server.application.user_data.inbox_limits.give_up()
+    assert await inbox(alice) == [{"text": "new"}, {"text": "bob's"}]
+
+
+async def test_nothing_is_kept_of_a_message_that_reaches_nobody(server: Server, alice: Client, peer: Peer) -> None:
+    unknown = to_device(peer.user(), alice.user_id, "UNKNOWN", "unknown")
+    await push(peer, [], [unknown, to_device(peer.user(), alice.user_id, "*", "known")])
+
+    async with server.application.database.read() as tx:
+        rows = await tx.fetch("select message_id from received_to_device where sender = %s", (peer.user(),))
+    assert rows == [("known",)]
 
 
 BAD: list[Any] = [
