@@ -7,6 +7,7 @@ request does not grow with the number of routes, and an unknown path (404) diffe
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -128,6 +129,22 @@ class Call:
         return value
 
 
+class Serving:
+    """A request while it is answered, for who counts requests, or writes what happens meanwhile."""
+
+    __slots__ = ("call", "endpoint", "request_id")
+
+    def __init__(self, request_id: str) -> None:
+        self.request_id = request_id
+        self.endpoint = ""
+        """The path of its endpoint, with names for its parameters; empty where there is none."""
+        self.call: Call | None = None
+
+
+SERVING: ContextVar[Serving | None] = ContextVar("SERVING", default=None)
+"""What this task answers, if it answers a request or was begun by one that does."""
+
+
 def _decoded(text: str) -> str:
     if "%" not in text and "+" not in text:
         return text
@@ -151,13 +168,12 @@ class Route:
 
 
 class _Node:
-    __slots__ = ("children", "endpoints", "parameter", "path")
+    __slots__ = ("children", "endpoints", "parameter")
 
     def __init__(self) -> None:
-        self.path = ""
         self.children: dict[str, _Node] = {}
         self.parameter: _Node | None = None
-        self.endpoints: dict[str, tuple[Endpoint, tuple[str, ...]]] = {}
+        self.endpoints: dict[str, tuple[Endpoint, tuple[str, ...], str]] = {}
 
 
 class Router:
@@ -180,16 +196,10 @@ class Router:
                 node = node.children.setdefault(segment, _Node())
         if route.method in node.endpoints:
             raise ValueError(f"two endpoints for {route.method} {route.path}")
-        node.endpoints[route.method] = (route.endpoint, tuple(names))
-        node.path = route.path
+        node.endpoints[route.method] = (route.endpoint, tuple(names), route.path)
 
-    def template(self, raw_path: str) -> str:
-        """The endpoint's path, with names for its parameters; empty for a path that has none."""
-        node = self._walk(self._root, raw_path.split("/"), 1, [])
-        return "" if node is None else node.path
-
-    def find(self, method: str, raw_path: str) -> tuple[Endpoint, dict[str, str]]:
-        """The endpoint and its parameters; raises M_UNRECOGNIZED with 404 or 405."""
+    def find(self, method: str, raw_path: str) -> tuple[Endpoint, dict[str, str], str]:
+        """The endpoint, its parameters, and its path with names for them; raises M_UNRECOGNIZED with 404 or 405."""
         values: list[str] = []
         node = self._walk(self._root, raw_path.split("/"), 1, values)
         if node is None:
@@ -197,16 +207,17 @@ class Router:
         found = node.endpoints.get(method)
         if found is None:
             raise MatrixError("M_UNRECOGNIZED", "Unrecognized method", 405)
-        endpoint, names = found
+        endpoint, names, template = found
         if "%00" in raw_path:
             raise InvalidInput("The path may not hold NUL")  # which nothing that is stored as text can hold either
         try:
-            return endpoint, {
+            parameters = {
                 name: unquote(value, errors="strict") if "%" in value else value
                 for name, value in zip(names, values, strict=True)
             }
         except UnicodeDecodeError as error:
             raise InvalidInput("The path is not UTF-8") from error
+        return endpoint, parameters, template
 
     def _walk(self, node: _Node, segments: list[str], index: int, values: list[str]) -> _Node | None:
         if index == len(segments):
@@ -249,14 +260,18 @@ def error_response(error: MatrixError) -> web.Response:
     return json_response(error.body(), error.http_status, headers)
 
 
-async def respond(router: Router, request: web.BaseRequest) -> web.StreamResponse:
-    """Answer one request; a failure that nobody foresaw is logged and becomes a 500 that says nothing."""
+async def respond(router: Router, request: web.BaseRequest, serving: Serving) -> web.StreamResponse:
+    """Answer one request; a failure that nobody foresaw is logged and becomes a 500 that says nothing.
+
+    What becomes known of it is noted in `serving`.
+    """
     if request.method == "OPTIONS":
         return web.Response(status=204, headers=CORS_HEADERS)
     try:
         method = "GET" if request.method == "HEAD" else request.method
-        endpoint, path = router.find(method, request.rel_url.raw_path)
-        answer = await endpoint(Call(request, path))
+        endpoint, path, serving.endpoint = router.find(method, request.rel_url.raw_path)
+        serving.call = call = Call(request, path)
+        answer = await endpoint(call)
     except MatrixError as error:
         return error_response(error)
     except (ConnectionError, asyncio.IncompleteReadError):

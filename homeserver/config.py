@@ -88,6 +88,8 @@ class Listener:
     apis: tuple[API, ...] = (API.CLIENT, API.FEDERATION, API.ADMIN, API.HEALTH)
     behind_proxy: bool = False
     """Whether `X-Forwarded-For` names the client."""
+    request_id_header: str | None = None
+    """The header by which our own proxy says what it calls a request."""
 
     def complaints(self) -> Iterator[tuple[str, str]]:
         """Settings that do not go together."""
@@ -96,6 +98,8 @@ class Listener:
             yield missing, "TLS needs both a certificate and its key: set both tls_certificate and tls_key, or neither"
         if not self.apis:
             yield "apis", "a listener without an API serves nothing: name at least one, or remove the listener"
+        if self.request_id_header is not None and not self.behind_proxy:
+            yield "request_id_header", "only your own proxy may name requests: set behind_proxy, too, or remove it"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -1,7 +1,10 @@
 """Listening: what arrives on each configured address is answered by the APIs that it serves."""
 
 import asyncio
+import itertools
 import logging
+import re
+import secrets
 import socket
 import ssl
 import time
@@ -11,7 +14,7 @@ from itertools import zip_longest
 from aiohttp import web
 
 from federation.protocol.errors import MatrixError
-from federation.web import Route, Router, error_response, respond
+from federation.web import SERVING, Route, Router, Serving, error_response, respond
 from homeserver.config import API, Listener
 
 logger = logging.getLogger(__name__)
@@ -69,21 +72,25 @@ class Listening:
     async def _listen(self, listener: Listener, bound: socket.socket | None) -> None:
         router = Router(route for api in listener.apis for route in self.routes[api])
 
-        observe = self._observe
-
-        async def measured(request: web.BaseRequest, observe: Observe) -> web.StreamResponse:
-            began = time.monotonic()
-            response = await respond(router, request)
-            template = router.template(request.rel_url.raw_path)
-            observe(request.method if template else "", template, response.status, time.monotonic() - began)
-            return response
+        observe, name = self._observe, _namer(listener)
 
         async def handle(request: web.BaseRequest) -> web.StreamResponse:
+            began = time.monotonic()
             if listener.behind_proxy:
                 request = _with_forwarded_address(request)
-            response = await (respond(router, request) if observe is None else measured(request, observe))
-            if self._is_ending and not response.prepared:
-                response.force_close()
+            serving = Serving(name(request))
+            SERVING.set(serving)
+            try:
+                response = await respond(router, request, serving)
+            finally:
+                SERVING.set(None)  # the connection may be idle for long
+            if observe is not None:
+                method = request.method if serving.endpoint else ""
+                observe(method, serving.endpoint, response.status, time.monotonic() - began)
+            if not response.prepared:
+                response.headers["X-Request-ID"] = serving.request_id
+                if self._is_ending:
+                    response.force_close()
             return response
 
         server = _Server(handle, access_log=None, keepalive_timeout=IDLE_SECONDS)
@@ -127,10 +134,28 @@ class _Connection(web.RequestHandler):
         """Answer what is no HTTP as any other mistake of a client."""
         if not 400 <= status < 500:
             return super().handle_error(request, status, exc, message)
-        logger.debug("no HTTP request from %s: %s", request.remote, exc)
+        logger.debug("no HTTP request from %s: %s", request.remote, type(exc).__name__)  # its text has the request's
         response = error_response(MatrixError("M_UNKNOWN", "The request is not valid HTTP", status))
         response.force_close()
         return response
+
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
+_PREFIX = secrets.token_hex(4)
+_numbers = itertools.count(1)
+
+
+def _namer(listener: Listener) -> Callable[[web.BaseRequest], str]:
+    """What names requests: our own proxy, if it is to and does, or we do."""
+    header = listener.request_id_header
+
+    def name(request: web.BaseRequest) -> str:
+        given = None if header is None else request.headers.get(header)
+        if given is not None and _REQUEST_ID.fullmatch(given):
+            return given
+        return f"{_PREFIX}-{next(_numbers):x}"
+
+    return name
 
 
 def _with_forwarded_address(request: web.BaseRequest) -> web.BaseRequest:

@@ -1,10 +1,16 @@
-"""Where log lines go: to standard error, as text or as one JSON object a line."""
+"""Where log lines go: to standard error, as text or as one JSON object a line.
 
+What is written while a request is served says which: its ID, which its answer has, too, and, where they are known, the
+user or server that asks, and the room that it is about.
+"""
+
+import json
 import logging
 import time
 
 import orjson
 
+from federation.web import SERVING
 from homeserver.config import LogFormat, Logging
 
 # What every record has; anything else was given as `extra` and belongs into the line.
@@ -15,12 +21,31 @@ def set_up(settings: Logging, *, worker: int | None = None) -> None:
     """Send every line of this process there, and nowhere else; with the number of the worker that it is."""
     handler = logging.StreamHandler()
     handler.setFormatter(JSONFormatter() if settings.format is LogFormat.JSON else TextFormatter())
+    handler.addFilter(_add_request)
     if worker is not None:
         handler.addFilter(_Numbered(worker))
     logging.basicConfig(level=settings.level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(capture=True)
     logging.getLogger("alembic").setLevel(logging.WARNING)  # it introduces its plugins
     logging.getLogger("psycopg.pool").setLevel(logging.ERROR)  # `storage.database` says when PostgreSQL is away
+
+
+def _add_request(record: logging.LogRecord) -> bool:
+    """Give a line that is written while a request is served fields that say which."""
+    serving = SERVING.get()
+    if serving is not None:
+        fields = {"request_id": serving.request_id}
+        call = serving.call
+        if call is not None:
+            asker = getattr(call.context, "user_id", None)
+            if asker is not None:
+                fields["user_id"] = asker
+            elif isinstance(call.context, str):
+                fields["origin"] = call.context
+            if "room_id" in call.path:
+                fields["room_id"] = call.path["room_id"][:255]
+        vars(record).update({name: value for name, value in fields.items() if name not in vars(record)})
+    return True
 
 
 class _Numbered(logging.Filter):
@@ -40,8 +65,9 @@ class TextFormatter(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         """The line without a traceback."""
-        fields = "".join(f" {name}={value}" for name, value in _fields(record).items())
-        return f"{_timestamp(record)} {record.levelname} {record.name}: {record.message}{fields}"
+        fields = "".join(f" {name}={_plain(value)}" for name, value in _fields(record).items())
+        message = record.message.replace("\n", "\\n").replace("\r", "\\r")  # what others send makes no lines of its own
+        return f"{_timestamp(record)} {record.levelname} {record.name}: {message}{fields}"
 
 
 class JSONFormatter(logging.Formatter):
@@ -58,11 +84,20 @@ class JSONFormatter(logging.Formatter):
         }
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
-        return orjson.dumps(line, default=str).decode()
+        try:
+            return orjson.dumps(line, default=str).decode()
+        except TypeError:  # half of a surrogate pair, or a number too large
+            return json.dumps(line, default=str)
 
 
 def _fields(record: logging.LogRecord) -> dict[str, object]:
     return {name: value for name, value in vars(record).items() if name not in _STANDARD}
+
+
+def _plain(value: object) -> str:
+    """The value in one word, also where it is what somebody sent."""
+    text = str(value)
+    return text if text.isprintable() and " " not in text else json.dumps(text)
 
 
 def _timestamp(record: logging.LogRecord) -> str:

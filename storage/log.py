@@ -8,6 +8,7 @@ until the commit is visible, so whoever sees position N sees everything below N,
 
 import asyncio
 import contextlib
+import contextvars
 import logging
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
@@ -185,6 +186,8 @@ class _Pending:
     future: asyncio.Future[Appended]
     given: Sequence[Change]
     """The entry's changes before its work added any."""
+    context: contextvars.Context
+    """Of who appends it, for what the log has to say of it."""
     first: int = 0
     result: Any = None
     is_settled: bool = False
@@ -232,7 +235,7 @@ class Log:
         if self._closing:
             raise Unavailable("The server is shutting down")
         future: asyncio.Future[Appended] = asyncio.get_running_loop().create_future()
-        self._pending.append(_Pending(entry, future, tuple(entry.changes)))
+        self._pending.append(_Pending(entry, future, tuple(entry.changes), contextvars.copy_context()))
         self._wake.set()
         return future
 
@@ -291,7 +294,7 @@ class Log:
                 elif isinstance(error, UNSTORABLE):
                     error = unstorable(error)
                 elif not isinstance(error, MatrixError):
-                    logger.error("an entry could not be appended", exc_info=error)
+                    batch[0].context.run(logger.error, "an entry could not be appended", exc_info=error)
                     error = MatrixError("M_UNKNOWN", "The change could not be stored", 500)
                 _fail(batch, error)
             else:

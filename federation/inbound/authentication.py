@@ -129,6 +129,7 @@ class Authenticator:
                 del self._pending[address]
         self._budget.spend(signed.origin, cost=1 + _weight(signed))
         self._note_alive(signed.origin)
+        call.context = signed.origin
         return FederationCall(call.request, call.path, origin=signed.origin, json=_body(signed, max_depth))
 
     def spend(self, call: Call) -> None:
