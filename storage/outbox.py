@@ -107,7 +107,8 @@ class EventRelayed:
     async def insert_many(cls, tx: Tx, rows: Sequence[tuple[int, Self]]) -> None:
         """One statement for all."""
         await tx.execute(
-            "insert into relayed_events (position, event_id) select * from unnest(%s::bigint[], %s::text[])",
+            "insert into relayed_events (position, event_id, created_ts)"
+            " select *, (extract(epoch from clock_timestamp()) * 1000)::bigint from unnest(%s::bigint[], %s::text[])",
             ([position for position, _ in rows], [change.event_id for _, change in rows]),
         )
 

@@ -140,6 +140,16 @@ async def forget_relayed(tx: Tx) -> int:
     )
 
 
+async def give_up_relayed(tx: Tx, before_ts: int, limit: int) -> int:
+    """Delete those among the `limit` oldest of `relayed_events` that were made before a time; how many."""
+    return await tx.execute(
+        "delete from relayed_events using"
+        " (select position, created_ts from relayed_events order by position limit %s) as oldest"
+        " where relayed_events.position = oldest.position and oldest.created_ts < %s",
+        (limit, before_ts),
+    )
+
+
 async def count_processes(tx: Tx) -> int:
     """How many processes send."""
     row = await tx.fetch_one(f"select count(*) from outbox_processes where expires_ts > {_NOW}")

@@ -782,7 +782,9 @@ relayed_events = Table(
     metadata,
     Column("position", BigInteger, primary_key=True, autoincrement=False),
     Column("event_id", Text, nullable=False),
-    comment="Events of other servers that we pass on: joins, leaves and knocks that were made with our help.",
+    Column("created_ts", BigInteger, nullable=False),
+    comment="Events of other servers that we pass on: joins, leaves and knocks that were made with our help. Kept until"
+    " all servers have them, or they are given up.",
 )
 
 undeliverable = Table(

@@ -24,7 +24,7 @@ from federation.protocol.errors import MatrixError, PeerRefused
 from federation.protocol.identifiers import server_name_of
 from federation.protocol.server_acl import is_allowed
 from federation.protocol.types import JsonObject, ServerName, UserID
-from storage import destinations, device_lists, outbox
+from storage import destinations, device_lists, outbox, outbox_leases
 from storage.database import Database, Tx
 from storage.destinations import Undeliverable
 from storage.outbox import OutgoingDeviceChange, OutgoingEvent
@@ -38,7 +38,6 @@ MAX_PDU_BYTES = 65_536
 SCANNED = 2_000
 """Positions of the log that are read at once for a server that is behind."""
 GIVEN_UP_AT_ONCE = 1_000
-"""To-device messages."""
 _MEANT_FOR_THE_ITEM = frozenset((400, 413, 422))
 """What a server answers that reaches us well and does not like what we sent."""
 
@@ -274,8 +273,11 @@ class Delivery:
         await self._set_aside([item])
         return True
 
-    async def give_up_messages(self) -> None:
-        """Keep no to-device message for a server that has not taken it for as long as the settings say."""
+    async def give_up_old(self) -> None:
+        """Keep nothing apart for a server that has not taken it for as long as the settings say.
+
+        That is to-device messages, and which events of others we pass on: those it finds by what came after them.
+        """
         before_ts, count = time.time_ns() // 1_000_000 - self._message_lifetime_ms, GIVEN_UP_AT_ONCE
         while count == GIVEN_UP_AT_ONCE:
             async with self._database.transaction() as tx:
@@ -283,6 +285,12 @@ class Delivery:
             for server, number in given_up.items():
                 logger.warning("%d to-device messages for %s are given up: it has not taken them", number, server)
             count = sum(given_up.values())
+        count = GIVEN_UP_AT_ONCE
+        while count == GIVEN_UP_AT_ONCE:
+            async with self._database.transaction() as tx:
+                count = await outbox_leases.give_up_relayed(tx, before_ts, GIVEN_UP_AT_ONCE)
+            if count:
+                logger.warning("%d events of other servers are passed on no longer: some have not taken them", count)
 
     async def _set_aside(self, items: Sequence[Undeliverable]) -> None:
         for item in items:

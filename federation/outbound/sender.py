@@ -475,7 +475,7 @@ class Sender:
             self._forgot_at = began
             async with self._database.transaction() as tx:
                 await outbox_leases.forget_relayed(tx)
-            await self._delivery.give_up_messages()
+            await self._delivery.give_up_old()
         if self._presences is not None:
             await self._introduce(self._presences)
         self._queues.start_all()

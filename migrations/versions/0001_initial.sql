@@ -482,10 +482,11 @@ COMMENT ON COLUMN relations.key IS 'Of an annotation.';
 CREATE TABLE relayed_events (
 	position BIGINT NOT NULL,
 	event_id TEXT NOT NULL,
+	created_ts BIGINT NOT NULL,
 	CONSTRAINT relayed_events_pkey PRIMARY KEY (position)
 );
 
-COMMENT ON TABLE relayed_events IS 'Events of other servers that we pass on: joins, leaves and knocks that were made with our help.';
+COMMENT ON TABLE relayed_events IS 'Events of other servers that we pass on: joins, leaves and knocks that were made with our help. Kept until all servers have them, or they are given up.';
 
 CREATE TABLE remote_device_lists (
 	user_id TEXT NOT NULL,

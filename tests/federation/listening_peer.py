@@ -9,6 +9,7 @@ from typing import Any
 from aiohttp import web
 
 from federation.protocol.types import JsonObject
+from tests.clients import Server
 from tests.federation.authority import Authority
 from tests.federation.peer import Peer, Reached
 from tests.federation.servers import free_port
@@ -116,3 +117,10 @@ async def listening(server: Reached, authority: Authority) -> AsyncIterator[List
         yield peer
     finally:
         await peer.stop()
+
+
+async def until_left_alone(server: Server, peer: ListeningPeer) -> None:
+    """Wait until the server has seen that it cannot reach the peer."""
+    async with asyncio.timeout(10):
+        while not server.application.outbound.availability.seconds_left(peer.name):  # noqa: ASYNC110  # it tells nobody
+            await asyncio.sleep(0.02)

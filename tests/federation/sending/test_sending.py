@@ -1,6 +1,5 @@
 """What happens here reaches the servers that it concerns, once they can be reached, and nobody else."""
 
-import asyncio
 import random
 
 import pytest
@@ -8,7 +7,7 @@ import pytest
 from federation.protocol.types import EventID
 from tests.clients import Client, Server, unique
 from tests.federation.authority import Authority
-from tests.federation.listening_peer import ListeningPeer, listening
+from tests.federation.listening_peer import ListeningPeer, listening, until_left_alone
 from tests.federation.peer import path_of
 from tests.federation.resident_rooms import SharedRoom
 from tests.rooms import send
@@ -98,7 +97,7 @@ async def test_a_request_from_a_peer_ends_the_wait_for_it(
 ) -> None:
     await peer.stop()
     await send(alice, room.room_id, "missed")
-    await _until_left_alone(server, peer)
+    await until_left_alone(server, peer)
     await peer.start()
 
     await peer.ok("GET", f"/v1/state_ids/{room.room_id}", event_id=await send(alice, room.room_id, "now"))
@@ -113,7 +112,7 @@ async def test_to_device_messages_wait_for_a_peer_that_is_away(
     for number in range(3):
         messages = {"messages": {peer.user(): {"DEVICE": {"number": number}}}}
         await alice.ok("PUT", f"/v3/sendToDevice/m.test/{unique('txn')}", messages)
-    await _until_left_alone(server, peer)
+    await until_left_alone(server, peer)
     await peer.start()
     server.application.outbound.availability.alive(peer.name)
 
@@ -128,11 +127,8 @@ async def test_a_join_by_way_of_us_is_passed_on_to_the_others(
     server: Server, peer: ListeningPeer, room: SharedRoom, authority: Authority
 ) -> None:
     async with listening(server, authority) as other:
+        join_id = await _join(other, room, "eve")
         eve = other.user("eve")
-        template = await other.ok("GET", path_of("/v1/make_join/{}/{}", room.room_id, eve), ver=room.room.rules.version)
-        join = other.finish(template["event"], room.room.rules)
-        join_id = other.id_of(join, room.room.rules)
-        await other.ok("PUT", path_of("/v2/send_join/{}/{}", room.room_id, join_id), join)
         passed_on = await peer.until(lambda: [pdu for pdu in peer.pdus if pdu.get("state_key") == eve])
         await send(room.owner, room.room_id, "welcome")
         await other.until_messages(["welcome"])
@@ -141,12 +137,33 @@ async def test_a_join_by_way_of_us_is_passed_on_to_the_others(
         assert not [pdu for pdu in other.pdus if pdu.get("state_key") == eve], "who brought it has it"
 
 
+async def test_which_joins_are_passed_on_is_kept_for_a_peer_that_is_away_but_not_for_ever(
+    server: Server, peer: ListeningPeer, room: SharedRoom, authority: Authority
+) -> None:
+    await peer.stop()
+    async with listening(server, authority) as other:
+        joins = [await _join(other, room, name) for name in ("old", "new")]
+        await send(room.owner, room.room_id, "welcome")
+        await other.until_messages(["welcome"])
+    async with server.application.database.transaction() as tx:
+        await tx.execute(
+            "update relayed_events set created_ts = created_ts - 91 * 86400000::bigint where event_id = %s", (joins[0],)
+        )
+    await server.application.sender._delivery.give_up_old()
+    await peer.start()
+    server.application.outbound.availability.alive(peer.name)
+
+    await peer.until_messages(["welcome"])
+    there = {peer.id_of(pdu, room.room.rules) for pdu in peer.pdus}
+    assert [join in there for join in joins] == [False, True]
+
+
 async def test_what_was_redacted_meanwhile_is_sent_without_its_content(
     server: Server, alice: Client, peer: ListeningPeer, room: SharedRoom
 ) -> None:
     await peer.stop()
     event_id = await send(alice, room.room_id, "regretted")
-    await _until_left_alone(server, peer)
+    await until_left_alone(server, peer)
     await alice.ok("PUT", f"/v3/rooms/{room.room_id}/redact/{event_id}/{unique('txn')}", {})
     await send(alice, room.room_id, "last")
     await peer.start()
@@ -223,7 +240,11 @@ def _without_members(peer: ListeningPeer) -> list[tuple[str, str]]:
     ]
 
 
-async def _until_left_alone(server: Server, peer: ListeningPeer) -> None:
-    async with asyncio.timeout(10):
-        while not server.application.outbound.availability.seconds_left(peer.name):  # noqa: ASYNC110  # it tells nobody
-            await asyncio.sleep(0.02)
+async def _join(peer: ListeningPeer, room: SharedRoom, name: str) -> EventID:
+    """A user of the peer joins by way of the server under test."""
+    user_id, rules = peer.user(name), room.room.rules
+    template = await peer.ok("GET", path_of("/v1/make_join/{}/{}", room.room_id, user_id), ver=rules.version)
+    join = peer.finish(template["event"], rules)
+    join_id = peer.id_of(join, rules)
+    await peer.ok("PUT", path_of("/v2/send_join/{}/{}", room.room_id, join_id), join)
+    return join_id

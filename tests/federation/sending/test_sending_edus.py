@@ -125,7 +125,7 @@ async def test_messages_are_given_up_that_a_peer_did_not_take_for_long(
             " (select min(sequence) from outbox_messages where destination = %s)",
             (peer.name,),
         )
-    await server.application.sender._delivery.give_up_messages()
+    await server.application.sender._delivery.give_up_old()
     await peer.start()
     server.application.outbound.availability.alive(peer.name)
 
