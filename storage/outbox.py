@@ -268,13 +268,29 @@ async def server_acls(tx: Tx, rooms: Collection[tuple[int, int]]) -> dict[tuple[
         ([room for room, _ in rooms], [version for _, version in rooms]),
     )
     found: dict[tuple[int, int], JsonObject | None] = dict.fromkeys(rooms)
-    for room, version, json in rows:
-        try:
-            content = orjson.loads(unpack(json))["content"]
-        except (ValueError, LookupError):
-            content = {}
-        found[room, version] = content if isinstance(content, dict) else {}
+    found |= {(room, version): _content(json) for room, version, json in rows}
     return found
+
+
+async def server_acls_now(tx: Tx, rooms: Collection[int]) -> dict[int, JsonObject]:
+    """The content of the server ACL of those of these rooms that have one now."""
+    rows = await tx.fetch(
+        "select room_state.room, events.json from room_state"
+        " join events on events.room = room_state.room and events.position = room_state.event"
+        f" where room_state.room = any(%s::int[]) and room_state.type = {_ACL} and room_state.state_key = 1"
+        "  and room_state.line = 0 and until_version is null",
+        (list(rooms),),
+    )
+    return {room: _content(json) for room, json in rows}
+
+
+def _content(json: bytes) -> JsonObject:
+    """The event's; empty where that is damaged."""
+    try:
+        content = orjson.loads(unpack(json))["content"]
+    except (ValueError, LookupError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 async def rooms_of_server(tx: Tx, server: ServerName) -> list[int]:

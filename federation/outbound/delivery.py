@@ -27,7 +27,7 @@ from federation.protocol.types import JsonObject, ServerName, UserID
 from storage import destinations, device_lists, outbox, outbox_leases
 from storage.database import Database, Tx
 from storage.destinations import Undeliverable
-from storage.outbox import OutgoingDeviceChange, OutgoingEvent
+from storage.outbox import OutgoingDeviceChange, OutgoingEvent, OutgoingReceipt
 
 logger = logging.getLogger(__name__)
 
@@ -129,7 +129,8 @@ class Delivery:
                     share.upto = upto = events[-1].position
                 share.events = [queued(event) for event in await self._addressed(tx, server, events)]
                 share.device_changes = await outbox.device_changes_between(tx, self._server_name, rooms, after, upto)
-                share.receipts = await outbox.receipts_between(tx, self._server_name, rooms, after, upto)
+                receipts = await outbox.receipts_between(tx, self._server_name, rooms, after, upto)
+                share.receipts = await _readable(tx, server, receipts)
                 if len(share) or upto == end:
                     return share
                 after = upto
@@ -308,7 +309,16 @@ def _report_refused(server: ServerName, answer: JsonObject) -> None:
             logger.warning("%s did not take the event %.255s: %.500s", server, event_id, error)
 
 
-# --- whom an event concerns
+# --- whom an event or a receipt concerns
+
+
+async def _readable(tx: Tx, server: ServerName, receipts: list[OutgoingReceipt]) -> list[OutgoingReceipt]:
+    """Those of rooms whose access control list does not deny the server."""
+    if not receipts:
+        return receipts
+    acls = await outbox.server_acls_now(tx, {receipt.room for receipt in receipts})
+    denied = {room for room, acl in acls.items() if not is_allowed(acl, server)}
+    return [receipt for receipt in receipts if receipt.room not in denied]
 
 
 def queued(event: OutgoingEvent) -> QueuedEvent:

@@ -13,7 +13,7 @@ from homeserver.config import ExistingFile, Federation
 from tests.clients import Client, Server, quote, unique
 from tests.devices import a_device, cross_signing
 from tests.federation.authority import Authority
-from tests.federation.listening_peer import ListeningPeer, listening
+from tests.federation.listening_peer import ListeningPeer, listening, until_left_alone
 from tests.federation.resident_rooms import SharedRoom
 from tests.federation.servers import federating
 from tests.homeserver.rooms import a_room
@@ -110,6 +110,27 @@ async def test_a_peer_that_was_away_is_told_of_devices_and_keys(
     assert missed[0]["prev_id"] == [known]
     assert missed[-1]["device_id"] == other.device_id
     assert "keys" in missed[-1]
+
+
+async def test_a_peer_that_was_away_is_not_told_of_receipts_where_it_is_shut_out(
+    server: Server, alice: Client, peer: ListeningPeer, room: SharedRoom
+) -> None:
+    open_room = await SharedRoom.made(server, alice, peer)
+    await open_room.join(peer.user())
+    read = {each.room_id: await send(alice, each.room_id, "before") for each in (room, open_room)}
+    await peer.until(lambda: peer.messages.count("before") == 2)
+    await peer.stop()
+    await put_state(alice, room.room_id, "m.room.server_acl", {"allow": ["*"], "deny": ["127.0.0.1"]})
+    await send(alice, open_room.room_id, "missed")
+    await until_left_alone(server, peer)
+    for room_id, event_id in read.items():
+        await alice.ok("POST", f"/v3/rooms/{room_id}/receipt/m.read/{quote(event_id)}", {})
+    await peer.start()
+    server.application.outbound.availability.alive(peer.name)
+
+    await peer.until_messages(["missed"])
+    await peer.until(lambda: peer.edus("m.receipt"))
+    assert [room_id for content in peer.edus("m.receipt") for room_id in content] == [open_room.room_id]
 
 
 async def test_messages_are_given_up_that_a_peer_did_not_take_for_long(
