@@ -50,9 +50,10 @@ from homeserver.services.sync_rooms import SyncRooms
 from homeserver.services.user_views import UserViews
 from homeserver.signing_keys import OwnKeys
 from homeserver.user_data_parts import UserDataParts
-from storage import background, short_lived_tokens
+from storage import background, carrying, ephemeral, log, short_lived_tokens
 from storage.account_data import AccountDataChanged
 from storage.append_events import RoomEvents
+from storage.bus import Bus, PostgresBus
 from storage.database import Database
 from storage.device_lists import DeviceListChanged
 from storage.invalidations import Invalidated
@@ -110,8 +111,9 @@ class Application:
 
         # storage
         self.database = Database(conninfo, max_connections=config.database.max_connections)
-        self.tail = Tail(self.database, KINDS)
-        self.log = Log(self.database, self.tail)
+        self.bus: Bus = PostgresBus(self.database, carries=budgets is not None)
+        self.tail = Tail(self.database, KINDS, carrier=carrying, patience_seconds=self.bus.patience_seconds)
+        self.log = Log(self.database, self.tail, self.bus, carrying)
 
         # rooms
         heads = RoomHeads(self.database)
@@ -148,7 +150,7 @@ class Application:
 
         # services, and the client API's endpoints that ask them
         application_services = configured.application_services(config)
-        self.user_data = UserDataParts(ground, self.event_counter)
+        self.user_data = UserDataParts(ground, self.event_counter, self.bus)
         self.rooms = RoomParts(
             ground, self.outbound, self.fetching, self.handshaking, self.user_data, application_services
         )
@@ -267,12 +269,13 @@ class Application:
             await self.outbound.shared_availability.start()
             await self.sender.start()
         self._run("log", self.log.run())
+        hear = {log.CHANNEL: self.tail.hear, ephemeral.CHANNEL: self.user_data.exchange.hear}
+        self._run("bus", self.bus.run(hear, self.tail.look))
         self._run("tail", self.tail.run())
         self._run("event counter", self.event_counter.run())
         self._run("device activity", self.accounts.activity.run())
         self._run("delayed events", self.rooms.delayed_events.run())
         self._run("forgetting what expired", self._sweep())
-        self._run("exchange", self.user_data.exchange.run())
         if self.config.federation.enabled:
             self._run("dead letters", self.reception.dead_letters.run())
             self._run("forked rooms", self.reception.merger.run())

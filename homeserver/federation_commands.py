@@ -10,6 +10,7 @@ from federation.protocol.identifiers import check_server_name
 from federation.protocol.types import ServerName
 from federation.rooms.joining import LEASE_SECONDS
 from storage import destinations, outbox_leases, remote_joins
+from storage.bus import PostgresBus
 from storage.database import Database, Tx
 from storage.destinations import Status
 from storage.log import Batch, Entry, Log
@@ -104,7 +105,7 @@ async def retry(database: Database, name: str | None) -> Sequence[ServerName]:
     async def work(tx: Tx) -> None:
         await destinations.forget_failing(tx, servers)
 
-    log = Log(database, _NobodyFollows())
+    log = Log(database, _NobodyFollows(), PostgresBus(database))
     written = log.enqueue(Entry([news_of(server) for server in servers], work))
     await log.close()
     await written

@@ -30,6 +30,8 @@ TITLES = {
     "log_waiting": "Entries that wait to be appended",
     "log_position": "Newest position of the log that is applied",
     "tail_changes": "Changes of the log that are kept in memory",
+    "tail_changes_carried_total": "Changes of other processes that came by the bus",
+    "tail_changes_read_total": "Changes of other processes that were read from the database",
     "users_followed": "Users whose rooms and counts are kept in memory",
     "syncs_waiting": "Users with a sync that waits for news",
     "database_connections": "Connections of the pool",

@@ -18,13 +18,14 @@ from homeserver.services.receipts import ReceiptService
 from homeserver.services.send_to_device import SendToDeviceService
 from homeserver.services.typing import TypingService
 from storage import send_to_device
+from storage.bus import Bus
 from storage.ephemeral import Exchange, PresenceBoard, Typing
 
 
 class UserDataParts:
     """Account data, filters, push rules, receipts, to-device messages, typing and presence."""
 
-    def __init__(self, ground: Ground, event_counter: EventCounter) -> None:
+    def __init__(self, ground: Ground, event_counter: EventCounter, bus: Bus) -> None:
         database, log, tail = ground.database, ground.log, ground.tail
         self._tail = tail
         self.account_data = AccountDataService(database, log, event_counter.follow)
@@ -38,7 +39,7 @@ class UserDataParts:
         tail.add_view(send_to_device.drop_large_contents)
         self.typists = Typing(self._wake_room)
         self.board = PresenceBoard()
-        self.exchange = Exchange(database, self.typists, self.board)
+        self.exchange = Exchange(database, bus, self.typists, self.board)
         self.typing = TypingService(database, self.exchange)
         self.presence = PresenceService(database, tail, self.board, self.exchange, enabled=ground.config.presence)
         self.routes: list[ClientRoute] = [

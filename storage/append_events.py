@@ -250,20 +250,32 @@ class RoomEvents:
         for event in stored:
             versions = [key for key in trunk if key[0] == event.room and key[1] <= event.trunk_version]
             changed = [each for key in sorted(versions) for each in trunk.pop(key)]
-            change = cls(
-                room=known[event.room],
-                new=[],
-                expected_version=None,
-                new_version=event.trunk_version,
-                stored=[event],
+            change = cls.from_stored(
+                known[event.room],
+                event,
                 trunk=changed,
-                concerned=_concerned(event, changed),
                 personal=[(event.position, count) for count in personal.get(event.position, ())],
-                redacted=redacted if event.type == "m.room.redaction" else {},
-                is_after_gap=event.position in gaps,
             )
+            change.redacted = redacted if event.type == "m.room.redaction" else {}
+            change.is_after_gap = event.position in gaps
             answer.append((event.position, change))
         return answer
+
+    @classmethod
+    def from_stored(
+        cls, room: Room, event: StoredEvent, *, trunk: list[TrunkChange], personal: list[tuple[int, PersonalCount]]
+    ) -> Self:
+        """The change of one event that another process appended."""
+        return cls(
+            room=room,
+            new=[],
+            expected_version=None,
+            new_version=event.trunk_version,
+            stored=[event],
+            trunk=trunk,
+            concerned=_concerned(event, trunk),
+            personal=personal,
+        )
 
 
 def trunk_change(write: StateWrite) -> TrunkChange:

@@ -1,4 +1,4 @@
-"""What is true only now: who is typing, who is online. In memory; shared with other processes by notifications.
+"""What is true only now: who is typing, who is online. In memory; shared with other processes by the bus.
 
 Nothing here is in the log: changes have serial numbers, which make the short-lived part of a sync token. They follow
 the clock, so that a token means the same in every process and after a restart, give or take a change told twice.
@@ -6,19 +6,16 @@ A process that starts knows of nobody typing, and of nobody online until they ac
 """
 
 import asyncio
-import logging
 import time
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import orjson
-import psycopg
 
 from federation.protocol.types import UserID
-from storage.database import Connection, Database, Tx, is_lost, unavailable, wait_before_retry
-
-logger = logging.getLogger(__name__)
+from storage.bus import Bus
+from storage.database import Database, Tx
 
 CHANNEL = "hearth_ephemeral"
 MAX_TYPING_MS = 120_000
@@ -214,16 +211,11 @@ async def store_presence(tx: Tx, presence: UserPresence) -> None:
 class Exchange:
     """Tells the other processes what happens here, and this one what happens there."""
 
-    def __init__(self, database: Database, typing: Typing, presence: PresenceBoard) -> None:
+    def __init__(self, database: Database, bus: Bus, typing: Typing, presence: PresenceBoard) -> None:
         self._database = database
+        self._bus = bus
         self._typing = typing
         self._presence = presence
-        self._pid = 0
-
-    @property
-    def is_listening(self) -> bool:
-        """Whether what other processes tell arrives here."""
-        return self._pid != 0
 
     async def announce_typing(self, room: int, user_id: UserID, timeout_ms: int) -> None:
         """Somebody types for so long; 0 when they stopped."""
@@ -231,7 +223,7 @@ class Exchange:
             self._typing.start(room, user_id, timeout_ms)
         else:
             self._typing.stop(room, user_id)
-        await self._notify({"room": room, "user_id": user_id, "timeout_ms": timeout_ms})
+        await self._tell({"room": room, "user_id": user_id, "timeout_ms": timeout_ms})
 
     async def announce_presence(self, presence: UserPresence, *, store: bool) -> bool:
         """Somebody's presence is now so; whether others see a change. `store` for local users."""
@@ -240,7 +232,7 @@ class Exchange:
         if store:
             async with self._database.read() as tx:
                 await store_presence(tx, presence)
-        await self._notify(
+        await self._tell(
             {
                 "presence": presence.user_id,
                 "state": presence.state,
@@ -250,39 +242,17 @@ class Exchange:
         )
         return True
 
-    async def _notify(self, message: dict[str, object]) -> None:
-        # The listening connection's own process ID marks what this process sent itself.
-        text = orjson.dumps({"from": self._pid, **message}).decode()
-        async with self._database.read() as tx:
-            await tx.execute("select pg_notify(%s, %s)", (CHANNEL, text))
+    async def _tell(self, message: dict[str, object]) -> None:
+        await self._bus.tell(CHANNEL, orjson.dumps(message))
 
-    async def run(self) -> None:
-        """Follow the other processes until cancelled."""
-        attempt = 0
-        while True:
-            try:
-                async with await self._database.connect() as connection:
-                    attempt = 0
-                    await self._listen(connection)
-            except (psycopg.Error, OSError) as error:
-                if isinstance(error, psycopg.Error) and not is_lost(error):
-                    raise
-                unavailable(error)
-                await wait_before_retry(attempt)
-                attempt += 1
-
-    async def _listen(self, connection: Connection) -> None:
-        await connection.execute(f"listen {CHANNEL}")
-        self._pid = connection.info.backend_pid
-        async for notification in connection.notifies():
-            message = orjson.loads(notification.payload)
-            if message["from"] == self._pid:
-                continue
-            if "room" in message:
-                if message["timeout_ms"]:
-                    self._typing.start(message["room"], message["user_id"], message["timeout_ms"])
-                else:
-                    self._typing.stop(message["room"], message["user_id"])
+    def hear(self, text: bytes) -> None:
+        """What the bus brings from another process."""
+        message = orjson.loads(text)
+        if "room" in message:
+            if message["timeout_ms"]:
+                self._typing.start(message["room"], message["user_id"], message["timeout_ms"])
             else:
-                status = message["status_msg"] or None
-                self._presence.put(UserPresence(message["presence"], message["state"], message["ts"], status))
+                self._typing.stop(message["room"], message["user_id"])
+        else:
+            status = message["status_msg"] or None
+            self._presence.put(UserPresence(message["presence"], message["state"], message["ts"], status))

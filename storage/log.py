@@ -2,8 +2,8 @@
 
 An `Entry` is what one request changes: all of it is committed in one transaction, or none. One appender per process
 writes the entries of all requests in flight as one batch: it takes the row lock of `log_head`, which reserves the
-positions, runs each entry's own work, inserts each kind of change in bulk, notifies and commits. The lock is held
-until the commit is visible, so whoever sees position N sees everything below N, in every process.
+positions, runs each entry's own work, inserts each kind of change in bulk, commits, and tells the other processes.
+The lock is held until the commit is visible, so whoever sees position N sees everything below N, in every process.
 """
 
 import asyncio
@@ -19,6 +19,8 @@ import psycopg
 
 from federation.protocol.errors import MatrixError, Unavailable
 from federation.protocol.types import UserID
+from storage.announcements import Announcement, Carrier
+from storage.bus import Bus
 from storage.database import (
     UNSTORABLE,
     Connection,
@@ -37,7 +39,9 @@ logger = logging.getLogger(__name__)
 CHANNEL = "hearth_log"
 MAX_BATCH = 256
 """Entries in one transaction, so that no append is ever long."""
-_LIMITS = "set lock_timeout = '20s'; set idle_in_transaction_session_timeout = '60s'"
+_LIMITS = (
+    "set lock_timeout = '20s'; set idle_in_transaction_session_timeout = '60s'; set standard_conforming_strings = on"
+)
 """A process that hangs with the log's lock loses it, and those who wait for it tell their clients."""
 _BY_KEY = (
     "set enable_hashjoin = off; set enable_mergejoin = off; set enable_seqscan = off;"
@@ -53,7 +57,7 @@ class Change(Protocol):
     """One kind of thing that somebody may have to hear about, with its table's bulk insert."""
 
     kind: ClassVar[int]
-    """A bit of its own: a batch's notification names the kinds that it holds."""
+    """A bit of its own: a batch's announcement names the kinds that it holds."""
 
     @property
     def width(self) -> int:
@@ -159,8 +163,6 @@ class Batch:
     """The newest position when the batch took the lock."""
     position: int
     changes: Sequence[tuple[int, Change]]
-    backend: int
-    """The process of the database that committed it, and sent the notification."""
 
 
 class Follower(Protocol):
@@ -197,9 +199,12 @@ class _Pending:
 class Log:
     """This process's appender."""
 
-    def __init__(self, database: Database, tail: Follower) -> None:
+    def __init__(self, database: Database, tail: Follower, bus: Bus, carrier: Carrier | None = None) -> None:
+        """`carrier` writes the entries that the bus takes along."""
         self._database = database
         self._tail = tail
+        self._bus = bus
+        self._carrier = carrier
         self._pending: list[_Pending] = []
         self._wake = asyncio.Event()
         self._connection: Connection | None = None
@@ -321,7 +326,7 @@ class Log:
                 position: int = head[0][0]
                 before = position - total
                 if self._is_uncertain:  # under the log's lock everything below can be seen
-                    await self._tell_of_others(connection, before)
+                    await self._tell_of_others(before)
                 first = before + 1
                 for pending in batch:
                     pending.first = first
@@ -339,11 +344,13 @@ class Log:
                     kinds |= kind.kind
                 # Else the tail might read the batch back, as another process's, before it is handed it.
                 await held.enter_async_context(self._tail.reading)
-                await tx.run(f"notify {CHANNEL}, '{position:d} {kinds:d}'; commit")
+                announced = Announcement(before, position, kinds, self._carried(changes)).to_bytes()
+                await tx.run(f"{self._bus.with_commit(CHANNEL, announced)}commit")
             except BaseException:
                 await _roll_back(connection)
                 raise
-            await self._tell(Batch(before, position, changes, connection.info.backend_pid))
+            self._bus.after_commit(CHANNEL, announced)
+            await self._tell(Batch(before, position, changes))
         self._batches += 1
         self._entries += len(batch) - len(refused)
         self._seconds += time.monotonic() - began
@@ -353,6 +360,11 @@ class Log:
                 _refuse(pending, error)
             else:
                 _accept(pending)
+
+    def _carried(self, changes: Sequence[tuple[int, Change]]) -> bytes:
+        """The changes as others take them; nothing where they have to read them."""
+        limit = self._bus.carried_bytes
+        return self._carrier.encode(changes, limit) if limit and self._carrier is not None else b""
 
     async def _tell(self, batch: Batch) -> None:
         """Hand the tail, whose `reading` is held, what is committed; what it does not take it reads when it can."""
@@ -364,10 +376,10 @@ class Log:
             if not isinstance(error, Unavailable):  # that is logged where it arises
                 logger.exception("positions up to %d are committed, and the tail did not take them", batch.position)
 
-    async def _tell_of_others(self, connection: Connection, position: int) -> None:
+    async def _tell_of_others(self, position: int) -> None:
         """Have the tail read up to here. The log's lock is held."""
         async with self._tail.reading:
-            await self._tell(Batch(position, position, (), connection.info.backend_pid))
+            await self._tell(Batch(position, position, ()))
 
     async def _run_work(self, connection: Connection, tx: Tx, batch: list[_Pending]) -> dict[int, Exception]:
         refused: dict[int, Exception] = {}
@@ -393,7 +405,7 @@ class Log:
                     "begin; select position from log_head for update"
                 )
                 if head:
-                    await self._tell_of_others(connection, head[0][0])
+                    await self._tell_of_others(head[0][0])
             finally:
                 timer.cancel()
                 await _roll_back(connection)

@@ -74,6 +74,12 @@ def known_numbers(memory: Memory, numbers: Collection[int]) -> dict[int, Room]:
     return {number: remembered[number] for number in numbers if number in remembered}
 
 
+def remember(memory: Memory, number: int, room_id: RoomID, version: str) -> Room:
+    """The room, of which another process tells."""
+    known = memory.part(_Rooms).by_number.get(number)
+    return known or memory.part(_Rooms).keep(Room(number, room_id, get_rules(version)))
+
+
 async def get_many(tx: Tx, numbers: Collection[int]) -> dict[int, Room]:
     """Rooms by number."""
     found = known_numbers(tx.memory, numbers)

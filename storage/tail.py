@@ -1,8 +1,10 @@
 """Following the log: the newest entries in memory, coherent views, and who waits for what.
 
-One `Tail` per process. Entries of this process reach it from the appender without a query; those of other processes
-are read when PostgreSQL notifies, with a slow poll as a net. Changes are applied in order of position, each to every
-view (a cache, the members of rooms, ...), before anybody who waits is woken.
+One `Tail` per process. Entries of this process reach it from the appender without a query. Of those of other processes
+the bus brings announcements: with the entries, or with no more than their kinds, which are then read. Announcements
+may be lost, come twice or out of order: each says which position it follows, what is missing is read, and a slow poll
+is the net. Changes are applied in order of position, each to every view (a cache, the members of rooms, ...), before
+anybody who waits is woken.
 """
 
 import asyncio
@@ -12,12 +14,11 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
-import psycopg
-
 from federation.protocol.errors import Unavailable
 from federation.protocol.types import UserID
-from storage.database import Database, Tx, is_lost, unavailable, wait_before_retry
-from storage.log import CHANNEL, Batch, Change
+from storage.announcements import Announcement, Carrier, parse
+from storage.database import Database, Tx, wait_before_retry
+from storage.log import Batch, Change
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +27,9 @@ WINDOW = 10_000
 WINDOW_BYTES = 64 * 1024 * 1024
 """What those may hold, as far as it is large (`held_bytes`): then fewer are kept."""
 POLL_SECONDS = 5.0
-"""How often to look for entries whose notification was lost."""
+"""How often to look for entries whose announcement was lost."""
+MAX_AWAITED = 1000
+"""Announcements kept for one that they follow and that has not come."""
 
 View = Callable[[int, Change], None]
 
@@ -83,9 +86,24 @@ def _expire(future: asyncio.Future[None]) -> None:
 class Tail:
     """The newest part of the log, and everything in this process that must keep up with it."""
 
-    def __init__(self, database: Database, kinds: Sequence[type[Change]]) -> None:
+    def __init__(
+        self,
+        database: Database,
+        kinds: Sequence[type[Change]],
+        *,
+        carrier: Carrier | None = None,
+        patience_seconds: float = 0.0,
+    ) -> None:
+        """`carrier` reads the entries that announcements bring; `patience_seconds` is the bus's."""
         self._database = database
         self._kinds = kinds
+        self._carrier = carrier
+        self._patience_seconds = patience_seconds
+        self._announced: dict[int, Announcement] = {}
+        """By the position that each follows."""
+        self._heard = asyncio.Event()
+        self._must_look = True
+        self._gap_since: float | None = None
         self._views: list[View] = []
         self._window: deque[tuple[int, Change]] = deque()
         self._sizes: deque[int] = deque()
@@ -96,7 +114,7 @@ class Tail:
         self._room_listeners: dict[int, set[Listener]] = {}
         self.reading = asyncio.Lock()
         self._moved: list[asyncio.Future[None]] = []
-        self._own_backend: int | None = None
+        self._carried = self._read_back = 0
         self._followed_at = time.monotonic()
         self.position = 0
         """The newest position that is applied here."""
@@ -111,6 +129,8 @@ class Tail:
         return {
             "log_position": self.position,
             "tail_changes": len(self._window),
+            "tail_changes_carried_total": self._carried,
+            "tail_changes_read_total": self._read_back,
             "users_followed": len(listeners),
             "syncs_waiting": sum(listener.is_waited_for for listener in listeners),
         }
@@ -126,27 +146,56 @@ class Tail:
         self._followed_at = time.monotonic()
 
     async def run(self) -> None:
-        """Follow other processes' entries until cancelled; reconnects when the database was away."""
+        """Follow other processes' entries until cancelled; goes on when the database was away."""
         attempt = 0
         while True:
             try:
-                async with await self._database.connect() as connection:
-                    await connection.execute(f"listen {CHANNEL}")
-                    attempt = 0
-                    while True:
-                        await self.catch_up()
-                        self._followed_at = time.monotonic()
-                        async for notification in connection.notifies(timeout=POLL_SECONDS):
-                            if notification.pid != self._own_backend:  # one's own batches come by `on_commit`
-                                await self.catch_up(int(notification.payload.split(" ")[0]))
-            except (psycopg.Error, OSError, Unavailable) as error:
-                if isinstance(error, psycopg.Error) and not is_lost(error):
-                    raise
-                if not isinstance(error, Unavailable):
-                    unavailable(error)
+                await self._follow()
+                attempt = 0
+            except Unavailable:  # logged where it arose
+                self._must_look = True
                 await self._database.drop_lost()
                 await wait_before_retry(attempt)
                 attempt += 1
+
+    def hear(self, message: bytes) -> None:
+        """What the bus brings of another process's batch."""
+        announced = parse(message)
+        if announced is None or len(self._announced) >= MAX_AWAITED:
+            self._announced.clear()
+            self.look()
+        elif announced.position > self.position:
+            self._announced[announced.before] = announced
+            self._heard.set()
+
+    def look(self) -> None:
+        """Something may have been missed."""
+        self._must_look = True
+        self._heard.set()
+
+    async def _follow(self) -> None:
+        """Wait for news, and apply it."""
+        if not self._must_look:
+            try:
+                async with asyncio.timeout(POLL_SECONDS if self._gap_since is None else self._patience_seconds):
+                    await self._heard.wait()
+            except TimeoutError:
+                self._must_look = True
+        self._heard.clear()
+        async with self.reading:
+            if not self._must_look:
+                await self._take_announced()
+            if self._gap_since is not None and time.monotonic() - self._gap_since >= self._patience_seconds:
+                self._must_look = True  # it is lost
+            if self._must_look:
+                self._must_look = False
+                expected = list(self._announced)
+                await self._read(None)
+                for before in expected:  # all that was announced is there now
+                    self._announced.pop(before, None)
+                self._gap_since = time.monotonic() if self._announced else None
+            if self._gap_since is None:
+                self._followed_at = time.monotonic()
 
     @property
     def seconds_unfollowed(self) -> float:
@@ -169,7 +218,6 @@ class Tail:
 
     async def on_commit(self, batch: Batch) -> None:
         """Take this process's own batch, after what other processes appended before it. The caller holds `reading`."""
-        self._own_backend = batch.backend
         if batch.before > self.position:
             await self._read(batch.before)
         if batch.position > self.position:
@@ -185,15 +233,46 @@ class Tail:
         return self.position > before
 
     async def _read(self, upto: int | None) -> None:
-        async with self._database.read() as tx:
-            if upto is None:
+        """Apply what is committed, from what was announced as far as that goes: all of it, or at least to `upto`."""
+        if upto is None:
+            async with self._database.read() as tx:
                 upto = await _head(tx)
-            if upto <= self.position:
-                return
-            changes: list[tuple[int, Change]] = []
+        await self._take_announced()
+        if upto > self.position:
+            await self._read_back_to(upto, -1)
+
+    async def _take_announced(self) -> None:
+        """Apply what was announced up to the first gap."""
+        while self._announced:
+            announced = self._announced.pop(self.position, None)
+            if announced is None:
+                break
+            changes = None if self._carrier is None else self._carrier.decode(announced.body, self._database.memory)
+            if changes is not None:
+                self._carried += len(changes)
+                self._apply(changes, announced.position)
+                continue
+            upto, kinds = announced.position, announced.kinds
+            while (following := self._announced.get(upto)) is not None and not following.body:
+                del self._announced[upto]
+                upto, kinds = following.position, kinds | following.kinds
+            await self._read_back_to(upto, kinds)
+        if self._announced:
+            self._announced = {at: each for at, each in self._announced.items() if each.position > self.position}
+        if not self._announced:
+            self._gap_since = None
+        elif self._gap_since is None:
+            self._gap_since = time.monotonic()
+
+    async def _read_back_to(self, upto: int, kinds: int) -> None:
+        """Apply what the database has of these kinds, which are all there are."""
+        changes: list[tuple[int, Change]] = []
+        async with self._database.read() as tx:
             for kind in self._kinds:
-                changes.extend(await kind.read_range(tx, self.position, upto))
+                if kinds & kind.kind:
+                    changes.extend(await kind.read_range(tx, self.position, upto))
         changes.sort(key=lambda pair: pair[0])
+        self._read_back += len(changes)
         self._apply(changes, upto)
 
     def _apply(self, changes: Sequence[tuple[int, Change]], position: int) -> None:

@@ -14,10 +14,12 @@ from federation.rooms.counting import NOT_COUNTED, Counted
 from federation.rooms.heads import RoomHeads
 from federation.rooms.policy_servers import PolicyServers
 from federation.rooms.reader import RoomReader
+from storage import carrying
 from storage.append_events import RoomEvents
+from storage.bus import PostgresBus
 from storage.database import Database
 from storage.events import Flag
-from storage.log import Change, Log
+from storage.log import CHANNEL, Change, Log
 from storage.rooms import Room
 from storage.tail import Tail
 from tests.protocol.builders import HOME, HOME_KEY
@@ -64,8 +66,9 @@ class Process:
 
     def __init__(self, conninfo: str) -> None:
         self.database = Database(conninfo, max_connections=4)
-        self.tail = Tail(self.database, (RoomEvents,))
-        self.log = Log(self.database, self.tail)
+        self.bus = PostgresBus(self.database, carries=True)
+        self.tail = Tail(self.database, (RoomEvents,), carrier=carrying)
+        self.log = Log(self.database, self.tail, self.bus, carrying)
         self.heads = RoomHeads(self.database)
         self.picture = Picture()
         self.tail.add_view(self.picture.apply)
@@ -90,6 +93,7 @@ async def a_process(conninfo: str, *, follows: bool = True) -> AsyncIterator[Pro
     tasks = [asyncio.create_task(process.log.run())]
     if follows:
         tasks.append(asyncio.create_task(process.tail.run()))
+        tasks.append(asyncio.create_task(process.bus.run({CHANNEL: process.tail.hear}, process.tail.look)))
     try:
         yield process
     finally:

@@ -7,8 +7,18 @@ from dataclasses import replace
 import pytest_asyncio
 
 from federation.protocol.types import UserID
+from storage.bus import PostgresBus
 from storage.database import Database
-from storage.ephemeral import IDLE_AFTER_MS, Exchange, PresenceBoard, Typing, UserPresence, load_presence, now_ms
+from storage.ephemeral import (
+    CHANNEL,
+    IDLE_AFTER_MS,
+    Exchange,
+    PresenceBoard,
+    Typing,
+    UserPresence,
+    load_presence,
+    now_ms,
+)
 
 ALICE, BOB = UserID("@alice:hearth.test"), UserID("@bob:hearth.test")
 
@@ -102,10 +112,15 @@ async def until(condition: Callable[[], bool]) -> None:
 
 async def test_processes_tell_each_other(database: Database) -> None:
     sides = [(Typing(lambda room: None), PresenceBoard()) for _ in range(2)]
-    exchanges = [Exchange(database, typing, board) for typing, board in sides]
-    tasks = [asyncio.create_task(exchange.run()) for exchange in exchanges]
+    buses = [PostgresBus(database) for _ in sides]
+    exchanges = [Exchange(database, bus, *side) for bus, side in zip(buses, sides, strict=True)]
+    listening: list[bool] = []
+    tasks = [
+        asyncio.create_task(bus.run({CHANNEL: exchange.hear}, lambda: listening.append(True)))
+        for bus, exchange in zip(buses, exchanges, strict=True)
+    ]
     try:
-        await until(lambda: all(exchange.is_listening for exchange in exchanges))
+        await until(lambda: len(listening) == 2)
         await exchanges[0].announce_typing(7, ALICE, 30_000)
         await exchanges[0].announce_presence(UserPresence(BOB, "online", 5, "hi \0 there"), store=True)
         await until(lambda: sides[1][1].find(BOB) is not None)

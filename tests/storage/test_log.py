@@ -13,8 +13,9 @@ import pytest
 from federation.protocol.errors import Forbidden, InvalidInput, MatrixError, Unavailable
 from federation.protocol.types import UserID
 from storage import tail as tail_module
+from storage.bus import PostgresBus
 from storage.database import Database, Row, Tx
-from storage.log import AlreadyWritten, Appended, Batch, Change, Conflict, Entry, Log
+from storage.log import CHANNEL, AlreadyWritten, Appended, Batch, Change, Conflict, Entry, Log
 from storage.tail import Listener, Tail
 
 ALICE, BOB = UserID("@alice:example.org"), UserID("@bob:example.org")
@@ -84,10 +85,11 @@ class Follower:
 
     def __init__(self, conninfo: str) -> None:
         self.database = Database(conninfo, max_connections=3)
+        self.bus = PostgresBus(self.database)
         self.tail = Tail(self.database, (Note,))
         self.batches: list[Batch] = []
         self.reading = self.tail.reading
-        self.log = Log(self.database, self)
+        self.log = Log(self.database, self, self.bus)
         self.seen: list[tuple[int, str]] = []
         self.tail.add_view(self._view)
 
@@ -116,6 +118,7 @@ async def a_follower(conninfo: str, *, follows: bool = False) -> AsyncIterator[F
     tasks = [asyncio.create_task(follower.log.run())]
     if follows:
         tasks.append(asyncio.create_task(follower.tail.run()))
+        tasks.append(asyncio.create_task(follower.bus.run({CHANNEL: follower.tail.hear}, follower.tail.look)))
     try:
         yield follower
     finally:

@@ -1,0 +1,72 @@
+"""What the bus carries to other processes is what they would read from the database."""
+
+import pytest
+
+from homeserver.app import KINDS
+from storage import announcements, carrying
+from storage.announcements import Announcement
+from storage.bus import PostgresBus
+from storage.database import Memory, Tx
+from storage.log import Change
+from tests.clients import Server
+from tests.homeserver.test_sync_equivalence import Story
+from tests.rooms import create_room
+from tests.servers import running
+
+STEPS = 150
+
+
+async def read_back(tx: Tx, announced: Announcement) -> list[tuple[int, Change]]:
+    changes: list[tuple[int, Change]] = []
+    for kind in KINDS:
+        if announced.kinds & kind.kind:
+            changes.extend(await kind.read_range(tx, announced.before, announced.position))
+    return sorted(changes, key=lambda pair: pair[0])
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> list[Announcement]:
+    """What a server announces, which nobody hears."""
+    found: list[Announcement] = []
+
+    def keep(_bus: PostgresBus, _subject: str, message: bytes) -> str:
+        announced = announcements.parse(message)
+        assert announced is not None
+        found.append(announced)
+        return ""
+
+    monkeypatch.setattr(PostgresBus, "with_commit", keep)
+    return found
+
+
+async def compare(server: Server, told: list[Announcement]) -> list[bool]:
+    """For each batch that was announced, whether it was carried; then it must equal what is stored."""
+    answers = []
+    async with server.application.database.read() as tx:
+        for announced in told:
+            changes = carrying.decode(announced.body, Memory())
+            answers.append(changes is not None)
+            if changes is not None:
+                assert changes == await read_back(tx, announced)
+    return answers
+
+
+async def test_what_is_carried_equals_what_is_read(conninfo: str, told: list[Announcement]) -> None:
+    async with running(conninfo, presence=False) as server:
+        server.application.bus.carried_bytes = 7_900
+        users = [await server.register(name) for name in ("alice", "bob", "carol", "dave")]
+        rooms = [await create_room(users[0], preset="public_chat") for _ in range(3)]
+        story = Story(1, users, rooms)
+        carried: list[bool] = []
+        for _ in range(STEPS):
+            told.clear()
+            await story.step()
+            carried.extend(await compare(server, told))
+
+        assert sum(carried) > 0.9 * len(carried) > 50
+
+
+def test_what_another_release_carries_is_read_from_the_database() -> None:
+    assert carrying.decode(b"[%d]\n" % (carrying.FORM + 1), Memory()) is None
+    assert carrying.decode(b"", Memory()) is None
+    assert announcements.parse(b"something else") is None
