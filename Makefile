@@ -60,11 +60,13 @@ check: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
 test: check
+	@$(BIN)/python -m tests.nats_server
 	@$(BIN)/python -m benchmarks.synapse
 	$(BIN)/python -m pytest -n $(WORKERS) --cov=$(PROTOCOL) --cov-report=
 	$(BIN)/coverage report --fail-under=100
 
 quick: check
+	@$(BIN)/python -m tests.nats_server
 	$(BIN)/python -m pytest -n $(WORKERS) --ignore=tests/scenarios -m 'not interoperability'
 
 kill-test: $(VENV)/.installed-dev

@@ -53,7 +53,6 @@ from homeserver.user_data_parts import UserDataParts
 from storage import background, carrying, ephemeral, log, short_lived_tokens
 from storage.account_data import AccountDataChanged
 from storage.append_events import RoomEvents
-from storage.bus import Bus, PostgresBus
 from storage.database import Database
 from storage.device_lists import DeviceListChanged
 from storage.invalidations import Invalidated
@@ -111,7 +110,7 @@ class Application:
 
         # storage
         self.database = Database(conninfo, max_connections=config.database.max_connections)
-        self.bus: Bus = PostgresBus(self.database, carries=budgets is not None)
+        self.bus = configured.bus(config.bus, self.database, shares=budgets is not None)
         self.tail = Tail(self.database, KINDS, carrier=carrying, patience_seconds=self.bus.patience_seconds)
         self.log = Log(self.database, self.tail, self.bus, carrying)
 

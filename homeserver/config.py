@@ -55,6 +55,13 @@ class RegistrationMode(enum.StrEnum):
     TOKEN = "token"  # noqa: S105  # the name of a mode
 
 
+class BusKind(enum.StrEnum):
+    """What tells processes of each other's entries."""
+
+    POSTGRES = "postgres"
+    NATS = "nats"
+
+
 class LogLevel(enum.StrEnum):
     """The least important kind of line that is written."""
 
@@ -119,6 +126,25 @@ class Database:
             yield "url", "only PostgreSQL is supported: write postgresql://USER:PASSWORD@HOST/DATABASE"
         if self.url is not None and self.binaries is not None:
             yield "binaries", "used only for a database of our own: remove it, or remove url"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Bus:
+    """How processes hear of each other at once."""
+
+    SHORTHAND = "kind"
+
+    kind: BusKind = BusKind.POSTGRES
+    servers: tuple[Secret, ...] = ()
+    """None: one on this machine."""
+    certificate_authorities: tuple[ExistingFile, ...] = ()
+    """Trusted besides the system's."""
+
+    def complaints(self) -> Iterator[tuple[str, str]]:
+        """Addresses that are none."""
+        for server in self.servers:
+            if not server.value.startswith(("nats://", "tls://")):
+                yield "servers", "write nats://HOST:PORT, or tls://HOST:PORT, each with USER:PASSWORD@ if need be"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -292,6 +318,7 @@ class Config:
     data_directory: Path = Path("data")
     signing_key_file: Path | None = None
     database: Database = Database()
+    bus: Bus = Bus()
     listeners: tuple[Listener, ...] = (Listener(),)
     registration: Registration = Registration()
     sessions: Sessions = Sessions()

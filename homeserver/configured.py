@@ -1,6 +1,7 @@
 """The settings in the form that the parts take, so that nothing below `homeserver` knows `config.py`."""
 
 import dataclasses
+import importlib
 from collections.abc import Callable
 
 from federation.protocol.server_acl import ServerACL
@@ -18,6 +19,20 @@ from homeserver.services.budget_table import BudgetTable
 from homeserver.services.rate_limits import Limit, RateLimits
 from homeserver.services.sessions import Lifetimes
 from homeserver.startup import StartupError
+from storage.bus import Bus, PostgresBus
+from storage.database import Database
+
+
+def bus(configured: settings.Bus, database: Database, *, shares: bool) -> Bus:
+    """What tells other processes; `shares` when some are known to be there."""
+    if configured.kind is settings.BusKind.POSTGRES:
+        return PostgresBus(database, carries=shares)
+    nats = importlib.import_module("storage.nats_bus")  # only where it is used: it takes time and memory
+    servers = nats.NatsServers(
+        [each.value for each in configured.servers] or ["nats://127.0.0.1:4222"], configured.certificate_authorities
+    )
+    made: Bus = nats.NatsBus(database, servers)
+    return made
 
 
 def lifetimes(configured: settings.Sessions) -> Lifetimes:

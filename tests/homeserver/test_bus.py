@@ -1,0 +1,216 @@
+"""Processes on one database hear of each other by PostgreSQL or by NATS. What is lost on the way costs time alone."""
+
+import asyncio
+import contextlib
+import random
+import signal
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from homeserver.config import Bus, BusKind, Secret
+from storage import nats_bus, tail
+from storage.bus import Hear, PostgresBus
+from storage.nats_bus import NatsBus
+from tests.clients import Client, Server, quote
+from tests.homeserver.syncs import ids, joined, sync, timeline, token
+from tests.homeserver.test_sync_equivalence import FILTERS, a_story, at, comparable, differences
+from tests.nats_server import NatsServer
+from tests.rooms import create_room, join, send
+from tests.servers import running
+
+BY_POSTGRES = Bus()
+MESSAGES = 40
+
+
+@pytest.fixture
+def nats() -> Iterator[NatsServer]:
+    """A NATS server of the test's own."""
+    server = NatsServer()
+    yield server
+    server.kill()
+
+
+def by(nats: NatsServer) -> Bus:
+    return Bus(BusKind.NATS, (Secret(nats.url),))
+
+
+@asynccontextmanager
+async def processes(conninfo: str, bus: Bus, count: int = 2) -> AsyncIterator[list[Server]]:
+    """Several on one database, each of which knows that there are others."""
+    async with contextlib.AsyncExitStack() as stack:
+        servers = [await stack.enter_async_context(running(conninfo, bus=bus)) for _ in range(count)]
+        if bus == BY_POSTGRES:
+            for server in servers:
+                server.application.bus.carried_bytes = 7_900
+        yield servers
+
+
+@pytest.fixture
+def lossy(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """Half of all messages are lost, others come twice, or late; those that were lost."""
+    chance, lost = random.Random(5), []
+
+    def damaged(handle: Hear) -> Hear:
+        def hear(message: bytes) -> None:
+            if chance.random() < 0.5:
+                lost.append(message)
+                return
+            handle(message)
+            if chance.random() < 0.5:
+                asyncio.get_running_loop().call_later(chance.random() / 20, handle, message)
+
+        return hear
+
+    for kind in (PostgresBus, NatsBus):
+
+        def run(bus: Any, hear: Mapping[str, Hear], look: Callable[[], None], *, whole: Any = kind.run) -> Any:
+            return whole(bus, {subject: damaged(handle) for subject, handle in hear.items()}, look)
+
+        monkeypatch.setattr(kind, "run", run)
+    monkeypatch.setattr(tail, "POLL_SECONDS", 0.5)
+    return lost
+
+
+async def follow(clients: list[Client], room_id: str, expected: int) -> list[str]:
+    """What a user sees of a room who waits for news, each time at another process."""
+    seen: list[str] = []
+    since, chance = await token(clients[0]), random.Random(expected)
+    async with asyncio.timeout(60):
+        while len(seen) < expected:
+            answer = await sync(chance.choice(clients), since, timeout=5000)
+            since = answer["next_batch"]
+            assert not joined(answer, room_id).get("timeline", {}).get("limited")
+            seen.extend(ids(timeline(answer, room_id)))
+    return seen
+
+
+async def converse(servers: list[Server], during: Callable[[int], None] = lambda _number: None) -> None:
+    """Users write and follow through all these processes, and each sees all that was written, once and in order."""
+    users = [await servers[0].register(name) for name in ("alice", "bob", "carol")]
+    room_id = await create_room(users[0], preset="public_chat")
+    for user in users[1:]:
+        await join(user, room_id)
+    followers = [
+        asyncio.create_task(follow([at(server, user) for server in servers], room_id, MESSAGES)) for user in users
+    ]
+    await asyncio.sleep(0.2)
+    sent = []
+    for number in range(MESSAGES):
+        during(number)
+        writer = at(servers[number % len(servers)], users[number % len(users)])
+        sent.append(await send(writer, room_id, f"message {number}"))
+    for seen in await asyncio.gather(*followers):
+        assert seen == sent
+
+
+def figure(server: Server, name: str) -> float:
+    return server.application.tail.figures()[name]
+
+
+@pytest.mark.parametrize("kind", [BusKind.POSTGRES, BusKind.NATS])
+async def test_half_of_the_messages_are_enough(
+    conninfo: str, nats: NatsServer, lossy: list[bytes], kind: BusKind
+) -> None:
+    async with processes(conninfo, by(nats) if kind is BusKind.NATS else BY_POSTGRES, 3) as servers:
+        await converse(servers)
+
+        assert len(lossy) > MESSAGES / 2
+        assert all(figure(server, "tail_changes_read_total") for server in servers)
+        assert any(figure(server, "tail_changes_carried_total") for server in servers)
+
+
+@pytest.mark.parametrize("kind", [BusKind.POSTGRES, BusKind.NATS])
+async def test_a_process_that_heard_half_answers_as_a_fresh_one(
+    conninfo: str, nats: NatsServer, lossy: list[bytes], kind: BusKind
+) -> None:
+    bus = by(nats) if kind is BusKind.NATS else BY_POSTGRES
+    async with processes(conninfo, bus) as (one, other):
+        tokens = await a_story([one, other], 3)
+        async with running(conninfo, presence=False) as fresh:
+            for user, since in tokens:
+                answers = [comparable(await sync(at(each, user), since, **FILTERS[0])) for each in (fresh, one, other)]
+                for from_memory in answers[1:]:
+                    assert differences(from_memory, answers[0]) == []
+
+
+async def test_nats_brings_entries_and_no_process_listens_at_the_database(conninfo: str, nats: NatsServer) -> None:
+    async with processes(conninfo, by(nats)) as servers:
+        await asyncio.sleep(0.5)  # until both are connected
+        before = [figure(server, "tail_changes_read_total") for server in servers]
+        await converse(servers)
+
+        read = [figure(server, "tail_changes_read_total") for server in servers]
+        assert sum(read) - sum(before) < MESSAGES / 4
+        assert sum(figure(server, "tail_changes_carried_total") for server in servers) > MESSAGES
+        async with servers[0].application.database.read() as tx:
+            assert await tx.fetch("select query from pg_stat_activity where query ilike 'listen%%'") == []
+
+
+async def test_typing_comes_by_nats(conninfo: str, nats: NatsServer) -> None:
+    async with processes(conninfo, by(nats)) as (one, other):
+        await asyncio.sleep(0.5)
+        alice = await one.register("alice")
+        room_id = await create_room(alice)
+        there = at(other, alice)
+        since = await token(there)
+        path = f"/v3/rooms/{quote(room_id)}/typing/{quote(alice.user_id)}"
+        waiting = asyncio.create_task(sync(there, since, timeout=10_000))
+        await alice.ok("PUT", path, {"typing": True, "timeout": 60_000})
+
+        (event,) = joined(await asyncio.wait_for(waiting, 3), room_id)["ephemeral"]["events"]
+        assert event["content"] == {"user_ids": [alice.user_id]}
+
+
+@pytest.mark.parametrize("fault", ["killed", "stopped", "not there yet"])
+async def test_nobody_misses_anything_while_nats_is_away(
+    conninfo: str, nats: NatsServer, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    monkeypatch.setattr(tail, "POLL_SECONDS", 0.5)
+
+    def during(number: int) -> None:
+        if number == 10 and fault == "killed":
+            nats.kill()
+        elif number == 10 and fault == "stopped":
+            nats.signal(signal.SIGSTOP)
+        elif number == 30 and fault == "stopped":
+            nats.signal(signal.SIGCONT)
+        elif number == 30:
+            nats.start()
+
+    if fault == "not there yet":
+        nats.kill()
+    async with processes(conninfo, by(nats)) as servers:
+        await converse(servers, during)
+        if fault != "stopped":
+            await asyncio.sleep(2 * nats_bus.RECONNECT_SECONDS)  # until both are connected again
+        before = figure(servers[1], "tail_changes_carried_total")
+        await create_room(await servers[0].register("dave"))
+        for _ in range(100):
+            if figure(servers[1], "tail_changes_carried_total") > before:
+                break
+            await asyncio.sleep(0.05)
+        else:
+            pytest.fail("nothing comes by NATS any more")
+
+
+async def test_a_password_is_needed_where_nats_has_one(conninfo: str) -> None:
+    nats = NatsServer("--user", "hearth", "--pass", "a secret")
+    with_password = nats.url.replace("nats://", "nats://hearth:a%20secret@")
+    try:
+        async with (
+            running(conninfo, bus=Bus(BusKind.NATS, (Secret(with_password),))) as one,
+            running(conninfo, bus=Bus(BusKind.NATS, (Secret(with_password),))) as other,
+            running(conninfo, bus=by(nats)) as stranger,
+        ):
+            await asyncio.sleep(0.5)
+            before = figure(stranger, "tail_changes_carried_total")
+            await create_room(await one.register("alice"))
+            await asyncio.sleep(0.5)
+
+            assert figure(other, "tail_changes_carried_total") > 0
+            assert figure(stranger, "tail_changes_carried_total") == before
+    finally:
+        nats.kill()
