@@ -1,6 +1,7 @@
 """What `hearth serve` runs: the server from its start to the signal that ends it."""
 
 import asyncio
+import resource
 import signal
 from collections.abc import Callable
 
@@ -10,14 +11,26 @@ from homeserver.app import Application
 from homeserver.config import Config
 from homeserver.startup import Prepared, prepare
 
+MAX_FILES = 65_536
+"""Open at once, connections among them."""
+
 
 def serve(config: Config, announce: Callable[[], None]) -> None:
     """Run the server until SIGTERM or SIGINT; `announce` is called when it answers.
 
     Raises StartupError before it listens, OSError if it cannot listen.
     """
+    allow_connections()
     with prepare(config) as prepared, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(config, prepared, announce))
+
+
+def allow_connections() -> None:
+    """As many as the system lets this process have: many start with 1024, and other servers alone may take so many."""
+    allowed, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_FILES if most == resource.RLIM_INFINITY else min(most, MAX_FILES)
+    if allowed != resource.RLIM_INFINITY and allowed < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
 
 
 async def _serve(config: Config, prepared: Prepared, announce: Callable[[], None]) -> None:

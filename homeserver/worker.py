@@ -34,6 +34,7 @@ def main() -> None:
     if changed:
         sys.exit(f"{changed} has changed: restart the server, SIGHUP cannot bring this about")
     logs.set_up(config.log, worker=orders["number"])
+    serving.allow_connections()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(config, keys, orders, sockets))
 

@@ -12,6 +12,7 @@ from urllib.parse import quote, urlencode
 from federation.outbound.availability import Availability
 from federation.outbound.egress import (
     AnswerTooLarge,
+    Crowded,
     Egress,
     EgressError,
     EgressRequest,
@@ -209,7 +210,7 @@ class FederationClient:
 
     def _failure(self, destination: ServerName, error: EgressError) -> PeerUnreachable:
         """What to raise; a server that answered badly is no server that does not answer."""
-        if not isinstance(error, AnswerTooLarge | WrongContentType):
+        if not isinstance(error, AnswerTooLarge | WrongContentType | Crowded):
             self._availability.failed(destination, str(error))
         return PeerUnreachable(destination, str(error))
 

@@ -20,6 +20,7 @@ from yarl import URL
 
 from federation.outbound.addresses import AddressPolicy
 from federation.outbound.name_lookup import NameLookup
+from federation.outbound.turns import CutOff, Places, Turn, Turns
 
 logger = logging.getLogger(__name__)
 
@@ -30,8 +31,7 @@ IDLE_SECONDS = 30.0
 """Between two pieces of a body. Until the first, an answer may take all of the request's time."""
 
 KEEP_ALIVE_SECONDS = 60.0
-MAX_CONNECTIONS = 512
-MAX_CONNECTIONS_PER_HOST = 16
+PLACES = Places(prompt=512, prompt_seconds=5.0, slow=512, per_host=16, unproven=2)
 ADDRESS_SECONDS = 60
 """For so long a host's addresses are remembered, for the next connection to it."""
 
@@ -52,6 +52,10 @@ class AddressDenied(NotConnected):
 
 class AnswerTooLarge(EgressError):
     """The body has more bytes than were asked for."""
+
+
+class Crowded(EgressError):
+    """There was no room for the request; which says nothing of who was asked."""
 
 
 class WrongContentType(EgressError):
@@ -102,8 +106,9 @@ class EgressResponse:
 class EgressStream:
     """An answer whose body is still to come."""
 
-    def __init__(self, response: aiohttp.ClientResponse, max_bytes: int, deadline: float) -> None:
+    def __init__(self, response: aiohttp.ClientResponse, turn: Turn, max_bytes: int, deadline: float) -> None:
         self._response = response
+        self._turn = turn
         self._max_bytes = max_bytes
         self._deadline = deadline
         self.status = response.status
@@ -131,6 +136,7 @@ class EgressStream:
             self._response.release()
         else:
             self._response.close()
+        self._turn.end()
 
     def _check_length(self) -> None:
         length = self._response.content_length
@@ -141,8 +147,10 @@ class EgressStream:
         content = self._response.content
         idle_at = asyncio.get_running_loop().time() + IDLE_SECONDS
         try:
-            async with asyncio.timeout_at(min(idle_at, self._deadline)):
+            async with self._turn.until(min(idle_at, self._deadline)):
                 return await content.readany()
+        except CutOff:
+            raise _cut_off(self.url) from None
         except TimeoutError:
             takes = "takes too long" if self._deadline < idle_at else "sends nothing any more"
             raise EgressError(f"{self.url} {takes}") from None
@@ -160,12 +168,14 @@ class Egress:
         authorities: Sequence[Path] = (),
         *,
         user_agent: str = "Hearth",
+        places: Places = PLACES,
     ) -> None:
         """`authorities` are files in PEM format, trusted besides the system's."""
         self.lookup = lookup
         self._policy = policy
         self._authorities = authorities
         self._user_agent = user_agent
+        self._turns = Turns(places)
         self._session: aiohttp.ClientSession | None = None
         self._is_closed = False
 
@@ -190,8 +200,9 @@ class Egress:
         """As `stream`, for who closes it in every case."""
         deadline = asyncio.get_running_loop().time() + request.timeout
         try:
-            async with asyncio.timeout_at(deadline):
-                response = await self._follow(request)
+            response, turn = await self._follow(request, deadline)
+        except CutOff:
+            raise _cut_off(request.url) from None
         except TimeoutError as error:
             if isinstance(error, aiohttp.ConnectionTimeoutError):
                 raise NotConnected(f"{request.url} takes too long to connect to") from None
@@ -202,8 +213,9 @@ class Egress:
             _check_content_type(response, request.content_types)
         except WrongContentType:
             response.close()
+            turn.end()
             raise
-        return EgressStream(response, request.max_bytes, deadline)
+        return EgressStream(response, turn, request.max_bytes, deadline)
 
     async def close(self) -> None:
         """Close all connections."""
@@ -212,21 +224,39 @@ class Egress:
             await self._session.close()
             self._session = None
 
-    async def _follow(self, request: EgressRequest) -> aiohttp.ClientResponse:
-        """The first answer that is no redirect to be followed."""
+    async def _follow(self, request: EgressRequest, deadline: float) -> tuple[aiohttp.ClientResponse, Turn]:
+        """The first answer that is no redirect to be followed, and the turn that it takes."""
         url = _parse(request.url, allows_http=request.allows_http)
         for _ in range(request.redirects + 1):
-            response = await self._send(request, url)
+            response, turn = await self._take_turn(request, url, deadline)
             location = response.headers.get("Location")
             if not (request.redirects and response.status in _REDIRECTS and location and request.method == "GET"):
-                return response
+                return response, turn
             response.close()
+            turn.end()
             target = _parse(location, allows_http=request.allows_http, base=url)
             request = replace(
                 request, headers=_passed_on(request.headers, url, target), host_header=None, tls_name=None
             )
             url = target
         raise EgressError(f"{request.url} redirects more than {request.redirects} times")
+
+    async def _take_turn(
+        self, request: EgressRequest, url: URL, deadline: float
+    ) -> tuple[aiohttp.ClientResponse, Turn]:
+        try:
+            async with asyncio.timeout_at(deadline):
+                turn = await self._turns.take(f"{url.raw_host}:{url.port}")
+        except TimeoutError:
+            raise Crowded(f"{url} has to wait too long for others") from None
+        try:
+            async with turn.until(deadline):
+                response = await self._send(request, url)
+        except BaseException:
+            turn.end()
+            raise
+        turn.is_answered = True
+        return response, turn
 
     async def _send(self, request: EgressRequest, url: URL) -> aiohttp.ClientResponse:
         headers = dict(request.headers)
@@ -256,8 +286,7 @@ class Egress:
         if self._is_closed:
             raise EgressError("closed")
         connector = aiohttp.TCPConnector(
-            limit=MAX_CONNECTIONS,
-            limit_per_host=MAX_CONNECTIONS_PER_HOST,
+            limit=0,  # `turns.py` says how many there are
             keepalive_timeout=KEEP_ALIVE_SECONDS,
             resolver=_Resolver(self.lookup, self._policy),
             ttl_dns_cache=ADDRESS_SECONDS,
@@ -311,6 +340,10 @@ class _Resolver(AbstractResolver):
 
     async def close(self) -> None:
         """The lookup belongs to the egress client."""
+
+
+def _cut_off(url: str) -> Crowded:
+    return Crowded(f"{url} takes long, and there are too many that do")
 
 
 def _failure(url: str, error: aiohttp.ClientError) -> EgressError:

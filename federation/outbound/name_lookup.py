@@ -13,11 +13,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from federation.outbound.turns import Places, Turns
+
 MAX_ADDRESSES = 8
 """Of a host that are tried; and of a service's hosts."""
 
-_THREADS = 16
-"""Lookups under way at once: one name server that is silent holds up few others."""
+THREADS = 128
+"""Lookups under way at once."""
+THREADS_OF_DOMAIN = 8
+"""Of names that end alike: a name server that is silent holds up no others."""
 
 SECONDS = 10.0
 """For the addresses of a host; SRV records get half of it, as most servers have none."""
@@ -57,7 +61,10 @@ class SystemNameLookup:
 
     def __init__(self, nameservers: Sequence[str] | None = None, port: int = 53) -> None:
         """`nameservers`, instead of those of the system, are asked for SRV records."""
-        self._slots = asyncio.Semaphore(_THREADS)
+        # A thread cannot be ended, so none of them counts as slow.
+        alike = THREADS_OF_DOMAIN
+        places = Places(prompt=THREADS, prompt_seconds=None, slow=0, per_host=alike, unproven=alike)
+        self._turns = Turns(places)
         self._nameservers = nameservers
         self._port = port
         self._records: _Records | None = None
@@ -87,7 +94,7 @@ class SystemNameLookup:
         answer: asyncio.Future[list[str]] = loop.create_future()
 
         def deliver(found: list[str], error: BaseException | None) -> None:
-            self._slots.release()
+            turn.end()
             if answer.done():  # it took too long
                 return
             if error is None:
@@ -105,7 +112,7 @@ class SystemNameLookup:
             with contextlib.suppress(RuntimeError):  # the loop is closed
                 loop.call_soon_threadsafe(deliver, found, failure)
 
-        await self._slots.acquire()  # given back by the thread's end
+        turn = await self._turns.take(".".join(host.lower().rsplit(".", 2)[-2:]))  # which the thread's end gives back
         threading.Thread(target=ask, name=f"lookup of {host}", daemon=True).start()
         return await answer
 

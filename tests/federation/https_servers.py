@@ -15,8 +15,9 @@ from pathlib import Path
 import orjson
 
 from federation.outbound.addresses import AddressPolicy
-from federation.outbound.egress import Egress
+from federation.outbound.egress import PLACES, Egress
 from federation.outbound.name_lookup import LookupFailed, Service
+from federation.outbound.turns import Places
 from homeserver.config import Federation
 from tests.federation.authority import Authority
 
@@ -170,10 +171,11 @@ async def an_egress(
     *,
     services: Mapping[str, Sequence[Service] | None] | None = None,
     policy: AddressPolicy | None = None,
+    places: Places = PLACES,
 ) -> AsyncIterator[Egress]:
     """A client with these names that may reach loopback and trusts the authority."""
     authorities = [] if authority is None else [authority.certificate]
-    egress = Egress(policy or loopback_policy(), Names(addresses, services), authorities)
+    egress = Egress(policy or loopback_policy(), Names(addresses, services), authorities, places=places)
     try:
         yield egress
     finally:

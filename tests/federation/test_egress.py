@@ -13,15 +13,17 @@ import pytest
 import pytest_asyncio
 
 from federation.outbound.egress import (
-    MAX_CONNECTIONS_PER_HOST,
+    PLACES,
     AddressDenied,
     AnswerTooLarge,
+    Crowded,
     Egress,
     EgressError,
     EgressRequest,
     NotConnected,
     WrongContentType,
 )
+from federation.outbound.turns import Places
 from tests.federation.authority import Authority
 from tests.federation.https_servers import (
     AnswerFunction,
@@ -446,14 +448,54 @@ async def test_one_host_gets_so_many_connections_at_once(authority: Authority, e
     all_busy = asyncio.Event()
 
     async def answer(request: Request, write: Write) -> None:
-        if len(place.requests) == MAX_CONNECTIONS_PER_HOST:
+        if len(place.requests) == 1 + PLACES.per_host:
             asyncio.get_running_loop().call_later(0.3, all_busy.set)  # time for one more to arrive
-        await all_busy.wait()
+        if len(place.requests) > 1:
+            await all_busy.wait()
         await json_answer({})(request, write)
 
     async with https_server(authority, "near.test", answer=answer) as place:
-        requests = [egress.fetch(a_request(place.port, timeout=60.0)) for _ in range(3 * MAX_CONNECTIONS_PER_HOST)]
+        await egress.fetch(a_request(place.port))
+        requests = [egress.fetch(a_request(place.port, timeout=60.0)) for _ in range(3 * PLACES.per_host)]
         responses = await asyncio.gather(*requests)
 
     assert {response.status for response in responses} == {200}
-    assert place.most_connections == MAX_CONNECTIONS_PER_HOST
+    assert place.most_connections == PLACES.per_host
+
+
+# --- many that are slow
+
+
+async def test_dozens_of_silent_hosts_hold_up_nobody(authority: Authority) -> None:
+    silent = {f"silent{number}.test": ["127.0.0.1"] for number in range(36)}
+    few = Places(prompt=96, prompt_seconds=0.5, slow=96, per_host=16, unproven=2)
+
+    async def answer(request: Request, write: Write) -> None:
+        await (json_answer({}) if request.headers["host"].startswith("near.test") else _silence)(request, write)
+
+    async with (
+        https_server(authority, "near.test", *silent, answer=answer) as place,
+        an_egress(authority, HERE | silent, places=few) as egress,
+    ):
+        held = [
+            asyncio.create_task(egress.fetch(a_request(place.port, host, timeout=60)))
+            for host in silent
+            for _ in range(few.per_host)
+        ]
+        seconds = []
+        for _ in range(10):
+            started = time.monotonic()
+            assert (await egress.fetch(a_request(place.port))).status == 200
+            seconds.append(time.monotonic() - started)
+            await asyncio.sleep(0.1)
+        given_up = [task for task in held if task.done()]
+        for task in held:
+            task.cancel()
+        ends = await asyncio.gather(*held, return_exceptions=True)
+
+    assert max(seconds) < 3, "most of which are the silent hosts' handshakes, in this process"
+    assert all(isinstance(end, Crowded) for task, end in zip(held, ends, strict=True) if task in given_up)
+
+
+async def _silence(_request: Request, _write: Write) -> None:
+    await asyncio.sleep(3600)
