@@ -43,6 +43,7 @@ class AccountParts:
             devices_changed=[device_keys.devices_changed],
         )
         ground.tail.add_view(sessions.on_change)
+        self.figures = sessions.figures
         self.impersonation = Impersonation(database, application_services)
         ground.tail.add_view(self.impersonation.on_change)
         self.activity = DeviceActivity(database)

@@ -6,6 +6,7 @@
 import asyncio
 import importlib
 import logging
+import shutil
 import socket
 import time
 from collections.abc import Coroutine, Sequence
@@ -40,7 +41,7 @@ from homeserver.federation_parts import (
 )
 from homeserver.health import Health
 from homeserver.key_parts import KeyParts
-from homeserver.listening import Listening
+from homeserver.listening import Listening, Observer
 from homeserver.media_parts import MediaParts
 from homeserver.room_parts import RoomParts
 from homeserver.services.budget_table import BudgetTable
@@ -50,11 +51,12 @@ from homeserver.services.sync_rooms import SyncRooms
 from homeserver.services.user_views import UserViews
 from homeserver.signing_keys import OwnKeys
 from homeserver.user_data_parts import UserDataParts
-from storage import background, carrying, ephemeral, log, short_lived_tokens
+from storage import background, carrying, ephemeral, log, short_lived_tokens, stored_figures
 from storage.account_data import AccountDataChanged
 from storage.append_events import RoomEvents
 from storage.database import Database
 from storage.device_lists import DeviceListChanged
+from storage.figures import Counting, Figures
 from storage.invalidations import Invalidated
 from storage.log import Change, Log
 from storage.outbox import EventRelayed, OutgoingMessages
@@ -81,14 +83,14 @@ KINDS: Sequence[type[Change]] = (
 SWEEP_SECONDS = 600
 
 
-class _Metrics(Protocol):
+class _Metrics(Observer, Protocol):
     """`metrics.Metrics`."""
 
     def routes(self) -> list[Route]: ...
 
-    def observe(self, method: str, endpoint: str, status: int, seconds: float) -> None: ...
-
     async def run(self) -> None: ...
+
+    async def close(self) -> None: ...
 
 
 class Application:
@@ -115,8 +117,8 @@ class Application:
         self.log = Log(self.database, self.tail, self.bus, carrying)
 
         # rooms
-        heads = RoomHeads(self.database)
-        self.tail.add_view(heads.apply)
+        self.heads = RoomHeads(self.database)
+        self.tail.add_view(self.heads.apply)
         self.tail.add_view(client_events.forget_redacted(self.tail))
         self.outbound = Outbound(
             config=config, database=self.database, log=self.log, server_name=server_name, keys=keys
@@ -127,12 +129,13 @@ class Application:
         self.writer = RoomWriter(
             database=self.database,
             log=self.log,
-            heads=heads,
+            heads=self.heads,
             counter=self.event_counter,
             policies=self.outbound.policies,
             signer=(server_name, keys.signing_key),
         )
         self.reader = RoomReader(self.database)
+        self.rate_limits = configured.rate_limits(config.rate_limits, budgets)
         ground = Ground(
             config=config,
             database=self.database,
@@ -140,7 +143,7 @@ class Application:
             tail=self.tail,
             writer=self.writer,
             reader=self.reader,
-            rate_limits=configured.rate_limits(config.rate_limits, budgets),
+            rate_limits=self.rate_limits,
         )
         self.fetching = Fetching(self.outbound, database=self.database, writer=self.writer)
         self.tail.add_view(self.fetching.access.apply)
@@ -220,17 +223,33 @@ class Application:
                 API.HEALTH: self.health.routes(),
                 API.METRICS: [] if self.metrics is None else self.metrics.routes(),
             },
-            None if self.metrics is None else self.metrics.observe,
+            self.metrics,
         )
 
     def _build_metrics(self) -> "_Metrics | None":
         """None unless a listener has them: only then they are imported, and cost something."""
         if not any(API.METRICS in listener.apis for listener in self.config.listeners):
             return None
-        inboxes = self.user_data.inbox_limits
-        parts = (self.log, self.tail, self.database, self.sender, self.handshaking.joins, inboxes)
-        found: _Metrics = importlib.import_module("homeserver.metrics").Metrics([part.figures for part in parts])
+        parts: Sequence[Counting] = (
+            *(self.log, self.tail, self.database, self.heads, self.handshaking.joins, self.handshaking.doors),
+            *(self.fetching.access, self.outbound.keyring, self.outbound.discovery, self.outbound.availability),
+            *(self.sender, self.reception.transactions, self.reception.dead_letters, self.rate_limits, self.accounts),
+            *(self.user_data.account_data, self.user_data.push_rules, self.user_data.inbox_limits),
+            self.media.repository,
+        )
+        readings = [*(part.figures for part in parts), self._read_tasks]
+        found: _Metrics = importlib.import_module("homeserver.metrics").Metrics(readings, self._read_stored)
         return found
+
+    def _read_tasks(self) -> Figures:
+        return {"background_tasks": {task.get_name(): not task.done() for task in self._tasks}}
+
+    async def _read_stored(self) -> Figures:
+        """What is told of the whole server: by the database, and by the disk."""
+        async with self.database.read() as tx:
+            found = await stored_figures.read(tx)
+        disk = await asyncio.to_thread(shutil.disk_usage, self.config.data_directory)
+        return {**found, "disk_free_bytes": disk.free, "disk_size_bytes": disk.total}
 
     @property
     def ports(self) -> list[int]:
@@ -300,6 +319,8 @@ class Application:
         self.tail.close()
         await self.listening.stop(drain=drain)
         await self.health.close()
+        if self.metrics is not None:
+            await self.metrics.close()
         await self.reception.transactions.close()
         await self.media.repository.close()
         await background.end(self._tasks[1:])

@@ -10,6 +10,7 @@ import ssl
 import time
 from collections.abc import Callable, Mapping, Sequence
 from itertools import zip_longest
+from typing import Protocol
 
 from aiohttp import web
 
@@ -27,16 +28,21 @@ SHUTDOWN_SECONDS = 5
 """What requests under way get to finish; aiohttp takes it twice."""
 
 
-Observe = Callable[[str, str, int, float], None]
-"""A request's method, its endpoint's path, the answer's status, and how many seconds it took."""
+class Observer(Protocol):
+    """Is told of every request."""
+
+    def begin(self) -> None:
+        """One has come."""
+
+    def observe(self, method: str, endpoint: str, status: int, seconds: float) -> None:
+        """It was answered, with this status; `endpoint` is its endpoint's path. Status 0: nothing came of it."""
 
 
 class Listening:
     """The open ports of this process."""
 
-    def __init__(self, routes: Mapping[API, Sequence[Route]], observe: Observe | None = None) -> None:
-        """`observe` is told of every request that was answered."""
-        self._observe = observe
+    def __init__(self, routes: Mapping[API, Sequence[Route]], observer: Observer | None = None) -> None:
+        self._observer = observer
         self.routes = routes
         """Every endpoint, by the API that it belongs to."""
         self._runners: list[web.ServerRunner] = []
@@ -72,7 +78,7 @@ class Listening:
     async def _listen(self, listener: Listener, bound: socket.socket | None) -> None:
         router = Router(route for api in listener.apis for route in self.routes[api])
 
-        observe, name = self._observe, _namer(listener)
+        observer, name = self._observer, _namer(listener)
 
         async def handle(request: web.BaseRequest) -> web.StreamResponse:
             began = time.monotonic()
@@ -80,13 +86,17 @@ class Listening:
                 request = _with_forwarded_address(request)
             serving = Serving(name(request))
             SERVING.set(serving)
+            status = 0
+            if observer is not None:
+                observer.begin()
             try:
                 response = await respond(router, request, serving)
+                status = response.status
             finally:
                 SERVING.set(None)  # the connection may be idle for long
-            if observe is not None:
-                method = request.method if serving.endpoint else ""
-                observe(method, serving.endpoint, response.status, time.monotonic() - began)
+                if observer is not None:
+                    method = request.method if serving.endpoint else ""
+                    observer.observe(method, serving.endpoint, status, time.monotonic() - began)
             if not response.prepared:
                 response.headers["X-Request-ID"] = serving.request_id
                 if self._is_ending:

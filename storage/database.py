@@ -26,6 +26,7 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout, TooManyRequests
 
 from federation.protocol.errors import InvalidInput, Unavailable
 from storage import arrays
+from storage.figures import Figures
 
 logger = logging.getLogger(__name__)
 
@@ -213,15 +214,21 @@ class Database:
         """Give every connection back to the server."""
         await self._pool.close(timeout=5)
 
-    def figures(self) -> dict[str, float]:
+    def figures(self) -> Figures:
         """For `homeserver.metrics`."""
         found = self._pool.get_stats()
         return {
             "database_connections": found.get("pool_size", 0),
             "database_connections_idle": found.get("pool_available", 0),
+            "database_connections_limit": self._pool.max_size,
             "database_waiting": found.get("requests_waiting", 0),
             "database_requests_total": found.get("requests_num", 0),
             "database_wait_seconds_total": found.get("requests_wait_ms", 0) / 1000,
+            "database_use_seconds_total": found.get("usage_ms", 0) / 1000,
+            "database_refused_total": found.get("requests_errors", 0),
+            "database_connects_total": found.get("connections_num", 0),
+            "database_connect_failures_total": found.get("connections_errors", 0),
+            "database_lost_total": found.get("connections_lost", 0),
         }
 
     @asynccontextmanager

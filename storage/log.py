@@ -33,6 +33,8 @@ from storage.database import (
     unstorable,
     watch,
 )
+from storage.figures import Figures
+from storage.log_figures import LogFigures
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +59,10 @@ class Change(Protocol):
     """One kind of thing that somebody may have to hear about, with its table's bulk insert."""
 
     kind: ClassVar[int]
-    """A bit of its own: a batch's announcement names the kinds that it holds."""
+    """A bit of its own: a batch's announcement names the kinds that it holds.
+
+    A change that may take much memory has `held_bytes` besides: the tail keeps fewer of them.
+    """
 
     @property
     def width(self) -> int:
@@ -78,14 +83,6 @@ class Change(Protocol):
     @classmethod
     async def read_range(cls, tx: Tx, after: int, upto: int) -> list[tuple[int, Self]]:
         """What other processes appended in positions (after, upto], in order."""
-
-
-class Large(Protocol):
-    """A change that may take much memory: the tail keeps fewer of them."""
-
-    @property
-    def held_bytes(self) -> int:
-        """About how much, for as long as it is kept."""
 
 
 class Conditional(Protocol):
@@ -188,8 +185,9 @@ class _Pending:
     future: asyncio.Future[Appended]
     given: Sequence[Change]
     """The entry's changes before its work added any."""
-    context: contextvars.Context
+    context: contextvars.Context = field(default_factory=contextvars.copy_context)
     """Of who appends it, for what the log has to say of it."""
+    since: float = field(default_factory=time.monotonic)
     first: int = 0
     result: Any = None
     is_settled: bool = False
@@ -211,17 +209,11 @@ class Log:
         self._is_uncertain = False
         """Whether something may be committed that the tail was not told of."""
         self._closing = False
-        self._batches = self._entries = 0
-        self._seconds = 0.0
+        self._counted = LogFigures()
 
-    def figures(self) -> dict[str, float]:
+    def figures(self) -> Figures:
         """For `homeserver.metrics`."""
-        return {
-            "log_batches_total": self._batches,
-            "log_entries_total": self._entries,
-            "log_seconds_total": self._seconds,
-            "log_waiting": len(self._pending),
-        }
+        return self._counted.read(len(self._pending), self._pending[0].since if self._pending else None)
 
     async def catch_up(self) -> bool:
         """Hear of what other processes have committed by now; whether there was anything."""
@@ -240,7 +232,7 @@ class Log:
         if self._closing:
             raise Unavailable("The server is shutting down")
         future: asyncio.Future[Appended] = asyncio.get_running_loop().create_future()
-        self._pending.append(_Pending(entry, future, tuple(entry.changes), contextvars.copy_context()))
+        self._pending.append(_Pending(entry, future, tuple(entry.changes)))
         self._wake.set()
         return future
 
@@ -268,11 +260,14 @@ class Log:
                 _fail(waiting, unavailable(error))
                 return
             batch, self._pending = self._pending[:MAX_BATCH], self._pending[MAX_BATCH:]
+            self._counted.writing_since = batch[0].since
             try:
                 await self._write(batch)
             except asyncio.CancelledError:
                 _fail(batch, Unavailable("The server is shutting down"))
                 raise
+            finally:
+                self._counted.writing_since = None
 
     async def _write(self, batch: list[_Pending]) -> None:
         """Write a batch; one that fails is split until the bad entry stands alone."""
@@ -284,6 +279,7 @@ class Log:
             await self._commit(batch)
         except Exception as error:  # every failure belongs to the entries of this batch
             if is_lost(error):
+                self._counted.failures += 1
                 await self._forget_connection()
                 refusal = unavailable(error)
                 await self._look_again()
@@ -301,6 +297,7 @@ class Log:
                 elif not isinstance(error, MatrixError):
                     batch[0].context.run(logger.error, "an entry could not be appended", exc_info=error)
                     error = MatrixError("M_UNKNOWN", "The change could not be stored", 500)
+                self._counted.note_refused(is_conflict=isinstance(error, Conflict))
                 _fail(batch, error)
             else:
                 middle = len(batch) // 2
@@ -321,6 +318,7 @@ class Log:
                     f"begin; update log_head set position = position + {total:d} returning position;"
                     + ";".join(queries.values())
                 )
+                self._counted.lock_seconds.add(time.monotonic() - began)
                 if not head:
                     raise RuntimeError("log_head is empty: the database was not migrated")
                 position: int = head[0][0]
@@ -351,14 +349,16 @@ class Log:
                 raise
             self._bus.after_commit(CHANNEL, announced)
             await self._tell(Batch(before, position, changes))
-        self._batches += 1
-        self._entries += len(batch) - len(refused)
-        self._seconds += time.monotonic() - began
+        now = time.monotonic()
+        self._counted.batch_entries.add(len(batch) - len(refused))
+        self._counted.batch_seconds.add(now - began)
         for pending in batch:
             error = refused.get(id(pending))
             if error is not None:
+                self._counted.note_refused(is_conflict=isinstance(error, Conflict))
                 _refuse(pending, error)
             else:
+                self._counted.append_seconds.add(now - pending.since)
                 _accept(pending)
 
     def _carried(self, changes: Sequence[tuple[int, Change]]) -> bytes:

@@ -18,6 +18,7 @@ from federation.protocol.errors import Unavailable
 from federation.protocol.types import UserID
 from storage.announcements import Announcement, Carrier, parse
 from storage.database import Database, Tx, wait_before_retry
+from storage.figures import Figures
 from storage.log import Batch, Change
 
 logger = logging.getLogger(__name__)
@@ -123,12 +124,14 @@ class Tail:
         self.is_closing = False
         """Whether who waits should stop waiting: the server shuts down."""
 
-    def figures(self) -> dict[str, float]:
+    def figures(self) -> Figures:
         """For `homeserver.metrics`."""
         listeners = self._listeners.values()
         return {
             "log_position": self.position,
+            "tail_behind_seconds": self.seconds_unfollowed,
             "tail_changes": len(self._window),
+            "tail_bytes": self._held_bytes,
             "tail_changes_carried_total": self._carried,
             "tail_changes_read_total": self._read_back,
             "users_followed": len(listeners),

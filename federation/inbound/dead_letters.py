@@ -14,6 +14,7 @@ from federation.rooms.receive import BeingJoined, Receiver, is_passing
 from storage import dead_letters, received_transactions, send_to_device
 from storage.database import Database
 from storage.dead_letters import DeadLetter
+from storage.figures import Figures
 from storage.rooms import Room
 
 logger = logging.getLogger(__name__)
@@ -34,6 +35,11 @@ class DeadLetters:
         self._database = database
         self._receiver = receiver
         self._is_due = asyncio.Event()
+        self._kept = self._settled = 0
+
+    def figures(self) -> Figures:
+        """For `homeserver.metrics`."""
+        return {"dead_letters_kept_total": self._kept, "dead_letters_settled_total": self._settled}
 
     def look(self) -> None:
         """Some are due at once."""
@@ -59,6 +65,7 @@ class DeadLetters:
             elif error is not None and is_passing(error):
                 failed.append(_letter(origin, room, pdu, error.message))
         if failed or late:
+            self._kept += len(failed) + len(late)
             now_ts = _now_ms()
             async with self._database.transaction() as tx:
                 if failed:
@@ -127,6 +134,7 @@ class DeadLetters:
         async with self._database.transaction() as tx:
             await dead_letters.note_failures(tx, again, _now_ms())
             await dead_letters.delete(tx, done)
+        self._settled += len(done)
         logger.info(
             "dead letters of %s: %d arrived or were dropped, %d remain", room_of(letters), len(done), len(again)
         )

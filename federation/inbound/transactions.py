@@ -22,10 +22,11 @@ from federation.protocol.pdu import PDU
 from federation.protocol.transactions import Transaction
 from federation.protocol.types import EventID, JsonObject, RoomID, ServerName
 from federation.rooms.outside import OutsideRooms
-from federation.rooms.receive import Receiver
+from federation.rooms.receive import Receiver, is_passing
 from federation.web import Answer
 from storage import background, received_transactions
 from storage.database import Database
+from storage.figures import Figures, Tally
 from storage.rooms import Room
 
 logger = logging.getLogger(__name__)
@@ -60,6 +61,20 @@ class TransactionsAPI:
         self._dead_letters = dead_letters
         self._at_work: dict[tuple[ServerName, str], asyncio.Task[JsonObject]] = {}
         self._by_origin: Counter[ServerName] = Counter()
+        self._seconds = Tally()
+        self._events = dict.fromkeys(("taken", "refused", "dropped", "set_aside"), 0)
+        self._edus_received = self._repeated = 0
+
+    def figures(self) -> Figures:
+        """For `homeserver.metrics`."""
+        return {
+            "federation_receiving": len(self._at_work),
+            "federation_receiving_limit": MAX_AT_ONCE,
+            "federation_receive_seconds": self._seconds,
+            "federation_received_events_total": self._events,
+            "federation_received_edus_total": self._edus_received,
+            "federation_repeated_transactions_total": self._repeated,
+        }
 
     def routes(self) -> list[FederationRoute]:
         """Its one route."""
@@ -104,13 +119,17 @@ class TransactionsAPI:
         async with self._database.read() as tx:
             answer = await received_transactions.find(tx, origin, txn_id)
         if answer is not None:
+            self._repeated += 1
             return answer
+        began = time.monotonic()
         results, _ = await asyncio.gather(
             self._receive_pdus(origin, transaction.pdus), self._edus.receive_all(origin, transaction.edus)
         )
         answer = {"pdus": {event_id: _result(error) for event_id, error in results.items()}}
         async with self._database.write() as tx:
             await received_transactions.insert(tx, origin, txn_id, answer, time.time_ns() // 1_000_000)
+        self._seconds.add(time.monotonic() - began)
+        self._edus_received += len(transaction.edus)
         return answer
 
     async def _receive_pdus(self, origin: ServerName, jsons: Sequence[JsonObject]) -> Results:
@@ -128,9 +147,11 @@ class TransactionsAPI:
             except Unavailable:
                 raise
             except MatrixError as error:  # without its room's version, or its format, it has no ID
+                self._events["dropped"] += 1
                 logger.info("a PDU from %s was dropped: %s", origin, error.message)
                 continue
             except Exception:  # it may fail, others may not
+                self._events["dropped"] += 1
                 logger.exception("a PDU from %s was dropped", origin)
                 continue
             by_room.setdefault(room.room_id, (room, []))[1].append(pdu)
@@ -153,7 +174,16 @@ class TransactionsAPI:
             raise
         except MatrixError as error:
             logger.warning("events of %s from %s could not be set aside: %s", room.room_id, origin, error.message)
+        self._count(pdus, results)
         return {pdu.event_id: results.get(pdu.event_id) for pdu in pdus}
+
+    def _count(self, pdus: Sequence[PDU], results: Results) -> None:
+        for pdu in pdus:
+            error = results.get(pdu.event_id)
+            if pdu.event_id not in results or (error is not None and is_passing(error)):
+                self._events["set_aside"] += 1
+            else:
+                self._events["taken" if error is None else "refused"] += 1
 
 
 def _result(error: MatrixError | None) -> JsonObject:

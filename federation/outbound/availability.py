@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from federation.protocol.errors import PeerUnreachable
 from federation.protocol.types import ServerName
+from storage.figures import Figures
 
 FIRST_SECONDS = 5.0
 MAX_SECONDS = 3600.0
@@ -41,6 +42,11 @@ class Availability:
         """Called with a server that is no longer left alone."""
         self.on_news: Callable[[ServerName], None] | None = None
         """Called with a server of which this process found out something that is to be shared."""
+
+    def figures(self) -> Figures:
+        """For `homeserver.metrics`."""
+        now = self._now()
+        return {"federation_back_offs": sum(each.until > now for each in self._back_offs.values())}
 
     def find(self, destination: ServerName) -> BackOff | None:
         """What is known of a server that failed."""

@@ -27,6 +27,7 @@ from federation.protocol.types import JsonObject, ServerName, UserID
 from storage import destinations, device_lists, outbox, outbox_leases
 from storage.database import Database, Tx
 from storage.destinations import Undeliverable
+from storage.figures import Figures
 from storage.outbox import OutgoingDeviceChange, OutgoingEvent, OutgoingReceipt
 
 logger = logging.getLogger(__name__)
@@ -77,6 +78,16 @@ class Delivery:
         self._keys_of = keys_of
         self._with_device_names = with_device_names
         self._message_lifetime_ms = message_lifetime_ms
+        self._sent = {"event": 0, "edu": 0}
+        self._set_aside_count = self._given_up_count = 0
+
+    def figures(self) -> Figures:
+        """For `homeserver.metrics`."""
+        return {
+            "federation_sent_total": self._sent,
+            "federation_set_aside_total": self._set_aside_count,
+            "federation_to_device_given_up_total": self._given_up_count,
+        }
 
     async def deliver(self, destination: Destination) -> None:
         """Send one transaction, if there is anything to send. What it held is then confirmed.
@@ -235,6 +246,8 @@ class Delivery:
             self._server_name, time.time_ns() // 1_000_000, pdus, [*parcel.edus, *parcel.short_lived]
         )
         answer = await self._put(server, txn_id, body)
+        self._sent["event"] += len(pdus)
+        self._sent["edu"] += len(parcel.edus) + len(parcel.short_lived)
         _report_refused(server, answer)
 
     async def _put(self, server: ServerName, txn_id: str, body: bytes) -> JsonObject:
@@ -286,6 +299,7 @@ class Delivery:
             for server, number in given_up.items():
                 logger.warning("%d to-device messages for %s are given up: it has not taken them", number, server)
             count = sum(given_up.values())
+            self._given_up_count += count
         count = GIVEN_UP_AT_ONCE
         while count == GIVEN_UP_AT_ONCE:
             async with self._database.transaction() as tx:
@@ -294,6 +308,7 @@ class Delivery:
                 logger.warning("%d events of other servers are passed on no longer: some have not taken them", count)
 
     async def _set_aside(self, items: Sequence[Undeliverable]) -> None:
+        self._set_aside_count += len(items)
         for item in items:
             logger.error("set aside for %s: %s %s: %s", item.destination, item.kind, item.name, item.reason)
         async with self._database.transaction() as tx:

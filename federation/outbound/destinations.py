@@ -5,6 +5,7 @@ is kept up to which it has everything, and what follows is read again from the l
 bounded, however long it is away, and what it gets is the same after a restart.
 """
 
+import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ MAX_RECEIPT_EDUS = 10
 MAX_TYPING = 15
 MAX_PRESENCE = 100
 """In one EDU."""
+LANES = ("to_device", "device_lists", "events", "receipts", "typing", "presence")
+"""In the order in which a transaction holds them."""
 MAX_DEVICE_CHANGES = MAX_EDUS - MAX_PDUS - MAX_RECEIPT_EDUS - MAX_TYPING - 1
 """So that a transaction has no more EDUs than it may, even where each of its events is a join, which is announced with
 the devices of who joins."""
@@ -104,6 +107,7 @@ class Destination:
         "is_behind",
         "is_running",
         "latest",
+        "moved_at",
         "noted",
         "presence",
         "server",
@@ -116,6 +120,8 @@ class Destination:
         """It has all that concerns it up to here."""
         self.latest = cursor
         """The newest position that concerns it."""
+        self.moved_at = time.monotonic()
+        """When something was last tried, or it began to have something coming."""
         self.is_behind = False
         self.has_messages = False
         """Whether there may be to-device messages for it."""
@@ -143,6 +149,17 @@ class Destination:
             or self.typing
             or self.presence
             or self._in_flight is not None
+        )
+
+    def waiting(self) -> tuple[int, int, int, int, int, int]:
+        """How much waits in memory, by lane; of to-device messages, whether some do."""
+        return (
+            int(self.has_messages),
+            len(self._device_changes),
+            len(self._events),
+            len(self._receipts),
+            len(self.typing),
+            len(self.presence),
         )
 
     @property

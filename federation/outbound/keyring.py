@@ -22,6 +22,7 @@ from federation.protocol.signatures import VerifyKey
 from federation.protocol.types import JsonObject, KeyID, ServerName
 from storage import server_keys
 from storage.database import Database
+from storage.figures import Figures, Lookups
 
 EVENT_PAUSE_SECONDS = 60.0
 """A server that was asked for its keys is not asked again so soon because of events, which come from anywhere."""
@@ -81,6 +82,11 @@ class Keyring:
         self._fetcher_for_others = KeyFetcher(source, (), self._learn, at_once=10, clock=clock)
         self._cache: dict[Name, tuple[VerifyKey, float]] = {}
         self._clock = clock
+        self._lookups = Lookups("server_keys")
+
+    def figures(self) -> Figures:
+        """For `homeserver.metrics`."""
+        return self._lookups.figures(len(self._cache))
 
     async def close(self) -> None:
         """Stop asking for keys."""
@@ -200,7 +206,9 @@ class Keyring:
 
     def _find_cached(self, name: Name) -> VerifyKey | None:
         key, until = self._cache.get(name, (None, 0.0))
-        return key if until > self._clock() else None
+        is_known = until > self._clock()
+        self._lookups.note(is_hit=is_known)
+        return key if is_known else None
 
     def _remember(self, keys: Mapping[Name, VerifyKey]) -> None:
         until = self._clock() + CACHED_SECONDS

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 
 from federation.outbound.availability import Availability
 from federation.outbound.delivery import Delivery
-from federation.outbound.destinations import Destination
+from federation.outbound.destinations import LANES, Destination
 from federation.protocol.errors import PeerRefused, PeerUnreachable, Unavailable
 from federation.protocol.types import ServerName
 from storage import background
+from storage.figures import Figures, Tally
 from storage.outbox_leases import shard_of
 
 logger = logging.getLogger(__name__)
@@ -61,12 +62,36 @@ class Queues:
         """Who answers, but took nothing so often, one time after the other."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._good: dict[ServerName, None] = {}
+        self._seconds = Tally()
+        self._results = dict.fromkeys(("delivered", "refused", "unreachable", "failed"), 0)
         self._sending = asyncio.Semaphore(MAX_SENDING)
         self._trying = asyncio.Semaphore(MAX_TRYING)
 
-    def figures(self) -> dict[str, float]:
+    def figures(self) -> Figures:
         """For `homeserver.metrics`."""
-        return {"federation_destinations": len(self._destinations), "federation_sending": len(self._tasks)}
+        lanes: dict[str, int] = dict.fromkeys(LANES, 0)
+        behind, stalled = 0, 0.0
+        now = time.monotonic()
+        for destination in self._destinations.values():
+            behind += destination.is_behind
+            if not destination.is_behind:
+                for lane, waiting in zip(LANES, destination.waiting(), strict=True):
+                    lanes[lane] += waiting
+            back_off = self._availability.find(destination.server)
+            since = destination.moved_at if back_off is None else max(destination.moved_at, back_off.until)
+            stalled = max(stalled, now - since)
+        return {
+            "federation_destinations": len(self._destinations),
+            "federation_destinations_behind": behind,
+            "federation_stalled_seconds": stalled,
+            "federation_waiting": lanes,
+            "federation_sending": len(self._tasks),
+            "federation_sending_limit": MAX_SENDING + MAX_TRYING,
+            "federation_shards": len(self.owned),
+            "federation_send_seconds": self._seconds,
+            "federation_transactions_total": self._results,
+            **self._delivery.figures(),
+        }
 
     # --- which there are
 
@@ -189,10 +214,13 @@ class Queues:
     async def _is_delivered(self, destination: Destination) -> bool:
         """Send one transaction; False where the server is to be left alone for a while."""
         server = destination.server
+        began, result = time.monotonic(), "failed"
         try:
             await self._delivery.deliver(destination)
+            result = "delivered"
         except (PeerUnreachable, PeerRefused) as error:
             self._good.pop(server, None)
+            result = "refused" if isinstance(error, PeerRefused) else "unreachable"
             if isinstance(error, PeerRefused) or not self._availability.seconds_left(server):
                 self._leave_alone(server, error.message)
             logger.info("nothing can be sent to %s: %s", server, error.message)
@@ -207,6 +235,10 @@ class Queues:
             if len(self._good) > MAX_KNOWN_GOOD:
                 del self._good[next(iter(self._good))]
             return True
+        finally:
+            self._results[result] += 1
+            destination.moved_at = time.monotonic()
+            self._seconds.add(destination.moved_at - began)
         destination.fall_behind()
         return False
 

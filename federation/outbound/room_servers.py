@@ -15,6 +15,7 @@ from federation.protocol.server_acl import ServerACL
 from federation.protocol.types import ServerName, UserID
 from storage import outbox
 from storage.database import Database
+from storage.figures import Figures, Lookups
 from storage.memberships import Membership
 
 MAX_ROOMS = 20_000
@@ -45,6 +46,11 @@ class RoomServers:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._rooms: OrderedDict[int, _Known] = OrderedDict()
+        self._lookups = Lookups("servers_of_rooms")
+
+    def figures(self) -> Figures:
+        """For `homeserver.metrics`."""
+        return self._lookups.figures(len(self._rooms))
 
     def forget_all(self) -> None:
         """Changes were missed."""
@@ -58,6 +64,7 @@ class RoomServers:
         `changes` are what makes `high` out of `low`. Denied servers are not among the latter.
         """
         known = self._rooms.get(room)
+        self._lookups.note(is_hit=known is not None and known.version >= low)
         if known is None or known.version < low:
             known = await self._load(room, low)
         if known.version != low:  # an old part of the log

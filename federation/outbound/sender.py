@@ -32,6 +32,7 @@ from storage import background, memberships, outbox, outbox_leases, rooms
 from storage.append_events import RoomEvents
 from storage.database import Database
 from storage.device_lists import DeviceListChanged
+from storage.figures import Figures
 from storage.log import Change
 from storage.memberships import Membership
 from storage.outbox import EventRelayed, OutgoingDeviceChange, OutgoingEvent, OutgoingMessages, OutgoingReceipt
@@ -109,7 +110,6 @@ class Sender:
         self._met: deque[tuple[float, int, set[ServerName]]] = deque()
         self._delivery = delivery
         self._queues = Queues(server_name, delivery, availability)
-        self.figures = self._queues.figures
         self._room_servers = RoomServers(database)
         self._process = secrets.token_urlsafe(9)
         self._waiting: deque[tuple[int, _Item]] = deque()
@@ -124,6 +124,15 @@ class Sender:
         """Shards that are taken, and not yet held."""
         self._typing_told: dict[tuple[int, UserID], float] = {}
         self._forgot_at = time.monotonic()
+
+    def figures(self) -> Figures:
+        """For `homeserver.metrics`."""
+        return {
+            **self._queues.figures(),
+            **self._room_servers.figures(),
+            "federation_undispatched": len(self._waiting),
+            "federation_position": self._position,
+        }
 
     # --- what others tell
 

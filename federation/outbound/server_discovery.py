@@ -20,6 +20,7 @@ from federation.protocol.errors import MatrixError
 from federation.protocol.identifiers import is_server_name, split_server_name
 from federation.protocol.types import ServerName
 from storage import background
+from storage.figures import Figures, Lookups
 
 logger = logging.getLogger(__name__)
 
@@ -99,6 +100,11 @@ class ServerDiscovery:
         self._well_known: OrderedDict[str, _Remembered] = OrderedDict()
         self._services: OrderedDict[str, _Services] = OrderedDict()
         self._looking_up: dict[str, asyncio.Task[list[Target]]] = {}
+        self._lookups = Lookups("server_addresses")
+
+    def figures(self) -> Figures:
+        """For `homeserver.metrics`."""
+        return self._lookups.figures(len(self._well_known))
 
     async def find(self, server_name: ServerName) -> list[Target]:
         """At least one target, in the order to be tried; none has been tried."""
@@ -106,6 +112,7 @@ class ServerDiscovery:
         if _is_address(host) or port is not None:  # steps 1 and 2
             return [self._direct(server_name)]
         targets = self._remembered(host)
+        self._lookups.note(is_hit=targets is not None)
         if targets is None:
             task = self._looking_up.get(host)
             if task is None:

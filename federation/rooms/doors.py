@@ -13,6 +13,7 @@ from federation.protocol.types import ServerName
 from storage import memberships, room_state
 from storage.append_events import RoomEvents
 from storage.database import Database
+from storage.figures import Figures, Lookups
 from storage.log import Change
 from storage.memberships import Membership
 from storage.rooms import Room
@@ -37,6 +38,11 @@ class RoomDoors:
         self._server_name = server_name
         self._doors: OrderedDict[int, _Door] = OrderedDict()
         self._changes = 0
+        self._lookups = Lookups("room_doors")
+
+    def figures(self) -> Figures:
+        """For `homeserver.metrics`."""
+        return self._lookups.figures(len(self._doors))
 
     def apply(self, _position: int, change: Change) -> None:
         """A view of the log."""
@@ -64,6 +70,7 @@ class RoomDoors:
 
     async def _find(self, room: Room) -> _Door:
         door = self._doors.get(room.number)
+        self._lookups.note(is_hit=door is not None)
         if door is not None:
             self._doors.move_to_end(room.number)
             return door

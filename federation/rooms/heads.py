@@ -20,6 +20,7 @@ from storage import events, room_state, rooms
 from storage.append_events import RoomEvents
 from storage.database import Database, Tx
 from storage.events import Flag, StoredEvent
+from storage.figures import Figures, Lookups
 from storage.log import Change
 from storage.rooms import Room
 from storage.strings import remember_committed
@@ -80,6 +81,11 @@ class RoomHeads:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._heads: OrderedDict[int, RoomHead] = OrderedDict()
+        self._lookups = Lookups("room_heads")
+
+    def figures(self) -> Figures:
+        """For `homeserver.metrics`."""
+        return self._lookups.figures(len(self._heads))
 
     def apply(self, _position: int, change: Change) -> None:
         """Keep up with the log: entries of others move a head on, or make it worthless."""
@@ -129,6 +135,7 @@ class RoomHeads:
     def find(self, room: Room) -> RoomHead | None:
         """The head, if it is in memory."""
         head = self._heads.get(room.number)
+        self._lookups.note(is_hit=head is not None)
         if head is not None and head.is_broken:  # refused, and the rest of its batch is not committed yet
             del self._heads[room.number]
             return None

@@ -39,6 +39,7 @@ from federation.rooms.peer_answers import Refusals, candidates
 from federation.rooms.received_state import ReceivedState
 from storage import background, dead_letters, remote_joins, rooms, state_ahead
 from storage.database import Database
+from storage.figures import Figures
 from storage.remote_joins import RemoteJoin, SignedJoin
 
 logger = logging.getLogger(__name__)
@@ -74,6 +75,7 @@ class RemoteJoins:
         self._tasks: dict[RoomID, asyncio.Task[None]] = {}
         self._received: dict[RoomID, int] = {}
         """Events of the state that have come."""
+        self._results = dict.fromkeys(("joined", "failed", "put_off"), 0)
         self.observers: list[Callable[[], None]] = []
         """Called when events that came during a join are to be tried again."""
 
@@ -114,9 +116,13 @@ class RemoteJoins:
             join = await remote_joins.find(tx, room_id)
         return None if join is None or join.signed is None else get_rules(join.signed.room_version)
 
-    def figures(self) -> dict[str, float]:
+    def figures(self) -> Figures:
         """For `homeserver.metrics`."""
-        return {"remote_joins": len(self._tasks)}
+        return {
+            "remote_joins": len(self._tasks),
+            "remote_join_events": sum(self._received.values()),
+            "remote_joins_ended_total": self._results,
+        }
 
     async def run(self) -> None:
         """Keep this process's joins leased, and take over those that nobody is at work on."""
@@ -185,6 +191,7 @@ class RemoteJoins:
                 logger.info("the join of %s to %s is tried again later: %s", join.user_id, join.room_id, error)
                 async with self._database.transaction() as tx:
                     await remote_joins.put_off(tx, join, later)
+                self._results["put_off"] += 1
                 raise
             await self._give_up(join)
             raise
@@ -194,6 +201,7 @@ class RemoteJoins:
         await self._end(join)
 
     async def _end(self, join: RemoteJoin) -> None:
+        self._results["joined"] += 1
         async with self._database.transaction() as tx:
             await remote_joins.delete(tx, join)
             waited = await dead_letters.retry_room(tx, join.room_id, _now_ms())
@@ -202,6 +210,7 @@ class RemoteJoins:
                 observer()
 
     async def _give_up(self, join: RemoteJoin) -> None:
+        self._results["failed"] += 1
         async with self._database.transaction() as tx:
             room = await rooms.find(tx, join.room_id)
             if await remote_joins.delete(tx, join) and room is not None:

@@ -28,6 +28,7 @@ from storage import erasure, events, memberships, room_state, rooms
 from storage.append_events import RoomEvents
 from storage.database import Tx
 from storage.events import Flag, StoredEvent
+from storage.figures import Figures, Lookups
 from storage.log import Change
 from storage.memberships import Membership
 from storage.room_state import TRUNK, Span
@@ -94,6 +95,11 @@ class ServerAccess:
     def __init__(self) -> None:
         self._present: OrderedDict[tuple[int, str], bool] = OrderedDict()
         self._changes = 0
+        self._lookups = Lookups("servers_in_rooms")
+
+    def figures(self) -> Figures:
+        """For `homeserver.metrics`."""
+        return self._lookups.figures(len(self._present))
 
     def apply(self, _position: int, change: Change) -> None:
         """A view of the log: forget of a server what changes with its members."""
@@ -121,6 +127,7 @@ class ServerAccess:
         """Whether a user of the server is joined now."""
         key = (room.number, server_name)
         known = self._present.get(key)
+        self._lookups.note(is_hit=known is not None)
         if known is None:
             changes = self._changes
             known = bool(await memberships.local_members(tx, room.number, server_name, limit=1))

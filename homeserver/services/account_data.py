@@ -44,6 +44,7 @@ class AccountDataService:
         self._database = database
         self._log = log
         self._ignored = FollowedCache(IGNORED_USERS, lambda _user_id, content: ignored_in(content))
+        self.figures = self._ignored.figures
 
     def on_change(self, position: int, change: Change) -> None:
         """A view of the tail."""

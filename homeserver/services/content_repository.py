@@ -18,6 +18,7 @@ from federation.protocol.types import ServerName, UserID
 from storage import background, content_repository
 from storage.content_repository import Media
 from storage.database import Database, Tx
+from storage.figures import Figures, Lookups
 from storage.media_files import Content, MediaFiles
 
 logger = logging.getLogger(__name__)
@@ -99,6 +100,21 @@ class ContentRepository:
         self._awaited: dict[str, asyncio.Event] = {}
         self._fetches: dict[tuple[ServerName, str], asyncio.Task[None]] = {}
         self._fetching = asyncio.Semaphore(MAX_PARALLEL_FETCHES)
+        self._bytes = {"user": 0, "server": 0}
+        self._lookups = Lookups("media_of_other_servers")
+        self._failed_fetches = 0
+
+    def figures(self) -> Figures:
+        """For `homeserver.metrics`."""
+        return {
+            "media_received_bytes_total": self._bytes,
+            "media_uploads": self._uploading.total(),
+            "media_fetches": len(self._fetches),
+            "media_fetches_limit": MAX_PARALLEL_FETCHES,
+            "media_fetch_failures_total": self._failed_fetches,
+            "cache_hits_total": {self._lookups.name: self._lookups.hits},
+            "cache_misses_total": {self._lookups.name: self._lookups.misses},
+        }
 
     async def upload(self, user_id: UserID, upload: Upload) -> str:
         """Store what a user sends; its `mxc://` URI, once it is on the disk.
@@ -159,7 +175,9 @@ class ContentRepository:
         if server_name == self._server_name:
             return await self._found(await self._wait_for_upload(media_id, timeout_ms))
         media = await self._find_record(server_name, media_id)
-        if media is not None and media.sha256 is not None and await self._files.has(media.sha256):
+        is_here = media is not None and media.sha256 is not None and await self._files.has(media.sha256)
+        self._lookups.note(is_hit=is_here)
+        if is_here:
             return await self._found(media)
         if not allow_remote:
             raise _unknown()
@@ -213,6 +231,7 @@ class ContentRepository:
                     self._check_size(incoming.size + len(chunk))
                     await incoming.write(chunk)
                 content = await self._files.keep(incoming)
+                self._bytes["user"] += content.size
         finally:
             self._uploading[user_id] -= 1
             if not self._uploading[user_id]:
@@ -272,12 +291,14 @@ class ContentRepository:
     def _end_fetch(self, key: tuple[ServerName, str], task: "asyncio.Task[None]") -> None:
         del self._fetches[key]
         if not task.cancelled():
-            task.exception()  # whoever waits is told; if nobody does, nobody needs to be
+            # Whoever waits is told; if nobody does, nobody needs to be.
+            self._failed_fetches += task.exception() is not None
 
     async def _fetch_and_store(self, server_name: ServerName, media_id: str, timeout_ms: int) -> None:
         async with self._fetching, self._files.receive() as incoming:
             described = await self._remote.fetch(server_name, media_id, timeout_ms, incoming.write)
             content = await self._files.keep(incoming)
+            self._bytes["server"] += content.size
         media = Media(server_name=server_name, media_id=media_id, created_ts=_now())
         async with self._database.transaction() as tx:
             await content_repository.put_remote(tx, _filled(media, content, described.content_type, described.filename))

@@ -7,6 +7,7 @@ from federation.protocol.types import UserID
 from storage import account_data
 from storage.account_data import AccountDataChanged
 from storage.database import Tx
+from storage.figures import Figures, Lookups
 from storage.log import Change
 
 V = TypeVar("V")
@@ -23,6 +24,11 @@ class FollowedCache(Generic[V]):
         self._build = build
         self._values: dict[UserID, V] = {}
         self._changes = 0
+        self._lookups = Lookups(name)
+
+    def figures(self) -> Figures:
+        """For `homeserver.metrics`."""
+        return self._lookups.figures(len(self._values))
 
     def on_change(self, _position: int, change: Change) -> None:
         """Follow the log."""
@@ -32,11 +38,15 @@ class FollowedCache(Generic[V]):
 
     def known(self, user_id: UserID) -> V | None:
         """The value, if it is remembered: saves a query."""
-        return self._values.get(user_id)
+        value = self._values.get(user_id)
+        if value is not None:
+            self._lookups.hits += 1
+        return value
 
     async def get(self, tx: Tx, user_id: UserID) -> V:
         """One user's value."""
         value = self._values.get(user_id)
+        self._lookups.note(is_hit=value is not None)
         if value is None:
             changes = self._changes
             value = self._build(user_id, await account_data.find(tx, user_id, None, self._name))

@@ -29,6 +29,7 @@ class PushRuleService:
         self._database = database
         self._log = log
         self._rulesets = FollowedCache(PUSH_RULES, build_ruleset)
+        self.figures = self._rulesets.figures
 
     def on_change(self, position: int, change: Change) -> None:
         """A view of the tail."""

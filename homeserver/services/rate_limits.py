@@ -12,6 +12,7 @@ from ipaddress import IPv6Address, IPv6Network
 
 from federation.protocol.errors import LimitExceeded
 from homeserver.services.budget_table import BudgetTable
+from storage.figures import Figures
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,11 @@ class RateLimits:
         self._enabled = enabled
         self._clock = clock  # the same in all processes of a machine
         self._table = table or BudgetTable()
+        self._refusals = dict.fromkeys(self._limits, 0)
+
+    def figures(self) -> Figures:
+        """For `homeserver.metrics`."""
+        return {"rate_limited_total": self._refusals}
 
     def spend(self, name: str, key: str, *, cost: int = 1) -> None:
         """Take `cost`, or all if the budget can hold no more, from the budget `name` of `key`.
@@ -49,7 +55,7 @@ class RateLimits:
         key = f"{name} {budget_key(key)}"
         now = self._clock()
         full_at = max(self._table.get(key), now) + min(cost, limit.burst) / limit.per_second
-        _check(full_at, now, limit)
+        self._check(name, full_at, now)
         self._table.put(key, full_at)
 
     def check(self, name: str, key: str) -> None:
@@ -57,7 +63,14 @@ class RateLimits:
         if self._enabled:
             limit = self._limits[name]
             now = self._clock()
-            _check(max(self._table.get(f"{name} {budget_key(key)}"), now) + 1 / limit.per_second, now, limit)
+            self._check(name, max(self._table.get(f"{name} {budget_key(key)}"), now) + 1 / limit.per_second, now)
+
+    def _check(self, name: str, full_at: float, now: float) -> None:
+        limit = self._limits[name]
+        too_early = full_at - now - limit.burst / limit.per_second
+        if too_early > 1e-9:
+            self._refusals[name] += 1
+            raise LimitExceeded(max(1, round(too_early * 1000)))
 
     def by_name(self) -> Mapping[str, Callable[[object, str], None]]:
         """What spends one from each budget, for the gates of an API's routes."""
@@ -84,9 +97,3 @@ def _network(text: str) -> str:
     if address.ipv4_mapped is not None:
         return str(address.ipv4_mapped)
     return str(IPv6Network((address, 64), strict=False))
-
-
-def _check(full_at: float, now: float, limit: Limit) -> None:
-    too_early = full_at - now - limit.burst / limit.per_second
-    if too_early > 1e-9:
-        raise LimitExceeded(max(1, round(too_early * 1000)))

@@ -18,6 +18,7 @@ from federation.protocol.types import DeviceID, UserID
 from homeserver.services.requester import Requester
 from storage import accounts, cross_signing, devices, sessions
 from storage.database import Database, Tx
+from storage.figures import Figures, Lookups
 from storage.invalidations import Invalidated, Kind
 from storage.log import Change, Entry, Log
 
@@ -115,13 +116,21 @@ class SessionService:
         self._remembered: dict[bytes, _Remembered] = {}
         self._by_user: dict[UserID, set[bytes]] = {}
         self._invalidations = 0
+        self._lookups = Lookups("sessions")
+
+    def figures(self) -> Figures:
+        """For `homeserver.metrics`."""
+        return self._lookups.figures(len(self._remembered))
 
     # --- who asks
 
     async def authenticate(self, access_token: str, *, while_locked: bool = False) -> Requester:
         """Who this token stands for; raises M_UNKNOWN_TOKEN or M_USER_LOCKED. No query when it is remembered."""
         access_hash = _hash(access_token)
-        found = self._remembered.get(access_hash) or await self._load(access_hash)
+        found = self._remembered.get(access_hash)
+        self._lookups.note(is_hit=found is not None)
+        if found is None:
+            found = await self._load(access_hash)
         session = found.session
         if session.expires_ts is not None and session.expires_ts <= _now_ms():
             raise Unauthorized("The access token has expired", soft_logout=True)
