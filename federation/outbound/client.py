@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import math
 import re
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
@@ -18,6 +19,7 @@ from federation.outbound.egress import (
     EgressRequest,
     EgressStream,
     NotConnected,
+    NotStarted,
     WrongContentType,
 )
 from federation.outbound.server_discovery import ServerDiscovery, Target
@@ -48,6 +50,8 @@ class Options(TypedDict, total=False):
 
     timeout: float
     """In seconds, for the whole; 30 unless given."""
+    starts_within: float
+    """Seconds in which the answer must begin; a server that takes longer is not left alone for that."""
     max_bytes: int
     patient: bool
     """Ask even a server that is in back-off, because somebody waits for the answer."""
@@ -194,23 +198,30 @@ class FederationClient:
         """The answer of the first of the destination's places that takes a connection."""
         clock = asyncio.get_running_loop().time
         deadline = clock() + options.get("timeout", SECONDS)
+        start = min(deadline, clock() + options.get("starts_within", math.inf))
+
+        def left() -> tuple[float, float]:
+            now = clock()
+            return start - now, deadline - now
+
         try:
-            async with asyncio.timeout_at(deadline):
+            async with asyncio.timeout_at(start):
                 *others, last = await self._discovery.find(signed.destination)
         except TimeoutError:
-            raise NotConnected(f"{signed.destination} takes too long to find") from None
+            kind = NotStarted if start < deadline else NotConnected
+            raise kind(f"{signed.destination} takes too long to find") from None
         for target in others:
             with contextlib.suppress(NotConnected):
-                return await self._egress.open(_request(signed, target, options, deadline - clock()))
+                return await self._egress.open(_request(signed, target, options, left()))
         try:
-            return await self._egress.open(_request(signed, last, options, deadline - clock()))
+            return await self._egress.open(_request(signed, last, options, left()))
         except NotConnected:
             self._discovery.forget(signed.destination)
             raise
 
     def _failure(self, destination: ServerName, error: EgressError) -> PeerUnreachable:
         """What to raise; a server that answered badly is no server that does not answer."""
-        if not isinstance(error, AnswerTooLarge | WrongContentType | Crowded):
+        if not isinstance(error, AnswerTooLarge | WrongContentType | Crowded | NotStarted):
             self._availability.failed(destination, str(error))
         return PeerUnreachable(destination, str(error))
 
@@ -225,7 +236,8 @@ def _uri(path: str, query: Query) -> str:
     return f"{path}?{encoded}" if encoded else path
 
 
-def _request(signed: _Signed, target: Target, options: Options, seconds: float) -> EgressRequest:
+def _request(signed: _Signed, target: Target, options: Options, seconds: tuple[float, float]) -> EgressRequest:
+    """`seconds` are those in which the answer must begin, and in which it must be whole."""
     headers = {"Authorization": signed.authorization}
     if signed.body is not None:
         headers["Content-Type"] = "application/json"
@@ -235,7 +247,8 @@ def _request(signed: _Signed, target: Target, options: Options, seconds: float) 
         headers=headers,
         body=signed.body,
         max_bytes=options.get("max_bytes", MAX_BYTES),
-        timeout=max(seconds, 0.01),
+        timeout=max(seconds[1], 0.01),
+        starts_within=max(seconds[0], 0.01),
         content_types=signed.content_types,
         host_header=target.host_header,
         tls_name=target.tls_name,

@@ -54,6 +54,10 @@ class AnswerTooLarge(EgressError):
     """The body has more bytes than were asked for."""
 
 
+class NotStarted(EgressError):
+    """The answer did not begin as soon as was asked for; which may say more of who asked than of who was asked."""
+
+
 class Crowded(EgressError):
     """There was no room for the request; which says nothing of who was asked."""
 
@@ -79,6 +83,8 @@ class EgressRequest:
     """Of the body, after it is unpacked."""
     timeout: float = 30.0
     """For the whole, in seconds: looking up, connecting, redirects, and all of the body."""
+    starts_within: float | None = None
+    """Seconds in which the answer must begin, where that is less than all of it may take."""
     redirects: int = 0
     """How many are followed, of a GET."""
     content_types: Sequence[str] = ()
@@ -198,15 +204,18 @@ class Egress:
 
     async def open(self, request: EgressRequest) -> EgressStream:
         """As `stream`, for who closes it in every case."""
-        deadline = asyncio.get_running_loop().time() + request.timeout
+        began = asyncio.get_running_loop().time()
+        deadline = began + request.timeout
+        start = deadline if request.starts_within is None else min(deadline, began + request.starts_within)
         try:
-            response, turn = await self._follow(request, deadline)
+            response, turn = await self._follow(request, start)
         except CutOff:
             raise _cut_off(request.url) from None
         except TimeoutError as error:
             if isinstance(error, aiohttp.ConnectionTimeoutError):
                 raise NotConnected(f"{request.url} takes too long to connect to") from None
-            raise EgressError(f"{request.url} takes too long") from None
+            kind = NotStarted if start < deadline else EgressError
+            raise kind(f"{request.url} takes too long") from None
         except aiohttp.ClientError as error:
             raise _failure(request.url, error) from None
         try:

@@ -12,6 +12,9 @@ from federation.protocol.types import ServerName
 SECONDS = 300.0
 """In so long all of it must have arrived."""
 
+START_SECONDS = 15.0
+"""For reaching a server that has the media, besides the time that it may wait for the upload."""
+
 REDIRECTS = 3
 MAX_METADATA_BYTES = 64 * 1024
 
@@ -44,7 +47,8 @@ class RemoteMedia:
         """Hand the media's bytes to `take`, piece by piece.
 
         Raises M_NOT_FOUND, M_NOT_YET_UPLOADED (504), M_TOO_LARGE (502), PeerFailed. What was taken until then is worth
-        nothing.
+        nothing. A server that does not begin to answer, or any place that it names, is not waited for longer than
+        `timeout_ms` and what it takes to reach it.
         """
         try:
             try:
@@ -52,7 +56,7 @@ class RemoteMedia:
             except PeerRefused as refused:
                 if (refused.status, refused.errcode) != (404, "M_UNRECOGNIZED"):
                     raise
-                return await self._fetch_without_login(server_name, media_id, take)
+                return await self._fetch_without_login(server_name, media_id, timeout_ms, take)
         except PeerRefused as refused:
             raise _failure(refused) from None
 
@@ -66,6 +70,7 @@ class RemoteMedia:
             query=[("timeout_ms", str(timeout_ms))],
             content_types=("multipart/mixed",),
             timeout=SECONDS,
+            starts_within=timeout_ms / 1000 + START_SECONDS,
             max_bytes=_UNBOUNDED,
             patient=True,
         ) as stream:
@@ -88,7 +93,9 @@ class RemoteMedia:
 
     async def _follow(self, server_name: ServerName, location: str, take: Take) -> Description:
         """The media from where the server said that it is: any place that requests may go to."""
-        request = EgressRequest(url=location, max_bytes=_UNBOUNDED, timeout=SECONDS, redirects=REDIRECTS)
+        request = EgressRequest(
+            url=location, max_bytes=_UNBOUNDED, timeout=SECONDS, starts_within=START_SECONDS, redirects=REDIRECTS
+        )
         try:
             async with self._egress.stream(request) as stream:
                 if stream.status != 200:
@@ -97,7 +104,9 @@ class RemoteMedia:
         except EgressError as error:
             raise PeerUnreachable(server_name, str(error)) from None
 
-    async def _fetch_without_login(self, server_name: ServerName, media_id: str, take: Take) -> Description:
+    async def _fetch_without_login(
+        self, server_name: ServerName, media_id: str, timeout_ms: int, take: Take
+    ) -> Description:
         """As before version 1.11."""
         path = path_of("/_matrix/media/v3/download/{}/{}", server_name, media_id)
         async with self._client.stream(
@@ -107,6 +116,7 @@ class RemoteMedia:
             query=[("allow_remote", "false")],
             content_types=(),
             timeout=SECONDS,
+            starts_within=timeout_ms / 1000 + START_SECONDS,
             max_bytes=_UNBOUNDED,
             patient=True,
         ) as stream:

@@ -48,8 +48,8 @@ class Turn:
         self._limit: asyncio.Timeout | None = None
 
     @asynccontextmanager
-    async def until(self, deadline: float) -> AsyncIterator[None]:
-        """Raises TimeoutError at this time of the loop, CutOff when the turn is cut off before."""
+    async def until(self, deadline: float | None) -> AsyncIterator[None]:
+        """Raises TimeoutError at this time of the loop, if any; CutOff when the turn is cut off before."""
         if self.is_cut_off:
             raise CutOff
         try:

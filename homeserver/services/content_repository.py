@@ -8,10 +8,12 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from federation.outbound.remote_media import RemoteMedia
+from federation.outbound.turns import CutOff, Places, Turns
 from federation.protocol.errors import Forbidden, InvalidInput, LimitExceeded, MatrixError, NotFound, TooLarge
 from federation.protocol.identifiers import is_media_id, is_server_name
 from federation.protocol.types import ServerName, UserID
@@ -32,8 +34,11 @@ MAX_UNUSED = 50
 MAX_PARALLEL_UPLOADS = 10
 """Of one user: what arrives takes room on the disk before it counts."""
 
-MAX_PARALLEL_FETCHES = 20
-"""From other servers, for all users."""
+PLACES = Places(prompt=20, prompt_seconds=5.0, slow=40, per_host=8, unproven=4)
+"""Fetches from other servers, for all users: each may take as much of the disk as media may have."""
+
+START_SECONDS = 10.0
+"""For another server's first byte, besides the time that somebody wants to wait for an upload."""
 
 DEFAULT_TIMEOUT_MS = 20_000
 MAX_TIMEOUT_MS = 60_000
@@ -98,8 +103,8 @@ class ContentRepository:
         self.limits = limits
         self._uploading: Counter[UserID] = Counter()
         self._awaited: dict[str, asyncio.Event] = {}
-        self._fetches: dict[tuple[ServerName, str], asyncio.Task[None]] = {}
-        self._fetching = asyncio.Semaphore(MAX_PARALLEL_FETCHES)
+        self._fetches: dict[tuple[ServerName, str], _Fetch] = {}
+        self._turns = Turns(PLACES)
         self._bytes = {"user": 0, "server": 0}
         self._lookups = Lookups("media_of_other_servers")
         self._failed_fetches = 0
@@ -110,7 +115,7 @@ class ContentRepository:
             "media_received_bytes_total": self._bytes,
             "media_uploads": self._uploading.total(),
             "media_fetches": len(self._fetches),
-            "media_fetches_limit": MAX_PARALLEL_FETCHES,
+            "media_fetches_limit": PLACES.prompt + PLACES.slow,
             "media_fetch_failures_total": self._failed_fetches,
             "cache_hits_total": {self._lookups.name: self._lookups.hits},
             "cache_misses_total": {self._lookups.name: self._lookups.misses},
@@ -196,7 +201,7 @@ class ContentRepository:
 
     async def close(self) -> None:
         """End what is being fetched."""
-        await background.end(self._fetches.values())
+        await background.end([fetch.task for fetch in self._fetches.values()])
 
     def _new(self, user_id: UserID) -> Media:
         return Media(
@@ -268,7 +273,7 @@ class ContentRepository:
             left = deadline - time.monotonic()
             if left <= 0:
                 self._awaited.pop(media_id, None)
-                raise MatrixError("M_NOT_YET_UPLOADED", "The media has not been uploaded yet", 504)
+                raise _not_yet()
             if uploaded is None:  # look again, now that the upload would tell
                 self._awaited[media_id] = asyncio.Event()
                 continue
@@ -281,12 +286,21 @@ class ContentRepository:
     async def _fetch(self, server_name: ServerName, media_id: str, timeout_ms: int) -> None:
         """Fetch from another server, once for all who wait; it goes on when they go."""
         key = (server_name, media_id)
-        task = self._fetches.get(key)
-        if task is None:
-            work = self._fetch_and_store(server_name, media_id, timeout_ms)
-            task = self._fetches[key] = asyncio.get_running_loop().create_task(work)
+        fetch = self._fetches.get(key)
+        if fetch is None:
+            loop = asyncio.get_running_loop()
+            begun: asyncio.Future[None] = loop.create_future()
+            task = loop.create_task(self._fetch_and_store(server_name, media_id, timeout_ms, begun))
+            fetch = self._fetches[key] = _Fetch(task, begun)
             task.add_done_callback(lambda done: self._end_fetch(key, done))
-        await asyncio.shield(task)
+        await asyncio.wait(
+            (fetch.task, fetch.begun),
+            timeout=timeout_ms / 1000 + START_SECONDS,
+            return_when=asyncio.FIRST_COMPLETED,
+        )
+        if not fetch.task.done() and not fetch.begun.done():
+            raise _not_yet()
+        await asyncio.shield(fetch.task)
 
     def _end_fetch(self, key: tuple[ServerName, str], task: "asyncio.Task[None]") -> None:
         del self._fetches[key]
@@ -294,14 +308,48 @@ class ContentRepository:
             # Whoever waits is told; if nobody does, nobody needs to be.
             self._failed_fetches += task.exception() is not None
 
-    async def _fetch_and_store(self, server_name: ServerName, media_id: str, timeout_ms: int) -> None:
-        async with self._fetching, self._files.receive() as incoming:
-            described = await self._remote.fetch(server_name, media_id, timeout_ms, incoming.write)
+    async def _fetch_and_store(
+        self, server_name: ServerName, media_id: str, timeout_ms: int, begun: "asyncio.Future[None]"
+    ) -> None:
+        async with self._turn(server_name, timeout_ms), self._files.receive() as incoming:
+
+            async def take(chunk: bytes) -> None:
+                if not begun.done():
+                    begun.set_result(None)
+                await incoming.write(chunk)
+
+            described = await self._remote.fetch(server_name, media_id, timeout_ms, take)
             content = await self._files.keep(incoming)
             self._bytes["server"] += content.size
         media = Media(server_name=server_name, media_id=media_id, created_ts=_now())
         async with self._database.transaction() as tx:
             await content_repository.put_remote(tx, _filled(media, content, described.content_type, described.filename))
+
+    @asynccontextmanager
+    async def _turn(self, server_name: ServerName, timeout_ms: int) -> AsyncIterator[None]:
+        """One of the places for fetches, of which servers that are slow take none from others."""
+        try:
+            async with asyncio.timeout(timeout_ms / 1000 + START_SECONDS):
+                turn = await self._turns.take(server_name)
+        except TimeoutError:
+            raise _not_yet() from None
+        try:
+            async with turn.until(None):  # how long it may take is for `remote_media.py` to say
+                yield
+            turn.is_answered = True
+        except CutOff:
+            raise _not_yet() from None
+        finally:
+            turn.end()
+
+
+@dataclass(frozen=True, slots=True)
+class _Fetch:
+    """Media on its way from another server."""
+
+    task: "asyncio.Task[None]"
+    begun: "asyncio.Future[None]"
+    """Done with its first byte."""
 
 
 def _now() -> int:
@@ -331,6 +379,10 @@ def _check_filename(filename: str | None) -> None:
 
 def _overwrites() -> MatrixError:
     return MatrixError("M_CANNOT_OVERWRITE_MEDIA", "This media has been uploaded already", 409)
+
+
+def _not_yet() -> MatrixError:
+    return MatrixError("M_NOT_YET_UPLOADED", "The media has not been uploaded yet, or its server is slow", 504)
 
 
 def _unknown() -> NotFound:

@@ -1,5 +1,6 @@
 """Media between servers: two of ours, and peers that lie."""
 
+import asyncio
 import dataclasses
 import io
 import os
@@ -11,8 +12,10 @@ import pytest
 from aiohttp import web
 from PIL import Image
 
+from federation.outbound import remote_media
 from federation.protocol.multipart import MultipartReader, boundary_of
 from homeserver.config import ByteCount, Media
+from homeserver.services import content_repository
 from tests.clients import Answer, Client, Server
 from tests.federation.authority import Authority
 from tests.federation.listening_peer import ListeningPeer
@@ -44,6 +47,9 @@ class MediaPeer(ListeningPeer):
         self.media: web.Response | None = None
         self.old: web.Response | None = None
         self.asked: list[str] = []
+        self.speaks = asyncio.Event()
+        """Until it is set the peer takes requests for media and is silent."""
+        self.speaks.set()
 
     def routes(self, application: web.Application) -> None:
         """Both ways to media, and a place to be sent to."""
@@ -52,6 +58,10 @@ class MediaPeer(ListeningPeer):
 
     async def _media(self, request: web.Request) -> web.Response:
         self.asked.append(request.path_qs)
+        self._came.set()
+        await self.speaks.wait()
+        if request.transport is None:  # who asked has gone
+            return web.Response()
         return self.media or web.json_response({"errcode": "M_UNRECOGNIZED", "error": "no"}, status=404)
 
     async def _old(self, request: web.Request) -> web.Response:
@@ -187,6 +197,58 @@ async def test_the_old_way_is_not_taken_for_other_refusals(
 
         assert answer.status == (404 if status == 404 else 502)
         assert len(peer.asked) == 1
+
+
+async def test_a_silent_server_is_waited_for_as_long_as_was_asked(
+    small: tuple[Server, Client], authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(content_repository, "START_SECONDS", 0.3)
+    monkeypatch.setattr(remote_media, "START_SECONDS", 0.6)
+    server, alice = small
+    async with media_peer(server, authority) as peer:
+        peer.speaks.clear()
+        for _ in range(2):
+            answer = await asyncio.wait_for(alice.get(f"/v1/media/download/{peer.name}/a", timeout_ms=200), 5)
+            assert (answer.status, answer.body["errcode"]) == (504, "M_NOT_YET_UPLOADED")
+            await asyncio.sleep(0.5)
+
+        assert len(peer.asked) == 2, "the request was given up, and the server was not taken for one that is away"
+        peer.media = multipart(b"late")
+        peer.speaks.set()
+        assert (await download(alice, f"{peer.name}/a", timeout_ms="200")).body == b"late"
+
+
+async def test_each_waits_for_a_silent_server_as_long_as_they_said(
+    small: tuple[Server, Client], authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(content_repository, "START_SECONDS", 0.3)
+    server, alice = small
+    async with media_peer(server, authority) as peer:
+        peer.speaks.clear()
+        patient = asyncio.create_task(download(alice, f"{peer.name}/a", timeout_ms="30000"))
+        answer = await alice.get(f"/v1/media/download/{peer.name}/a", timeout_ms=0)
+        assert (answer.status, patient.done()) == (504, False)
+
+        peer.media = multipart(b"here")
+        peer.speaks.set()
+        assert (await patient).body == b"here"
+        assert len(peer.asked) == 1
+
+
+async def test_a_silent_server_does_not_hold_up_media_of_others(
+    small: tuple[Server, Client], authority: Authority
+) -> None:
+    server, alice = small
+    async with media_peer(server, authority) as silent, media_peer(server, authority) as peer:
+        silent.speaks.clear()
+        held = [asyncio.create_task(download(alice, f"{silent.name}/m{number}")) for number in range(40)]
+        await silent.until(lambda: silent.asked)
+        peer.media = multipart(b"at once")
+
+        assert (await asyncio.wait_for(download(alice, f"{peer.name}/a"), 3)).body == b"at once"
+        for task in held:
+            task.cancel()
+        await asyncio.gather(*held, return_exceptions=True)
 
 
 @pytest.mark.parametrize("claims", [True, False])
