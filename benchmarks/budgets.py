@@ -59,6 +59,8 @@ COSTS: Mapping[str, Cost] = {
 LIMITS: Mapping[str, Limit] = {
     "start, server CPU": Limit(0.6, 0.93),
     "memory, idle": Limit(100),
+    "memory per idle sync": Limit(30),
+    "idle syncs, server CPU": Limit(2),
     "disk, per message": Limit(1200),
     "disk, per state change": Limit(1000),
     "growth of send": Limit(1.5),

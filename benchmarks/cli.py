@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import resource
 import signal
 import time
 import traceback
@@ -28,6 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run what was asked for; returns 1 if a scenario failed."""
     options = _parser().parse_args(arguments)
     names = options.scenario or list(SCENARIOS)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # one for each client that waits
     products: dict[str, Callable[[Cluster], Server]] = {}
     if options.only != "synapse":
         products["hearth"] = lambda cluster: Hearth(cluster, profiler=options.profile)

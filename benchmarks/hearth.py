@@ -39,6 +39,8 @@ class Hearth(Server):
         super().__init__(name, cluster, peering)
         self._profiler = profiler
         self._log = log
+        self.workers = 0
+        """0 for a single process, without one that looks after workers."""
 
     def another(self, cluster: Databases, name: str, peering: Peering) -> Server:
         """Without a profiler."""
@@ -69,7 +71,8 @@ class Hearth(Server):
         program: list[str | Path] = ["-m", "homeserver"]
         if self._profiler is not None:
             program = ["-m", "benchmarks.profiled_server", self._profiler, self.profile_file]
-        return [sys.executable, *program, "serve", "--config", file]
+        workers = ["--workers", str(self.workers)] if self.workers else []
+        return [sys.executable, *program, "serve", "--config", file, *workers]
 
     def note_measuring(self, *, begins: bool) -> None:
         """A profiled server profiles from one signal to the other."""

@@ -1,6 +1,7 @@
 """What must be there before a server runs: its database, with the newest schema, and its signing key."""
 
 import contextlib
+import resource
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ def prepare(config: Config) -> Iterator[Prepared]:
     The key is made on the first run, before the schema is, so that a database with a schema always had a key. Blocking.
     Raises StartupError; a second server on the same data directory is refused.
     """
+    _allow_many_connections()
     _make_data_directory(config.data_directory)
     with _own_database(config) as conninfo:
         with _complaining():
@@ -118,6 +120,13 @@ def _load_or_create_keys(path: Path, *, may_create: bool) -> OwnKeys:
         with contextlib.suppress(FileExistsError):  # another process was faster
             return OwnKeys(signing_keys.create(path))
     return signing_keys.load_all(path, int(time.time() * 1000))
+
+
+def _allow_many_connections() -> None:
+    """As many as the system lets a process have open files, not just as many as it gives one that does not ask."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):  # "unlimited" may be more than the kernel takes
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _make_data_directory(path: Path) -> None:

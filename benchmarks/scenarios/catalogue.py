@@ -9,11 +9,13 @@ from benchmarks.scenarios import (
     federation,
     first_sync,
     growth,
+    idle_syncs,
     incremental_sync,
     joins,
     paging,
     send,
     starting,
+    workers,
 )
 from benchmarks.server import Server
 from benchmarks.sizes import Sizes
@@ -27,7 +29,9 @@ SCENARIOS: Mapping[str, Scenario] = {
     "send-8": send.run_eight,
     "send-64": send.run_many,
     "send-64-rooms": send.run_rooms,
+    "workers": workers.run,
     "delivery": delivery.run,
+    "idle-syncs": idle_syncs.run,
     "empty-sync": incremental_sync.run,
     "first-sync": first_sync.run,
     "joins": joins.run,
