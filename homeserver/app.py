@@ -278,7 +278,10 @@ class Application:
         )
 
     async def start(self, sockets: Sequence[socket.socket] = ()) -> None:
-        """Open the database, follow the log, listen: on these sockets, one a listener, if they are bound already."""
+        """Open the database, follow the log, listen: on these sockets, one a listener, if they are bound already.
+
+        Whatever comes of it, `stop` has to follow: else what is under way would hold up the end of the process.
+        """
         await self.database.open()
         await self.accounts.impersonation.make_senders()
         await self.tail.start()
@@ -305,11 +308,7 @@ class Application:
             self._run("metrics", self.metrics.run())
         if self.user_data.presence.enabled:
             self._run("presence", self.user_data.presence.run())
-        try:
-            await self.listening.start(self.config.listeners, sockets)
-        except OSError:
-            await self.stop()  # else what is under way would hold up the end of the process
-            raise
+        await self.listening.start(self.config.listeners, sockets)
 
     async def stop(self, *, drain: bool = False) -> None:
         """Stop listening, finish what is under way, write what is pending, close.

@@ -3,13 +3,15 @@
 import asyncio
 import resource
 import signal
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Sequence
 
 import uvloop
 
 from homeserver.app import Application
 from homeserver.config import Config
 from homeserver.startup import Prepared, prepare
+from storage import background
 
 MAX_FILES = 65_536
 """Open at once, connections among them."""
@@ -38,23 +40,35 @@ async def _serve(config: Config, prepared: Prepared, announce: Callable[[], None
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, asked_to_stop.set)
-    application = Application(config, prepared.conninfo, prepared.keys)
-    await application.start()
-    await run(application, asked_to_stop, announce)
+    await run(Application(config, prepared.conninfo, prepared.keys), asked_to_stop, announce)
 
 
 async def run(
-    application: Application, asked_to_stop: asyncio.Event, announce: Callable[[], None], *, drain: bool = False
+    application: Application,
+    asked_to_stop: asyncio.Event,
+    announce: Callable[[], None],
+    sockets: Sequence[socket.socket] = (),
+    *,
+    drain: bool = False,
 ) -> None:
-    """Announce a server that has started, and stop it when asked to, or when one of its tasks fails: then raises why.
+    """Start a server, on these sockets if they are bound already, and announce it; stop it when asked to, also before
+    it has started, or when one of its tasks fails: then raises why.
 
     `drain` is for `Application.stop`.
     """
+    loop = asyncio.get_running_loop()
+    asking = loop.create_task(asked_to_stop.wait())
+    starting = loop.create_task(application.start(sockets))
     try:
+        await asyncio.wait([asking, starting], return_when=asyncio.FIRST_COMPLETED)
+        if not starting.done():
+            return
+        starting.result()
         announce()
         application.failed.add_done_callback(lambda _: asked_to_stop.set())
-        await asked_to_stop.wait()
+        await asking
         if application.failed.done():
             application.failed.result()
     finally:
+        await background.end([asking, starting])
         await application.stop(drain=drain)

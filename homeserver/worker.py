@@ -60,8 +60,7 @@ async def _serve(config: Config, keys: OwnKeys, orders: JsonObject, sockets: lis
 
     loop.add_reader(said, end)  # it says no more: whoever started this has ended
     application = Application(config, orders["conninfo"], keys, BudgetTable(orders["budgets"]))
-    await application.start(sockets)
-    await serving.run(application, asked_to_stop, lambda: _say(READY), drain=True)
+    await serving.run(application, asked_to_stop, lambda: _say(READY), sockets, drain=True)
 
 
 def _say(text: bytes) -> None:

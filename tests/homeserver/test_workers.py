@@ -25,8 +25,14 @@ async def server() -> AsyncIterator[HearthProcess]:
 
 def workers(server: HearthProcess) -> set[int]:
     """The processes that answer."""
-    children = psutil.Process(server.pid).children()
-    return {child.pid for child in children if "homeserver.worker" in " ".join(child.cmdline())}
+    return {child.pid for child in psutil.Process(server.pid).children() if _is_worker(child)}
+
+
+def _is_worker(process: psutil.Process) -> bool:
+    try:
+        return "homeserver.worker" in " ".join(process.cmdline())
+    except psutil.NoSuchProcess:  # nor is one that has just ended
+        return False
 
 
 async def until(condition: Callable[[], bool], seconds: float = 60) -> None:

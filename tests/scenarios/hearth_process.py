@@ -50,6 +50,8 @@ class HearthProcess:
             given = given.replace("rate_limits: off\n", "")
         (directory / "config.yaml").write_text(given + settings, encoding="utf-8")
         self._process: subprocess.Popen[bytes] | None = None
+        self._said_before = 0
+        """How much of the log is from earlier lives."""
 
     @property
     def base_url(self) -> str:
@@ -72,6 +74,13 @@ class HearthProcess:
         return (self.directory / "server.log").read_text(encoding="utf-8")
 
     @property
+    def _has_greeted(self) -> bool:
+        """Whether it says that it serves, in this life: one of several workers may answer before."""
+        with (self.directory / "server.log").open("rb") as log:
+            log.seek(self._said_before)
+            return b"Hearth serves" in log.read()
+
+    @property
     def is_running(self) -> bool:
         """Whether the process has not ended."""
         return self._process is not None and self._process.poll() is None
@@ -91,6 +100,7 @@ class HearthProcess:
     def start(self) -> None:
         """Start the process, without waiting for it."""
         with (self.directory / "server.log").open("ab") as log:
+            self._said_before = log.tell()
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "homeserver", "serve", *self.arguments],
                 cwd=self.directory,
@@ -101,8 +111,10 @@ class HearthProcess:
             )
 
     async def wait_until_ready(self, *, lives: int = 1) -> float:
-        """Return when it answers from its database; how long that took. It may end while it starts, less than `lives`
-        times: then it is started again, as whoever supervises it would."""
+        """Return when all of it answers from its database; how long that took.
+
+        It may end while it starts, less than `lives` times: then it is started again, as whoever supervises it would.
+        """
         began = time.monotonic()
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5)) as session:
             while True:
@@ -115,7 +127,7 @@ class HearthProcess:
                     async with session.get(
                         f"{self.base_url}/_matrix/client/v3/directory/room/%23x%3Ahearth.test"
                     ) as it:
-                        if it.status == 404:
+                        if it.status == 404 and self._has_greeted:
                             return time.monotonic() - began
                 except (aiohttp.ClientError, TimeoutError):
                     pass
