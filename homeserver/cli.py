@@ -111,6 +111,11 @@ def _parser() -> argparse.ArgumentParser:
     letters.add_argument("--limit", type=int, default=50, metavar="N", help="the newest N of them (default: 50)")
     letters.add_argument("--retry", action="store_true", help="have all of them tried again")
     letters.set_defaults(command=_dead_letters)
+    media = commands.add_parser("media", help="uploads").add_subparsers(required=True, metavar="COMMAND")
+    move = media.add_parser(
+        "move", parents=[file], help="bring media of this machine to the S3 store, also while it runs"
+    )
+    move.set_defaults(command=_move_media)
     return parser
 
 
@@ -246,6 +251,15 @@ def _dead_letters(config: Config, options: argparse.Namespace) -> int:
             limit = max(options.limit, 0)
             lines = asyncio.run(_with_database(conninfo, lambda database: dead_letters.show(database, limit)))
             print("\n".join(lines))
+    return 0
+
+
+def _move_media(config: Config, _options: argparse.Namespace) -> int:
+    commands = importlib.import_module("homeserver.media_commands")  # as above: it needs much that others do not
+    try:
+        print(commands.move(config))
+    except commands.NotMovedError as error:
+        raise CommandError(str(error)) from None
     return 0
 
 

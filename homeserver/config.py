@@ -257,6 +257,27 @@ class Federation:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class S3:
+    """A bucket for media; without an endpoint there is none."""
+
+    endpoint: str | None = None
+    bucket: str | None = None
+    region: str = "us-east-1"
+    access_key: str | None = None
+    secret_key: Secret | None = None
+
+    def complaints(self) -> Iterator[tuple[str, str]]:
+        """A bucket that is named in part."""
+        if self.endpoint is None:
+            return
+        if not self.endpoint.startswith(("https://", "http://")):
+            yield "endpoint", "not an address: write https://HOST"
+        for name in ("bucket", "access_key", "secret_key"):
+            if getattr(self, name) is None:
+                yield name, "needed with endpoint"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Media:
     """Uploads and what is fetched from other servers."""
 
@@ -264,6 +285,7 @@ class Media:
     max_remote_size: ByteCount = setting(50_000_000, minimum=1000)
     max_image_pixels: int = setting(32_000_000, minimum=1)
     max_size_per_user: ByteCount | None = None
+    s3: S3 = S3()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -21,6 +21,10 @@ from homeserver.services.sessions import Lifetimes
 from homeserver.startup import StartupError
 from storage.bus import Bus, PostgresBus
 from storage.database import Database
+from storage.media_files import MediaFiles, MediaStore
+from storage.s3 import S3Bucket
+from storage.s3_media import S3Media
+from storage.s3_signing import Credentials
 
 
 def bus(configured: settings.Bus, database: Database, *, shares: bool) -> Bus:
@@ -33,6 +37,15 @@ def bus(configured: settings.Bus, database: Database, *, shares: bool) -> Bus:
     )
     made: Bus = nats.NatsBus(database, servers)
     return made
+
+
+def media_store(config: Config) -> MediaStore:
+    """Where media is kept."""
+    files, bucket = MediaFiles(config.data_directory / "media"), config.media.s3
+    if bucket.endpoint is None or bucket.bucket is None or bucket.access_key is None or bucket.secret_key is None:
+        return files
+    credentials = Credentials(bucket.access_key, bucket.secret_key.value, bucket.region)
+    return S3Media(files, S3Bucket(f"{bucket.endpoint.rstrip('/')}/{bucket.bucket}", credentials))
 
 
 def lifetimes(configured: settings.Sessions) -> Lifetimes:

@@ -4,13 +4,13 @@ from federation.inbound.content_repository import MediaAnswers, ServedFile
 from federation.outbound.remote_media import RemoteMedia
 from federation.protocol.types import ServerName
 from federation.web import Call
+from homeserver import configured
 from homeserver.client_api.content_repository import ContentRepositoryAPI, content_disposition, thumbnail_request
 from homeserver.config import Config
 from homeserver.federation_parts import Outbound
 from homeserver.services.content_repository import DEFAULT_TIMEOUT_MS, ContentRepository, MediaLimits
 from homeserver.services.thumbnails import Thumbnails
 from storage.database import Database
-from storage.media_files import MediaFiles
 
 
 class MediaParts:
@@ -18,7 +18,7 @@ class MediaParts:
 
     def __init__(self, config: Config, database: Database, outbound: Outbound) -> None:
         settings, server_name = config.media, ServerName(config.server_name)
-        files = MediaFiles(config.data_directory / "media")
+        files = configured.media_store(config)
         self.repository = ContentRepository(
             database,
             files,
@@ -37,12 +37,12 @@ class MediaParts:
     async def _download(self, media_id: str, call: Call) -> ServedFile:
         found = await self.repository.find_local(media_id, _timeout_ms(call))
         disposition = content_disposition("attachment", found.media.filename)
-        return ServedFile(found.path, found.media.content_type, disposition)
+        return ServedFile(found.file, found.media.content_type, disposition)
 
     async def _thumbnail(self, media_id: str, call: Call) -> ServedFile:
         request = thumbnail_request(call)
         made = await self.thumbnails.get(await self.repository.find_local(media_id, _timeout_ms(call)), request)
-        return ServedFile(made.path, made.content_type, content_disposition("inline", made.filename))
+        return ServedFile(made.file, made.content_type, content_disposition("inline", made.filename))
 
 
 def _timeout_ms(call: Call) -> int:

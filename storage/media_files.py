@@ -2,6 +2,8 @@
 
 A file is there whole or not at all: what arrives goes to a file of its own, which is synced and then renamed. So a
 server that is killed leaves nothing but a temporary file, which the next start removes.
+
+`MediaStore` is what others know of it; `s3_media.py` is another.
 """
 
 import asyncio
@@ -9,12 +11,14 @@ import contextlib
 import hashlib
 import os
 import secrets
+import tempfile
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from types import MappingProxyType
+from typing import BinaryIO, Protocol
 
 from federation.protocol.errors import Unavailable
 
@@ -23,6 +27,96 @@ BUFFER_BYTES = 256 * 1024
 
 ABANDONED_SECONDS = 24 * 3600
 """A temporary file that nobody wrote to for so long belongs to a process that is gone."""
+
+
+PIECE_BYTES = 64 * 1024
+"""So much is read at a time."""
+
+EXTENSIONS: Mapping[str, str] = MappingProxyType(
+    {"image/png": "png", "image/jpeg": "jpg", "image/gif": "gif", "image/webp": "webp"}
+)
+"""By the content type of thumbnails."""
+
+
+class StoredFile(Protocol):
+    """Bytes that are stored."""
+
+    @property
+    def path(self) -> Path | None:
+        """Where they are, if they are on this machine."""
+
+    @property
+    def size(self) -> int:
+        """How many."""
+
+    def read(self, first: int = 0, end: int | None = None) -> AsyncGenerator[bytes, None]:
+        """Those from `first` up to `end`, in pieces."""
+
+
+class MediaStore(Protocol):
+    """Where the bytes of media are."""
+
+    def receive(self) -> AbstractAsyncContextManager["Incoming"]:
+        """A place for bytes that arrive; unless they are kept (`keep`), the end of the block forgets them."""
+
+    async def keep(self, incoming: "Incoming") -> "Content":
+        """Make what arrived durable under its hash."""
+
+    async def find(self, sha256: bytes) -> StoredFile | None:
+        """The content with this hash, if it is here."""
+
+    async def find_thumbnail(self, sha256: bytes, variant: str) -> tuple[StoredFile, str] | None:
+        """A thumbnail of this content with its type, if it was made; `variant` is of our own words and numbers."""
+
+    async def put_thumbnail(self, sha256: bytes, variant: str, data: bytes, content_type: str) -> StoredFile:
+        """Store a thumbnail; it can be made again, so it need not survive a loss of power."""
+
+    def forget_abandoned(self) -> int:
+        """Remove temporary files that nobody writes to any more; how many."""
+
+    async def close(self) -> None:
+        """End what is open."""
+
+
+@dataclass(frozen=True, slots=True)
+class LocalFile:
+    """A file on this machine."""
+
+    path: Path
+
+    @property
+    def size(self) -> int:
+        """Its length."""
+        return self.path.stat().st_size
+
+    async def read(self, first: int = 0, end: int | None = None) -> AsyncGenerator[bytes, None]:
+        """Those from `first` up to `end`, in pieces."""
+        file = await asyncio.to_thread(self.path.open, "rb")
+        left = end - first if end is not None else None
+        try:
+            file.seek(first)
+            while piece := await asyncio.to_thread(file.read, PIECE_BYTES if left is None else min(PIECE_BYTES, left)):
+                yield piece
+                left = None if left is None else left - len(piece)
+        finally:
+            file.close()
+
+
+@asynccontextmanager
+async def opened(stored: StoredFile) -> AsyncIterator[BinaryIO]:
+    """All of it in an open file of this machine, for another process to read."""
+    if stored.path is not None:
+        file: BinaryIO = await asyncio.to_thread(stored.path.open, "rb")
+    else:
+        file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  # closed below
+    try:
+        if stored.path is None:
+            async for piece in stored.read():
+                await asyncio.to_thread(file.write, piece)
+            file.seek(0)
+        yield file
+    finally:
+        file.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,14 +172,29 @@ class MediaFiles:
         name = sha256.hex()
         return self._directory / "content" / name[:2] / name[2:4] / name
 
-    async def has(self, sha256: bytes) -> bool:
-        """Whether the content with this hash is here."""
-        return await asyncio.to_thread(self.path(sha256).is_file)
+    def list_all(self) -> list[Path]:
+        """Every file with content, by its hash; thumbnails not."""
+        return sorted((self._directory / "content").glob("??/??/*"))
 
-    def thumbnail_path(self, sha256: bytes, variant: str) -> Path:
-        """Where a thumbnail of this content is, once it is made; `variant` is made of our own words and numbers."""
+    async def find(self, sha256: bytes) -> LocalFile | None:
+        """The content with this hash, if it is here."""
+        path = self.path(sha256)
+        return LocalFile(path) if await asyncio.to_thread(path.is_file) else None
+
+    async def find_thumbnail(self, sha256: bytes, variant: str) -> tuple[LocalFile, str] | None:
+        """A thumbnail of this content with its type, if it was made."""
+        return await asyncio.to_thread(self._find_thumbnail, sha256, variant)
+
+    def _find_thumbnail(self, sha256: bytes, variant: str) -> tuple[LocalFile, str] | None:
+        for content_type in EXTENSIONS:
+            path = self._thumbnail_path(sha256, variant, content_type)
+            if path.is_file():
+                return LocalFile(path), content_type
+        return None
+
+    def _thumbnail_path(self, sha256: bytes, variant: str, content_type: str) -> Path:
         name = sha256.hex()
-        return self._directory / "thumbnails" / name[:2] / name[2:4] / f"{name}-{variant}"
+        return self._directory / "thumbnails" / name[:2] / name[2:4] / f"{name}-{variant}.{EXTENSIONS[content_type]}"
 
     @asynccontextmanager
     async def receive(self) -> AsyncIterator[Incoming]:
@@ -114,10 +223,14 @@ class MediaFiles:
         await asyncio.to_thread(_publish, incoming.file, self.path(digest))
         return Content(digest, incoming.size)
 
-    async def put_thumbnail(self, path: Path, data: bytes) -> None:
+    async def put_thumbnail(self, sha256: bytes, variant: str, data: bytes, content_type: str) -> LocalFile:
         """Store a thumbnail; it can be made again, so it need not survive a loss of power."""
-        temporary = self._directory / "incoming" / secrets.token_hex(16)
-        await asyncio.to_thread(_write, temporary, data, path)
+        path = self._thumbnail_path(sha256, variant, content_type)
+        await asyncio.to_thread(_write, self._directory / "incoming" / secrets.token_hex(16), data, path)
+        return LocalFile(path)
+
+    async def close(self) -> None:
+        """Nothing is open."""
 
     def forget_abandoned(self) -> int:
         """Remove temporary files that nobody writes to any more; how many."""

@@ -44,7 +44,10 @@ def install() -> None:
                 (PLACE / name).mkdir(parents=True, exist_ok=True)
             own = ["-o", f"Dir::State::lists={PLACE / 'lists'}", "-o", f"Dir::Cache={PLACE / 'cache'}"]
             _apt([*own, "update"])
-            if not _download(own):
+            fetched = _download(own)
+            for name in ("lists", "cache"):
+                shutil.rmtree(PLACE / name)
+            if not fetched:
                 sys.exit(
                     "apt-get could not fetch nats-server: install it, or name it: NATS_SERVER=/path/to/nats-server"
                 )

@@ -1,14 +1,13 @@
 """Media of this server for others (Server-Server API, "Content Repository"): metadata and bytes as two parts."""
 
-import asyncio
 import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from federation.inbound.authentication import FederationCall
 from federation.inbound.streaming import stream
 from federation.web import Answer, Call
+from storage.media_files import StoredFile
 
 PIECE_BYTES = 256 * 1024
 
@@ -17,7 +16,7 @@ PIECE_BYTES = 256 * 1024
 class ServedFile:
     """A file, and how it is described; the texts are fit for headers."""
 
-    path: Path
+    file: StoredFile
     content_type: str
     disposition: str
 
@@ -55,10 +54,6 @@ async def _parts(file: ServedFile, boundary: str) -> AsyncGenerator[bytes, None]
         f"--{boundary}\r\nContent-Type: application/json\r\n\r\n{{}}\r\n"
         f"--{boundary}\r\nContent-Type: {file.content_type}\r\nContent-Disposition: {file.disposition}\r\n\r\n"
     ).encode()
-    content = await asyncio.to_thread(file.path.open, "rb")
-    try:
-        while piece := await asyncio.to_thread(content.read, PIECE_BYTES):
-            yield piece
-    finally:
-        content.close()
+    async for piece in file.file.read():
+        yield piece
     yield f"\r\n--{boundary}--\r\n".encode()

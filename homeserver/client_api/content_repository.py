@@ -6,7 +6,7 @@ shown inline. The old endpoints without a login are frozen: this server never ha
 
 import asyncio
 from collections.abc import AsyncIterator
-from pathlib import Path
+from contextlib import aclosing
 from typing import NoReturn
 from urllib.parse import quote
 
@@ -17,6 +17,7 @@ from federation.web import CORS_HEADERS, Answer, Call
 from homeserver.client_api.routing import requester
 from homeserver.services.content_repository import DEFAULT_TIMEOUT_MS, ContentRepository, Upload
 from homeserver.services.thumbnails import ThumbnailRequest, Thumbnails
+from storage.media_files import StoredFile
 
 STALLED_SECONDS = 60
 """For so long an upload may send nothing."""
@@ -108,7 +109,7 @@ class ContentRepositoryAPI:
         content_type = found.media.content_type
         kind = "inline" if content_type.partition(";")[0].strip().lower() in INLINE_TYPES else "attachment"
         filename = call.path.get("file_name", found.media.filename)
-        return _file(found.path, content_type, content_disposition(kind, filename))
+        return await _answer(call, found.file, content_type, content_disposition(kind, filename))
 
     async def thumbnail(self, call: Call) -> Answer:
         """GET /media/thumbnail/{serverName}/{mediaId}."""
@@ -119,7 +120,7 @@ class ContentRepositoryAPI:
             call.query_int("timeout_ms", DEFAULT_TIMEOUT_MS, maximum=1 << 53),
         )
         made = await self._thumbnails.get(found, request)
-        return _file(made.path, made.content_type, content_disposition("inline", made.filename))
+        return await _answer(call, made.file, made.content_type, content_disposition("inline", made.filename))
 
     async def refuse_frozen(self, _call: Call) -> NoReturn:
         """The endpoints without a login: all media is from after the freeze."""
@@ -151,9 +152,40 @@ def content_disposition(kind: str, filename: str | None) -> str:
     return f"{kind}; filename*=utf-8''{quote(filename, safe='', errors='replace')}"
 
 
-def _file(path: Path, content_type: str, disposition: str) -> web.StreamResponse:
+async def _answer(call: Call, file: StoredFile, content_type: str, disposition: str) -> web.StreamResponse:
     headers = {**_HEADERS, "Content-Type": content_type, "Content-Disposition": disposition}
-    return web.FileResponse(path, headers=headers)
+    if file.path is not None:
+        return web.FileResponse(file.path, headers=headers)
+    return await _pass_on(call.request, file, headers)
+
+
+async def _pass_on(request: web.BaseRequest, file: StoredFile, headers: dict[str, str]) -> web.StreamResponse:
+    """Answer with what is on another machine, or the part that was asked for."""
+    first, end, _ = _range(request).indices(file.size)
+    if first >= end and file.size:
+        return web.Response(status=416, headers={**CORS_HEADERS, "Content-Range": f"bytes */{file.size}"})
+    headers = {**headers, "Accept-Ranges": "bytes"}
+    if end - first < file.size:
+        headers["Content-Range"] = f"bytes {first}-{end - 1}/{file.size}"
+    response = web.StreamResponse(status=206 if end - first < file.size else 200, headers=headers)
+    response.content_length = end - first
+    pieces = file.read(first, end)
+    async with aclosing(pieces):
+        start = await anext(pieces, b"")  # so that what cannot be had is told as an error
+        await response.prepare(request)
+        await response.write(start)
+        async for piece in pieces:
+            async with asyncio.timeout(STALLED_SECONDS):
+                await response.write(piece)
+    await response.write_eof()
+    return response
+
+
+def _range(request: web.BaseRequest) -> slice:
+    try:
+        return request.http_range
+    except ValueError:  # several, or none that make sense: then all of it
+        return slice(None)
 
 
 def _upload(call: Call) -> Upload:

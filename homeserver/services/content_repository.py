@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from federation.outbound.remote_media import RemoteMedia
 from federation.outbound.turns import CutOff, Places, Turns
@@ -21,7 +20,7 @@ from storage import background, content_repository
 from storage.content_repository import Media
 from storage.database import Database, Tx
 from storage.figures import Figures, Lookups
-from storage.media_files import Content, MediaFiles
+from storage.media_files import Content, MediaStore, StoredFile
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +77,7 @@ class Found:
 
     media: Media
     sha256: bytes
-    path: Path
+    file: StoredFile
 
 
 Commit = Callable[[Tx, Media], Awaitable[None]]
@@ -90,7 +89,7 @@ class ContentRepository:
     def __init__(
         self,
         database: Database,
-        files: MediaFiles,
+        files: MediaStore,
         remote: RemoteMedia,
         *,
         server_name: ServerName,
@@ -180,10 +179,10 @@ class ContentRepository:
         if server_name == self._server_name:
             return await self._found(await self._wait_for_upload(media_id, timeout_ms))
         media = await self._find_record(server_name, media_id)
-        is_here = media is not None and media.sha256 is not None and await self._files.has(media.sha256)
-        self._lookups.note(is_hit=is_here)
-        if is_here:
-            return await self._found(media)
+        file = None if media is None or media.sha256 is None else await self._files.find(media.sha256)
+        self._lookups.note(is_hit=file is not None)
+        if media is not None and media.sha256 is not None and file is not None:
+            return Found(media, media.sha256, file)
         if not allow_remote:
             raise _unknown()
         await self._fetch(server_name, media_id, timeout_ms)
@@ -202,6 +201,7 @@ class ContentRepository:
     async def close(self) -> None:
         """End what is being fetched."""
         await background.end([fetch.task for fetch in self._fetches.values()])
+        await self._files.close()
 
     def _new(self, user_id: UserID) -> Media:
         return Media(
@@ -215,10 +215,11 @@ class ContentRepository:
     async def _found(self, media: Media | None) -> Found:
         if media is None or media.sha256 is None:
             raise _unknown()
-        if not await self._files.has(media.sha256):
+        file = await self._files.find(media.sha256)
+        if file is None:
             logger.error("the file of mxc://%s/%s is missing", media.server_name, media.media_id)
             raise _unknown()
-        return Found(media, media.sha256, self._files.path(media.sha256))
+        return Found(media, media.sha256, file)
 
     async def _take(self, user_id: UserID, media: Media, upload: Upload, commit: Commit) -> None:
         """Write to the disk, then commit."""

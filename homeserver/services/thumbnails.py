@@ -7,15 +7,13 @@ fills the disk by asking for one pixel more each time.
 import asyncio
 import os
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 
 from federation.protocol.errors import InvalidInput, MatrixError, TooLarge
 from federation.protocol.types import ServerName
 from homeserver.services.content_repository import Found
-from storage.media_files import MediaFiles
+from storage.media_files import EXTENSIONS, MediaStore, StoredFile, opened
 
 SECONDS = 30.0
 """After which a process is killed."""
@@ -28,10 +26,6 @@ LADDER = (16, 32, 48, 64, 96, 128, 160, 192, 256, 320, 400, 480, 600, 640, 800, 
 
 _PROGRAM = Path(__file__).with_name("thumbnail_process.py")
 _TOO_LARGE, _ORIGINAL = 3, 5
-_EXTENSIONS: Mapping[str, str] = MappingProxyType(
-    {"image/png": "png", "image/jpeg": "jpg", "image/gif": "gif", "image/webp": "webp"}
-)
-_TYPES = {extension: content_type for content_type, extension in _EXTENSIONS.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,19 +42,19 @@ class ThumbnailRequest:
 class Thumbnail:
     """A file with an image."""
 
-    path: Path
+    file: StoredFile
     content_type: str
 
     @property
     def filename(self) -> str:
         """What to call it."""
-        return f"thumbnail.{_EXTENSIONS[self.content_type]}"
+        return f"thumbnail.{EXTENSIONS[self.content_type]}"
 
 
 class Thumbnails:
     """Makes and keeps them."""
 
-    def __init__(self, files: MediaFiles, server_name: ServerName, *, max_pixels: int) -> None:
+    def __init__(self, files: MediaStore, server_name: ServerName, *, max_pixels: int) -> None:
         self._files = files
         self._server_name = server_name
         self._max_pixels = max_pixels
@@ -74,16 +68,16 @@ class Thumbnails:
         """
         width, height = _rounded(request.width, request.height)
         variant = f"{width}x{height}-{'crop' if request.crop else 'scale'}-{'moving' if request.animated else 'still'}"
-        kept = await asyncio.to_thread(self._find_kept, found.sha256, variant)
+        kept = await self._files.find_thumbnail(found.sha256, variant)
         if kept is not None:
-            return kept
+            return Thumbnail(*kept)
         if self._waiting >= MAX_WAITING:
             raise MatrixError("M_LIMIT_EXCEEDED", "Too many thumbnails are being made", 429, {"retry_after_ms": 5000})
         self._waiting += 1
         try:
             async with self._processes:
                 code, output = await self._run(
-                    found.path,
+                    found.file,
                     str(width),
                     str(height),
                     "crop" if request.crop else "scale",
@@ -94,27 +88,17 @@ class Thumbnails:
             self._waiting -= 1
         if code == _TOO_LARGE:
             raise self._too_large(found)
-        content_type, _, data = output.partition(b"\n")
-        extension = _EXTENSIONS.get(content_type.decode(errors="replace"))
-        if code not in (0, _ORIGINAL) or extension is None:
+        head, _, data = output.partition(b"\n")
+        content_type = head.decode(errors="replace")
+        if code not in (0, _ORIGINAL) or content_type not in EXTENSIONS:
             raise InvalidInput("There can be no thumbnail of this media", "M_UNKNOWN")
         if code == _ORIGINAL:
-            return Thumbnail(found.path, _TYPES[extension])
-        path = self._files.thumbnail_path(found.sha256, f"{variant}.{extension}")
-        await self._files.put_thumbnail(path, data)
-        return Thumbnail(path, _TYPES[extension])
+            return Thumbnail(found.file, content_type)
+        return Thumbnail(await self._files.put_thumbnail(found.sha256, variant, data, content_type), content_type)
 
-    def _find_kept(self, sha256: bytes, variant: str) -> Thumbnail | None:
-        for extension, content_type in _TYPES.items():
-            path = self._files.thumbnail_path(sha256, f"{variant}.{extension}")
-            if path.is_file():
-                return Thumbnail(path, content_type)
-        return None
-
-    async def _run(self, image: Path, *arguments: str) -> tuple[int, bytes]:
+    async def _run(self, image: StoredFile, *arguments: str) -> tuple[int, bytes]:
         """The exit code and the output of the process, which is killed when it takes too long or says too much."""
-        file = await asyncio.to_thread(image.open, "rb")
-        try:
+        async with opened(image) as file:
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-B",
@@ -128,8 +112,6 @@ class Thumbnails:
                 env={name: os.environ[name] for name in ("PYTHONPATH",) if name in os.environ},
                 cwd="/",
             )
-        finally:
-            file.close()
         assert process.stdout is not None
         output = bytearray()
         try:
