@@ -12,11 +12,12 @@ INSTALL := $(PIP) install --require-hashes --only-binary :all:
 PROTOCOL := federation/protocol
 
 .DEFAULT_GOAL := help
-.PHONY: help run test quick kill-test partition-test hostile-test check fix fuzz bench lock initial-migration clean
+.PHONY: help run test test-workers quick kill-test partition-test hostile-test check fix fuzz bench lock initial-migration clean
 
 help:
 	@echo 'make run     set up what is missing and run a server on port 8008 (settings: config.yaml)'
 	@echo 'make test    all checks and all tests'
+	@echo 'make test-workers  all tests that start servers, each of which is then four processes'
 	@echo 'make quick   the same without whole stories and interoperability'
 	@echo 'make kill-test  kill the server and its PostgreSQL under load, ROUNDS times (30)'
 	@echo 'make partition-test  cut and restore the links between three servers, ROUNDS times (30)'
@@ -64,6 +65,10 @@ test: check
 	@$(BIN)/python -m benchmarks.synapse
 	$(BIN)/python -m pytest -n $(WORKERS) --cov=$(PROTOCOL) --cov-report=
 	$(BIN)/coverage report --fail-under=100
+
+test-workers: $(VENV)/.installed-dev
+	@$(BIN)/python -m benchmarks.synapse
+	HEARTH_TEST_WORKERS=4 $(BIN)/python -m pytest -n $(WORKERS) tests/homeserver tests/federation tests/scenarios tests/interop
 
 quick: check
 	@$(BIN)/python -m tests.nats_server

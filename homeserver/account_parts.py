@@ -60,6 +60,7 @@ class AccountParts:
             application_services,
             self.impersonation,
             self.activity,
+            ground.tail,
             query_string_tokens=config.query_string_tokens,
         )
         self.interactive_auth = InteractiveAuth(

@@ -44,11 +44,11 @@ from homeserver.key_parts import KeyParts
 from homeserver.listening import Listening, Observer
 from homeserver.media_parts import MediaParts
 from homeserver.room_parts import RoomParts
-from homeserver.services.budget_table import BudgetTable
 from homeserver.services.event_counts import EventCounter
 from homeserver.services.sync import SyncService, SyncSources
 from homeserver.services.sync_rooms import SyncRooms
 from homeserver.services.user_views import UserViews
+from homeserver.shared_memory import Shared
 from homeserver.signing_keys import OwnKeys
 from homeserver.user_data_parts import UserDataParts
 from storage import background, carrying, ephemeral, log, short_lived_tokens, stored_figures
@@ -96,25 +96,31 @@ class _Metrics(Observer, Protocol):
 class Application:
     """One process's server. `start` returns when it answers; `stop` loses no answered write.
 
-    `budgets` are those of requests that it shares with other processes.
+    `shared` is what it shares with other processes.
     """
 
-    def __init__(self, config: Config, conninfo: str, keys: OwnKeys, budgets: BudgetTable | None = None) -> None:
+    def __init__(self, config: Config, conninfo: str, keys: OwnKeys, shared: Shared | None = None) -> None:
         self.config = config
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Gets the exception of a background task that ended."""
         self._tasks: list[asyncio.Task[None]] = []
-        self._build(conninfo, keys, budgets)
+        self._build(conninfo, keys, shared or Shared())
 
-    def _build(self, conninfo: str, keys: OwnKeys, budgets: BudgetTable | None) -> None:
+    def _build(self, conninfo: str, keys: OwnKeys, shared: Shared) -> None:
         """Every object, in dependency order."""
         config, server_name = self.config, ServerName(self.config.server_name)
 
         # storage
         self.database = Database(conninfo, max_connections=config.database.max_connections)
-        self.bus = configured.bus(config.bus, self.database, shares=budgets is not None)
-        self.tail = Tail(self.database, KINDS, carrier=carrying, patience_seconds=self.bus.patience_seconds)
-        self.log = Log(self.database, self.tail, self.bus, carrying)
+        self.bus = configured.bus(config.bus, self.database, shares=shared.is_with_others)
+        self.tail = Tail(
+            self.database,
+            KINDS,
+            newest=shared.newest,
+            carrier=carrying,
+            patience_seconds=self.bus.patience_seconds,
+        )
+        self.log = Log(self.database, self.tail, self.bus, carrying, newest=shared.newest)
 
         # rooms
         self.heads = RoomHeads(self.database)
@@ -135,7 +141,7 @@ class Application:
             signer=(server_name, keys.signing_key),
         )
         self.reader = RoomReader(self.database)
-        self.rate_limits = configured.rate_limits(config.rate_limits, budgets)
+        self.rate_limits = configured.rate_limits(config.rate_limits, shared.budgets)
         ground = Ground(
             config=config,
             database=self.database,

@@ -25,8 +25,8 @@ from pathlib import Path
 import orjson
 
 from homeserver.config import Config, Listener
-from homeserver.services import budget_table
-from homeserver.startup import StartupError, prepare
+from homeserver.shared_memory import SharedMemory
+from homeserver.startup import Prepared, StartupError, prepare
 from storage import background
 
 logger = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ def supervise(config: Config, file: Path | None, count: int, announce: Callable[
     Raises StartupError when they do not come up, OSError if the ports cannot be bound.
     """
     with prepare(config) as prepared, tempfile.TemporaryDirectory(prefix="hearth-") as figures:
-        orders = Orders(file, prepared.conninfo, prepared.keys.signing_key.key_id, Path(figures))
+        orders = Orders(file, prepared, Path(figures), SharedMemory(count))
         asyncio.run(_supervise(orders, config.listeners, count, announce))
 
 
@@ -121,16 +121,14 @@ def bind(listeners: Sequence[Listener]) -> list[socket.socket]:
 class Orders:
     """What each worker is told on its standard input, one line of JSON."""
 
-    def __init__(self, file: Path | None, conninfo: str, key_id: str, figures: Path) -> None:
+    def __init__(self, file: Path | None, prepared: Prepared, figures: Path, memory: SharedMemory) -> None:
         self.figures = figures
         """Where the workers add up what Prometheus is told (`metrics.py`)."""
-        self.budgets = budget_table.shared_memory()
-        """Of requests, in memory that all workers share."""
+        self.memory = memory
         self._told = {
             "file": None if file is None else str(file),
-            "conninfo": conninfo,
-            "key_id": key_id,
-            "budgets": self.budgets,
+            "conninfo": prepared.conninfo,
+            "key_id": prepared.keys.signing_key.key_id,
         }
 
     def forget(self, pid: int) -> None:
@@ -138,9 +136,14 @@ class Orders:
         for file in self.figures.glob(f"gauge_live*_{pid}.db"):
             file.unlink()
 
-    def render(self, number: int, sockets: Sequence[socket.socket]) -> bytes:
-        """The line for the worker in one place."""
-        return orjson.dumps({**self._told, "number": number, "sockets": [each.fileno() for each in sockets]}) + b"\n"
+    def render(self, number: int, generation: int, sockets: Sequence[socket.socket]) -> bytes:
+        """The line for the worker in one place, after so many others there."""
+        own = {
+            "number": number,
+            "sockets": [each.fileno() for each in sockets],
+            "memory": self.memory.given(number, generation),
+        }
+        return orjson.dumps({**self._told, **own}) + b"\n"
 
 
 class Place:
@@ -154,6 +157,7 @@ class Place:
         self._sockets = sockets
         self._worker: Process | None = None
         self._next: Process | None = None
+        self._started = 0
 
     async def keep(self) -> None:
         """Have a worker here until cancelled. Raises StartupError if the first does not come up."""
@@ -189,17 +193,18 @@ class Place:
 
     async def _start(self) -> Process:
         """A new worker that answers; raises StartupError."""
+        self._started += 1
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "homeserver.worker"),
             stdin=PIPE,
             stdout=PIPE,
             env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(self._orders.figures)},
-            pass_fds=[self._orders.budgets, *(each.fileno() for each in self._sockets)],
+            pass_fds=[*self._orders.memory.descriptors, *(each.fileno() for each in self._sockets)],
             start_new_session=True,  # Control-C at the terminal is for this process alone
         )
         try:
             if process.stdin is not None and process.stdout is not None:
-                process.stdin.write(self._orders.render(self.number, self._sockets))
+                process.stdin.write(self._orders.render(self.number, self._started, self._sockets))
                 async with asyncio.timeout(READY_SECONDS):
                     if await process.stdout.readline() == READY:
                         return process

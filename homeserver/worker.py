@@ -12,11 +12,10 @@ import orjson
 import uvloop
 
 from federation.protocol.types import JsonObject
-from homeserver import config_loading, logs, serving, signing_keys
+from homeserver import config_loading, logs, serving, shared_memory, signing_keys
 from homeserver.app import Application
 from homeserver.config import Config
 from homeserver.config_loading import ConfigurationError
-from homeserver.services.budget_table import BudgetTable
 from homeserver.signing_keys import OwnKeys, SigningKeyError
 from homeserver.supervisor import READY
 
@@ -59,7 +58,7 @@ async def _serve(config: Config, keys: OwnKeys, orders: JsonObject, sockets: lis
         asked_to_stop.set()
 
     loop.add_reader(said, end)  # it says no more: whoever started this has ended
-    application = Application(config, orders["conninfo"], keys, BudgetTable(orders["budgets"]))
+    application = Application(config, orders["conninfo"], keys, shared_memory.attach(orders["memory"]))
     await serving.run(application, asked_to_stop, lambda: _say(READY), sockets, drain=True)
 
 

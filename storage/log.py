@@ -35,6 +35,7 @@ from storage.database import (
 )
 from storage.figures import Figures
 from storage.log_figures import LogFigures
+from storage.newest import Newest
 
 logger = logging.getLogger(__name__)
 
@@ -197,9 +198,18 @@ class _Pending:
 class Log:
     """This process's appender."""
 
-    def __init__(self, database: Database, tail: Follower, bus: Bus, carrier: Carrier | None = None) -> None:
-        """`carrier` writes the entries that the bus takes along."""
+    def __init__(
+        self,
+        database: Database,
+        tail: Follower,
+        bus: Bus,
+        carrier: Carrier | None = None,
+        *,
+        newest: Newest | None = None,
+    ) -> None:
+        """`carrier` writes the entries that the bus takes along; `newest` is shared with this machine's processes."""
         self._database = database
+        self._newest = newest or Newest()
         self._tail = tail
         self._bus = bus
         self._carrier = carrier
@@ -347,6 +357,7 @@ class Log:
             except BaseException:
                 await _roll_back(connection)
                 raise
+            self._newest.tell(position)
             self._bus.after_commit(CHANNEL, announced)
             await self._tell(Batch(before, position, changes))
         now = time.monotonic()

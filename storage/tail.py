@@ -20,6 +20,7 @@ from storage.announcements import Announcement, Carrier, parse
 from storage.database import Database, Tx, wait_before_retry
 from storage.figures import Figures
 from storage.log import Batch, Change
+from storage.newest import Newest
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +30,8 @@ WINDOW_BYTES = 64 * 1024 * 1024
 """What those may hold, as far as it is large (`held_bytes`): then fewer are kept."""
 POLL_SECONDS = 5.0
 """How often to look for entries whose announcement was lost."""
+ANNOUNCED_SECONDS = 0.02
+"""How long an announcement may be on its way before it is looked for in the database, which costs more."""
 MAX_AWAITED = 1000
 """Announcements kept for one that they follow and that has not come."""
 
@@ -92,11 +95,14 @@ class Tail:
         database: Database,
         kinds: Sequence[type[Change]],
         *,
+        newest: Newest | None = None,
         carrier: Carrier | None = None,
         patience_seconds: float = 0.0,
     ) -> None:
-        """`carrier` reads the entries that announcements bring; `patience_seconds` is the bus's."""
+        """`newest` is what the processes of this machine tell each other, `carrier` reads the entries that
+        announcements bring; `patience_seconds` is the bus's."""
         self._database = database
+        self._newest = newest or Newest()
         self._kinds = kinds
         self._carrier = carrier
         self._patience_seconds = patience_seconds
@@ -232,8 +238,22 @@ class Tail:
             return False
         before = self.position
         async with self.reading:
-            await self._read(None)
+            if upto is None or upto > self.position:  # else it was read while this waited
+                await self._read(None)
         return self.position > before
+
+    def is_behind(self) -> bool:
+        """Whether a process of this machine has told of something that is not applied here."""
+        return self._newest.position > self.position
+
+    async def hear_neighbours(self) -> None:
+        """Apply what any process of this machine has answered by now."""
+        position = self._newest.position
+        await self.wait_beyond(position - 1, ANNOUNCED_SECONDS)
+        await self.catch_up(position)
+        if self.position < position:
+            logger.error("the log ends at %d: what followed up to %d is lost", self.position, position)
+            self._newest.forget(self.position)
 
     async def _read(self, upto: int | None) -> None:
         """Apply what is committed, from what was announced as far as that goes: all of it, or at least to `upto`."""

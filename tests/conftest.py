@@ -1,10 +1,7 @@
 """What every test may use: databases of its own. No test reaches beyond this machine."""
 
 import os
-import socket
-import sys
 from collections.abc import Iterator
-from typing import Any
 
 import psycopg
 import pytest
@@ -12,6 +9,7 @@ from hypothesis import settings as hypothesis_settings
 from psycopg.conninfo import make_conninfo
 from xdist.remote import Producer
 
+from tests import fellows, loopback
 from tests.clusters import TEMPLATE, RunCluster, create_database, drop_database
 from tests.scheduling import Scheduling
 
@@ -26,7 +24,7 @@ _run_cluster = pytest.StashKey[RunCluster]()
 
 def pytest_configure(config: pytest.Config) -> None:
     """Refuse the network; with several workers, start their cluster before them."""
-    sys.addaudithook(_refuse_network)
+    loopback.stay()
     is_worker = hasattr(config, "workerinput")
     if not is_worker and config.getoption("numprocesses", None):
         config.stash[_run_cluster] = cluster = RunCluster()
@@ -38,29 +36,21 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Schedul
     return Scheduling(config, log)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where each server is several processes, leave out what is about the one that the test is in."""
+    if fellows.COUNT == 1:
+        return
+    for item in items:
+        marker = item.get_closest_marker("one_process")
+        if marker is not None:
+            item.add_marker(pytest.mark.skip(reason=f"one process: {marker.args[0]}"))
+
+
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Stop the cluster that the workers shared."""
     cluster = config.stash.get(_run_cluster, None)
     if cluster is not None:
         cluster.close()
-
-
-def _refuse_network(event: str, arguments: tuple[Any, ...]) -> None:
-    if event == "socket.getaddrinfo" and not _is_here(str(arguments[0])):
-        raise socket.gaierror(socket.EAI_NONAME, f"tests know no other machine than this, such as {arguments[0]}")
-    if event not in ("socket.connect", "socket.sendto"):
-        return
-    endpoint, address = arguments[0], arguments[1]
-    if endpoint.family == socket.AF_UNIX:
-        return
-    host = address[0] if isinstance(address, tuple) else str(address)
-    if not _is_here(host):
-        # As of a network that is down: a server that asks others, as it may, finds none.
-        raise ConnectionRefusedError(f"tests reach no other machine, and this one tried {address}")
-
-
-def _is_here(host: str) -> bool:
-    return host.startswith("127.") or host in ("::1", "localhost", "0.0.0.0", "::", "None")  # noqa: S104  # a target here
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Running servers for tests, each one `Application` on a database and a random port."""
+"""Running servers for tests, each on a database and a random port: one `Application`, or several (`fellows.py`)."""
 
 import atexit
 import dataclasses
@@ -9,12 +9,10 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import aiohttp
-
 from federation.protocol.signatures import SigningKey
-from homeserver.app import Application
 from homeserver.config import Config, Listener, RateLimits, Registration, RegistrationMode
 from homeserver.signing_keys import OwnKeys
+from tests import fellows
 from tests.clients import Client, Server
 
 _DATA = Path(tempfile.mkdtemp(prefix="hearth-test-"))
@@ -34,10 +32,9 @@ SIGNING_KEY = SigningKey.from_seed("test", bytes(range(32)))
 @asynccontextmanager
 async def running(conninfo: str, *, keys: OwnKeys | None = None, **changes: Any) -> AsyncIterator[Server]:
     """A server on this database, with `TEST_CONFIG` changed; stopped at the end of the block."""
-    application = Application(dataclasses.replace(TEST_CONFIG, **changes), conninfo, keys or OwnKeys(SIGNING_KEY))
-    await application.start()
-    try:
-        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=60)) as session:
-            yield Server(application, Client(f"http://127.0.0.1:{application.ports[0]}", session))
-    finally:
-        await application.stop()
+    config = dataclasses.replace(TEST_CONFIG, **changes)
+    async with (
+        fellows.started(config, conninfo, keys or OwnKeys(SIGNING_KEY)) as application,
+        fellows.a_session(application) as session,
+    ):
+        yield Server(application, Client(f"http://127.0.0.1:{application.ports[0]}", session))

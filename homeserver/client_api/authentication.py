@@ -8,6 +8,7 @@ from homeserver.services.device_activity import DeviceActivity
 from homeserver.services.impersonation import Impersonation
 from homeserver.services.requester import Requester
 from homeserver.services.sessions import SessionService
+from storage.tail import Tail
 
 
 class TokenAuthenticator:
@@ -19,6 +20,7 @@ class TokenAuthenticator:
         services: ApplicationServices,
         impersonation: Impersonation,
         activity: DeviceActivity,
+        tail: Tail,
         *,
         query_string_tokens: bool,
     ) -> None:
@@ -26,6 +28,7 @@ class TokenAuthenticator:
         self._services = services
         self._impersonation = impersonation
         self._activity = activity
+        self._tail = tail
         self._query_string_tokens = query_string_tokens
 
     async def requester(self, call: Call, *, while_locked: bool) -> Requester:
@@ -40,6 +43,8 @@ class TokenAuthenticator:
         await self._find(call, while_locked=while_locked)
 
     async def _find(self, call: Call, *, while_locked: bool) -> Requester:
+        if self._tail.is_behind():  # whoever asks may know it from another process
+            await self._tail.hear_neighbours()
         token = self._required_token(call)
         service = self._services.find_by_token(token)
         if service is None:

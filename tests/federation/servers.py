@@ -20,13 +20,12 @@ from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 from psycopg.conninfo import make_conninfo
 
 from federation.protocol.signatures import SigningKey
-from homeserver.app import Application
 from homeserver.config import ExistingFile, Federation, Listener
 from homeserver.signing_keys import OwnKeys
+from tests import fellows
 from tests.clients import Client, Server
 from tests.clusters import TEMPLATE, create_database, drop_database
 from tests.federation.authority import Authority
@@ -110,11 +109,9 @@ async def federating_on(
     }
     config = dataclasses.replace(TEST_CONFIG, **settings)
     seed = hashlib.sha256(config.server_name.encode()).digest()
-    application = Application(config, conninfo, OwnKeys(SigningKey.from_seed("test", seed)))
-    watch(application.outbound.egress)
-    await application.start()
-    try:
-        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=60)) as session:
-            yield Server(application, Client(f"http://127.0.0.1:{application.ports[1]}", session))
-    finally:
-        await application.stop()
+    keys = OwnKeys(SigningKey.from_seed("test", seed))
+    async with (
+        fellows.started(config, conninfo, keys, lambda application: watch(application.outbound.egress)) as application,
+        fellows.a_session(application) as session,
+    ):
+        yield Server(application, Client(f"http://127.0.0.1:{application.ports[1]}", session))

@@ -1,5 +1,7 @@
 """Devices (Client-Server API, "Device Management")."""
 
+import pytest
+
 from tests.clients import Client
 from tests.homeserver.test_login import is_logged_in
 
@@ -9,6 +11,7 @@ async def device_ids(client: Client) -> set[str]:
     return {device["device_id"] for device in (await client.ok("GET", "/v3/devices"))["devices"]}
 
 
+@pytest.mark.one_process("when a device was seen is written down every half minute")
 async def test_devices_are_listed_with_when_and_where_they_were_seen(alice: Client) -> None:
     phone = await alice.login(initial_device_display_name="phone")
     await phone.get("/v3/account/whoami")

@@ -174,6 +174,7 @@ async def test_a_session_that_ends_on_one_process_ends_on_the_other(conninfo: st
         assert not await is_logged_in(elsewhere)
 
 
+@pytest.mark.one_process("what is remembered")
 async def test_a_request_of_a_known_session_asks_the_database_nothing(
     conninfo: str, connection: psycopg.Connection
 ) -> None:

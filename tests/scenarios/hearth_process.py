@@ -19,6 +19,7 @@ import aiohttp
 import psutil
 
 from storage.embedded import find_running
+from tests import fellows
 from tests.clients import Client
 
 ROOT = Path(__file__).parents[2]
@@ -43,6 +44,8 @@ class HearthProcess:
         apis: str = "[client, federation, admin]",
     ) -> None:
         self.directory = directory
+        if fellows.COUNT > 1 and "--workers" not in arguments:
+            arguments = (*arguments, "--workers", str(fellows.COUNT))
         self.arguments = arguments
         self.port = free_port()
         given = _CONFIG.format(port=self.port, apis=apis)
@@ -224,6 +227,6 @@ async def serving(settings: str = "", directory: Path | None = None, **how: Any)
 @asynccontextmanager
 async def a_visitor(server: HearthProcess, seconds: float = 60) -> AsyncIterator[Client]:
     """A client that is not logged in."""
-    connector = aiohttp.TCPConnector(limit=0)
+    connector = aiohttp.TCPConnector(limit=0, force_close=fellows.COUNT > 1)
     async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=seconds)) as session:
         yield Client(server.base_url, session)
