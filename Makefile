@@ -105,7 +105,9 @@ lock: | $(BIN)/python
 	'$(PYTHON)' -m venv build/lock
 	build/lock/bin/python -m pip --disable-pip-version-check install --quiet uv
 	$(COMPILE) pyproject.toml --extra build --upgrade --output-file requirements.lock
-	$(COMPILE) pyproject.toml --extra build --upgrade --extra dev --constraint requirements.lock \
+	$(COMPILE) pyproject.toml --extra build --upgrade --extra tracing --constraint requirements.lock \
+		--output-file requirements-tracing.lock
+	$(COMPILE) pyproject.toml --extra build --upgrade --extra dev --extra tracing --constraint requirements-tracing.lock \
 		--output-file requirements-dev.lock
 	$(COMPILE) benchmarks/synapse.in --upgrade --output-file benchmarks/synapse.lock
 

@@ -140,6 +140,20 @@ class Serving:
         """The path of its endpoint, with names for its parameters; empty where there is none."""
         self.call: Call | None = None
 
+    def fields(self) -> dict[str, str]:
+        """What tells it from others: its ID, who asks, and the room that it is about, as far as that is known."""
+        fields = {"request_id": self.request_id}
+        call = self.call
+        if call is not None:
+            asker = getattr(call.context, "user_id", None)
+            if asker is not None:
+                fields["user_id"] = asker
+            elif isinstance(call.context, str):
+                fields["origin"] = call.context
+            if "room_id" in call.path:
+                fields["room_id"] = call.path["room_id"][:255]
+        return fields
+
 
 SERVING: ContextVar[Serving | None] = ContextVar("SERVING", default=None)
 """What this task answers, if it answers a request or was begun by one that does."""

@@ -12,6 +12,8 @@ import time
 from collections.abc import Coroutine, Sequence
 from typing import Any, Protocol
 
+from aiohttp import web
+
 from federation.inbound.edus import EDUReceivers
 from federation.inbound.queries import QueryAnswers
 from federation.protocol.errors import Unavailable
@@ -21,7 +23,7 @@ from federation.rooms.append import RoomWriter
 from federation.rooms.heads import RoomHeads
 from federation.rooms.reader import RoomReader
 from federation.rooms.timelines import Timelines
-from federation.web import Route
+from federation.web import Route, Router, Serving, respond
 from homeserver import configured
 from homeserver.account_parts import AccountParts
 from homeserver.client_api import routes
@@ -63,6 +65,7 @@ from storage.outbox import EventRelayed, OutgoingMessages
 from storage.outside_memberships import OutsideMembership
 from storage.receipts import ReceiptMoved
 from storage.send_to_device import ToDeviceMessages
+from storage.spans import NO_SPANS, Spans
 from storage.tail import Tail
 
 logger = logging.getLogger(__name__)
@@ -93,6 +96,14 @@ class _Metrics(Observer, Protocol):
     async def close(self) -> None: ...
 
 
+class _Tracer(Spans, Protocol):
+    """`tracing.Tracer`."""
+
+    async def respond(self, router: Router, request: web.BaseRequest, serving: Serving) -> web.StreamResponse: ...
+
+    async def close(self) -> None: ...
+
+
 class Application:
     """One process's server. `start` returns when it answers; `stop` loses no answered write.
 
@@ -110,6 +121,9 @@ class Application:
         """Every object, in dependency order."""
         config, server_name = self.config, ServerName(self.config.server_name)
 
+        self.tracer = self._build_tracer()
+        spans = self.tracer or NO_SPANS
+
         # storage
         self.database = Database(conninfo, max_connections=config.database.max_connections)
         self.bus = configured.bus(config.bus, self.database, shares=shared.is_with_others)
@@ -120,14 +134,14 @@ class Application:
             carrier=carrying,
             patience_seconds=self.bus.patience_seconds,
         )
-        self.log = Log(self.database, self.tail, self.bus, carrying, newest=shared.newest)
+        self.log = Log(self.database, self.tail, self.bus, carrying, newest=shared.newest, spans=self.tracer)
 
         # rooms
         self.heads = RoomHeads(self.database)
         self.tail.add_view(self.heads.apply)
         self.tail.add_view(client_events.forget_redacted(self.tail))
         self.outbound = Outbound(
-            config=config, database=self.database, log=self.log, server_name=server_name, keys=keys
+            config=config, database=self.database, log=self.log, server_name=server_name, keys=keys, spans=spans
         )
         self.tail.add_view(self.outbound.policies.apply)
         self.event_counter = EventCounter(self.database, server_name)
@@ -230,7 +244,16 @@ class Application:
                 API.METRICS: [] if self.metrics is None else self.metrics.routes(),
             },
             self.metrics,
+            answer=respond if self.tracer is None else self.tracer.respond,
         )
+
+    def _build_tracer(self) -> "_Tracer | None":
+        """None unless the settings name a collector: only then it is imported, and costs something."""
+        if self.config.tracing.endpoint is None:
+            return None
+        tracing = importlib.import_module("homeserver.tracing")
+        found: _Tracer = tracing.Tracer(self.config.tracing, self.config.server_name)
+        return found
 
     def _build_metrics(self) -> "_Metrics | None":
         """None unless a listener has them: only then they are imported, and cost something."""
@@ -334,6 +357,8 @@ class Application:
         await self.accounts.activity.flush()
         await background.end(self._tasks[:1])
         await self.log.close()
+        if self.tracer is not None:
+            await self.tracer.close()
         await self.database.close()
         self.failed.cancel()
 

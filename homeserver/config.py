@@ -7,6 +7,7 @@ example file's comment is for the operator.
 
 import dataclasses
 import enum
+import importlib.util
 import ipaddress
 from collections.abc import Iterator
 from pathlib import Path
@@ -298,6 +299,32 @@ class Logging:
     format: LogFormat = LogFormat.TEXT
 
 
+def _is_installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Tracing:
+    """What a collector of OpenTelemetry is told."""
+
+    SHORTHAND = "endpoint"
+
+    endpoint: str | None = None
+    """Where it takes OTLP over HTTP; None: nothing is traced."""
+    authorization: Secret | None = None
+    sample_ratio: float = setting(0.01, minimum=0.0, maximum=1.0)
+
+    def complaints(self) -> Iterator[tuple[str, str]]:
+        """An address that is none."""
+        if self.endpoint is not None and not self.endpoint.startswith(("http://", "https://")):
+            yield "endpoint", "no address: write http://HOST:4318/v1/traces"
+        elif self.endpoint is not None and not _is_installed("opentelemetry.sdk"):
+            yield "endpoint", "the libraries for it are not installed: pip install 'hearth[tracing]', or remove it"
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Support:
     """What `/.well-known/matrix/support` answers; nothing if nothing is set."""
@@ -352,6 +379,7 @@ class Config:
     query_string_tokens: bool = True
     application_service_files: tuple[ExistingFile, ...] = ()
     log: Logging = Logging()
+    tracing: Tracing = Tracing()
     support: Support = Support()
     turn: Turn = Turn()
 

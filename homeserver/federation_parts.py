@@ -61,13 +61,23 @@ from homeserver.services.remote_rooms import RemoteRooms
 from homeserver.signing_keys import OwnKeys
 from storage.database import Database, Tx
 from storage.log import Log
+from storage.spans import NO_SPANS, Spans
 from storage.tail import Tail
 
 
 class Outbound:
     """What asks other servers; built before the services that use it."""
 
-    def __init__(self, *, config: Config, database: Database, log: Log, server_name: ServerName, keys: OwnKeys) -> None:
+    def __init__(
+        self,
+        *,
+        config: Config,
+        database: Database,
+        log: Log,
+        server_name: ServerName,
+        keys: OwnKeys,
+        spans: Spans = NO_SPANS,
+    ) -> None:
         self.server_name = server_name
         self.keys = keys
         settings = config.federation
@@ -76,6 +86,7 @@ class Outbound:
             SystemNameLookup(),
             settings.certificate_authorities,
             user_agent=f"Hearth/{release.number()}",
+            spans=spans,
         )
         self.discovery = ServerDiscovery(self.egress)
         self.availability = Availability()
@@ -218,6 +229,7 @@ class Reception:
             outside=handshaking.outside,
             edus=edus,
             dead_letters=self.dead_letters,
+            spans=outbound.egress.spans,
         )
 
 

@@ -8,7 +8,7 @@ import secrets
 import socket
 import ssl
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from itertools import zip_longest
 from typing import Protocol
 
@@ -28,6 +28,9 @@ SHUTDOWN_SECONDS = 5
 """What requests under way get to finish; aiohttp takes it twice."""
 
 
+Respond = Callable[[Router, web.BaseRequest, Serving], Awaitable[web.StreamResponse]]
+
+
 class Observer(Protocol):
     """Is told of every request."""
 
@@ -41,8 +44,11 @@ class Observer(Protocol):
 class Listening:
     """The open ports of this process."""
 
-    def __init__(self, routes: Mapping[API, Sequence[Route]], observer: Observer | None = None) -> None:
+    def __init__(
+        self, routes: Mapping[API, Sequence[Route]], observer: Observer | None = None, *, answer: Respond = respond
+    ) -> None:
         self._observer = observer
+        self._respond = answer
         self.routes = routes
         """Every endpoint, by the API that it belongs to."""
         self._runners: list[web.ServerRunner] = []
@@ -78,7 +84,7 @@ class Listening:
     async def _listen(self, listener: Listener, bound: socket.socket | None) -> None:
         router = Router(route for api in listener.apis for route in self.routes[api])
 
-        observer, name = self._observer, _namer(listener)
+        observer, answer, name = self._observer, self._respond, _namer(listener)
 
         async def handle(request: web.BaseRequest) -> web.StreamResponse:
             began = time.monotonic()
@@ -90,7 +96,7 @@ class Listening:
             if observer is not None:
                 observer.begin()
             try:
-                response = await respond(router, request, serving)
+                response = await answer(router, request, serving)
                 status = response.status
             finally:
                 SERVING.set(None)  # the connection may be idle for long

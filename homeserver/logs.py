@@ -34,16 +34,7 @@ def _add_request(record: logging.LogRecord) -> bool:
     """Give a line that is written while a request is served fields that say which."""
     serving = SERVING.get()
     if serving is not None:
-        fields = {"request_id": serving.request_id}
-        call = serving.call
-        if call is not None:
-            asker = getattr(call.context, "user_id", None)
-            if asker is not None:
-                fields["user_id"] = asker
-            elif isinstance(call.context, str):
-                fields["origin"] = call.context
-            if "room_id" in call.path:
-                fields["room_id"] = call.path["room_id"][:255]
+        fields = serving.fields()
         vars(record).update({name: value for name, value in fields.items() if name not in vars(record)})
     return True
 

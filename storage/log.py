@@ -36,6 +36,7 @@ from storage.database import (
 from storage.figures import Figures
 from storage.log_figures import LogFigures
 from storage.newest import Newest
+from storage.spans import Spans
 
 logger = logging.getLogger(__name__)
 
@@ -206,8 +207,10 @@ class Log:
         carrier: Carrier | None = None,
         *,
         newest: Newest | None = None,
+        spans: Spans | None = None,
     ) -> None:
         """`carrier` writes the entries that the bus takes along; `newest` is shared with this machine's processes."""
+        self._spans = spans
         self._database = database
         self._newest = newest or Newest()
         self._tail = tail
@@ -235,7 +238,10 @@ class Log:
         Raises what the entry's work or its conditions raised, `Conflict`, or `Unavailable` when the database is
         away; after `Unavailable` the entry may have been written all the same.
         """
-        return await self.enqueue(entry)
+        if self._spans is None:
+            return await self.enqueue(entry)
+        with self._spans.within("append", {"hearth.changes": len(entry.changes)}):
+            return await self.enqueue(entry)
 
     def enqueue(self, entry: Entry) -> asyncio.Future[Appended]:
         """Put an entry behind all those enqueued before it, without waiting."""

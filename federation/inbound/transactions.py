@@ -28,6 +28,7 @@ from storage import background, received_transactions
 from storage.database import Database
 from storage.figures import Figures, Tally
 from storage.rooms import Room
+from storage.spans import NO_SPANS, Spans
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +54,9 @@ class TransactionsAPI:
         outside: OutsideRooms,
         edus: EDUs,
         dead_letters: DeadLetters,
+        spans: Spans = NO_SPANS,
     ) -> None:
+        self._spans = spans
         self._database = database
         self._receiver = receiver
         self._outside = outside
@@ -116,6 +119,11 @@ class TransactionsAPI:
             del self._by_origin[origin]
 
     async def _take(self, origin: ServerName, txn_id: str, transaction: Transaction) -> JsonObject:
+        counts = {"hearth.events": len(transaction.pdus), "hearth.edus": len(transaction.edus)}
+        with self._spans.within("receive transaction", {"hearth.origin": origin, **counts}):
+            return await self._receive(origin, txn_id, transaction)
+
+    async def _receive(self, origin: ServerName, txn_id: str, transaction: Transaction) -> JsonObject:
         async with self._database.read() as tx:
             answer = await received_transactions.find(tx, origin, txn_id)
         if answer is not None:

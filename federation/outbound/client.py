@@ -90,6 +90,7 @@ class FederationClient:
         self._discovery = discovery
         self._availability = availability
         self._speaks_with = speaks_with
+        self.spans = egress.spans
 
     async def get(
         self, destination: ServerName, path: str, query: Query = (), **options: Unpack[Options]
@@ -167,6 +168,16 @@ class FederationClient:
         return _Signed(method, destination, uri, content, make_header(request, self._signing_key), content_types)
 
     async def _open(self, signed: _Signed, options: Options) -> EgressStream:
+        """As `_ask`, as a part of what is traced."""
+        described = {
+            "http.request.method": signed.method,
+            "server.address": signed.destination,
+            "url.path": signed.uri.partition("?")[0],
+        }
+        with self.spans.within("ask another server", described):
+            return await self._ask(signed, options)
+
+    async def _ask(self, signed: _Signed, options: Options) -> EgressStream:
         """The answer, if it is none of failure; what the server's availability is, is noted."""
         destination = signed.destination
         if destination == self._server_name and not options.get("may_be_us", False):

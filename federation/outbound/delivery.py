@@ -94,6 +94,10 @@ class Delivery:
 
         Raises PeerUnreachable or PeerRefused where all of it is to be sent again later, and Unavailable.
         """
+        with self._client.spans.begin("send transaction", {"server.address": destination.server}):
+            await self._deliver(destination)
+
+    async def _deliver(self, destination: Destination) -> None:
         share = await self._next_share(destination)
         parcel = await self._pack(destination, share)
         if parcel.items or parcel.short_lived:

@@ -21,6 +21,7 @@ from yarl import URL
 from federation.outbound.addresses import AddressPolicy
 from federation.outbound.name_lookup import NameLookup
 from federation.outbound.turns import CutOff, Places, Turn, Turns
+from storage.spans import NO_SPANS, Spans
 
 logger = logging.getLogger(__name__)
 
@@ -175,9 +176,12 @@ class Egress:
         *,
         user_agent: str = "Hearth",
         places: Places = PLACES,
+        spans: Spans = NO_SPANS,
     ) -> None:
         """`authorities` are files in PEM format, trusted besides the system's."""
         self.lookup = lookup
+        self.spans = spans
+        """For who asks by way of this. No other server is told of a trace."""
         self._policy = policy
         self._authorities = authorities
         self._user_agent = user_agent

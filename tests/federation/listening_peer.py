@@ -28,6 +28,8 @@ class ListeningPeer(Peer):
         self._context.load_cert_chain(*authority.issue("127.0.0.1"))
         self._runner: web.AppRunner | None = None
         self.transactions: list[tuple[str, JsonObject]] = []
+        self.headers: list[set[str]] = []
+        """The names of those that came with each."""
         self.taken: list[JsonObject] = []
         """Those that were answered with 200."""
         self.respond: Respond = lambda _txn_id, _body: (200, {"pdus": {}})
@@ -68,6 +70,7 @@ class ListeningPeer(Peer):
     async def _take(self, request: web.Request) -> web.Response:
         body = await request.json()
         self.transactions.append((request.match_info["txn_id"], body))
+        self.headers.append({name.lower() for name in request.headers})
         self._came.set()
         await self.answers.wait()
         status, answer = self.respond(request.match_info["txn_id"], body)
