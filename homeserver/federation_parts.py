@@ -179,6 +179,9 @@ class Handshaking:
             keyring=outbound.keyring,
             server_name=outbound.server_name,
             signing_key=outbound.keys.signing_key,
+            database=database,
+            writer=writer,
+            doors=self.doors,
         )
         self.joins = RemoteJoins(database=database, writer=writer, handshakes=handshakes, doors=self.doors)
         self.outside = OutsideRooms(database, ground.log, outbound.keyring.verify_events, outbound.server_name)

@@ -15,7 +15,11 @@ from federation.protocol.redaction import redact
 from federation.protocol.room_versions import ROOM_VERSIONS
 from federation.protocol.signatures import SigningKey
 from federation.protocol.types import JsonObject, ServerName
+from federation.rooms.append import RoomWriter
+from federation.rooms.doors import RoomDoors
 from federation.rooms.stripped_state import MAX_ENTRIES
+from storage import rooms
+from storage.database import Database
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,18 +30,30 @@ class Handshakes:
     keyring: Keyring
     server_name: ServerName
     signing_key: SigningKey
+    database: Database
+    writer: RoomWriter
+    doors: RoomDoors
 
     async def build(self, wish: Wish, destination: ServerName) -> VerifiedPDU:
-        """Our user's event at the place that the server offers, signed by us (`member_template.py`)."""
+        """Our user's event at the place that the server offers, signed by us (`member_template.py`).
+
+        Where we are in the room ourselves, it has the signature of the policy server that the room uses; where we are
+        not, we cannot know of one, and who is in the room asks it for us. Raises as `RoomWriter.endorsed`.
+        """
         path = path_of(f"/_matrix/federation/v1/make_{wish.membership}/{{}}/{{}}", wish.room_id, wish.user_id)
         versions = [] if wish.membership == "leave" else [("ver", version) for version in ROOM_VERSIONS]
         answer = await self.client.get(destination, path, versions, patient=True)
-        return member_template.read(answer, wish).build(
+        pdu = member_template.read(answer, wish).build(
             server_name=self.server_name,
             signing_key=self.signing_key,
             now_ts=time.time_ns() // 1_000_000,
             event_id_localpart=secrets.token_urlsafe(12),
         )
+        async with self.database.read() as tx:
+            room = await rooms.find(tx, wish.room_id)
+        if room is None or room.rules.version != pdu.rules.version or not await self.doors.is_ours(room):
+            return pdu
+        return await self.writer.endorsed(room, pdu)
 
     async def holding(self, entries: object, member: VerifiedPDU) -> list[JsonObject]:
         """Those of the state events that another server tells of a room which hold, redacted where their hashes do not.

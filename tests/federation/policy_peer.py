@@ -33,7 +33,8 @@ class PolicyPeer(ListeningPeer):
         """The events that it was shown."""
         self.judge: Judge = self.sign_any
         self.rules: RoomVersionRules | None = None
-        self._public_key = server.application.outbound.keys.signing_key.public_key
+        self.public_keys = {server.name: server.application.outbound.keys.signing_key.public_key}
+        """Of those who may ask it."""
 
     def routes(self, application: web.Application) -> None:
         """The one endpoint that a policy server has to have."""
@@ -45,7 +46,7 @@ class PolicyPeer(ListeningPeer):
         signed = SignedRequest(
             method="POST", uri="/_matrix/policy/v1/sign", origin=header.origin, destination=self.name, content=content
         )
-        verify(header, signed, self._public_key)
+        verify(header, signed, self.public_keys[header.origin])
         event = await request.json()
         self.asked.append(event)
         self._came.set()

@@ -335,6 +335,38 @@ async def test_users_of_other_servers_join_with_its_signature(pair: Pair, alice:
     assert policy.signed(member)
 
 
+async def test_who_is_in_the_room_asks_before_another_server_lets_their_user_in(
+    pair: Pair, alice: Client, policy: PolicyPeer
+) -> None:
+    bob, carol = [await pair.far.register(name) for name in ("bob", "carol")]
+    club = await create_room(alice, preset="public_chat")
+    rule = {"join_rule": "restricted", "allow": [{"type": "m.room_membership", "room_id": club}]}
+    room = await guarded_room(alice, policy)
+    policy.public_keys[pair.far.name] = pair.far.application.outbound.keys.signing_key.public_key
+    via = f"?via={quote(pair.near.name)}"
+    for who, room_id in ((bob, club), (carol, club), (bob, room.room_id)):
+        await who.ok("POST", f"/v3/join/{quote(room_id)}{via}", {})
+    await put_state(alice, room.room_id, "m.room.join_rules", rule)
+    levels = await put_state(alice, room.room_id, "m.room.power_levels", {"users": {alice.user_id: 100}, "invite": 50})
+    async with asyncio.timeout(10):
+        while levels not in [event["event_id"] for event in timeline(await sync(bob), room.room_id)]:  # noqa: ASYNC110  # by HTTP
+            await asyncio.sleep(0.05)
+    policy.asked.clear()
+
+    policy.judge = policy.refuse_any
+    answer = await carol.post(f"/v3/join/{quote(room.room_id)}{via}")
+    assert answer.status == 400
+    assert answer.body == policy.refuse_any({})[1]
+    policy.judge = policy.sign_any
+    await carol.ok("POST", f"/v3/join/{quote(room.room_id)}{via}", {})
+
+    for server in (pair.near, pair.far):
+        member = (await state_of(server, room.room_id))["m.room.member", carol.user_id]
+        assert policy.signed(member)
+        assert set(member["signatures"]) == {pair.near.name, pair.far.name, policy.name}
+    assert [event["signatures"].keys() for event in policy.asked] == [{pair.far.name}] * 2
+
+
 async def test_a_room_is_upgraded_with_its_signatures(pair: Pair, alice: Client, policy: PolicyPeer) -> None:
     room = await guarded_room(alice, policy, "10")
     await alice.ok("POST", f"/v3/rooms/{quote(room.room_id)}/upgrade", {"new_version": "11"})
