@@ -4,7 +4,7 @@ Each of N places has sockets of its own on every listener's port, among which th
 (SO_REUSEPORT). They are this process's and outlive the workers that answer on them: whoever connects while one process
 follows another waits for a moment instead of being refused.
 
-- A worker that ends is followed by another.
+- A worker that ends is followed by another; so is one that says nothing for some seconds, which is ended.
 - SIGHUP replaces them one by one: the new one has read the settings and answers before the old one is told to go.
 - SIGTERM or SIGINT ends all of them, and what is under way is finished.
 - If this process is killed, its workers notice that their standard input ends, and end.
@@ -36,6 +36,11 @@ READY = b"ready\n"
 READY_SECONDS = 60.0
 STOP_SECONDS = 40.0
 """How long a worker may take to finish what is under way; then it is killed."""
+BEAT = b"."
+"""What it writes there again and again while it lives."""
+BEAT_SECONDS = 1.0
+SILENT_BEATS = 15
+"""A worker that misses so many hangs, or was stopped: it is killed, for those who wait for its answers."""
 STEADY_SECONDS = 10.0
 """A worker that lived for so long was all right, and is followed by another at once."""
 LONGEST_PAUSE_SECONDS = 10.0
@@ -167,7 +172,7 @@ class Place:
             try:
                 self._worker, self._next = self._next or await self._start(), None
                 self.is_filled.set()
-                await self._worker.wait()
+                await _outlive(self._worker)
                 self._orders.forget(self._worker.pid)
             except StartupError:
                 if not self.is_filled.is_set():
@@ -206,7 +211,7 @@ class Place:
             if process.stdin is not None and process.stdout is not None:
                 process.stdin.write(self._orders.render(self.number, self._started, self._sockets))
                 async with asyncio.timeout(READY_SECONDS):
-                    if await process.stdout.readline() == READY:
+                    if (await process.stdout.readline()).lstrip(BEAT) == READY:
                         return process
         except (TimeoutError, OSError):
             pass
@@ -215,6 +220,30 @@ class Place:
             raise
         await _stop(process)
         raise StartupError([f"worker {self.number} did not come up"])
+
+
+async def _outlive(process: Process) -> None:
+    """Return when it has ended; one that hangs is killed.
+
+    What counts are turns of this loop, not seconds: after a pause of the whole machine nobody is to blame.
+    """
+    if process.stdout is None:
+        raise RuntimeError("what a worker writes is not read")
+    silent, ending = 0, asyncio.ensure_future(process.wait())
+    try:
+        while not ending.done() and not process.stdout.at_eof():
+            try:
+                async with asyncio.timeout(BEAT_SECONDS):
+                    await process.stdout.read(4096)
+                silent = 0
+            except TimeoutError:
+                silent += 1
+            if silent == SILENT_BEATS:
+                logger.error("a worker has said nothing for %d seconds and is killed", SILENT_BEATS * BEAT_SECONDS)
+                process.kill()
+        await ending
+    finally:
+        await background.end([ending])
 
 
 async def _stop(process: Process) -> None:

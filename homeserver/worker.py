@@ -1,6 +1,7 @@
 """One of the processes of `hearth serve --workers N`; `supervisor.py` starts it and tells it what to serve."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -17,7 +18,8 @@ from homeserver.app import Application
 from homeserver.config import Config
 from homeserver.config_loading import ConfigurationError
 from homeserver.signing_keys import OwnKeys, SigningKeyError
-from homeserver.supervisor import READY
+from homeserver.supervisor import BEAT, BEAT_SECONDS, READY
+from storage import background
 
 
 def main() -> None:
@@ -58,8 +60,21 @@ async def _serve(config: Config, keys: OwnKeys, orders: JsonObject, sockets: lis
         asked_to_stop.set()
 
     loop.add_reader(said, end)  # it says no more: whoever started this has ended
+    os.set_blocking(sys.stdout.fileno(), False)  # whoever started this may read nothing for long
+    beating = loop.create_task(_beat())
     application = Application(config, orders["conninfo"], keys, shared_memory.attach(orders["memory"]))
-    await serving.run(application, asked_to_stop, lambda: _say(READY), sockets, drain=True)
+    try:
+        await serving.run(application, asked_to_stop, lambda: _say(READY), sockets, drain=True)
+    finally:
+        await background.end([beating])
+
+
+async def _beat() -> None:
+    """Show that this process does not hang, until cancelled."""
+    while True:
+        await asyncio.sleep(BEAT_SECONDS)
+        with contextlib.suppress(BlockingIOError, BrokenPipeError):
+            _say(BEAT)
 
 
 def _say(text: bytes) -> None:

@@ -189,6 +189,11 @@ def _text_rows(result: PGresult) -> list[Row]:
     return rows
 
 
+async def _limit(connection: Connection) -> None:
+    """A process that hangs, or is stopped, within a transaction loses what it has locked."""
+    await connection.execute("set idle_in_transaction_session_timeout = '15s'")
+
+
 class Database:
     """The pool of connections of this process."""
 
@@ -203,6 +208,7 @@ class Database:
             open=False,
             max_waiting=2000,
             reconnect_timeout=_RECONNECT_SECONDS,
+            configure=_limit,
             kwargs=_SETTINGS,
         )
 

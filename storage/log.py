@@ -44,9 +44,9 @@ CHANNEL = "hearth_log"
 MAX_BATCH = 256
 """Entries in one transaction, so that no append is ever long."""
 _LIMITS = (
-    "set lock_timeout = '20s'; set idle_in_transaction_session_timeout = '60s'; set standard_conforming_strings = on"
+    "set lock_timeout = '20s'; set idle_in_transaction_session_timeout = '5s'; set standard_conforming_strings = on"
 )
-"""A process that hangs with the log's lock loses it, and those who wait for it tell their clients."""
+"""A process that hangs, or is stopped, with the log's lock loses it soon: everybody else waits for it."""
 _BY_KEY = (
     "set enable_hashjoin = off; set enable_mergejoin = off; set enable_seqscan = off;"
     " set plan_cache_mode = force_generic_plan"
