@@ -41,6 +41,8 @@ class Hearth(Server):
         self._log = log
         self.workers = 0
         """0 for a single process, without one that looks after workers."""
+        self.nats: str | None = None
+        """The address of the NATS server that is its bus; None: PostgreSQL is."""
 
     def another(self, cluster: Databases, name: str, peering: Peering) -> Server:
         """Without a profiler."""
@@ -64,6 +66,8 @@ class Hearth(Server):
             "rate_limits": False,
             "log": self._log,
         }
+        if self.nats is not None:
+            settings["bus"] = {"kind": "nats", "servers": [self.nats]}
         if self.peering is not None:
             settings |= _settings_among_others(settings["listeners"], self.peering)
         file = self.cluster.directory / f"{self.name}.yaml"
