@@ -125,7 +125,11 @@ class Application:
         spans = self.tracer or NO_SPANS
 
         # storage
-        self.database = Database(conninfo, max_connections=config.database.max_connections)
+        self.database = Database(
+            conninfo,
+            max_connections=config.database.max_connections,
+            replicas=[each.value for each in config.database.replicas],
+        )
         self.bus = configured.bus(config.bus, self.database, shares=shared.is_with_others)
         self.tail = Tail(
             self.database,

@@ -120,9 +120,14 @@ class Database:
     binaries: Path | None = None
     """The programs of an installed PostgreSQL for our own cluster; else those of the wheel."""
     max_connections: int = setting(10, minimum=2, maximum=1000)
+    replicas: tuple[Secret, ...] = ()
+    """Standbys that rooms' history is read from."""
 
     def complaints(self) -> Iterator[tuple[str, str]]:
         """Settings that do not go together."""
+        for replica in self.replicas:
+            if not replica.value.startswith(("postgresql://", "postgres://")):
+                yield "replicas", "not an address: write postgresql://USER:PASSWORD@HOST/DATABASE"
         if self.url is not None and not self.url.value.startswith(("postgresql://", "postgres://")):
             yield "url", "only PostgreSQL is supported: write postgresql://USER:PASSWORD@HOST/DATABASE"
         if self.url is not None and self.binaries is not None:

@@ -88,6 +88,7 @@ _LOG = {
 }
 _DATABASE = {
     "database_up": _state("Whether the database answered when it was last asked", across=Across.NEWEST),
+    "database_replica_reads_total": _total("Reads of rooms' history that a replica answered"),
     "database_connections": _state("Connections of the pools"),
     "database_connections_idle": _state("Connections of the pools that nobody uses"),
     "database_connections_limit": _state("Connections that the pools may have"),

@@ -11,7 +11,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar, cast
 
@@ -71,6 +71,13 @@ _PATIENCE_WHILE_AWAY_SECONDS = 1.0
 _RECONNECT_SECONDS = 2.0
 """After which the pool gives up a connection and makes one when it is asked for: its pauses double, ours must not."""
 
+
+_REPLICA_PATIENCE_SECONDS = 0.05
+"""For how long a read waits for a replica to have all that the primary had."""
+_REPLICA_LOOK_SECONDS = 0.005
+_REPLICA_CONNECT_SECONDS = 0.2
+_REPLICA_AVOIDED_SECONDS = 5.0
+"""A replica that was behind or away is not asked again for so long."""
 
 STUCK_SECONDS = 30.0
 """A connection that is in use for so long is given up: its disk, or its machine, does not answer."""
@@ -197,7 +204,10 @@ async def _limit(connection: Connection) -> None:
 class Database:
     """The pool of connections of this process."""
 
-    def __init__(self, conninfo: str, *, max_connections: int = 10) -> None:
+    def __init__(self, conninfo: str, *, max_connections: int = 10, replicas: Sequence[str] = ()) -> None:
+        """`replicas` are standbys by streaming replication; each has a pool of its own, as large."""
+        self._replica_reads = 0
+        self._replicas = [_Replica(each, self, max_connections) for each in replicas]
         self.conninfo = make_conninfo(conninfo, **{**_NETWORK, **conninfo_to_dict(conninfo)})
         self.memory = Memory()
         self._patience_seconds = _PATIENCE_SECONDS
@@ -215,15 +225,25 @@ class Database:
     async def open(self) -> None:
         """Connect; raises when the database cannot be reached within the pool's time."""
         await self._pool.open(wait=True, timeout=30)
+        for replica in self._replicas:
+            await replica.open()
+
+    async def open_when_there(self) -> None:
+        """Connect in the background; nobody ever waits long."""
+        self._patience_seconds = _REPLICA_CONNECT_SECONDS
+        await self._pool.open(wait=False)
 
     async def close(self) -> None:
         """Give every connection back to the server."""
+        for replica in self._replicas:
+            await replica.close()
         await self._pool.close(timeout=5)
 
     def figures(self) -> Figures:
         """For `homeserver.metrics`."""
         found = self._pool.get_stats()
         return {
+            "database_replica_reads_total": self._replica_reads,
             "database_connections": found.get("pool_size", 0),
             "database_connections_idle": found.get("pool_available", 0),
             "database_connections_limit": self._pool.max_size,
@@ -266,6 +286,30 @@ class Database:
         async with self.read() as tx:
             yield tx
 
+    async def read_history(self, tx: Tx, work: Callable[[Tx], Awaitable[Part]]) -> Part:
+        """What `work` returns, by a replica that has all that `tx` sees now, or by `tx` itself where none has.
+
+        Who may read at all has to be decided by `tx`. Where a replica fails, `work` begins anew.
+        """
+        for replica in sorted(self._replicas, key=lambda each: each.in_use):
+            if replica.avoided_until > time.monotonic():
+                continue
+            row = await tx.fetch_one(
+                "select case when not pg_is_in_recovery() then pg_current_wal_flush_lsn()::text end"
+            )
+            if row is None or row[0] is None:
+                break
+            try:
+                async with replica.caught_up_with(row[0]) as there:
+                    if there is not None:
+                        answer = await work(there)
+                        self._replica_reads += 1
+                        return answer
+            except (Unavailable, *_RETRIED):  # it is away, or recovery has taken from it what was being read
+                logger.warning("a replica cannot be used: for a while history is read from the primary")
+                replica.avoid()
+        return await work(tx)
+
     async def connect(self) -> Connection:
         """A connection of one's own, outside the pool, for who keeps it: the appender and the tail.
 
@@ -283,6 +327,49 @@ class Database:
         """A connection of one's own was lost: have the pool try its idle ones, so that nobody is handed a dead one."""
         self._patience_seconds = _PATIENCE_WHILE_AWAY_SECONDS
         await self._pool.check()
+
+
+class _Replica:
+    """A standby, which is asked only while it is hardly behind."""
+
+    def __init__(self, conninfo: str, primary: Database, max_connections: int) -> None:
+        self._database = Database(conninfo, max_connections=max_connections)
+        self._primary = primary
+        self.in_use = 0
+        self.avoided_until = 0.0
+
+    async def open(self) -> None:
+        """Begin to connect; it need not be there."""
+        self._database.memory = self._primary.memory  # it is the same database
+        await self._database.open_when_there()
+
+    async def close(self) -> None:
+        """Give every connection back to the server."""
+        await self._database.close()
+
+    def avoid(self) -> None:
+        """Ask it no more for a while."""
+        self.avoided_until = time.monotonic() + _REPLICA_AVOIDED_SECONDS
+
+    @asynccontextmanager
+    async def caught_up_with(self, lsn: str) -> AsyncIterator[Tx | None]:
+        """Statements that see at least what the primary had written up to there; None if that takes too long."""
+        self.in_use += 1
+        try:
+            async with self._database.read() as tx:
+                deadline = time.monotonic() + _REPLICA_PATIENCE_SECONDS
+                while not (found := await tx.fetch_one(_HAS_REPLAYED, (lsn,))) or not found[0]:
+                    if time.monotonic() > deadline:
+                        self.avoid()
+                        break
+                    await asyncio.sleep(_REPLICA_LOOK_SECONDS)
+                yield tx if found and found[0] else None
+        finally:
+            self.in_use -= 1
+
+
+_HAS_REPLAYED = "select pg_is_in_recovery() and pg_last_wal_replay_lsn() >= %s::text::pg_lsn"
+"""False, too, for a former standby that has become a primary: it goes its own way."""
 
 
 def unavailable(error: Exception) -> Unavailable:

@@ -111,18 +111,26 @@ class ServerReader:
         """These events and what precedes them, the nearest first; at most `limit`, and MAX_EVENTS."""
         async with self._database.read() as tx:
             room = await self._access.check_in_room(tx, room_id, origin)
-            graph = _Graph(tx, room)
-            await graph.load(event_ids)
-            limit = min(limit, MAX_EVENTS)
-            found = await _walk_by_depth(graph, [each for each in event_ids if each in graph.held], limit)
-            return await self._access.visible_to_server(tx, room, origin, found)
+
+            async def look(history: Tx) -> list[bytes]:
+                graph = _Graph(history, room)
+                await graph.load(event_ids)
+                start = [each for each in event_ids if each in graph.held]
+                found = await _walk_by_depth(graph, start, min(limit, MAX_EVENTS))
+                return await self._access.visible_to_server(history, room, origin, found)
+
+            return await self._database.read_history(tx, look)
 
     async def missing_events(self, origin: ServerName, room_id: str, missing: Missing) -> list[bytes]:
         """What leads to the latest events, without the earliest and what came before them, the oldest first."""
         async with self._database.read() as tx:
             room = await self._access.check_in_room(tx, room_id, origin)
-            found = await _walk_breadth_first(_Graph(tx, room), missing)
-            return await self._access.visible_to_server(tx, room, origin, found)
+
+            async def look(history: Tx) -> list[bytes]:
+                found = await _walk_breadth_first(_Graph(history, room), missing)
+                return await self._access.visible_to_server(history, room, origin, found)
+
+            return await self._database.read_history(tx, look)
 
     async def by_timestamp(self, origin: ServerName, room_id: str, ts: int, *, backwards: bool) -> tuple[EventID, int]:
         """The event nearest to a time, on one side of it, that the server may see: ID and time; raises NotFound."""

@@ -69,9 +69,16 @@ class ReadingEventsAPI:
         async with self._database.read() as tx:
             access = await self._reader.access(tx, call.path["room_id"], who.user_id)
             request = replace(request, ignored=await self._account_data.ignored_users(tx, who.user_id))
-            page = await self._pages.read(tx, access, request)
-            if page.gap is None or len(page.seen) >= limit:
-                return await self._messages(tx, call, access, page)
+
+            async def look(history: Tx) -> tuple[Page, bytes | None]:
+                page = await self._pages.read(history, access, request)
+                is_enough = page.gap is None or len(page.seen) >= limit
+                return page, await self._messages(history, call, access, page) if is_enough else None
+
+            page, answer = await self._database.read_history(tx, look)
+        if answer is not None:
+            return answer
+        assert page.gap is not None  # else it was enough
         stops_at_gaps = await self._backfill.reach(access.room, page.gap, page.start, limit)
         async with self._database.read() as tx:
             page = await self._pages.read(tx, access, replace(request, stops_at_gaps=stops_at_gaps))
@@ -131,9 +138,17 @@ class ReadingEventsAPI:
             request = PageRequest(
                 backwards=True, start=target.event.place - 1, limit=size, wanted=wanted, ignored=ignored
             )
-            before = await self._pages.read(tx, access, request)
-            if size is None or before.gap is None or len(before.seen) >= size:
-                return await self._context(tx, call, access, (before, target))
+
+            async def look(history: Tx) -> tuple[Page, bytes | None]:
+                before = await self._pages.read(history, access, request)
+                is_enough = size is None or before.gap is None or len(before.seen) >= size
+                return before, await self._context(history, call, access, (before, target)) if is_enough else None
+
+            before, answer = await self._database.read_history(tx, look)
+        if answer is not None:
+            return answer
+        assert size is not None  # else it was enough
+        assert before.gap is not None
         stops_at_gaps = await self._backfill.reach(access.room, before.gap, before.start, size)
         async with self._database.read() as tx:
             before = await self._pages.read(tx, access, replace(request, stops_at_gaps=stops_at_gaps))
