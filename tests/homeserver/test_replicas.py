@@ -45,8 +45,10 @@ async def where(server: Server) -> bool:
         return await server.application.database.read_history(tx, ask)
 
 
-def replica_reads(server: Server) -> float:
-    return server.application.database.figures()["database_replica_reads_total"]
+def replica_reads(server: Server) -> int:
+    value = server.application.database.figures()["database_replica_reads_total"]
+    assert isinstance(value, int)
+    return value
 
 
 def again(server: Server) -> None:
