@@ -107,7 +107,9 @@ async def converse(servers: list[Server], during: Callable[[int], None] = lambda
 
 
 def figure(server: Server, name: str) -> float:
-    return server.application.tail.figures()[name]
+    value = server.application.tail.figures()[name]
+    assert isinstance(value, int | float)
+    return value
 
 
 @pytest.mark.parametrize("kind", [BusKind.POSTGRES, BusKind.NATS])

@@ -45,9 +45,9 @@ async def where(server: Server) -> bool:
         return await server.application.database.read_history(tx, ask)
 
 
-def replica_reads(server: Server) -> int:
+def replica_reads(server: Server) -> float:
     value = server.application.database.figures()["database_replica_reads_total"]
-    assert isinstance(value, int)
+    assert isinstance(value, int | float)
     return value
 
 
