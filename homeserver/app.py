@@ -21,6 +21,7 @@ from federation.protocol.types import ServerName
 from federation.rooms import client_events
 from federation.rooms.append import RoomWriter
 from federation.rooms.heads import RoomHeads
+from federation.rooms.incomplete_rooms import IncompleteRooms
 from federation.rooms.reader import RoomReader
 from federation.rooms.timelines import Timelines
 from federation.web import Route, Router, Serving, respond
@@ -64,6 +65,7 @@ from storage.log import Change, Log
 from storage.outbox import EventRelayed, OutgoingMessages
 from storage.outside_memberships import OutsideMembership
 from storage.receipts import ReceiptMoved
+from storage.room_completeness import RoomCompleteness
 from storage.send_to_device import ToDeviceMessages
 from storage.spans import NO_SPANS, Spans
 from storage.tail import Tail
@@ -79,6 +81,7 @@ KINDS: Sequence[type[Change]] = (
     OutgoingMessages,
     EventRelayed,
     OutsideMembership,
+    RoomCompleteness,
     RoomEvents,
 )
 """Every kind of change that the log may hold."""
@@ -141,7 +144,9 @@ class Application:
         self.log = Log(self.database, self.tail, self.bus, carrying, newest=shared.newest, spans=self.tracer)
 
         # rooms
-        self.heads = RoomHeads(self.database)
+        self.incomplete = IncompleteRooms()
+        self.tail.add_view(self.incomplete.apply)
+        self.heads = RoomHeads(self.database, self.incomplete)
         self.tail.add_view(self.heads.apply)
         self.tail.add_view(client_events.forget_redacted(self.tail))
         self.outbound = Outbound(
@@ -167,9 +172,10 @@ class Application:
             tail=self.tail,
             writer=self.writer,
             reader=self.reader,
+            incomplete=self.incomplete,
             rate_limits=self.rate_limits,
         )
-        self.fetching = Fetching(self.outbound, database=self.database, writer=self.writer)
+        self.fetching = Fetching(self.outbound, ground)
         self.tail.add_view(self.fetching.access.apply)
         self.handshaking = Handshaking(self.outbound, ground, enabled=config.federation.enabled)
         self.tail.add_view(self.handshaking.doors.apply)
@@ -297,7 +303,12 @@ class Application:
         kept = self.user_data
         sources = SyncSources(
             rooms=SyncRooms(
-                database=self.database, tail=self.tail, views=self.views, timelines=timelines, typing=kept.typists
+                database=self.database,
+                tail=self.tail,
+                views=self.views,
+                timelines=timelines,
+                typing=kept.typists,
+                incomplete=self.incomplete,
             ),
             account_data=kept.account_data,
             key_counts=self.keys.counts,
@@ -318,6 +329,7 @@ class Application:
         await self.database.open()
         await self.accounts.impersonation.make_senders()
         await self.tail.start()
+        await self.incomplete.start(self.database)
         await self.event_counter.start()
         if self.config.federation.enabled:
             await self.outbound.shared_availability.start()

@@ -76,6 +76,8 @@ def _joining(join: Progress) -> Iterator[str]:
         yield f"attempt {join.attempts}"
     if join.destination is not None:
         yield f"by way of {join.destination}"
+    if join.is_placed:
+        yield "the user is in the room, its members are to come"
     wait = join.leased_until_ts / 1000 - now
     if wait > LEASE_SECONDS:
         yield f"failed, tried again in {_ago(wait)}"

@@ -37,6 +37,7 @@ from federation.rooms.append import RoomWriter
 from federation.rooms.backfill import Backfill
 from federation.rooms.doors import RoomDoors
 from federation.rooms.handshakes import Handshakes
+from federation.rooms.incomplete_rooms import IncompleteRooms
 from federation.rooms.invited import Invitations, MayBeInvited
 from federation.rooms.joining import RemoteJoins
 from federation.rooms.merging import Merger
@@ -128,6 +129,7 @@ class Ground:
     tail: Tail
     writer: RoomWriter
     reader: RoomReader
+    incomplete: IncompleteRooms
     rate_limits: RateLimits
 
     @property
@@ -139,9 +141,10 @@ class Ground:
 class Fetching:
     """What fetches from other servers what there is in rooms: events that newer ones refer to, history, spaces."""
 
-    def __init__(self, outbound: Outbound, *, database: Database, writer: RoomWriter) -> None:
+    def __init__(self, outbound: Outbound, ground: Ground) -> None:
+        database, writer = ground.database, ground.writer
         questions = Questions(outbound.client)
-        self.access = ServerAccess()
+        self.access = ServerAccess(ground.incomplete)
         self.spaces = RemoteSpaces(outbound.client, outbound.server_name)
         self.missing = MissingEventsFetcher(
             database=database,
@@ -155,6 +158,7 @@ class Fetching:
             fetcher=self.missing,
             questions=questions,
             access=self.access,
+            incomplete=ground.incomplete,
             server_name=outbound.server_name,
         )
         outbound.availability.observers.append(self.backfill.notice)
@@ -170,9 +174,9 @@ class Handshaking:
             database=database,
             writer=writer,
             doors=self.doors,
+            incomplete=ground.incomplete,
             verify_events=outbound.keyring.verify_events,
-            server_name=outbound.server_name,
-            signing_key=outbound.keys.signing_key,
+            signer=(outbound.server_name, outbound.keys.signing_key),
         )
         handshakes = Handshakes(
             client=outbound.client,
@@ -183,7 +187,9 @@ class Handshaking:
             writer=writer,
             doors=self.doors,
         )
-        self.joins = RemoteJoins(database=database, writer=writer, handshakes=handshakes, doors=self.doors)
+        self.joins = RemoteJoins(
+            database=database, log=ground.log, writer=writer, handshakes=handshakes, doors=self.doors
+        )
         self.outside = OutsideRooms(database, ground.log, outbound.keyring.verify_events, outbound.server_name)
         memberships = RemoteMemberships(
             writer=writer,
@@ -219,7 +225,12 @@ class Reception:
         doors, joins = handshaking.doors, handshaking.joins
         self.access = fetching.access
         self.receiver = Receiver(
-            writer=ground.writer, verify=verify, missing=fetching.missing, doors=doors, find_join=joins.version_of
+            writer=ground.writer,
+            verify=verify,
+            missing=fetching.missing,
+            doors=doors,
+            find_join=joins.version_of,
+            incomplete=ground.incomplete,
         )
         outbound.availability.observers.append(self.receiver.server_is_back)
         self.dead_letters = DeadLetters(database, self.receiver)

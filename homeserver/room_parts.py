@@ -79,7 +79,9 @@ class RoomParts:
         space_reader = SpaceReader(summaries)
         spaces = SpaceService(database, space_reader, fetching.spaces, ground.server_name)
         self.hierarchy = Hierarchy(database, space_reader, ground.server_name)
-        self.reading = RoomReading(database, tail, reader, Pages(reader), user_data.account_data, fetching.backfill)
+        self.reading = RoomReading(
+            database, tail, reader, Pages(reader), user_data.account_data, fetching.backfill, ground.incomplete
+        )
         self.directory = RoomDirectory(
             database,
             writer,

@@ -25,6 +25,11 @@ _MEMBERS = (
     f"room_state members join strings as names on names.id = members.state_key and left(names.value, 1) = '@'"
     f" where members.type = {strings.MEMBER} and members.line = 0 and members.membership = 1"
 )
+_NAMED = (
+    "remote_joins join rooms as incomplete using (room_id) cross join lateral unnest(servers_in_room) as named(server)"
+    " where placed_version is not null"
+)
+"""The servers that were said to be in rooms whose members are not all known yet."""
 _ACL = strings.WELL_KNOWN["m.room.server_acl"]
 
 
@@ -159,8 +164,10 @@ async def events_between(
             "  and members.room = candidates.room and members.since_version <= candidates.high"
             "  and (members.until_version is null or members.until_version > candidates.low)"
             f"  and {SERVER_OF.format('names')} = %s)"
+            f" or exists (select from {_NAMED} and incomplete.room = candidates.room and server = %s"
+            "  and placed_version <= candidates.high)"
         )
-        params += [destination, destination]
+        params += [destination, destination, destination]
     rows = await tx.fetch(
         "with candidates as ("
         " select events.position as at, events.position, events.room,"
@@ -227,33 +234,42 @@ async def servers_between(
 ) -> dict[tuple[int, int, int], frozenset[ServerName]]:
     """For each (room, version, later version): the servers that had a joined member at any version of that span."""
     rows = await tx.fetch(
-        f"select given.room, low, high, array_agg(distinct {SERVER_OF.format('names')})"
-        " from unnest(%s::int[], %s::int[], %s::int[]) as given (room, low, high), "
-        f"{_MEMBERS} and members.room = given.room and members.since_version <= given.high"
-        " and (members.until_version is null or members.until_version > given.low) group by given.room, low, high",
+        "with given (room, low, high) as (select * from unnest(%s::int[], %s::int[], %s::int[]))"
+        f" select given.room, low, high, array_agg(distinct {SERVER_OF.format('names')})"
+        f" from given, {_MEMBERS} and members.room = given.room and members.since_version <= given.high"
+        " and (members.until_version is null or members.until_version > given.low) group by given.room, low, high"
+        f" union all select given.room, low, high, array_agg(server) from given, {_NAMED}"
+        "  and incomplete.room = given.room and placed_version <= given.high group by given.room, low, high",
         ([span[0] for span in spans], [span[1] for span in spans], [span[2] for span in spans]),
     )
-    found = {(room, low, high): frozenset(map(ServerName, servers)) for room, low, high, servers in rows}
-    return {span: found.get(span, frozenset()) for span in spans}
+    found: dict[tuple[int, int, int], frozenset[ServerName]] = dict.fromkeys(spans, frozenset())
+    for room, low, high, servers in rows:
+        found[room, low, high] |= frozenset(map(ServerName, servers))
+    return found
 
 
 async def servers_now(tx: Tx, rooms: Collection[int]) -> dict[int, tuple[int, frozenset[ServerName]]]:
     """The servers that are in these rooms now, and the versions of the rooms at which they are."""
     rows = await tx.fetch(
         f"select rooms.room, rooms.state_version, (select array_agg(distinct {SERVER_OF.format('names')})"
-        f"  from {_MEMBERS} and members.room = rooms.room and members.until_version is null)"
+        f"  from {_MEMBERS} and members.room = rooms.room and members.until_version is null),"
+        f" (select array_agg(server) from {_NAMED} and incomplete.room = rooms.room and rooms.completed_at = 0)"
         " from rooms where room = any(%s::int[])",
         (list(rooms),),
     )
-    return {room: (version, frozenset(map(ServerName, servers or ()))) for room, version, servers in rows}
+    return {
+        room: (version, frozenset(map(ServerName, (*(servers or ()), *(named or ())))))
+        for room, version, servers, named in rows
+    }
 
 
 async def has_member(tx: Tx, room: int, server: ServerName, version: int) -> bool:
     """Whether a user of this server was joined at this version of the room."""
     row = await tx.fetch_one(
         f"select exists (select from {_MEMBERS} and members.room = %s and {SERVER_OF.format('names')} = %s"
-        " and members.since_version <= %s and (members.until_version is null or members.until_version > %s))",
-        (room, server, version, version),
+        " and members.since_version <= %s and (members.until_version is null or members.until_version > %s))"
+        f" or exists (select from {_NAMED} and incomplete.room = %s and server = %s)",
+        (room, server, version, version, room, server),
     )
     return row is not None and bool(row[0])
 
@@ -298,8 +314,9 @@ async def rooms_of_server(tx: Tx, server: ServerName) -> list[int]:
     rows = await tx.fetch(
         "select distinct room from strings as names join room_state on state_key = names.id and line = 0"
         " and until_version is null and membership is not null and membership = 1"
-        f" where left(names.value, 1) = '@' and {SERVER_OF.format('names')} = %s",
-        (server,),
+        f" where left(names.value, 1) = '@' and {SERVER_OF.format('names')} = %s"
+        f" union select incomplete.room from {_NAMED} and server = %s",
+        (server, server),
     )
     return [room for (room,) in rows]
 

@@ -1,13 +1,14 @@
 """Joins by way of other servers that are under way (table `remote_joins`): one a room, whoever asked first."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import orjson
 
 from federation.protocol.errors import Unavailable
-from federation.protocol.types import JsonObject, RoomID, ServerName, UserID
+from federation.protocol.types import EventID, JsonObject, RoomID, ServerName, UserID
 from storage.database import Row, Tx
+from storage.strings import MEMBER
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,6 +18,18 @@ class SignedJoin:
     destination: ServerName
     room_version: str
     canonical: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placed:
+    """A join that counts already, of a room whose members are not all here."""
+
+    version: int
+    """Of the state before the join."""
+    servers_in_room: tuple[ServerName, ...]
+    joined: int
+    """How many of that state were counted as joined: for those who are still to come, more or less."""
+    invited: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +44,7 @@ class RemoteJoin:
     attempts: int = 1
     """How often a process began with it."""
     signed: SignedJoin | None = None
+    placed: Placed | None = None
 
 
 class TakenOver(Unavailable):
@@ -40,13 +54,20 @@ class TakenOver(Unavailable):
         super().__init__("Another process goes on with the join")
 
 
-_COLUMNS = "room_id, user_id, content, servers, started_ts, attempts, destination, room_version, event"
+_COLUMNS = (
+    "room_id, user_id, content, servers, started_ts, attempts, destination, room_version, event, placed_version,"
+    " servers_in_room, counted"
+)
 
 
 def _from_row(row: Row) -> RemoteJoin:
     signed = None
     if row[8] is not None:
         signed = SignedJoin(destination=ServerName(row[6]), room_version=row[7], canonical=bytes(row[8]))
+    placed = None
+    if row[9] is not None:
+        servers = tuple(ServerName(server) for server in row[10])
+        placed = Placed(version=row[9], servers_in_room=servers, joined=row[11][0], invited=row[11][1])
     return RemoteJoin(
         room_id=RoomID(row[0]),
         user_id=UserID(row[1]),
@@ -55,6 +76,7 @@ def _from_row(row: Row) -> RemoteJoin:
         started_ts=row[4],
         attempts=row[5],
         signed=signed,
+        placed=placed,
     )
 
 
@@ -74,6 +96,92 @@ async def note_signed(tx: Tx, room_id: RoomID, signed: SignedJoin) -> None:
         "update remote_joins set destination = %s, room_version = %s, event = %s where room_id = %s",
         (signed.destination, signed.room_version, signed.canonical, room_id),
     )
+
+
+async def note_placed(tx: Tx, join: RemoteJoin, placed: Placed, state_ids: Collection[EventID]) -> None:
+    """The join counts from now on, and its room lacks members; raises TakenOver.
+
+    `state_ids` are the events of the state before the join, members and all.
+    """
+    count = await tx.execute(
+        "update remote_joins set placed_version = %s, servers_in_room = %s::text[], counted = %s::int[],"
+        " state_ids = %s::text[] where room_id = %s and started_ts = %s and attempts = %s",
+        (
+            placed.version,
+            list(placed.servers_in_room),
+            [placed.joined, placed.invited],
+            list(state_ids),
+            join.room_id,
+            join.started_ts,
+            join.attempts,
+        ),
+    )
+    if not count:
+        raise TakenOver
+    await tx.execute("update rooms set completed_at = 0 where room_id = %s", (join.room_id,))
+
+
+async def note_complete(tx: Tx, join: RemoteJoin, *, joined: int, invited: int) -> None:
+    """The room has all members: so many were joined, and invited, before the join. Raises TakenOver.
+
+    To be done under the log's lock, where nobody else counts.
+    """
+    placed = join.placed
+    if placed is None or not await delete(tx, join):
+        raise TakenOver
+    await tx.execute(
+        "update rooms set completed_at = (select position from log_head), joined_members = joined_members + %s,"
+        " invited_members = invited_members + %s where room_id = %s",
+        (joined - placed.joined, invited - placed.invited, join.room_id),
+    )
+
+
+async def abandon(tx: Tx, join: RemoteJoin) -> None:
+    """The members of a room that was joined without them are no longer awaited: then it is not counted on them."""
+    if await delete(tx, join):
+        await tx.execute(
+            "update rooms set joined_members = (select count(*) from room_state where room_state.room = rooms.room"
+            "  and type = %s and line = 0 and until_version is null and membership = 1), invited_members ="
+            " (select count(*) from room_state where room_state.room = rooms.room"
+            "  and type = %s and line = 0 and until_version is null and membership = 2) where room_id = %s",
+            (MEMBER, MEMBER, join.room_id),
+        )
+
+
+async def state_ids(tx: Tx, room_id: RoomID) -> frozenset[EventID]:
+    """The events of the state before a join that was placed."""
+    row = await tx.fetch_one("select state_ids from remote_joins where room_id = %s", (room_id,))
+    return frozenset(map(EventID, row[0] or ())) if row is not None else frozenset()
+
+
+async def find_awaited(tx: Tx, room_id: RoomID, event_ids: Collection[EventID]) -> tuple[int, set[EventID]] | None:
+    """The version of the state before a join that was placed, and which of these events are part of it; None once the
+    room has all members, and until the end of the transaction it has not otherwise."""
+    row = await tx.fetch_one(
+        "select placed_version, array(select unnest(%s::text[]) intersect select unnest(state_ids)) from remote_joins"
+        " where room_id = %s and placed_version is not null for share",
+        (list(event_ids), room_id),
+    )
+    return None if row is None else (row[0], set(map(EventID, row[1])))
+
+
+async def is_later(tx: Tx, room_id: RoomID, event_ids: Collection[EventID]) -> bool:
+    """Whether the room lacks members, and one of these events is not part of the state before the join."""
+    row = await tx.fetch_one(
+        "select %s::text[] <@ state_ids from remote_joins where room_id = %s and placed_version is not null",
+        (list(event_ids), room_id),
+    )
+    return row is not None and not row[0]
+
+
+async def servers_named(tx: Tx, numbers: Collection[int]) -> dict[int, list[ServerName]]:
+    """By those of these rooms that lack members: the servers that were said to be in them."""
+    rows = await tx.fetch(
+        "select room, servers_in_room from remote_joins join rooms using (room_id)"
+        " where room = any(%s::int[]) and placed_version is not null",
+        (list(numbers),),
+    )
+    return {room: [ServerName(server) for server in servers] for room, servers in rows}
 
 
 async def extend_leases(tx: Tx, received: Mapping[RoomID, int], *, leased_until_ts: int) -> None:
@@ -145,12 +253,15 @@ class Progress:
     """Whose answer is awaited; None before one was asked."""
     received: int
     """Events of the room's state that have come."""
+    is_placed: bool
+    """The user is in the room; its members are still to come."""
 
 
 async def listed(tx: Tx, limit: int) -> list[Progress]:
     """The joins that are under way, the oldest first."""
     rows = await tx.fetch(
-        "select room_id, user_id, started_ts, leased_until_ts, attempts, destination, received from remote_joins"
+        "select room_id, user_id, started_ts, leased_until_ts, attempts, destination, received,"
+        " placed_version is not null from remote_joins"
         " order by started_ts limit %s",
         (limit,),
     )

@@ -28,6 +28,13 @@ class RoomRow:
     highlight_total: int
     joined_members: int
     invited_members: int
+    completed_at: int | None = None
+    """Where in the log members that a join had left out were all here; 0 while they are not, None where none were."""
+
+    @property
+    def lacks_members(self) -> bool:
+        """Whether a member who has no entry in the state may have one all the same (`remote_joins.py`)."""
+        return self.completed_at == 0
 
 
 _REMEMBERED = 50_000
@@ -123,6 +130,11 @@ async def delete_empty(tx: Tx, number: int) -> None:
     await tx.execute("delete from rooms where room = %s and state_version = 0", (number,))
 
 
+async def note_complete(tx: Tx, number: int) -> None:
+    """The room no longer lacks members; under the log's lock."""
+    await tx.execute("update rooms set completed_at = (select position from log_head) where room = %s", (number,))
+
+
 async def rows(tx: Tx, numbers: Collection[int]) -> dict[int, RoomRow]:
     """Where these rooms stand."""
     (found,) = await tx.run(rows_query(numbers))
@@ -134,7 +146,7 @@ def rows_query(numbers: Collection[int]) -> str:
     wanted = ",".join(str(int(number)) for number in numbers)
     return (
         "select room, state_version, array_to_string(extremities, ' '), last_line, notify_total, highlight_total,"
-        f" joined_members, invited_members from rooms where room = any('{{{wanted}}}')"
+        f" joined_members, invited_members, completed_at from rooms where room = any('{{{wanted}}}')"
     )
 
 
@@ -147,9 +159,9 @@ async def row_and_position(tx: Tx, number: int) -> tuple[RoomRow, int]:
     """Where a room stands, and the position of the log at which it stood there."""
     row = await tx.fetch_one(
         "select state_version, extremities, last_line, notify_total, highlight_total, joined_members, invited_members,"
-        " (select position from log_head) from rooms where room = %s",
+        " completed_at, (select position from log_head) from rooms where room = %s",
         (number,),
     )
     if row is None:
         raise RuntimeError("a room's row is gone")
-    return RoomRow(row[0], tuple(EventID(event_id) for event_id in row[1]), *row[2:7]), row[7]
+    return RoomRow(row[0], tuple(EventID(event_id) for event_id in row[1]), *row[2:8]), row[8]

@@ -87,6 +87,7 @@ rooms = Table(
     Column("highlight_total", Integer, nullable=False, server_default=text("0")),
     Column("joined_members", Integer, nullable=False, server_default=text("0")),
     Column("invited_members", Integer, nullable=False, server_default=text("0")),
+    Column("completed_at", BigInteger, comment="Position of members that a join left out; 0 while they are awaited."),
     postgresql_with={"fillfactor": "50"},
     comment="Counts and extremities change with every event: room on the page keeps those updates in place.",
 )
@@ -197,7 +198,21 @@ remote_joins = Table(
     Column("room_version", Text),
     Column("event", LargeBinary, comment="The signed join event, once it may have been sent."),
     Column("received", Integer, nullable=False, server_default=text("0"), comment="Events of the state, so far."),
+    Column("placed_version", Integer, comment="Of the state before the join, once that counts without all members."),
+    Column("servers_in_room", ARRAY(Text), comment="As of then: some of their users may not be known yet."),
+    Column("state_ids", ARRAY(Text), comment="The events of the state before the join, members and all."),
+    Column("counted", ARRAY(Integer), comment="Who was counted as joined and as invited when it was placed."),
     comment="Joins by way of other servers that are under way, or were when the server died.",
+)
+
+room_completeness = Table(
+    "room_completeness",
+    metadata,
+    Column("position", BigInteger, primary_key=True, autoincrement=False),
+    Column("room", Integer, nullable=False, index=True),
+    Column("is_complete", Boolean, nullable=False),
+    Column("users", ARRAY(Text), nullable=False, comment="Of ours, whose membership there was not known before."),
+    comment="When rooms came to lack members, and when those were here (storage/room_completeness.py).",
 )
 
 history_gaps = Table(

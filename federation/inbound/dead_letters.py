@@ -10,7 +10,8 @@ from federation.protocol import event_format
 from federation.protocol.errors import MatrixError, Unavailable
 from federation.protocol.pdu import PDU
 from federation.protocol.types import EventID, ServerName
-from federation.rooms.receive import BeingJoined, Receiver, is_passing
+from federation.rooms.incomplete_rooms import BeingJoined
+from federation.rooms.receive import Receiver, is_passing
 from storage import dead_letters, received_transactions, send_to_device
 from storage.database import Database
 from storage.dead_letters import DeadLetter

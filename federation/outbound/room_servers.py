@@ -52,6 +52,10 @@ class RoomServers:
         """For `homeserver.metrics`."""
         return self._lookups.figures(len(self._rooms))
 
+    def forget(self, room: int) -> None:
+        """More is known of the room than was."""
+        self._rooms.pop(room, None)
+
     def forget_all(self) -> None:
         """Changes were missed."""
         self._rooms.clear()

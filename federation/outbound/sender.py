@@ -37,6 +37,7 @@ from storage.log import Change
 from storage.memberships import Membership
 from storage.outbox import EventRelayed, OutgoingDeviceChange, OutgoingEvent, OutgoingMessages, OutgoingReceipt
 from storage.receipts import ReceiptMoved
+from storage.room_completeness import RoomCompleteness
 from storage.rooms import Room
 from storage.tail import Tail
 
@@ -148,7 +149,7 @@ class Sender:
         elif isinstance(change, ReceiptMoved):
             if change.is_private or not self._is_ours(change.user_id):
                 return
-        elif not isinstance(change, OutgoingMessages | EventRelayed):
+        elif not isinstance(change, OutgoingMessages | EventRelayed | RoomCompleteness):
             return
         self._put(self._seen, change)
 
@@ -250,7 +251,7 @@ class Sender:
 
     async def _dispatch(self, last: int, item: _Item) -> None:
         match item:
-            case RoomEvents():
+            case RoomEvents() | RoomCompleteness():
                 await self._dispatch_events(item)
             case EventRelayed():
                 async with self._database.read() as tx:
@@ -276,7 +277,10 @@ class Sender:
             case _Typing() | _Presence():
                 await self._dispatch_short_lived(item)
 
-    async def _dispatch_events(self, change: RoomEvents) -> None:
+    async def _dispatch_events(self, change: RoomEvents | RoomCompleteness) -> None:
+        if isinstance(change, RoomCompleteness):
+            self._room_servers.forget(change.room)
+            return
         room = change.room.number
         stored = [
             event for event in change.stored if event.flags == 0 and self._is_ours(event.sender) and event.is_readable

@@ -19,7 +19,7 @@ from federation.protocol.power_levels import PowerLevels
 from federation.protocol.room_versions import RoomVersionRules
 from federation.protocol.signatures import SigningKey
 from federation.protocol.types import EventID, JsonObject, RoomID, ServerName, StateKey, UserID
-from federation.rooms.append_join import GivenEntry, Guard, JoinAppender
+from federation.rooms.append_join import Awaited, GivenEntry, Guard, JoinAppender
 from federation.rooms.append_line import LineAppender
 from federation.rooms.append_remote import HELD, RemoteAppender
 from federation.rooms.append_remote import Outcome as Outcome
@@ -29,6 +29,7 @@ from federation.rooms.contention import Contention
 from federation.rooms.counting import Counter, related_event, thread_of
 from federation.rooms.heads import RoomHead, RoomHeads
 from federation.rooms.history import HistoryAppender
+from federation.rooms.incomplete_rooms import BeingJoined
 from federation.rooms.outliers import OutlierAppender
 from federation.rooms.placing import Circumstances, Sending
 from federation.rooms.policy_servers import PolicyServers, Unendorsed
@@ -47,6 +48,8 @@ MAX_SAME_ROOMS = 100
 PROTECTED_TYPES = frozenset(("m.room.create", "m.room.server_acl"))
 """Without their content a room is broken, or shut to every server: nobody redacts them here."""
 
+MAX_REFUSED = 5
+"""Times that an entry of the state is looked up that is still to come."""
 MAX_ASKED = 3
 """Times that a policy server is asked for one event: the room may change its key meanwhile."""
 
@@ -83,7 +86,9 @@ class RoomWriter:
         server_name, _ = signer
         self._builder = Builder(*signer)
         self._policies = policies
-        self._remote = RemoteAppender(database=database, log=log, counter=counter, policies=policies)
+        self._remote = RemoteAppender(
+            database=database, log=log, counter=counter, policies=policies, server_name=server_name
+        )
         self._line = LineAppender(database=database, log=log, heads=heads, counter=counter, policies=policies)
         self._outliers = OutlierAppender(database)
         self._history = HistoryAppender(database)
@@ -285,14 +290,19 @@ class RoomWriter:
         return replace(received, position=0)
 
     async def append_join(
-        self, pdu: VerifiedPDU, state_before: Sequence[GivenEntry], guard: Guard | None = None
+        self,
+        pdu: VerifiedPDU,
+        state_before: Sequence[GivenEntry],
+        guard: Guard | None = None,
+        awaited: Awaited | None = None,
     ) -> Received:
         """Append the join of our user to a room that nobody of ours is in, with the whole state before it.
 
         The state's events are held, and allow the join. What the room had here before becomes an older part of it.
         A large state is written in several transactions: `guard` raises in each once another process does the same.
+        With `awaited` it is not the whole state: it lacks members, and the room has to be new here.
         """
-        return await self._joins.append(pdu, state_before, guard)
+        return await self._joins.append(pdu, state_before, guard, awaited)
 
     async def append_remote_line(self, room: Room, pdus: Sequence[VerifiedPDU]) -> list[Received]:
         """Append as many of the first of these events as simply continue the room's end, in one entry.
@@ -352,9 +362,16 @@ class RoomWriter:
         return PowerLevels.from_state(state.get(POWER_LEVELS), state[CREATE])
 
     async def _head_with(self, room: Room, keys: Sequence[StateKey]) -> RoomHead:
-        head = self._heads.find(room)
+        """The room's head, once all of these entries are known: of a member who is not, when the room is complete."""
+        head, refused = self._heads.find(room), 0
         while head is None or head.is_broken or any(key not in head.state for key in keys):
-            head = await self._heads.load(room, keys)
+            try:
+                await self._heads.load(room, keys)
+            except BeingJoined:
+                refused += 1
+                if refused > MAX_REFUSED:
+                    raise
+                await self._heads.incomplete.wait(room.number, was_refused=True)
             head = self._heads.find(room)
         return head
 

@@ -28,6 +28,7 @@ from storage.events import Flag, NewEvent, StateWrite, StoredEvent, TrunkChange
 from storage.history import HOLE
 from storage.log import Conflict, Entry, Log
 from storage.memberships import Membership
+from storage.room_completeness import RoomCompleteness
 from storage.room_state import TRUNK
 from storage.rooms import Room, RoomRow
 from storage.strings import remember_committed
@@ -41,6 +42,16 @@ _VERSIONS_APART = 1_000
 
 Guard = Callable[[Tx], Awaitable[None]]
 """Raises where the caller may not write any longer, and keeps that so until the transaction ends."""
+
+
+@dataclass(frozen=True, slots=True)
+class Awaited:
+    """Members of the state before the join who are still to come."""
+
+    count: int
+    note: Callable[[Tx, int, int, int], Awaitable[None]]
+    """Called as the join is written, with the version of the state before it, and how many of that state are counted
+    as joined and as invited."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +101,11 @@ class JoinAppender:
         self._server_name = server_name
 
     async def append(
-        self, pdu: VerifiedPDU, state_before: Sequence[GivenEntry], guard: Guard | None = None
+        self,
+        pdu: VerifiedPDU,
+        state_before: Sequence[GivenEntry],
+        guard: Guard | None = None,
+        awaited: Awaited | None = None,
     ) -> Received:
         """See `RoomWriter.append_join`."""
         contention = Contention()
@@ -107,8 +122,13 @@ class JoinAppender:
                 at_once = [key for key in attempt.changed if self._concerns_ours(key)]
                 await self._write_ahead(attempt, guard)
             change = self._change(pdu, attempt, attempt.writes(at_once))
+            entry = Entry(changes=[change], work=guard if attempt.ahead else None)
+            if awaited is not None:
+                entry = _incomplete(change, attempt, awaited)
+            elif attempt.row.lacks_members:
+                entry = _complete(change, guard)
             try:
-                appended = await self._log.append(Entry(changes=[change], work=guard if attempt.ahead else None))
+                appended = await self._log.append(entry)
             except DuplicateEvent:
                 return Received(pdu.event_id, Outcome.DUPLICATE, 0)
             except Conflict as error:
@@ -186,6 +206,30 @@ class JoinAppender:
         return (
             event_type == "m.room.member" and is_user_id(state_key) and server_name_of(state_key) == self._server_name
         )
+
+
+def _incomplete(change: RoomEvents, attempt: _Attempt, awaited: Awaited) -> Entry:
+    """The entry by which a join counts although members are still to come. Before that nothing is known of the room."""
+    if attempt.row.state_version:
+        raise Conflict("The room came to be known meanwhile")
+    given = [entry.membership for entry in attempt.changed.values() if entry is not None]
+    joined, invited = given.count("join") + awaited.count, given.count("invite")
+    change.members_ahead = (change.members_ahead[0] + awaited.count, change.members_ahead[1])
+    return Entry(
+        changes=[RoomCompleteness(change.room.number, is_complete=False), change],
+        work=lambda tx: awaited.note(tx, attempt.version, joined, invited),
+    )
+
+
+def _complete(change: RoomEvents, guard: Guard | None) -> Entry:
+    """The entry by which a whole state ends what a join before it left open."""
+
+    async def work(tx: Tx) -> None:
+        if guard is not None:
+            await guard(tx)
+        await rooms.note_complete(tx, change.room.number)
+
+    return Entry(changes=[RoomCompleteness(change.room.number, is_complete=True), change], work=work)
 
 
 def _chunks(keys: Sequence[StateKey]) -> Iterator[Sequence[StateKey]]:

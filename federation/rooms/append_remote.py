@@ -16,25 +16,29 @@ from enum import Enum
 from federation.protocol import auth_rules
 from federation.protocol.auth_events import CREATE, POWER_LEVELS, auth_keys_for
 from federation.protocol.errors import AuthRuleViolated, Forbidden, NotFound
-from federation.protocol.identifiers import server_name_of
+from federation.protocol.identifiers import is_user_id, server_name_of
 from federation.protocol.pdu import VerifiedPDU
 from federation.protocol.policy_server import POLICY, is_endorsed
 from federation.protocol.power_levels import PowerLevels
-from federation.protocol.types import EventID, StateKey, UserID
+from federation.protocol.types import EventID, ServerName, StateKey, UserID
 from federation.rooms import outliers
 from federation.rooms.contention import Contention
 from federation.rooms.counting import NOT_COUNTED, Counted, Counter, related_event, thread_of
+from federation.rooms.incomplete_rooms import BeingJoined
 from federation.rooms.ordering import cited_by
 from federation.rooms.placing import NOTHING, Circumstances, Placing
 from federation.rooms.policy_servers import PolicyServers, Unendorsed
 from federation.rooms.state import NEW, Graph, MissingEvents, View, resolve
-from storage import events, rooms
+from storage import events, late_members, remote_joins, rooms
 from storage.append_events import DuplicateEvent, RoomEvents
 from storage.database import Database, Tx
 from storage.events import HIDDEN, Flag, NewEvent, StoredEvent
 from storage.history import HOLE
+from storage.late_members import LateMember
 from storage.log import AlreadyWritten, Conflict, Entry, Log
+from storage.memberships import Membership
 from storage.room_state import TRUNK, Point
+from storage.strings import remember_committed
 
 MAX_HIDDEN_WALK = 1_000
 """Rejected and soft-failed events that are passed on the way down to forward extremities."""
@@ -71,8 +75,11 @@ _ORDINARY = Circumstances()
 class RemoteAppender:
     """Puts events of other servers where they belong."""
 
-    def __init__(self, *, database: Database, log: Log, counter: Counter, policies: PolicyServers) -> None:
+    def __init__(
+        self, *, database: Database, log: Log, counter: Counter, policies: PolicyServers, server_name: ServerName
+    ) -> None:
         self._database = database
+        self._server_name = server_name
         self._log = log
         self._counter = counter
         self._policies = policies
@@ -86,15 +93,22 @@ class RemoteAppender:
         """See `RoomWriter.append_remote` and `RoomWriter.append_signed`. Raises Unendorsed where the room's policy
         server is to be asked first.
 
+        Raises BeingJoined where a member has a say in it who is not known yet (`incomplete_rooms.py`).
+
         What a client is `sending` is written once, or not at all: raises Forbidden, AlreadyWritten or Conflict then.
         """
         contention = Contention()
         while True:
-            async with self._database.read() as tx:
-                placing = await self._look(tx, pdu, how)
-                if placing is None:
-                    return Received(pdu.event_id, Outcome.DUPLICATE, 0)
-                change = await self._place(tx, placing, state_before)
+            try:
+                async with self._database.read() as tx:
+                    placing = await self._look(tx, pdu, how)
+                    if placing is None:
+                        return Received(pdu.event_id, Outcome.DUPLICATE, 0)
+                    change = await self._place(tx, placing, state_before)
+            except BeingJoined:
+                if not await self._learn(pdu):
+                    raise
+                continue
             if placing.is_held:
                 return Received(pdu.event_id, _OUTCOMES[placing.flags], HELD, placing.reason)
             _check_expected(placing)
@@ -110,6 +124,32 @@ class RemoteAppender:
                 continue
             return Received(pdu.event_id, _OUTCOMES[placing.flags], appended.position, placing.reason)
 
+    async def _learn(self, pdu: VerifiedPDU) -> bool:
+        """Know the members that an event cites, where they were left out of the state before a join; whether any are
+        known by that who were not."""
+        async with self._database.read() as tx:
+            cited = await events.by_id(tx, cited_by(pdu))
+        members = {
+            event_id: stored
+            for event_id, stored in cited.items()
+            if stored.type == "m.room.member"
+            and is_user_id(stored.state_key)
+            and server_name_of(stored.state_key) != self._server_name  # who are told of it once the room is complete
+            and not stored.flags & Flag.REJECTED
+        }
+        async with self._database.transaction() as tx:
+            awaited = await remote_joins.find_awaited(tx, pdu.room_id, members) if members else None
+            if awaited is None:
+                return False
+            late = [
+                LateMember(UserID(stored.state_key or ""), stored.position, Membership.of(stored.content["membership"]))
+                for event_id, stored in members.items()
+                if event_id in awaited[1]
+            ]
+            numbers, new = await late_members.write(tx, next(iter(members.values())).room, awaited[0], late)
+        remember_committed(self._database.memory, numbers)
+        return bool(new)
+
     async def _look(self, tx: Tx, pdu: VerifiedPDU, how: Circumstances) -> Placing | None:
         """What the event refers to; None when it is here already."""
         room = await rooms.find(tx, pdu.room_id)
@@ -121,7 +161,7 @@ class RemoteAppender:
         held = found.pop(pdu.event_id, None)
         if held is not None and not held.flags & Flag.OUTLIER:
             return None
-        graph = Graph(tx, room, pdu)
+        graph = Graph(tx, room, pdu, row)
         graph.keep(found.values())
         missing_auth = [event_id for event_id in cited if event_id not in graph.pdus]
         if missing_auth:

@@ -16,6 +16,7 @@ from federation.protocol.identifiers import server_name_of
 from federation.protocol.pdu import VerifiedPDU
 from federation.protocol.types import EventID, ServerName, StateKey
 from federation.rooms.history import HistoryAppender
+from federation.rooms.incomplete_rooms import IncompleteRooms
 from federation.rooms.missing_events import MissingEventsFetcher
 from federation.rooms.ordering import cited_by, connected, in_order, prev_of
 from federation.rooms.questions import Allowance, Questions
@@ -62,12 +63,14 @@ class Backfill:
         fetcher: MissingEventsFetcher,
         questions: Questions,
         access: ServerAccess,
+        incomplete: IncompleteRooms,
         server_name: ServerName,
     ) -> None:
         self._database = database
         self._fetcher = fetcher
         self._questions = questions
         self._access = access
+        self._incomplete = incomplete
         self._server_name = server_name
         self._appender = HistoryAppender(database)
         self._locks: dict[tuple[int, int], tuple[asyncio.Lock, int]] = {}
@@ -81,6 +84,8 @@ class Backfill:
 
         Whether a page should end where history is still missing: not so where nobody gave it.
         """
+        if self._incomplete.has(room.number):
+            return True  # it can be had soon
         for _ in range(MAX_STRETCHES):
             if not await self.fill(room, gap):
                 return False
@@ -95,9 +100,12 @@ class Backfill:
         return True
 
     async def fill(self, room: Room, gap: Gap) -> bool:
-        """Fetch a stretch of what is missing there; whether there is more than before, whoever brought it."""
+        """Fetch a stretch of what is missing there; whether there is more than before, whoever brought it.
+
+        Of a room that lacks members nothing: a state that others give could not be compared with ours.
+        """
         key = (room.number, gap.position)
-        if not gap.frontier or self._has_failed(key):
+        if not gap.frontier or self._incomplete.has(room.number) or self._has_failed(key):
             return False
         try:
             async with asyncio.timeout(SECONDS), _Turn(self._locks, key):
@@ -253,7 +261,7 @@ class Backfill:
             gap = await _gap_near(tx, room, moment)
             servers = [] if gap is None else await self._servers(room, gap.frontier)
         key = (room.number, 0 if gap is None else -gap.position)
-        if gap is None or self._has_failed(key):
+        if gap is None or self._incomplete.has(room.number) or self._has_failed(key):
             return None
         try:
             async with asyncio.timeout(SECONDS), self._free:

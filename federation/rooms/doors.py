@@ -16,6 +16,7 @@ from storage.database import Database
 from storage.figures import Figures, Lookups
 from storage.log import Change
 from storage.memberships import Membership
+from storage.room_completeness import RoomCompleteness
 from storage.rooms import Room
 
 MAX_REMEMBERED = 20_000
@@ -46,6 +47,9 @@ class RoomDoors:
 
     def apply(self, _position: int, change: Change) -> None:
         """A view of the log."""
+        if isinstance(change, RoomCompleteness):
+            self._changes += 1
+            self._doors.pop(change.room, None)
         if not isinstance(change, RoomEvents):
             return
         for each in change.trunk:

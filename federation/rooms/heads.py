@@ -16,12 +16,14 @@ from federation.protocol.pdu import VerifiedPDU
 from federation.protocol.policy_server import POLICY
 from federation.protocol.redaction import redact
 from federation.protocol.types import EventID, StateKey
+from federation.rooms.incomplete_rooms import BeingJoined, IncompleteRooms
 from storage import events, room_state, rooms
 from storage.append_events import RoomEvents
 from storage.database import Database, Tx
 from storage.events import Flag, StoredEvent
 from storage.figures import Figures, Lookups
 from storage.log import Change
+from storage.room_completeness import RoomCompleteness
 from storage.rooms import Room
 from storage.strings import remember_committed
 
@@ -45,6 +47,8 @@ class RoomHead:
     """Those entries of the current state that were asked for; None where there is none."""
     joined: int = 0
     """How many members are joined."""
+    lacks_members: bool = False
+    """Whether a member event that is not found may be part of the state all the same."""
     is_broken: bool = False
     logged_version: int = 0
     """The room's version by the log, without what is in flight."""
@@ -78,8 +82,9 @@ class RoomHead:
 class RoomHeads:
     """The heads in memory, newest used last; a view of the log."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, incomplete: IncompleteRooms) -> None:
         self._database = database
+        self.incomplete = incomplete
         self._heads: OrderedDict[int, RoomHead] = OrderedDict()
         self._lookups = Lookups("room_heads")
 
@@ -89,6 +94,8 @@ class RoomHeads:
 
     def apply(self, _position: int, change: Change) -> None:
         """Keep up with the log: entries of others move a head on, or make it worthless."""
+        if isinstance(change, RoomCompleteness):
+            self._heads.pop(change.room, None)
         if not isinstance(change, RoomEvents):
             return
         remember_committed(self._database.memory, change.numbers)
@@ -144,7 +151,8 @@ class RoomHeads:
         return head
 
     async def load(self, room: Room, keys: Iterable[StateKey]) -> RoomHead:
-        """The room's head, with these entries of its state; raises NotFound for a room without events.
+        """The room's head, with these entries of its state; raises NotFound for a room without events, BeingJoined
+        where one of them is a member event that is still to come.
 
         What is read here may be newer than the head, never older: what is in flight is in the head already. An
         event that is built on a mixture is refused, because the room's version is then not the head's.
@@ -161,10 +169,14 @@ class RoomHeads:
                 head = self._heads.setdefault(room.number, fresh)
                 wanted.extend(_FIRST_KEYS)
             loaded = await load_state(tx, room, wanted)
+        unknown = {key for key in wanted if key not in loaded and key[0] == "m.room.member" and head.lacks_members}
         for key in wanted:
-            head.state.setdefault(key, loaded.get(key))
+            if key not in unknown:
+                head.state.setdefault(key, loaded.get(key))
         while len(self._heads) > MAX_HEADS:
             self._heads.popitem(last=False)
+        if unknown:
+            raise BeingJoined
         return head
 
     async def _read(self, tx: Tx, room: Room) -> RoomHead:
@@ -178,6 +190,7 @@ class RoomHeads:
             row.state_version,
             extremities,
             joined=row.joined_members,
+            lacks_members=row.lacks_members,
             logged_version=row.state_version,
             read_at=read_at,
         )

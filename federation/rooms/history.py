@@ -15,6 +15,7 @@ from federation.protocol.types import EventID, StateKey
 from federation.rooms import outliers
 from federation.rooms.append_remote import keys_for, note_redaction
 from federation.rooms.counting import related_event, thread_of
+from federation.rooms.incomplete_rooms import BeingJoined
 from federation.rooms.ordering import cited_by
 from federation.rooms.state import Graph, MissingEvents, View, resolve
 from storage import event_pages, events, history, room_state, rooms
@@ -197,15 +198,18 @@ class HistoryAppender:
         self, tx: Tx, room: Room, gap: Gap, given: tuple[Sequence[VerifiedPDU], States], *, continues: bool
     ) -> _Stretch:
         pdus, states = given
+        row = (await rooms.rows(tx, [room.number]))[room.number]
+        if row.lacks_members:
+            raise BeingJoined
         wanted = {pdu.event_id for pdu in pdus}.union(*(pdu.prev_event_ids for pdu in pdus))
         held = {event_id: stored for event_id, stored in (await events.by_id(tx, wanted)).items()}
         above = await event_pages.preceding(tx, room.number, gap.bottom, 1)
         anchor = before_above = (above[0].line, above[0].version) if above else (TRUNK, 0)
         known = await room_state.lines(tx, room.number, [anchor[0]]) if anchor[0] != TRUNK else {}
         if len(room_state.path(anchor, known)) > MAX_LINES:
-            anchor = (TRUNK, (await rooms.rows(tx, [room.number]))[room.number].state_version)
+            anchor = (TRUNK, row.state_version)
         version = (await events.trunk_versions_at(tx, [room.number], gap.low))[room.number] if not gap.is_first else 0
-        graph = Graph(tx, room)
+        graph = Graph(tx, room, row=row)
         graph.keep(stored for stored in held.values() if stored.room == room.number)
         lines = _Lines(await history.newest_line(tx, room.number))
         stretch = _Stretch(

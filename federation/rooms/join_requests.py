@@ -8,15 +8,16 @@ being in the room, until one gives all of it; what is no member event must be ju
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from federation.outbound.client import path_of
 from federation.protocol.errors import InvalidInput, MatrixError, PeerFailed, PeerRefused, Unavailable
 from federation.protocol.pdu import VerifiedPDU
 from federation.protocol.state_answer import EventSplitter
-from federation.protocol.types import JsonObject, ServerName
+from federation.protocol.types import EventID, JsonObject, ServerName
 from federation.rooms.handshakes import Handshakes
 from federation.rooms.peer_answers import candidates, is_unknown_endpoint
+from federation.rooms.questions import Questions
 from federation.rooms.received_state import CHUNK, ReceivedState
 
 logger = logging.getLogger(__name__)
@@ -41,7 +42,7 @@ class JoinRequest:
         self, handshakes: Handshakes, pdu: VerifiedPDU, *, answer_seconds: float, note: Callable[[int], None]
     ) -> None:
         self._handshakes = handshakes
-        self._pdu = pdu
+        self.pdu = pdu
         self._answer_seconds = answer_seconds
         self._note = note
         """Told how many events have come."""
@@ -57,13 +58,39 @@ class JoinRequest:
         except (PeerFailed, InvalidInput) as error:
             if not _was_too_much(error, time.monotonic() - started):
                 raise
-            logger.info("%s cannot give the state of %s at once: %s", destination, self._pdu.room_id, error.message)
-        path = path_of("/_matrix/federation/v2/send_join/{}/{}", self._pdu.room_id, self._pdu.event_id)
+            logger.info("%s cannot give the state of %s at once: %s", destination, self.pdu.room_id, error.message)
+        path = path_of("/_matrix/federation/v2/send_join/{}/{}", self.pdu.room_id, self.pdu.event_id)
         answer = await self._receive("PUT", destination, path, [("omit_members", "true")], _OF_JOIN)
         return await self._complete(destination, *answer)
 
+    async def send_without_members(
+        self, destination: ServerName
+    ) -> tuple[ReceivedState, JsonObject, tuple[EventID, ...]]:
+        """The state before the event, not judged yet, as far as it is not members; what else the destination answered;
+        and the IDs of the whole state's events.
+
+        Who calls closes the state. Raises InvalidInput where the answer is of another kind, and as `send`.
+        """
+        path = path_of("/_matrix/federation/v2/send_join/{}/{}", self.pdu.room_id, self.pdu.event_id)
+        given, rest = await self._receive("PUT", destination, path, [("omit_members", "true")], _OF_JOIN)
+        try:
+            if rest.get("members_omitted") is not True or not isinstance(rest.get("servers_in_room"), list):
+                raise InvalidInput("The answer to the join is not without members", "M_BAD_JSON")
+            ids = await Questions(self._handshakes.client).state_ids(destination, self.pdu.room_id, self.pdu.event_id)
+        except BaseException:
+            given.close()
+            raise
+        return given, rest, ids.state
+
+    async def whole_state(self, servers: Sequence[ServerName], ids: Collection[EventID]) -> ReceivedState:
+        """The whole state before the event, which has just these events, from the first of the servers that gives it.
+
+        It is not judged yet; who calls closes it. Raises what became of asking the last one.
+        """
+        return await self._ask_for_state(servers, lambda state: state.is_just(ids))
+
     async def _send_for_all(self, destination: ServerName) -> tuple[ReceivedState, JsonObject]:
-        segments = (self._pdu.room_id, self._pdu.event_id)
+        segments = (self.pdu.room_id, self.pdu.event_id)
         try:
             path = path_of("/_matrix/federation/v2/send_join/{}/{}", *segments)
             return await self._receive("PUT", destination, path, (), _OF_JOIN)
@@ -86,22 +113,27 @@ class JoinRequest:
 
     async def _state(self, destination: ServerName, given: ReceivedState, in_room: object) -> ReceivedState:
         named = [name for name in in_room if isinstance(name, str)] if isinstance(in_room, list) else []
-        servers = candidates([destination, *named], besides=self._handshakes.server_name)[:MAX_STATE_SERVERS]
-        path = path_of("/_matrix/federation/v1/state/{}", self._pdu.room_id)
+        servers = candidates([destination, *named], besides=self._handshakes.server_name)
+        return await self._ask_for_state(servers, lambda state: state.extends(given))
+
+    async def _ask_for_state(
+        self, servers: Sequence[ServerName], is_it: Callable[[ReceivedState], bool]
+    ) -> ReceivedState:
+        path = path_of("/_matrix/federation/v1/state/{}", self.pdu.room_id)
         failure: MatrixError = InvalidInput("The answer lacks the room's members, and nobody is named that has them")
-        for server in servers:
+        for server in servers[:MAX_STATE_SERVERS]:
             try:
-                state, _ = await self._receive("GET", server, path, [("event_id", self._pdu.event_id)], _OF_STATE)
+                state, _ = await self._receive("GET", server, path, [("event_id", self.pdu.event_id)], _OF_STATE)
             except Unavailable:
                 raise
             except MatrixError as error:
-                logger.info("%s does not give the state of %s: %s", server, self._pdu.room_id, error.message)
+                logger.info("%s does not give the state of %s: %s", server, self.pdu.room_id, error.message)
                 failure = error
                 continue
-            if state.extends(given):
+            if is_it(state):
                 return state
             state.close()
-            logger.warning("%s gives another state of %s than %s", server, self._pdu.room_id, destination)
+            logger.warning("%s gives another state of %s than was said before", server, self.pdu.room_id)
             failure = InvalidInput("The room's servers give different states", "M_BAD_JSON")
         raise failure
 
@@ -114,7 +146,7 @@ class JoinRequest:
         arrays: Mapping[str, str],
     ) -> tuple[ReceivedState, JsonObject]:
         """The events of an answer, and the rest of it; raises InvalidInput for one that lacks one of the arrays."""
-        state = ReceivedState(self._pdu.room_id, self._pdu.rules, self._handshakes.keyring)
+        state = ReceivedState(self.pdu.room_id, self.pdu.rules, self._handshakes.keyring)
         try:
             rest = await self._stream(method, destination, path, query, (state, arrays))
         except BaseException:
@@ -138,7 +170,7 @@ class JoinRequest:
             method,
             destination,
             path,
-            body=self._pdu.json if method == "PUT" else None,
+            body=self.pdu.json if method == "PUT" else None,
             query=query,
             timeout=self._answer_seconds,
             max_bytes=MAX_ANSWER_BYTES,
@@ -152,7 +184,7 @@ class JoinRequest:
                     self._note(len(state))
                 if len(state) >= logged + PROGRESS_EVERY:
                     logged = len(state)
-                    logger.info("joining %s by way of %s: %d events so far", self._pdu.room_id, destination, logged)
+                    logger.info("joining %s by way of %s: %d events so far", self.pdu.room_id, destination, logged)
         last, rest = splitter.finish()
         await state.add([(arrays[array], event) for array, event in found + last])
         if splitter.arrays_seen != arrays.keys():

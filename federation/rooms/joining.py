@@ -6,6 +6,11 @@ next process sends the same event again, to which a resident server gives the sa
 
 The answer is taken apart as it streams in (`join_requests.py`, `received_state.py`); what it holds becomes visible by
 the join event alone.
+
+A large room is usable before all of its state is here. Where the whole answer takes more than a moment, the same event
+is sent again, and the server asked to leave the members out. What that gives is put into the room, and the user is in
+it: it lacks members then (`incomplete_rooms.py`), until the whole state is here (`completing.py`), from that server or
+any other that it named. That is tried until it succeeds, for as long as one of our users is in the room.
 """
 
 import asyncio
@@ -13,33 +18,33 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 
-from federation.protocol import auth_rules, canonical_json, event_format
-from federation.protocol.auth_events import CREATE, auth_keys_for
+from federation.protocol import canonical_json, event_format
 from federation.protocol.errors import (
-    AuthRuleViolated,
     InvalidInput,
     MatrixError,
     PeerFailed,
     RemoteServerError,
     Unavailable,
 )
-from federation.protocol.identifiers import is_user_id, server_name_of
 from federation.protocol.member_template import Wish
 from federation.protocol.pdu import VerifiedPDU
 from federation.protocol.room_versions import RoomVersionRules, get_rules
 from federation.protocol.types import JsonObject, RoomID, ServerName
 from federation.rooms.append import Outcome, RoomWriter
+from federation.rooms.completing import RoomCompletion
 from federation.rooms.doors import RoomDoors
+from federation.rooms.early_joins import EarlyJoins, Whole, check_join, countersigned
 from federation.rooms.handshakes import Handshakes
-from federation.rooms.join_requests import JoinRequest
-from federation.rooms.ordering import cited_by
+from federation.rooms.join_requests import MAX_STATE_SERVERS, JoinRequest
 from federation.rooms.peer_answers import Refusals, candidates
 from federation.rooms.received_state import ReceivedState
 from storage import background, dead_letters, remote_joins, rooms, state_ahead
 from storage.database import Database
 from storage.figures import Figures
+from storage.log import Log
 from storage.remote_joins import RemoteJoin, SignedJoin
 
 logger = logging.getLogger(__name__)
@@ -49,6 +54,10 @@ LEASE_SECONDS = 30.0
 """After so long without a sign of life another process takes a join over."""
 MAX_ATTEMPTS = 8
 """How often a join that nobody waits for any longer is tried again."""
+PATIENCE_SECONDS = 3.0
+"""For how long the whole state alone is waited for."""
+RETRY_SECONDS, MAX_RETRY_SECONDS = 15, 600
+"""How soon members are asked for again that nobody gave, and how much later each time."""
 _LOOK_AGAIN_SECONDS = 0.5
 
 
@@ -59,23 +68,27 @@ class RemoteJoins:
         self,
         *,
         database: Database,
+        log: Log,
         writer: RoomWriter,
         handshakes: Handshakes,
         doors: RoomDoors,
-        lease_seconds: float = LEASE_SECONDS,
-        answer_seconds: float = ANSWER_SECONDS,
     ) -> None:
         self._database = database
         self._writer = writer
         self._handshakes = handshakes
         self._doors = doors
         self._server_name = handshakes.server_name
-        self._lease_seconds = lease_seconds
-        self.answer_seconds = answer_seconds
+        self._lease_seconds = LEASE_SECONDS
+        self.answer_seconds = ANSWER_SECONDS
+        self.patience_seconds = PATIENCE_SECONDS
+        self._early = EarlyJoins(database, writer, handshakes)
+        self._completion = RoomCompletion(database, log, handshakes.server_name)
         self._tasks: dict[RoomID, asyncio.Task[None]] = {}
         self._received: dict[RoomID, int] = {}
         """Events of the state that have come."""
         self._results = dict.fromkeys(("joined", "failed", "put_off"), 0)
+        self._placed: dict[RoomID, asyncio.Event] = {}
+        """Of the tasks: set once the user is in the room, whatever is still to come."""
         self.observers: list[Callable[[], None]] = []
         """Called when events that came during a join are to be tried again."""
 
@@ -96,19 +109,37 @@ class RemoteJoins:
             is_first = bool(join.servers) and await remote_joins.insert(tx, join, leased_until_ts=self._lease_end())
             running = None if is_first else await remote_joins.find(tx, wish.room_id)
         if is_first:
-            await asyncio.shield(self._start(join))
+            await self._until_placed(wish.room_id, self._start(join))
             return True
         if running is None and not join.servers:
             raise Refusals("").error
+        if running is not None and running.placed is not None:
+            async with self._database.read() as tx:
+                room = await rooms.find(tx, wish.room_id)
+            if room is not None and not await self._doors.is_ours(room):  # they have left since
+                await self._completion.abandon(running)
+            return False
         task = self._tasks.get(wish.room_id)
         if task is None:
             await self._wait_for_another_process(wish.room_id)
             return False
         if running is not None and running.user_id == wish.user_id:
-            await asyncio.shield(task)
+            await self._until_placed(wish.room_id, task)
             return True
-        await asyncio.wait([task])
+        with suppress(MatrixError):
+            await self._until_placed(wish.room_id, task)
         return False
+
+    async def _until_placed(self, room_id: RoomID, task: "asyncio.Task[None]") -> None:
+        """Wait until who joins is in the room; raises why they are not."""
+        placed = self._placed[room_id]
+        waiting = asyncio.create_task(placed.wait())
+        try:
+            await asyncio.wait((task, waiting), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            waiting.cancel()
+        if not placed.is_set():
+            await asyncio.shield(task)
 
     async def version_of(self, room_id: RoomID) -> RoomVersionRules | None:
         """The version of a room that is being joined, as the server says by way of which; None for any other."""
@@ -158,6 +189,7 @@ class RemoteJoins:
     def _start(self, join: RemoteJoin) -> "asyncio.Task[None]":
         task = asyncio.get_running_loop().create_task(self._run(join), name=f"join of {join.room_id}")
         self._tasks[join.room_id] = task
+        self._placed[join.room_id] = asyncio.Event()
         task.add_done_callback(lambda done: self._forget(join.room_id, done))
         return task
 
@@ -165,6 +197,7 @@ class RemoteJoins:
         if self._tasks.get(room_id) is task:
             del self._tasks[room_id]
             self._received.pop(room_id, None)
+            self._placed.pop(room_id, None)
         error = None if task.cancelled() else task.exception()
         if error is not None and not isinstance(error, MatrixError):
             logger.error("the join to %s broke off", room_id, exc_info=error)
@@ -173,8 +206,9 @@ class RemoteJoins:
         deadline = time.monotonic() + ANSWER_SECONDS
         while time.monotonic() < deadline:
             async with self._database.read() as tx:
-                if await remote_joins.find(tx, room_id) is None:
-                    return
+                found = await remote_joins.find(tx, room_id)
+            if found is None or found.placed is not None:
+                return
             await asyncio.sleep(_LOOK_AGAIN_SECONDS)
 
     # --- one join
@@ -185,20 +219,38 @@ class RemoteJoins:
             await self._join(join)
         except remote_joins.TakenOver:
             raise
-        except (PeerFailed, RemoteServerError, Unavailable) as error:
-            if 1 < join.attempts < MAX_ATTEMPTS:  # nobody waits for it: the servers may be back later
-                later = _now_ms() + 60_000 * join.attempts
-                logger.info("the join of %s to %s is tried again later: %s", join.user_id, join.room_id, error)
-                async with self._database.transaction() as tx:
-                    await remote_joins.put_off(tx, join, later)
-                self._results["put_off"] += 1
-                raise
-            await self._give_up(join)
-            raise
-        except MatrixError:
-            await self._give_up(join)
+        except MatrixError as error:
+            if not await self._goes_on(join, error):
+                await self._fail(join, error)
             raise
         await self._end(join)
+
+    async def _goes_on(self, join: RemoteJoin, error: MatrixError) -> bool:
+        """Whether the join counts already: then its room's members are asked for again, sooner or later."""
+        async with self._database.transaction() as tx:
+            placed = await remote_joins.find(tx, join.room_id)
+            if placed is None or placed.placed is None or placed.attempts != join.attempts:
+                return False
+            room = await rooms.find(tx, join.room_id)
+            seconds = min(RETRY_SECONDS * join.attempts, MAX_RETRY_SECONDS)
+            await remote_joins.put_off(tx, join, _now_ms() + seconds * 1000)
+        if room is not None and not await self._doors.is_ours(room):
+            await self._completion.abandon(placed)
+            return True
+        logger.warning("the members of %s are asked for again in %d seconds: %s", join.room_id, seconds, error)
+        return True
+
+    async def _fail(self, join: RemoteJoin, error: MatrixError) -> None:
+        """It did not come about: nothing is left of it, or it is tried again."""
+        may_pass = isinstance(error, PeerFailed | RemoteServerError | Unavailable)
+        if may_pass and 1 < join.attempts < MAX_ATTEMPTS:  # nobody waits for it: the servers may be back later
+            later = _now_ms() + 60_000 * join.attempts
+            logger.info("the join of %s to %s is tried again later: %s", join.user_id, join.room_id, error)
+            async with self._database.transaction() as tx:
+                await remote_joins.put_off(tx, join, later)
+            self._results["put_off"] += 1
+            return
+        await self._give_up(join)
 
     async def _end(self, join: RemoteJoin) -> None:
         self._results["joined"] += 1
@@ -219,6 +271,10 @@ class RemoteJoins:
     async def _join(self, join: RemoteJoin) -> None:
         refusals = Refusals(f"joining {join.room_id} for {join.user_id}")
         wish = Wish(room_id=join.room_id, user_id=join.user_id, membership="join", content=join.content)
+        if join.signed is not None and join.placed is not None:
+            self._note_placed(join)
+            pdu = _signed_before(join, join.signed)
+            return await self._complete(join, self._request(join, pdu), None)
         if join.signed is not None:
             try:
                 return await self._send(join, join.signed.destination, _signed_before(join, join.signed))
@@ -229,9 +285,8 @@ class RemoteJoins:
         for destination in join.servers:
             try:
                 pdu = await self._handshakes.build(wish, destination)
-                signed = SignedJoin(destination=destination, room_version=pdu.rules.version, canonical=pdu.canonical)
                 async with self._database.transaction() as tx:
-                    await remote_joins.note_signed(tx, join.room_id, signed)
+                    await remote_joins.note_signed(tx, join.room_id, _signed(destination, pdu))
                 return await self._send(join, destination, pdu)
             except Unavailable:
                 raise
@@ -242,20 +297,18 @@ class RemoteJoins:
     async def _send(self, join: RemoteJoin, destination: ServerName, pdu: VerifiedPDU) -> None:
         """Send the join event, take the state from the answer, and put both into the room."""
         started = time.monotonic()
-        note = partial(self._received.__setitem__, join.room_id)
-        request = JoinRequest(self._handshakes, pdu, answer_seconds=self.answer_seconds, note=note)
-        state, rest = await request.send(destination)
+        request = self._request(join, pdu)
+        whole = asyncio.create_task(request.send(destination))
         try:
-            async with self._database.read() as tx:
-                room = await rooms.find(tx, join.room_id)
-            if room is not None and room.rules.version != pdu.rules.version:
-                raise InvalidInput("The room has another version than it had before", "M_BAD_JSON")
-            await state.judge(self._database, room)
-            pdu = await self._countersigned(pdu, rest)
-            _check_join(state, pdu)
-            await self._place(join, state, pdu)
+            placed = await self._early.place(join, request, whole, destination, patience=self.patience_seconds)
+            if placed is not None:
+                self._note_placed(join)
+                join = replace(join, placed=placed, signed=_signed(destination, pdu))
+                return await self._complete(join, request, whole)
+            state, rest = await whole
+            await self._take(join, state, pdu, rest)
         finally:
-            state.close()
+            await _discard(whole)
         logger.info(
             "joined %s for %s by way of %s: %d events, %d dropped, %d rejected, %.1f seconds",
             join.room_id,
@@ -267,12 +320,52 @@ class RemoteJoins:
             time.monotonic() - started,
         )
 
-    async def _countersigned(self, pdu: VerifiedPDU, rest: JsonObject) -> VerifiedPDU:
-        """The join event with the signature of the server whose user vouches for ours, where there is one."""
-        authoriser = pdu.content.get("join_authorised_via_users_server")
-        if not is_user_id(authoriser):
-            return pdu
-        return await self._handshakes.countersigned(pdu, rest.get("event"), server_name_of(authoriser))
+    def _note_placed(self, join: RemoteJoin) -> None:
+        self._placed[join.room_id].set()
+
+    async def _complete(self, join: RemoteJoin, request: JoinRequest, whole: Whole | None) -> None:
+        """Bring the members into a room that was joined without them: from what is on its way, or from any server that
+        was said to be in the room. Raises Unavailable where none gives them."""
+        placed = join.placed
+        if placed is None or join.signed is None:
+            raise RuntimeError("the join was not placed")
+        async with self._database.read() as tx:
+            ids = await remote_joins.state_ids(tx, join.room_id)
+        if whole is not None:
+            try:
+                state, _ = await whole
+                return await self._completion.complete(join, placed, state, ids)
+            except Unavailable:
+                raise
+            except MatrixError as error:
+                logger.info("%s has not given the members of %s: %s", join.signed.destination, join.room_id, error)
+        servers = dict.fromkeys((join.signed.destination, *placed.servers_in_room))
+        first = (join.attempts - 1) * MAX_STATE_SERVERS % len(servers)  # others each time
+        try:
+            state = await request.whole_state([*servers, *servers][first : first + MAX_STATE_SERVERS], ids)
+            try:
+                await self._completion.complete(join, placed, state, ids)
+            finally:
+                state.close()
+        except Unavailable:
+            raise
+        except MatrixError as error:
+            raise Unavailable(f"Nobody has given the members: {error.message}") from error
+
+    def _request(self, join: RemoteJoin, pdu: VerifiedPDU) -> JoinRequest:
+        note = partial(self._received.__setitem__, join.room_id)
+        return JoinRequest(self._handshakes, pdu, answer_seconds=self.answer_seconds, note=note)
+
+    async def _take(self, join: RemoteJoin, state: ReceivedState, pdu: VerifiedPDU, rest: JsonObject) -> None:
+        """Put the join and the whole state before it into the room."""
+        async with self._database.read() as tx:
+            room = await rooms.find(tx, join.room_id)
+        if room is not None and room.rules.version != pdu.rules.version:
+            raise InvalidInput("The room has another version than it had before", "M_BAD_JSON")
+        await state.judge(self._database, room)
+        pdu = await countersigned(self._handshakes, pdu, rest)
+        check_join(state, pdu)
+        await self._place(join, state, pdu)
 
     async def _place(self, join: RemoteJoin, state: ReceivedState, pdu: VerifiedPDU) -> None:
         async with self._database.transaction() as tx:
@@ -291,23 +384,23 @@ class RemoteJoins:
         return _now_ms() + int(self._lease_seconds * 1000)
 
 
+def _signed(destination: ServerName, pdu: VerifiedPDU) -> SignedJoin:
+    return SignedJoin(destination=destination, room_version=pdu.rules.version, canonical=pdu.canonical)
+
+
+async def _discard(whole: Whole) -> None:
+    """End what brings the state; give the disk back."""
+    whole.cancel()
+    (result,) = await asyncio.gather(whole, return_exceptions=True)
+    if not isinstance(result, BaseException):
+        result[0].close()
+
+
 def _signed_before(join: RemoteJoin, signed: SignedJoin) -> VerifiedPDU:
     """The event that was signed, and maybe sent, before this process took over."""
     rules = get_rules(signed.room_version)
     pdu = event_format.parse(canonical_json.loads_object(signed.canonical, max_depth=None), rules)
     return event_format.from_stored(signed.canonical, pdu.event_id, join.room_id, rules)
-
-
-def _check_join(state: ReceivedState, pdu: VerifiedPDU) -> None:
-    """Raise InvalidInput unless the state allows the join, and has all that the join refers to."""
-    if not state.has_all(cited_by(pdu)):
-        raise InvalidInput("The answer lacks what authorises the join", "M_BAD_JSON")
-    try:
-        state.check(pdu)
-        keys = auth_keys_for(pdu.type, pdu.sender, pdu.state_key, pdu.content, pdu.rules)
-        auth_rules.check(pdu, state.state_for({*keys, CREATE}))
-    except AuthRuleViolated as error:
-        raise InvalidInput(f"The state in the answer does not allow the join: {error.message}", "M_BAD_JSON") from None
 
 
 def _now_ms() -> int:

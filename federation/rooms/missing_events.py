@@ -16,9 +16,10 @@ from federation.protocol.errors import InvalidEvent, InvalidInput, MatrixError
 from federation.protocol.pdu import PDU, VerifiedPDU
 from federation.protocol.types import EventID, JsonObject, ServerName, StateKey
 from federation.rooms.append import RoomWriter
+from federation.rooms.incomplete_rooms import BeingJoined
 from federation.rooms.ordering import cited_by, connected, in_order, prev_of
 from federation.rooms.questions import Allowance, GivenStateIDs, Questions, TooMuch
-from storage import events, memberships, rooms
+from storage import events, memberships, remote_joins, rooms
 from storage.database import Database
 from storage.events import Flag
 from storage.rooms import Room
@@ -109,7 +110,15 @@ class MissingEventsFetcher:
         }
 
     async def fetch_auth(self, origin: ServerName, room: Room, pdu: VerifiedPDU, allowance: Allowance) -> None:
-        """Bring in what authorises the event, as outliers; what nobody gives stays missing."""
+        """Bring in what authorises the event, as outliers; what nobody gives stays missing.
+
+        Raises BeingJoined for what came after a join that left members out: it has to wait for them, and may not be
+        held without having its place in the room.
+        """
+        async with self._database.read() as tx:
+            held = await events.flags_of(tx, cited_by(pdu))
+            if await remote_joins.is_later(tx, room.room_id, [each for each in cited_by(pdu) if each not in held]):
+                raise BeingJoined
         fetched: dict[EventID, VerifiedPDU] = {}
         servers = [origin]
         for attempt in range(MAX_AUTH_ROUNDS):

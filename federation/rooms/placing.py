@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from federation.protocol.pdu import VerifiedPDU
 from federation.protocol.types import EventID, StateKey
+from federation.rooms.incomplete_rooms import BeingJoined
 from federation.rooms.state import NEW, Graph, MissingEvents, View
 from storage import events, room_state
 from storage.database import Tx
@@ -96,6 +97,8 @@ class Placing:
 
     async def given_state(self, tx: Tx, state_before: Mapping[StateKey, EventID]) -> View:
         """The state that another server gave: what differs from ours, where most of it does not; else a whole line."""
+        if self.row.lacks_members:
+            raise BeingJoined
         positions = await events.positions_of(tx, self.room.number, state_before.values())
         missing = [event_id for event_id in state_before.values() if event_id not in positions]
         if missing:

@@ -17,11 +17,12 @@ from federation.protocol.identifiers import is_user_id, server_name_of
 from federation.protocol.pdu import PDU, VerifiedPDU
 from federation.protocol.policy_server import PolicyServer, is_endorsed
 from federation.protocol.types import EventID, JsonObject, ServerName
-from storage import events, memberships
+from storage import events, memberships, remote_joins
 from storage.append_events import RoomEvents
 from storage.database import Database, Tx
 from storage.log import Change
 from storage.memberships import Membership
+from storage.room_completeness import RoomCompleteness
 from storage.rooms import Room
 
 logger = logging.getLogger(__name__)
@@ -63,6 +64,9 @@ class PolicyServers:
 
     def apply(self, _position: int, change: Change) -> None:
         """A view of the log."""
+        if isinstance(change, RoomCompleteness):
+            self._changes += 1
+            self._remembered.pop(change.room, None)
         if not isinstance(change, RoomEvents) or not (change.trunk or change.redacted):
             return
         self._changes += 1
@@ -111,7 +115,10 @@ class PolicyServers:
     async def _load(self, tx: Tx, room: Room, event: PDU, policy: PolicyServer) -> bool:
         changes = self._changes
         stored = (await events.by_id(tx, [event.event_id])).get(event.event_id)
-        members = await memberships.local_members(tx, room.number, policy.server_name, limit=1)
+        members: Sequence[object] = await memberships.local_members(tx, room.number, policy.server_name, limit=1)
+        if not members:  # where they are still to come, their server was named
+            members = (await remote_joins.servers_named(tx, [room.number])).get(room.number, ())
+            members = [name for name in members if name == policy.server_name]
         is_redacted = stored is not None and stored.redacted_by is not None
         is_used = bool(members) and not is_redacted
         if changes == self._changes and stored is not None:  # else what was read may be older than what was forgotten

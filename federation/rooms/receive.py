@@ -10,7 +10,8 @@
    `append_remote.py`, `append_line.py`).
 
 Of a room that a user of ours is just joining nothing can be judged yet: its events are for the dead-letter list, and
-are tried again when the join is over.
+are tried again when the join is over. So are those of a room that lacks members still (`incomplete_rooms.py`), where
+one of these has a say in it.
 
 Between 3 and 4 what it refers to must be here: `missing_events.py` fetches it. Each event fails alone. Those of one
 server in one room are taken in order; rooms do not wait for each other, nor for another server's gap.
@@ -31,6 +32,7 @@ from federation.protocol.room_versions import RoomVersionRules
 from federation.protocol.types import EventID, JsonObject, RoomID, ServerName, StateKey
 from federation.rooms.append import Received, RoomWriter
 from federation.rooms.doors import RoomDoors
+from federation.rooms.incomplete_rooms import BeingJoined, IncompleteRooms
 from federation.rooms.missing_events import MissingEventsFetcher
 from federation.rooms.ordering import in_order, prev_of
 from federation.rooms.questions import Allowance, TooMuch
@@ -56,13 +58,6 @@ FindJoin = Callable[[RoomID], Awaitable[RoomVersionRules | None]]
 """The version of a room that a user of ours is about to join by way of another server; None for any other room."""
 
 
-class BeingJoined(MatrixError):
-    """The room's state is not here yet."""
-
-    def __init__(self) -> None:
-        super().__init__("M_UNKNOWN", "The room is being joined", 503)
-
-
 @dataclass(slots=True)
 class _Gap:
     """What may still be spent on what one event refers to."""
@@ -83,12 +78,14 @@ class Receiver:
         missing: MissingEventsFetcher,
         doors: RoomDoors,
         find_join: FindJoin,
+        incomplete: IncompleteRooms,
     ) -> None:
         self._writer = writer
         self._verify = verify
         self._missing = missing
         self._doors = doors
         self._find_join = find_join
+        self._incomplete = incomplete
         self._turns: dict[tuple[ServerName, int], _Turn] = {}
         self._hopeless: dict[tuple[ServerName, int, EventID], float] = {}
         """What was looked for in vain, and when."""
@@ -259,6 +256,7 @@ class Receiver:
     async def _state_before(
         self, origin: ServerName, room: Room, pdu: VerifiedPDU, gap: _Gap
     ) -> dict[StateKey, EventID]:
+        self._incomplete.check(room.number)  # nothing that others give can be compared with what is not all here
         if gap.states <= 0:
             raise TooMuch("Too many states would have to be fetched")
         gap.states -= 1

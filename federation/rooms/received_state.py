@@ -134,6 +134,24 @@ class ReceivedState:
         more = self._state.items() - other._state.items()
         return self._state.items() >= other._state.items() and all(key[0] == "m.room.member" for key, _ in more)
 
+    def is_just(self, event_ids: Collection[EventID]) -> bool:
+        """Whether the state that was given has these events and no others."""
+        return set(self._state.values()) == set(event_ids)
+
+    def add_members(self, event_ids: Collection[EventID]) -> None:
+        """Know the state's events by their IDs, of a state that was given without all members.
+
+        Those members that came along, because they authorise something, are part of it then. Raises InvalidInput where
+        the IDs are not of this state: it may lack members, nothing else.
+        """
+        if not set(event_ids).issuperset(self._state.values()):
+            raise InvalidInput("The IDs of the room's state are of another one", "M_BAD_JSON")
+        for event_id in set(event_ids).intersection(self._known).difference(self._state.values()):
+            pdu = self.get(event_id)
+            if pdu.type != "m.room.member":
+                raise InvalidInput("The answer lacks more of the room's state than members", "M_BAD_JSON")
+            self._note_state(pdu)
+
     def get(self, event_id: EventID) -> VerifiedPDU:
         """One of the events, or of those that we had."""
         pdu = self._pdus.get(event_id) or self._foreign.get(event_id)

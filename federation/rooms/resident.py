@@ -22,6 +22,7 @@ from federation.protocol.types import JsonObject, ServerName
 from federation.rooms import stripped_state
 from federation.rooms.append import Outcome, RoomWriter
 from federation.rooms.doors import RoomDoors
+from federation.rooms.incomplete_rooms import IncompleteRooms
 from federation.rooms.restricted_joins import RestrictedJoins
 from federation.rooms.state import MissingEvents
 from storage import events, room_state
@@ -50,17 +51,17 @@ class Resident:
         database: Database,
         writer: RoomWriter,
         doors: RoomDoors,
+        incomplete: IncompleteRooms,
         verify_events: VerifyEvents,
-        server_name: ServerName,
-        signing_key: SigningKey,
+        signer: tuple[ServerName, SigningKey],
     ) -> None:
         self._database = database
         self._writer = writer
         self._doors = doors
+        self._incomplete = incomplete
         self._verify_events = verify_events
-        self._server_name = server_name
-        self._signing_key = signing_key
-        self._restricted = RestrictedJoins(database, writer, server_name)
+        self._server_name, self._signing_key = signer
+        self._restricted = RestrictedJoins(database, writer, self._server_name)
 
     # --- templates
 
@@ -85,11 +86,13 @@ class Resident:
         return {**await self._writer.template(draft), "origin": self._server_name}, room.rules.version
 
     async def get_room(self, origin: ServerName, room_id: str) -> Room:
-        """A room that we are in; raises NotFound for any other, Forbidden where its ACL shuts the server out."""
+        """A room that we are in; raises NotFound for any other, Forbidden where its ACL shuts the server out, and
+        BeingJoined where members are still to come."""
         room = await self._writer.get_room(room_id)
         if not await self._doors.is_ours(room):
             raise NotFound("This server is not in the room")
         await self._doors.check(room, origin)
+        self._incomplete.check(room.number)
         return room
 
     # --- events

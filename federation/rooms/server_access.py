@@ -23,6 +23,7 @@ from federation.protocol.redaction import redact
 from federation.protocol.server_acl import ServerACL
 from federation.protocol.types import ServerName, StateKey
 from federation.rooms.heads import to_pdu
+from federation.rooms.incomplete_rooms import IncompleteRooms
 from federation.rooms.reader import END, VISIBILITY, visibility_spans
 from storage import erasure, events, memberships, room_state, rooms
 from storage.append_events import RoomEvents
@@ -31,6 +32,7 @@ from storage.events import Flag, StoredEvent
 from storage.figures import Figures, Lookups
 from storage.log import Change
 from storage.memberships import Membership
+from storage.room_completeness import RoomCompleteness
 from storage.room_state import TRUNK, Span
 from storage.rooms import Room
 
@@ -92,7 +94,8 @@ class _Server:
 class ServerAccess:
     """Decides what other servers may read. It remembers who is in which room: a view of the log."""
 
-    def __init__(self) -> None:
+    def __init__(self, incomplete: IncompleteRooms) -> None:
+        self._incomplete = incomplete
         self._present: OrderedDict[tuple[int, str], bool] = OrderedDict()
         self._changes = 0
         self._lookups = Lookups("servers_in_rooms")
@@ -103,6 +106,10 @@ class ServerAccess:
 
     def apply(self, _position: int, change: Change) -> None:
         """A view of the log: forget of a server what changes with its members."""
+        if isinstance(change, RoomCompleteness):
+            self._changes += 1
+            for key in [key for key in self._present if key[0] == change.room]:
+                del self._present[key]
         if not isinstance(change, RoomEvents):
             return
         for each in change.trunk:
@@ -113,7 +120,8 @@ class ServerAccess:
     async def check_in_room(self, tx: Tx, room_id: str, origin: ServerName) -> Room:
         """The room, if the server takes part in it; raises Forbidden otherwise.
 
-        A room that does not exist is answered the same way: nobody learns which rooms there are.
+        A room that does not exist is answered the same way: nobody learns which rooms there are. Raises BeingJoined
+        where it may be by a member who is still to come.
         """
         room = await rooms.find(tx, room_id)
         if room is None:
@@ -138,7 +146,9 @@ class ServerAccess:
         return known
 
     async def check_acl(self, tx: Tx, room: Room, origin: ServerName) -> None:
-        """Raise Forbidden where the room's access control list shuts the server out."""
+        """Raise Forbidden where the room's access control list shuts the server out, BeingJoined where nothing can be
+        said of who is in the room."""
+        self._incomplete.check(room.number)
         if not await self.is_allowed(tx, room, origin):
             raise Forbidden("Your server is not allowed to take part in this room")
 

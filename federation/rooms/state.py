@@ -20,11 +20,12 @@ from federation.protocol.pdu import VerifiedPDU
 from federation.protocol.state_resolution import Conflict
 from federation.protocol.types import EventID, StateKey
 from federation.rooms.heads import to_pdu
+from federation.rooms.incomplete_rooms import BeingJoined
 from storage import events, room_state
 from storage.database import Tx
 from storage.events import Flag, StoredEvent
 from storage.room_state import TRUNK, Line, Point
-from storage.rooms import Room
+from storage.rooms import Room, RoomRow
 
 NEW = 1 << 62
 """The position of the event that is about to be appended: after all others."""
@@ -88,9 +89,11 @@ class Resolved:
 class Graph:
     """Events and lines of one room as far as one decision needs them, each read once."""
 
-    def __init__(self, tx: Tx, room: Room, new: VerifiedPDU | None = None) -> None:
+    def __init__(self, tx: Tx, room: Room, new: VerifiedPDU | None = None, row: RoomRow | None = None) -> None:
         self.tx = tx
         self.room = room
+        self._lacks_members = row is not None and row.lacks_members
+        self._completed_at = 0 if row is None else row.completed_at or 0
         self.pdus: dict[EventID, VerifiedPDU] = {}
         self.positions: dict[EventID, int] = {}
         self.arrivals: dict[EventID, int] = {}
@@ -163,11 +166,13 @@ class Graph:
         return self._branches
 
     async def entries(self, view: View, keys: Collection[StateKey]) -> dict[StateKey, int]:
-        """Those entries of a state."""
+        """Those entries of a state; raises BeingJoined where one is a member event that is still to come."""
         asked = [key for key in keys if key not in view.changes]
         found: dict[StateKey, int] = {}
         if asked:
             found = (await room_state.at(self.tx, self.room.number, [view.point], asked))[view.point]
+        if self._lacks_members and any(key[0] == "m.room.member" and key not in found for key in asked):
+            raise BeingJoined
         found.update({key: at for key in keys if (at := view.changes.get(key)) is not None})
         return found
 
@@ -179,10 +184,14 @@ class Graph:
 
     async def recent(self, view: View, after: int) -> list[EventID]:
         """The events of a state that came after a place in the log."""
+        if self._lacks_members:
+            raise BeingJoined
         oldest = self._by_arrival.get(after)
         since = 0 if oldest is None else oldest.trunk_version
         if oldest is not None and oldest.flags & (Flag.OUTLIER | Flag.HISTORY):
             since = -1 if oldest.flags & Flag.HISTORY else since - 1  # it came together with the version's own events
+        if after < self._completed_at:  # members of the first version came later than others did
+            since = -1
         found = await room_state.recent_at(
             self.tx, self.room.number, view.point, since, await self.branches([view.point])
         )

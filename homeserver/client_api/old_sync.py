@@ -49,6 +49,7 @@ class OldSyncAPI:
     """Snapshots and the stream of room events."""
 
     def __init__(self, reading: RoomReading, timelines: Timelines, views: UserViews, presence: PresenceBoard) -> None:
+        self._reading = reading
         self._database = reading.database
         self._tail = reading.tail
         self._reader = reading.reader
@@ -78,6 +79,7 @@ class OldSyncAPI:
         """GET /rooms/{roomId}/initialSync: one room as it is now, or as it was when the reader left."""
         who = requester(call)
         limit = call.query_int("limit", DEFAULT_LIMIT, maximum=MAX_LIMIT)
+        await self._reading.until_complete(call.path["room_id"])
         position = self._tail.position
         async with self._database.read() as tx:
             access = await self._reader.access(tx, call.path["room_id"], who.user_id)
@@ -130,6 +132,7 @@ class OldSyncAPI:
         found = await memberships.rooms_of(tx, who.user_id, (*_PRESENT, *_GONE) if is_archived else _PRESENT)
         forgotten = await memberships.forgotten(tx, who.user_id) if is_archived else set()
         found = {number: each for number, each in found.items() if number not in forgotten}
+        found = {number: each for number, each in found.items() if not self._reading.incomplete.has(number)}
         known = await rooms.get_many(tx, list(found))
         joined = [known[number] for number, (membership, _) in found.items() if membership is Membership.JOIN]
         invited = {number: at for number, (membership, at) in found.items() if membership is Membership.INVITE}

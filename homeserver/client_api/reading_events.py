@@ -13,6 +13,7 @@ from federation.protocol import canonical_json
 from federation.protocol.errors import Forbidden, InvalidInput, NotFound
 from federation.protocol.types import UserID
 from federation.rooms.backfill import Backfill, Moment
+from federation.rooms.incomplete_rooms import IncompleteRooms
 from federation.rooms.pages import Page, PageRequest, Pages
 from federation.rooms.reader import Access, Point, RoomReader, Seen, StoredEvent
 from federation.web import Answer, Call
@@ -20,6 +21,7 @@ from homeserver.client_api.routing import requester
 from homeserver.services.account_data import AccountDataService
 from homeserver.services.sync_filter import MAX_LIMIT, RoomEventFilter, parse_room_event_filter
 from homeserver.tokens import page_token, parse_page_token
+from storage import rooms
 from storage.database import Database, Tx
 from storage.tail import Tail
 
@@ -38,6 +40,16 @@ class RoomReading:
     pages: Pages
     account_data: AccountDataService
     backfill: Backfill
+    incomplete: IncompleteRooms
+
+    async def until_complete(self, room_id: str) -> None:
+        """Wait for the members of a room that was joined without them; raises BeingJoined when that takes too long."""
+        if not self.incomplete.are_any:
+            return
+        async with self.database.read() as tx:
+            room = await rooms.find(tx, room_id)
+        if room is not None:
+            await self.incomplete.wait(room.number)
 
 
 class ReadingEventsAPI:
@@ -50,6 +62,7 @@ class ReadingEventsAPI:
         self._pages = reading.pages
         self._account_data = reading.account_data
         self._backfill = reading.backfill
+        self._reading = reading
 
     async def get_messages(self, call: Call) -> Answer:
         """GET /rooms/{roomId}/messages."""
@@ -130,6 +143,8 @@ class ReadingEventsAPI:
         who = requester(call)
         wanted = room_event_filter(call)
         limit = _limit(call, wanted)
+        if not wanted.lazy_load_members:
+            await self._reading.until_complete(call.path["room_id"])
         async with self._database.read() as tx:
             access = await self._reader.access(tx, call.path["room_id"], who.user_id)
             target = await self._reader.event(tx, access, call.path["event_id"])

@@ -19,12 +19,14 @@ class ReadingStateAPI:
     """State of rooms."""
 
     def __init__(self, reading: RoomReading) -> None:
+        self._reading = reading
         self._database = reading.database
         self._reader = reading.reader
 
     async def get_state(self, call: Call) -> Answer:
         """GET /rooms/{roomId}/state."""
         who = requester(call)
+        await self._reading.until_complete(call.path["room_id"])
         async with self._database.read() as tx:
             access = await self._reader.access(tx, call.path["room_id"], who.user_id)
             state = await self._reader.state(tx, access)
@@ -37,6 +39,8 @@ class ReadingStateAPI:
         if form not in ("content", "event"):
             raise InvalidInput("format must be content or event")
         key = (call.path["event_type"], call.path.get("state_key", ""))
+        if key[0] == "m.room.member" and key[1] != who.user_id:
+            await self._reading.until_complete(call.path["room_id"])
         async with self._database.read() as tx:
             access = await self._reader.access(tx, call.path["room_id"], who.user_id)
             state = await self._reader.state(tx, access, [key])
@@ -56,6 +60,7 @@ class ReadingStateAPI:
             wanted = ({only} if only is not None else set()) | (wanted - {without} if without is not None else set())
         at = call.query_text("at")
         position = parse_page_token(at) if at else None
+        await self._reading.until_complete(call.path["room_id"])
         async with self._database.read() as tx:
             access = await self._reader.access(tx, call.path["room_id"], who.user_id)
             members = await self._reader.members(tx, access, wanted, position)
@@ -64,6 +69,7 @@ class ReadingStateAPI:
     async def get_joined_members(self, call: Call) -> Answer:
         """GET /rooms/{roomId}/joined_members: only for who is in the room."""
         who = requester(call)
+        await self._reading.until_complete(call.path["room_id"])
         async with self._database.read() as tx:
             access = await self._reader.joined(tx, call.path["room_id"], who.user_id)
             members = await self._reader.members(tx, access, {Membership.JOIN})

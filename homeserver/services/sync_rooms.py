@@ -7,6 +7,7 @@ from typing import Any
 from federation.protocol.types import JsonObject, RoomID, StateKey, UserID
 from federation.rooms.client_events import stripped
 from federation.rooms.heroes import heroes_of_many
+from federation.rooms.incomplete_rooms import IncompleteRooms
 from federation.rooms.room_news import BEGINNING, Reading, RoomNews, Span
 from federation.rooms.timelines import Timelines
 from homeserver.services.sync_outside import OutsideRooms
@@ -86,14 +87,22 @@ class SyncRooms:
     """Puts the rooms of a sync together."""
 
     def __init__(
-        self, *, database: Database, tail: Tail, views: UserViews, timelines: Timelines, typing: Typing
+        self,
+        *,
+        database: Database,
+        tail: Tail,
+        views: UserViews,
+        timelines: Timelines,
+        typing: Typing,
+        incomplete: IncompleteRooms,
     ) -> None:
         self._database = database
         self._tail = tail
         self._views = views
         self._timelines = timelines
         self._typing = typing
-        self._sorter = RoomSorter(database, views)
+        self._incomplete = incomplete
+        self._sorter = RoomSorter(database, views, incomplete)
         self._outside = OutsideRooms(database)
 
     async def collect(self, request: RoomsRequest, moment: Moment) -> RoomSections:
@@ -319,6 +328,8 @@ class SyncRooms:
         sent.update(dict.fromkeys(shown - known, moment.upto.position))
 
     async def _summaries(self, view: UserView, numbers: Sequence[int]) -> dict[int, JsonObject]:
+        """Who the room is named after, and how many are in it: not of rooms of which that is not known yet."""
+        numbers = [number for number in numbers if not self._incomplete.has(number)]
         if not numbers:
             return {}
         summaries: dict[int, JsonObject] = {}

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from federation.rooms.incomplete_rooms import IncompleteRooms
 from homeserver.services.sync_filter import SyncFilter
 from homeserver.services.user_views import Member, UserView, UserViews
 from homeserver.tokens import StreamToken
@@ -67,18 +68,27 @@ class SortedRooms:
 class RoomSorter:
     """Sorts rooms."""
 
-    def __init__(self, database: Database, views: UserViews) -> None:
+    def __init__(self, database: Database, views: UserViews, incomplete: IncompleteRooms) -> None:
         self._database = database
         self._views = views
+        self._incomplete = incomplete
 
     async def sort(self, request: RoomsRequest, view: UserView, members: Mapping[int, Member]) -> SortedRooms:
-        """Sort the user's rooms, `members`, as they were when the sync looked at the log."""
+        """Sort the user's rooms, `members`, as they were when the sync looked at the log.
+
+        A room that lacks members is only for who loads these lazily; once it has them everybody enters it, with all.
+        """
         found = SortedRooms()
         since = None if request.since is None else request.since.position
         unsure: list[int] = []
+        completed = set() if since is None else self._incomplete.completed_since(members, since)
         for room, member in (await self._allowed(request, members)).items():
             is_new = since is None or member.position > since
-            if member.membership is Membership.JOIN:
+            if member.membership is Membership.JOIN and self._incomplete.has(room) and not request.lazy_members:
+                continue
+            if member.membership is Membership.JOIN and room in completed:
+                found.entered.append(room)
+            elif member.membership is Membership.JOIN:
                 (found.entered if since is None else unsure if is_new else found.continuing).append(room)
             elif is_new and member.membership is Membership.INVITE:
                 found.invited.append(room)

@@ -19,6 +19,7 @@ from storage.log import Change
 from storage.memberships import Membership
 from storage.outside_memberships import OutsideMembership
 from storage.receipts import ReceiptMoved
+from storage.room_completeness import RoomCompleteness
 from storage.rooms import Room
 from storage.tail import Listener, Tail
 
@@ -136,6 +137,9 @@ class UserViews:
         if isinstance(change, RoomEvents):
             self._apply_members(change)
             self._apply_counts(position, change)
+        elif isinstance(change, RoomCompleteness):
+            for own in change.own:
+                self._apply_member(change.room, own.user_id, Member(own.membership, own.event))
         elif isinstance(change, OutsideMembership):
             view = self._views.get(change.user_id)
             if view is not None:
@@ -149,21 +153,25 @@ class UserViews:
         for entry in change.trunk:
             if entry.type != "m.room.member":
                 continue
-            view = self._views.get(UserID(entry.state_key))
-            if view is None:
-                continue
             member = Member(entry.membership or Membership.LEAVE, entry.event or 0)
-            room = change.room.number
-            view.outside.pop(change.room.room_id, None)
-            if view.touched is not None:
-                view.touched[room] = member
-            else:
-                view.rooms[room] = member
-            if member.membership is Membership.JOIN:
-                self._tail.enter(view.listener, room)
-            else:
-                self._tail.leave(view.listener, room)
-                view.unread.pop(room, None)
+            user_id = UserID(entry.state_key)
+            self._apply_member(change.room.number, user_id, member)
+            if user_id in self._views:
+                self._views[user_id].outside.pop(change.room.room_id, None)
+
+    def _apply_member(self, room: int, user_id: UserID, member: Member) -> None:
+        view = self._views.get(user_id)
+        if view is None:
+            return
+        if view.touched is not None:
+            view.touched[room] = member
+        else:
+            view.rooms[room] = member
+        if member.membership is Membership.JOIN:
+            self._tail.enter(view.listener, room)
+        else:
+            self._tail.leave(view.listener, room)
+            view.unread.pop(room, None)
 
     def _apply_counts(self, position: int, change: RoomEvents) -> None:
         room = change.room.number

@@ -44,6 +44,7 @@ class LyingResident(ListeningPeer):
         self.stream: Stream = whole
         self.answer_state: Callable[[JsonObject], Any] = lambda answer: answer
         """As `answer`, for `/state`."""
+        self.answer_state_ids: Callable[[JsonObject], Any] = lambda answer: answer
         self.knows_v2 = True
         self.gives_all = True
         """Else who asks for the members of the room, too, gets nothing."""
@@ -83,6 +84,7 @@ class LyingResident(ListeningPeer):
         application.router.add_get(v + "/make_{membership}/{room_id}/{user_id}", self._make)
         application.router.add_put(v + "/send_{membership}/{room_id}/{event_id}", self._send)
         application.router.add_get(v + "/state/{room_id}", self._state)
+        application.router.add_get(v + "/state_ids/{room_id}", self._state_ids)
         application.router.add_put(v + "/invite/{room_id}/{event_id}", self._invite)
         application.router.add_get(v + "/backfill/{room_id}", self._backfill)
 
@@ -149,6 +151,12 @@ class LyingResident(ListeningPeer):
         await response.prepare(request)
         await self.stream(response, self.encode(answer))
         return response
+
+    async def _state_ids(self, request: web.Request) -> web.Response:
+        self.asked.append(f"state_ids {request.query['event_id']}")
+        state = [pdu.event_id for pdu in self.room.state.values()]
+        chain = [pdu.event_id for pdu in self.room.events if pdu.state_key is not None]
+        return web.json_response(self.answer_state_ids({"pdu_ids": state, "auth_chain_ids": chain}))
 
     async def _backfill(self, _request: web.Request) -> web.Response:
         """All of the room, which is small."""

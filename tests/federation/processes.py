@@ -12,6 +12,7 @@ from federation.protocol.types import JsonObject, ServerName
 from federation.rooms.append import RoomWriter
 from federation.rooms.counting import NOT_COUNTED, Counted
 from federation.rooms.heads import RoomHeads
+from federation.rooms.incomplete_rooms import IncompleteRooms
 from federation.rooms.policy_servers import PolicyServers
 from federation.rooms.reader import RoomReader
 from storage import carrying
@@ -69,7 +70,7 @@ class Process:
         self.bus = PostgresBus(self.database, carries=True)
         self.tail = Tail(self.database, (RoomEvents,), carrier=carrying)
         self.log = Log(self.database, self.tail, self.bus, carrying)
-        self.heads = RoomHeads(self.database)
+        self.heads = RoomHeads(self.database, IncompleteRooms())
         self.picture = Picture()
         self.tail.add_view(self.picture.apply)
         self.tail.add_view(self.heads.apply)

@@ -11,6 +11,7 @@ from federation.protocol.identifiers import server_name_of
 from federation.protocol.pdu import VerifiedPDU
 from federation.protocol.types import EventID, ServerName, StateKey, UserID
 from federation.rooms.append import Outcome
+from federation.rooms.incomplete_rooms import IncompleteRooms
 from federation.rooms.server_access import ServerAccess
 from storage import outliers, room_state, rooms
 from storage.database import Memory, Tx
@@ -182,7 +183,7 @@ async def check_visible_to_server(
     model = delivery.model
     users = [user_id for user_id in USERS if server_name_of(user_id) == server_name]
     placed = [event for event in stored if not event.flags & (Flag.REJECTED | Flag.OUTLIER)]
-    seen = await ServerAccess().seen_by(tx, delivery.room, server_name, placed)
+    seen = await ServerAccess(IncompleteRooms()).seen_by(tx, delivery.room, server_name, placed)
     joined_at = [
         version
         for version, state in delivery.currents.items()

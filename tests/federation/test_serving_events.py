@@ -9,6 +9,7 @@ import pytest
 from federation.protocol import canonical_json, event_hashes
 from federation.protocol.redaction import redact as redacted_form
 from federation.protocol.types import JsonObject
+from federation.rooms.incomplete_rooms import IncompleteRooms
 from federation.rooms.server_access import ServerAccess
 from federation.rooms.server_reader import ServerReader
 from storage.database import Database
@@ -278,7 +279,7 @@ async def test_who_reads_a_state_slowly_holds_no_connection_to_the_database(worl
     database = Database(world.server.application.database.conninfo, max_connections=1)
     await database.open()
     try:
-        reader = ServerReader(database, ServerAccess())
+        reader = ServerReader(database, ServerAccess(IncompleteRooms()))
         last = await send(world.owner, world.room_id, "end")
         state = await reader.state(world.peer.name, world.room_id, last)
         pieces = 0
