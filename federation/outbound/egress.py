@@ -9,10 +9,12 @@ import asyncio
 import logging
 import socket
 import ssl
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
@@ -32,6 +34,9 @@ IDLE_SECONDS = 30.0
 """Between two pieces of a body. Until the first, an answer may take all of the request's time."""
 
 KEEP_ALIVE_SECONDS = 60.0
+MAX_KEPT_HOSTS = 500
+MAX_KEPT_OF_HOST = 4
+"""Connections that are kept for the next request, each with up to 300 KB for TLS. Others end with their answer."""
 PLACES = Places(prompt=512, prompt_seconds=5.0, slow=512, per_host=16, unproven=2)
 ADDRESS_SECONDS = 60
 """For so long a host's addresses are remembered, for the next connection to it."""
@@ -186,7 +191,11 @@ class Egress:
         self._authorities = authorities
         self._user_agent = user_agent
         self._turns = Turns(places)
+        self._kept: OrderedDict[str, float] = OrderedDict()
+        """The hosts to which connections are kept, and until when."""
         self._session: aiohttp.ClientSession | None = None
+        self._passing_session: aiohttp.ClientSession | None = None
+        """For connections that are not kept."""
         self._is_closed = False
 
     async def fetch(self, request: EgressRequest) -> EgressResponse:
@@ -233,9 +242,10 @@ class Egress:
     async def close(self) -> None:
         """Close all connections."""
         self._is_closed = True
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
+        for session in (self._session, self._passing_session):
+            if session is not None:
+                await session.close()
+        self._session = self._passing_session = None
 
     async def _follow(self, request: EgressRequest, deadline: float) -> tuple[aiohttp.ClientResponse, Turn]:
         """The first answer that is no redirect to be followed, and the turn that it takes."""
@@ -264,19 +274,30 @@ class Egress:
             raise Crowded(f"{url} has to wait too long for others") from None
         try:
             async with turn.until(deadline):
-                response = await self._send(request, url)
+                response = await self._send(request, url, is_kept=self._is_kept(turn))
         except BaseException:
             turn.end()
             raise
         turn.is_answered = True
         return response, turn
 
-    async def _send(self, request: EgressRequest, url: URL) -> aiohttp.ClientResponse:
+    def _is_kept(self, turn: Turn) -> bool:
+        """Whether a connection to the host is kept, or may be."""
+        now = asyncio.get_running_loop().time()
+        while self._kept and next(iter(self._kept.values())) < now:
+            self._kept.popitem(last=False)
+        if turn.beside >= MAX_KEPT_OF_HOST or (turn.host not in self._kept and len(self._kept) >= MAX_KEPT_HOSTS):
+            return False
+        self._kept[turn.host] = now + KEEP_ALIVE_SECONDS
+        self._kept.move_to_end(turn.host)
+        return True
+
+    async def _send(self, request: EgressRequest, url: URL, *, is_kept: bool) -> aiohttp.ClientResponse:
         headers = dict(request.headers)
         headers["Accept-Encoding"] = "gzip, deflate" if request.allows_compression else "identity"
         if request.host_header is not None:
             headers["Host"] = request.host_header
-        session = self._session or await self._open()
+        session = (self._session if is_kept else self._passing_session) or await self._open(is_kept=is_kept)
         try:
             return await session.request(
                 request.method,
@@ -291,22 +312,29 @@ class Egress:
         except (ValueError, RuntimeError) as error:  # a header that cannot be sent; uvloop's own errors
             raise EgressError(f"{url}: {error}") from error
 
-    async def _open(self) -> aiohttp.ClientSession:
-        """The session, made on first use: reading the system's authorities takes some 30 ms."""
+    async def _open(self, *, is_kept: bool) -> aiohttp.ClientSession:
+        """The session, made with the other on first use: reading the system's authorities takes some 30 ms."""
         context = await asyncio.to_thread(_tls_context, self._authorities)
-        if self._session is not None:  # another was faster
-            return self._session
         if self._is_closed:
             raise EgressError("closed")
+        if self._session is None:  # else another was faster
+            self._session = self._make_session(context, {"keepalive_timeout": KEEP_ALIVE_SECONDS})
+            self._passing_session = self._make_session(context, {"force_close": True})
+        session = self._session if is_kept else self._passing_session
+        if session is None:
+            raise EgressError("closed")
+        return session
+
+    def _make_session(self, context: ssl.SSLContext, keeping: Mapping[str, Any]) -> aiohttp.ClientSession:
         connector = aiohttp.TCPConnector(
             limit=0,  # `turns.py` says how many there are
-            keepalive_timeout=KEEP_ALIVE_SECONDS,
             resolver=_Resolver(self.lookup, self._policy),
             ttl_dns_cache=ADDRESS_SECONDS,
             ssl=context,
             socket_factory=self._make_socket,
+            **keeping,
         )
-        self._session = aiohttp.ClientSession(
+        return aiohttp.ClientSession(
             connector=connector,
             cookie_jar=aiohttp.DummyCookieJar(),
             headers={"User-Agent": self._user_agent},
@@ -314,7 +342,6 @@ class Egress:
             max_headers=100,
             trust_env=False,
         )
-        return self._session
 
     def _make_socket(self, target: aiohttp.AddrInfoType) -> socket.socket:
         """The socket of every connection, to an address that was given or looked up: the last gate."""

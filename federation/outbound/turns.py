@@ -38,8 +38,10 @@ class CutOff(Exception):
 class Turn:
     """A request under way. `end` gives its place back."""
 
-    def __init__(self, host: str, end: Callable[["Turn"], None]) -> None:
+    def __init__(self, host: str, beside: int, end: Callable[["Turn"], None]) -> None:
         self.host = host
+        self.beside = beside
+        """How many requests to the host were under way when it began."""
         self.is_slow = False
         self.is_cut_off = False
         self.is_answered = False
@@ -127,7 +129,7 @@ class Turns:
         )
 
     def _begin(self, name: str, host: _Host) -> Turn:
-        turn = Turn(name, self._end)
+        turn = Turn(name, len(host.turns), self._end)
         seconds = self._places.prompt_seconds
         host.turns[turn] = (
             None if seconds is None else asyncio.get_running_loop().call_later(seconds, self._note_slow, turn)
