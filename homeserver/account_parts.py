@@ -44,6 +44,7 @@ class AccountParts:
         )
         ground.tail.add_view(sessions.on_change)
         self.figures = sessions.figures
+        self.places = passwords.places
         self.impersonation = Impersonation(database, application_services)
         ground.tail.add_view(self.impersonation.on_change)
         self.activity = DeviceActivity(database)

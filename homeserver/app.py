@@ -64,6 +64,7 @@ from storage.invalidations import Invalidated
 from storage.log import Change, Log
 from storage.outbox import EventRelayed, OutgoingMessages
 from storage.outside_memberships import OutsideMembership
+from storage.places import figures_of
 from storage.receipts import ReceiptMoved
 from storage.room_completeness import RoomCompleteness
 from storage.send_to_device import ToDeviceMessages
@@ -272,11 +273,17 @@ class Application:
         parts: Sequence[Counting] = (
             *(self.log, self.tail, self.database, self.heads, self.handshaking.joins, self.handshaking.doors),
             *(self.fetching.access, self.outbound.keyring, self.outbound.discovery, self.outbound.availability),
+            *(self.outbound.egress, self.bus),
             *(self.sender, self.reception.transactions, self.reception.dead_letters, self.rate_limits, self.accounts),
             *(self.user_data.account_data, self.user_data.push_rules, self.user_data.inbox_limits),
             self.media.repository,
         )
-        readings = [*(part.figures for part in parts), self._read_tasks]
+        places = (self.accounts.places, self.media.thumbnails.places, self.fetching.spaces.places)
+        readings = [
+            *(part.figures for part in parts),
+            lambda: figures_of((*places, self.fetching.backfill.places)),
+            self._read_tasks,
+        ]
         found: _Metrics = importlib.import_module("homeserver.metrics").Metrics(readings, self._read_stored)
         return found
 

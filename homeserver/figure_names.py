@@ -84,6 +84,8 @@ _LOG = {
     "tail_changes": _state("Changes of the log that are kept in memory"),
     "tail_changes_carried_total": _total("Changes of other processes that came by the bus"),
     "tail_changes_read_total": _total("Changes of other processes that were read from the database"),
+    "bus_up": _state("Whether every process hears of the others by the bus", across=Across.SMALLEST),
+    "bus_waiting": _state("Messages that wait to be sent by the bus"),
     "tail_bytes": _state("What those take that are large"),
 }
 _DATABASE = {
@@ -158,6 +160,11 @@ _RECEIVING = {
     "device_lists_failing": _state("Those of them that failed three times or more", across=Across.NEWEST),
     "device_lists_overdue_seconds": _state("For how long one should have been fetched", across=Across.NEWEST),
 }
+_PLACES = {
+    "places_taken": _state("Work under way of which only so much may be done at once", "work"),
+    "places_waiting": _state("What waits for its turn at it", "work"),
+    "places_limit": _state("How much of it may be done at once", "work"),
+}
 _REST = {
     "to_device_waiting": _state("To-device messages that devices have not taken", across=Across.NEWEST),
     "to_device_dropped_total": _total("Other servers' messages to devices that did not ask for them: too many, or old"),
@@ -187,6 +194,7 @@ FIGURES: Mapping[str, Described] = {
     **_CACHES,
     **_SENDING,
     **_RECEIVING,
+    **_PLACES,
     **_REST,
 }
 

@@ -10,6 +10,7 @@ from typing import Protocol
 import psycopg
 
 from storage.database import Database, is_lost, unavailable, wait_before_retry
+from storage.figures import Figures
 
 Hear = Callable[[bytes], None]
 
@@ -21,6 +22,9 @@ class Bus(Protocol):
     """How large a message may be that brings entries along; 0: they are read from the database anyway."""
     patience_seconds: float
     """How long to wait for a message that others have overtaken."""
+
+    def figures(self) -> Figures:
+        """For `homeserver.metrics`."""
 
     def with_commit(self, subject: str, message: bytes) -> str:
         """What to run just before `commit`, ending in a semicolon, for the message to be sent by it; or nothing."""
@@ -47,8 +51,13 @@ class PostgresBus:
         """`carries` where other processes are known to be: for nobody it would be wasted."""
         self._database = database
         self._own = secrets.token_hex(4).encode()
+        self._is_up = False
         # PostgreSQL takes less than 8,000 bytes.
         self.carried_bytes = 7_900 if carries else 0
+
+    def figures(self) -> Figures:
+        """For `homeserver.metrics`."""
+        return {"bus_up": self._is_up, "bus_waiting": 0}
 
     def with_commit(self, subject: str, message: bytes) -> str:
         """The notification; the connection has to have `standard_conforming_strings`, which is PostgreSQL's default."""
@@ -74,12 +83,14 @@ class PostgresBus:
                     for subject in hear:
                         await connection.execute(f"listen {subject}")
                     attempt = 0
+                    self._is_up = True
                     look()
                     async for notification in connection.notifies():
                         sender, _, message = notification.payload.encode().partition(b" ")
                         if sender != self._own:  # what happens here is known here
                             hear[notification.channel](message)
             except (psycopg.Error, OSError) as error:
+                self._is_up = False
                 if isinstance(error, psycopg.Error) and not is_lost(error):
                     raise
                 unavailable(error)

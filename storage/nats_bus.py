@@ -21,6 +21,7 @@ from nats.errors import Error
 from federation.protocol.errors import Unavailable
 from storage.bus import Hear
 from storage.database import Database, wait_before_retry
+from storage.figures import Figures
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +58,13 @@ class NatsBus:
         self._waiting: deque[tuple[str, bytes]] = deque(maxlen=MAX_WAITING)
         self._has_waiting = asyncio.Event()
         self._is_away = False
+        """Whether somebody was told that it is."""
+        self._is_up = False
         self.carried_bytes = MAX_CARRIED_BYTES
+
+    def figures(self) -> Figures:
+        """For `homeserver.metrics`."""
+        return {"bus_up": self._is_up, "bus_waiting": len(self._waiting)}
 
     def with_commit(self, _subject: str, _message: bytes) -> str:
         """Nothing: commits need not notify."""
@@ -84,11 +91,11 @@ class NatsBus:
             look()  # a message may have been dropped
 
         async def note_end() -> None:
-            self._is_away = True
+            self._is_away, self._is_up = True, False
             logger.warning("NATS is away: until it is back entries of other processes come late")
 
         async def note_return() -> None:
-            self._is_away = False
+            self._is_away, self._is_up = False, True
             logger.info("NATS is back")
             self.after_commit(_LOOK, b"")
             look()

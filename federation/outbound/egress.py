@@ -23,6 +23,7 @@ from yarl import URL
 from federation.outbound.addresses import AddressPolicy
 from federation.outbound.name_lookup import NameLookup
 from federation.outbound.turns import CutOff, Places, Turn, Turns
+from storage.figures import Figures
 from storage.spans import NO_SPANS, Spans
 
 logger = logging.getLogger(__name__)
@@ -197,6 +198,10 @@ class Egress:
         self._passing_session: aiohttp.ClientSession | None = None
         """For connections that are not kept."""
         self._is_closed = False
+
+    def figures(self) -> Figures:
+        """For `homeserver.metrics`."""
+        return self._turns.figures()
 
     async def fetch(self, request: EgressRequest) -> EgressResponse:
         """The whole answer; raises EgressError."""

@@ -15,6 +15,7 @@ from federation.protocol.errors import InvalidInput, MatrixError, Unavailable
 from federation.protocol.server_keys import ServerKeys
 from federation.protocol.types import JsonObject, KeyID, ServerName
 from storage import background
+from storage.places import Places
 
 logger = logging.getLogger(__name__)
 
@@ -79,8 +80,9 @@ class KeyFetcher:
         self._learn = learn
         self._clock = clock
         # Whoever sends events names servers that never answer; nobody's request is to wait behind those.
-        self._slots = {present_only: asyncio.Semaphore(at_once) for present_only in (False, True)}
-        self._notary_slots = asyncio.Semaphore(NOTARY_AT_ONCE)
+        self._slots = {present_only: Places("server_keys", at_once) for present_only in (False, True)}
+        self._notary_slots = Places("notaries", NOTARY_AT_ONCE)
+        self.places = (*self._slots.values(), self._notary_slots)
         self._tasks: set[asyncio.Task[None]] = set()
         self._under_way: dict[ServerName, asyncio.Future[MatrixError | None]] = {}
         self._at_work = {False: 0, True: 0}
@@ -166,7 +168,7 @@ class KeyFetcher:
     async def _ask_directly(
         self,
         wanted: dict[ServerName, Mapping[KeyID, int]],
-        slots: asyncio.Semaphore,
+        slots: Places,
         *,
         present_only: bool,
         timeout: float,

@@ -23,6 +23,7 @@ from federation.protocol.types import JsonObject, KeyID, ServerName
 from storage import server_keys
 from storage.database import Database
 from storage.figures import Figures, Lookups
+from storage.places import figures_of
 
 EVENT_PAUSE_SECONDS = 60.0
 """A server that was asked for its keys is not asked again so soon because of events, which come from anywhere."""
@@ -86,7 +87,8 @@ class Keyring:
 
     def figures(self) -> Figures:
         """For `homeserver.metrics`."""
-        return self._lookups.figures(len(self._cache))
+        places = (*self._fetcher.places, *self._fetcher_for_others.places)
+        return {**self._lookups.figures(len(self._cache)), **figures_of(places)}
 
     async def close(self) -> None:
         """Stop asking for keys."""

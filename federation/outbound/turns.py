@@ -13,6 +13,8 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+from storage.figures import Figures
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Places:
@@ -102,6 +104,18 @@ class Turns:
         self._proven: dict[str, None] = {}
         self._prompt = 0
         self._slow = 0
+
+    def figures(self) -> Figures:
+        """For `homeserver.metrics`."""
+        waiting = sum(len(host.waiting) for host in self._awaited.values())
+        return {
+            "places_taken": {"outbound_requests": self._prompt, "slow_outbound_requests": self._slow},
+            "places_waiting": {"outbound_requests": waiting},
+            "places_limit": {
+                "outbound_requests": self._places.prompt,
+                "slow_outbound_requests": self._places.slow,
+            },
+        }
 
     async def take(self, name: str) -> Turn:
         """A turn for a request to this host, once there is one."""

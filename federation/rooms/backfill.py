@@ -26,6 +26,7 @@ from storage.database import Database, Tx
 from storage.events import Flag
 from storage.history import Gap
 from storage.log import Conflict
+from storage.places import Places
 from storage.rooms import Room
 
 logger = logging.getLogger(__name__)
@@ -77,7 +78,7 @@ class Backfill:
         self._failed_at: OrderedDict[tuple[int, int], float] = OrderedDict()
         self._silent: dict[ServerName, set[tuple[int, int]]] = {}
         """By servers that could not be reached: what failed meanwhile."""
-        self._free = asyncio.Semaphore(AT_ONCE)
+        self.places = Places("history", AT_ONCE)
 
     async def reach(self, room: Room, gap: Gap, start: int, limit: int) -> bool:
         """Fetch what is missing there until so many events stand before the place `start`, or more cannot be had now.
@@ -116,7 +117,7 @@ class Backfill:
                     return False
                 if await self._pass_over(room, gap):
                     return True
-                async with self._free:
+                async with self.places:
                     is_filled = await self._fill(room, gap)
         except TimeoutError:
             is_filled = False
@@ -264,7 +265,7 @@ class Backfill:
         if gap is None or self._incomplete.has(room.number) or self._has_failed(key):
             return None
         try:
-            async with asyncio.timeout(SECONDS), self._free:
+            async with asyncio.timeout(SECONDS), self.places:
                 for server in servers[:3]:
                     try:
                         found = await self._find_by_time_at(server, room, moment)

@@ -5,7 +5,6 @@ was asked for, and of its children what their own servers have not told. What it
 that it said nothing, for itself alone: what one server says of a room is not what another is asked for.
 """
 
-import asyncio
 import logging
 import time
 from collections import OrderedDict
@@ -29,6 +28,7 @@ from federation.rooms.spaces import (
     parse_child,
 )
 from federation.rooms.summaries import BY_MEMBERSHIP, MAX_ALLOWED
+from storage.places import Places
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ class RemoteSpaces:
         self._server_name = server_name
         self._answers: OrderedDict[tuple[RoomID, ServerName], _Remembered] = OrderedDict()
         self._weight = 0
-        self._at_once = asyncio.Semaphore(MAX_AT_ONCE)
+        self.places = Places("spaces", MAX_AT_ONCE)
 
     def must_ask(self, room_id: RoomID, via: Sequence[str]) -> bool:
         """Whether `find` would send a request."""
@@ -117,7 +117,7 @@ class RemoteSpaces:
         return known if known is not None and known.until > time.monotonic() else None
 
     async def _ask(self, room_id: RoomID, server: ServerName) -> RemoteSpace | None:
-        async with self._at_once:
+        async with self.places:
             known = self._recall(room_id, server)  # somebody may have asked meanwhile
             if known is not None:
                 return known.space

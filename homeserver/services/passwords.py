@@ -6,6 +6,7 @@ from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
 
 from federation.protocol.errors import InvalidInput
+from storage.places import Places
 
 MAX_LENGTH = 512
 """Longer ones are refused: hashing must not be a way to keep the server busy."""
@@ -18,7 +19,7 @@ class Passwords:
         # OWASP's second recommendation for Argon2id: 19 MiB, two passes, one lane.
         self._hasher = PasswordHasher(time_cost=2, memory_cost=19456, parallelism=1)
         self._min_length = min_length
-        self._turns = asyncio.Semaphore(at_once)
+        self.places = Places("passwords", at_once)
         self._nobodys_hash: str | None = None
 
     def check_new(self, password: object) -> str:
@@ -35,7 +36,7 @@ class Passwords:
 
     async def hash(self, password: str) -> str:
         """The form in which a password is stored."""
-        async with self._turns:
+        async with self.places:
             return await asyncio.to_thread(self._hasher.hash, password)
 
     async def verify(self, password_hash: str | None, password: str) -> bool:
@@ -50,7 +51,7 @@ class Passwords:
         return await self._verify(password_hash, password)
 
     async def _verify(self, password_hash: str, password: str) -> bool:
-        async with self._turns:
+        async with self.places:
             try:
                 return await asyncio.to_thread(self._hasher.verify, password_hash, password)
             except (VerificationError, InvalidHashError):

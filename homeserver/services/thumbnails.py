@@ -14,6 +14,7 @@ from federation.protocol.errors import InvalidInput, MatrixError, TooLarge
 from federation.protocol.types import ServerName
 from homeserver.services.content_repository import Found
 from storage.media_files import EXTENSIONS, MediaStore, StoredFile, opened
+from storage.places import Places
 
 SECONDS = 30.0
 """After which a process is killed."""
@@ -58,7 +59,7 @@ class Thumbnails:
         self._files = files
         self._server_name = server_name
         self._max_pixels = max_pixels
-        self._processes = asyncio.Semaphore(MAX_PROCESSES)
+        self.places = Places("thumbnails", MAX_PROCESSES)
         self._waiting = 0
 
     async def get(self, found: Found, request: ThumbnailRequest) -> Thumbnail:
@@ -75,7 +76,7 @@ class Thumbnails:
             raise MatrixError("M_LIMIT_EXCEEDED", "Too many thumbnails are being made", 429, {"retry_after_ms": 5000})
         self._waiting += 1
         try:
-            async with self._processes:
+            async with self.places:
                 code, output = await self._run(
                     found.file,
                     str(width),
