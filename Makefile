@@ -5,6 +5,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 WORKERS ?= logical
 ROUNDS ?= 30
 SEED ?= 1
+BUS ?= postgres
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
@@ -17,7 +18,7 @@ PROTOCOL := federation/protocol
 help:
 	@echo 'make run     set up what is missing and run a server on port 8008 (settings: config.yaml)'
 	@echo 'make test    all checks and all tests'
-	@echo 'make test-workers  all tests that start servers, each of which is then four processes'
+	@echo 'make test-workers  all tests that start servers, each of which is then four processes (BUS=nats)'
 	@echo 'make quick   the same without whole stories and interoperability'
 	@echo 'make kill-test  kill the server and its PostgreSQL under load, ROUNDS times (30)'
 	@echo 'make partition-test  cut and restore the links between three servers, ROUNDS times (30)'
@@ -67,8 +68,9 @@ test: check
 	$(BIN)/coverage report --fail-under=100
 
 test-workers: $(VENV)/.installed-dev
+	@$(BIN)/python -m tests.nats_server
 	@$(BIN)/python -m benchmarks.synapse
-	HEARTH_TEST_WORKERS=4 $(BIN)/python -m pytest -n $(WORKERS) tests/homeserver tests/federation tests/scenarios tests/interop
+	HEARTH_TEST_WORKERS=4 HEARTH_TEST_BUS=$(BUS) $(BIN)/python -m pytest -n $(WORKERS) tests/homeserver tests/federation tests/scenarios tests/interop
 
 quick: check
 	@$(BIN)/python -m tests.nats_server

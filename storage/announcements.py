@@ -45,4 +45,6 @@ def parse(message: bytes) -> Announcement | None:
         before, position, kinds = map(int, header.split())
     except ValueError:
         return None
+    if before >= position:
+        return None
     return Announcement(before, position, kinds, body)

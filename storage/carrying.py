@@ -4,11 +4,13 @@ What is decoded equals what `read_range` of its kind gives. What is rare or larg
 that it is in. The form is JSON, a line with everything but the long texts, and then those.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import orjson
 
+from federation.protocol.errors import MatrixError
 from federation.protocol.types import DeviceID, EventID, RoomID, ServerName, UserID
 from storage import rooms
 from storage.account_data import AccountDataChanged
@@ -23,6 +25,8 @@ from storage.outbox import EventRelayed, OutgoingMessage, OutgoingMessages
 from storage.receipts import ReceiptMoved
 from storage.send_to_device import KEPT_BYTES, ToDeviceMessage, ToDeviceMessages
 from storage.unread import PersonalCount
+
+logger = logging.getLogger(__name__)
 
 FORM = 1
 """To be raised with every change of what is written here: processes of two releases may run beside each other."""
@@ -60,9 +64,17 @@ def encode(changes: Sequence[tuple[int, Change]], limit: int) -> bytes:
 
 def decode(body: bytes, memory: Memory) -> list[tuple[int, Change]] | None:
     """Changes with their positions; None where there are none to be had."""
-    head, _, rest = body.partition(b"\n")
-    if not head:
+    if not body:
         return None
+    try:
+        return _decode(body, memory)
+    except (ValueError, LookupError, TypeError, AttributeError, MatrixError) as error:
+        logger.warning("what the bus carried cannot be read, and is read from the database: %r", error)
+        return None
+
+
+def _decode(body: bytes, memory: Memory) -> list[tuple[int, Change]] | None:
+    head, _, rest = body.partition(b"\n")
     line = orjson.loads(head)
     if line[0] != FORM:
         return None

@@ -9,8 +9,9 @@ from hypothesis import settings as hypothesis_settings
 from psycopg.conninfo import make_conninfo
 from xdist.remote import Producer
 
-from tests import fellows, loopback
+from tests import fellows, loopback, nats_server
 from tests.clusters import TEMPLATE, RunCluster, create_database, drop_database
+from tests.nats_server import NatsServer
 from tests.scheduling import Scheduling
 
 CLUSTER = "HEARTH_TEST_CLUSTER"
@@ -20,12 +21,16 @@ hypothesis_settings.register_profile("ci", derandomize=True, deadline=None, data
 hypothesis_settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 _run_cluster = pytest.StashKey[RunCluster]()
+_run_nats = pytest.StashKey[NatsServer]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Refuse the network; with several workers, start their cluster before them."""
     loopback.stay()
     is_worker = hasattr(config, "workerinput")
+    if not is_worker and os.environ.get("HEARTH_TEST_BUS") == "nats":
+        config.stash[_run_nats] = nats = NatsServer()
+        os.environ[nats_server.ADDRESS] = nats.url
     if not is_worker and config.getoption("numprocesses", None):
         config.stash[_run_cluster] = cluster = RunCluster()
         os.environ[CLUSTER] = cluster.conninfo("postgres")  # workers inherit it
@@ -51,6 +56,9 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     cluster = config.stash.get(_run_cluster, None)
     if cluster is not None:
         cluster.close()
+    nats = config.stash.get(_run_nats, None)
+    if nats is not None:
+        nats.kill()
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,9 @@ import sys
 import time
 from pathlib import Path
 
+from homeserver.config import Bus, BusKind, Secret
+
+ADDRESS = "HEARTH_TEST_NATS"
 PLACE = Path(sys.prefix) / "nats-server"
 _UNPACKED = PLACE / "usr" / "sbin" / "nats-server"
 _SYSTEM_PATH = f"{os.environ.get('PATH', '')}:/usr/local/sbin:/usr/sbin"
@@ -62,6 +65,12 @@ def _download(options: list[str]) -> bool:
 def _apt(arguments: list[str]) -> bool:
     command = ["apt-get", "-q", "-o", "APT::Sandbox::User=root", "-o", "Debug::NoLocking=1", *arguments]
     return subprocess.run(command, cwd=PLACE, check=False, stdout=subprocess.DEVNULL).returncode == 0
+
+
+def configured() -> Bus:
+    """The bus of servers that tests start: NATS where HEARTH_TEST_NATS has its address."""
+    address = os.environ.get(ADDRESS)
+    return Bus() if address is None else Bus(BusKind.NATS, (Secret(address),))
 
 
 class NatsServer:

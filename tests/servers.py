@@ -12,7 +12,7 @@ from typing import Any
 from federation.protocol.signatures import SigningKey
 from homeserver.config import Config, Listener, RateLimits, Registration, RegistrationMode
 from homeserver.signing_keys import OwnKeys
-from tests import fellows
+from tests import fellows, nats_server
 from tests.clients import Client, Server
 
 _DATA = Path(tempfile.mkdtemp(prefix="hearth-test-"))
@@ -24,6 +24,7 @@ TEST_CONFIG = Config(
     listeners=(Listener(address="127.0.0.1", port=0),),
     registration=Registration(mode=RegistrationMode.OPEN, allow_guests=True),
     rate_limits=RateLimits(enabled=False),
+    bus=nats_server.configured(),
 )
 """Open registration, guests allowed, no rate limits."""
 SIGNING_KEY = SigningKey.from_seed("test", bytes(range(32)))

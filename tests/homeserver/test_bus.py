@@ -24,6 +24,8 @@ from tests.servers import running
 BY_POSTGRES = Bus()
 MESSAGES = 40
 
+pytestmark = pytest.mark.one_process("each server of these is one of several as it is")
+
 
 @pytest.fixture
 def nats() -> Iterator[NatsServer]:

@@ -1,6 +1,8 @@
 """What the bus carries to other processes is what they would read from the database."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from homeserver.app import KINDS
 from storage import announcements, carrying
@@ -14,6 +16,8 @@ from tests.rooms import create_room
 from tests.servers import running
 
 STEPS = 150
+
+pytestmark = pytest.mark.one_process("what it announces")
 
 
 async def read_back(tx: Tx, announced: Announcement) -> list[tuple[int, Change]]:
@@ -64,6 +68,14 @@ async def test_what_is_carried_equals_what_is_read(conninfo: str, told: list[Ann
             carried.extend(await compare(server, told))
 
         assert sum(carried) > 0.9 * len(carried) > 50
+
+
+@given(cut=st.integers(0, 400), put=st.binary(max_size=20), kind=st.sampled_from([each.kind for each in KINDS]))
+def test_what_was_damaged_is_read_from_the_database(cut: int, put: bytes, kind: int) -> None:
+    body = b'[1,[%d,7,[4],1,"@a:b","m.read","main","$e",3,5]]\ntext' % kind
+    for damaged in (body[:cut] + put, put + body[cut:], body[:cut] + put + body[cut + len(put) :]):
+        found = carrying.decode(damaged, Memory())
+        assert found is None or all(isinstance(position, int) for position, _ in found)
 
 
 def test_what_another_release_carries_is_read_from_the_database() -> None:

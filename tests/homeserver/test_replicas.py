@@ -14,6 +14,8 @@ from tests.rooms import create_room, join, send
 from tests.servers import running
 from tests.standby import Replicated
 
+pytestmark = pytest.mark.one_process("where it reads")
+
 
 @pytest.fixture(scope="module")
 def replicated() -> Iterator[Replicated]:
