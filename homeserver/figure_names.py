@@ -102,6 +102,9 @@ _DATABASE = {
     "database_connects_total": _total("Connections that were tried to make"),
     "database_connect_failures_total": _total("Connections that could not be made"),
     "database_lost_total": _total("Connections that were found lost"),
+    "database_notify_queue_ratio": _state(
+        "How full PostgreSQL's queue of notifications is; at 1 no commit succeeds", across=Across.NEWEST
+    ),
     "database_size_bytes": _state("Size of the database", across=Across.NEWEST),
     "database_server_connections": _state("Connections to the database, of whomever", across=Across.NEWEST),
     "database_server_connections_limit": _state("Connections that PostgreSQL takes", across=Across.NEWEST),
