@@ -7,6 +7,7 @@ for by the worker that answers, however many there are. `figure_names.py` has th
 """
 
 import asyncio
+import contextlib
 import logging
 import os
 import resource
@@ -116,7 +117,10 @@ class Metrics:
         """Read the figures again and again, until cancelled."""
         self._put("build_info", (release.number(), _PYTHON), 1)
         while True:
-            self.update()
+            try:
+                self.update()
+            except Exception:  # a figure that cannot be told ends no server
+                logger.exception("some figures cannot be told")
             self._lag = 0.0
             for _ in range(round(UPDATE_SECONDS / LAG_SECONDS)):
                 began = time.monotonic()
@@ -159,7 +163,7 @@ class Metrics:
         if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
             registry = CollectorRegistry()
             MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # untyped in the library
-        text = await asyncio.to_thread(generate_latest, registry)
+        text = await asyncio.to_thread(_render, registry)
         return web.Response(body=text, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     async def _update_stored(self) -> None:
@@ -176,6 +180,13 @@ class Metrics:
 
 
 # --- handing figures to Prometheus
+
+
+def _render(registry: CollectorRegistry) -> bytes:
+    for _ in range(5):
+        with contextlib.suppress(FileNotFoundError):  # of a worker that has just ended (`figure_files.py`)
+            return generate_latest(registry)
+    return generate_latest(registry)
 
 
 def _child(collector: Counter | Gauge | Histogram) -> _Child:

@@ -24,6 +24,7 @@ from pathlib import Path
 
 import orjson
 
+from homeserver import figure_files
 from homeserver.config import Config, Listener
 from homeserver.shared_memory import SharedMemory
 from homeserver.startup import Prepared, StartupError, prepare
@@ -45,6 +46,8 @@ STEADY_SECONDS = 10.0
 """A worker that lived for so long was all right, and is followed by another at once."""
 LONGEST_PAUSE_SECONDS = 10.0
 BACKLOG = 1024
+MANY_ENDED = 20
+"""After so many workers, the files of those that have ended are made one."""
 
 
 def supervise(config: Config, file: Path | None, count: int, announce: Callable[[], None]) -> None:
@@ -130,6 +133,7 @@ class Orders:
         self.figures = figures
         """Where the workers add up what Prometheus is told (`metrics.py`)."""
         self.memory = memory
+        self._ended: list[int] = []
         self._told = {
             "file": None if file is None else str(file),
             "conninfo": prepared.conninfo,
@@ -138,8 +142,11 @@ class Orders:
 
     def forget(self, pid: int) -> None:
         """A worker has ended: what it told of its state holds no longer."""
-        for file in self.figures.glob(f"gauge_live*_{pid}.db"):
-            file.unlink()
+        figure_files.forget_state(self.figures, pid)
+        self._ended.append(pid)
+        if len(self._ended) >= MANY_ENDED:
+            figure_files.fold(self.figures, self._ended)
+            self._ended.clear()
 
     def render(self, number: int, generation: int, sockets: Sequence[socket.socket]) -> bytes:
         """The line for the worker in one place, after so many others there."""

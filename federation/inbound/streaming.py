@@ -10,6 +10,7 @@ from aiohttp import web
 
 from federation.protocol.errors import LimitExceeded
 from federation.protocol.types import ServerName
+from federation.web import SERVING
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +39,9 @@ async def stream(
 ) -> web.StreamResponse:
     """Answer 200 with these pieces as they are made. What fails after it was begun can only break off, not raise."""
     response = web.StreamResponse(headers={"Content-Type": content_type})
+    serving = SERVING.get()
+    if serving is not None:
+        response.headers["X-Request-ID"] = serving.request_id
     await response.prepare(request)
     try:
         async with asyncio.timeout(SECONDS), aclosing(pieces):

@@ -4,14 +4,19 @@ import asyncio
 import os
 import re
 import signal
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
 import aiohttp
 import psutil
+from prometheus_client import CollectorRegistry
+from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.parser import text_string_to_metric_families
 
+from homeserver import figure_files
 from homeserver.config import API, Listener, RateLimit, RateLimits
 from homeserver.figure_names import FIGURES, table
 from tests.clients import Client, quote
@@ -146,6 +151,45 @@ async def test_the_rest_is_told_while_the_database_is_away(conninfo: str) -> Non
 
 
 # --- several workers
+
+
+_WORKER = """
+from prometheus_client import Counter, Gauge, Histogram
+counter = Counter("things_total", "Things", ["kind"])
+for kind, count in (("a", 2), ("b", 3)):
+    counter.labels(kind).inc(count)
+Histogram("seconds", "Seconds", buckets=(1, 2)).observe(1.5)
+Gauge("waiting", "What waits", multiprocess_mode="livesum").set(7)
+"""
+
+
+def test_what_workers_counted_that_have_ended_stays(tmp_path: Path) -> None:
+    def told() -> dict[tuple[str, ...], float]:
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry, str(tmp_path))  # type: ignore[no-untyped-call]  # untyped in the library
+        return {
+            (sample.name, *sample.labels.values()): sample.value
+            for family in registry.collect()
+            for sample in family.samples
+        }
+
+    environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+    pids = []
+    for _ in range(3):
+        with subprocess.Popen([sys.executable, "-c", _WORKER], env=environment) as worker:
+            assert worker.wait() == 0
+        pids.append(worker.pid)
+    before = told()
+    for pid in pids:
+        figure_files.forget_state(tmp_path, pid)
+    figure_files.fold(tmp_path, pids[:2])
+    figure_files.fold(tmp_path, pids[2:])
+    after = told()
+
+    assert before["things_total", "b"] == 9
+    assert before["waiting",] == 21
+    assert after == {name: value for name, value in before.items() if name[0] != "waiting"}
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["counter_ended.db", "histogram_ended.db"]
 
 
 async def until_figures(server: HearthProcess, expected: Mapping[tuple[str, ...], float]) -> Figures:
