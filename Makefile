@@ -6,6 +6,8 @@ WORKERS ?= logical
 ROUNDS ?= 30
 SEED ?= 1
 BUS ?= postgres
+CLIENTS ?= 200
+SECONDS ?= 300
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
@@ -13,7 +15,7 @@ INSTALL := $(PIP) install --require-hashes --only-binary :all:
 PROTOCOL := federation/protocol
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-workers quick kill-test partition-test hostile-test check fix fuzz bench lock initial-migration clean
+.PHONY: help run test test-workers quick chaos-test kill-test partition-test hostile-test check fix fuzz bench lock initial-migration clean
 
 help:
 	@echo 'make run     set up what is missing and run a server on port 8008 (settings: config.yaml)'
@@ -21,6 +23,7 @@ help:
 	@echo 'make test-workers  all tests that start servers, each of which is then four processes (BUS=nats)'
 	@echo 'make quick   the same without whole stories and interoperability'
 	@echo 'make kill-test  kill the server and its PostgreSQL under load, ROUNDS times (30)'
+	@echo 'make chaos-test  kill, stop and replace workers under CLIENTS (200) for SECONDS (300)'
 	@echo 'make partition-test  cut and restore the links between three servers, ROUNDS times (30)'
 	@echo 'make hostile-test  try all that a hostile server can send, in every room version (ROUNDS=30, SEED=1)'
 	@echo 'make fix     repair formatting and what else can be repaired'
@@ -78,6 +81,10 @@ quick: check
 
 kill-test: $(VENV)/.installed-dev
 	HEARTH_KILL_ROUNDS=$(ROUNDS) $(BIN)/python -m pytest tests/scenarios/test_kills.py tests/scenarios/test_federation_kills.py
+
+chaos-test: $(VENV)/.installed-dev
+	HEARTH_CHAOS_CLIENTS=$(CLIENTS) HEARTH_CHAOS_SECONDS=$(SECONDS) HEARTH_CHAOS_SEED=$(SEED) \
+		$(BIN)/python -m pytest tests/scenarios/test_chaos.py
 
 partition-test: $(VENV)/.installed-dev
 	@$(BIN)/python -m benchmarks.synapse

@@ -54,7 +54,7 @@ from homeserver.services.user_views import UserViews
 from homeserver.shared_memory import Shared
 from homeserver.signing_keys import OwnKeys
 from homeserver.user_data_parts import UserDataParts
-from storage import background, carrying, ephemeral, log, short_lived_tokens, stored_figures
+from storage import background, carrying, exchange, log, short_lived_tokens, stored_figures
 from storage.account_data import AccountDataChanged
 from storage.append_events import RoomEvents
 from storage.database import Database
@@ -342,7 +342,7 @@ class Application:
             await self.outbound.shared_availability.start()
             await self.sender.start()
         self._run("log", self.log.run())
-        hear = {log.CHANNEL: self.tail.hear, ephemeral.CHANNEL: self.user_data.exchange.hear}
+        hear = {log.CHANNEL: self.tail.hear, exchange.CHANNEL: self.user_data.exchange.hear}
         self._run("bus", self.bus.run(hear, self.tail.look))
         self._run("tail", self.tail.run())
         self._run("event counter", self.event_counter.run())

@@ -170,6 +170,7 @@ class Place:
         self._worker: Process | None = None
         self._next: Process | None = None
         self._started = 0
+        self._starting = asyncio.Lock()
 
     async def keep(self) -> None:
         """Have a worker here until cancelled. Raises StartupError if the first does not come up."""
@@ -177,7 +178,8 @@ class Place:
         while True:
             began = time.monotonic()
             try:
-                self._worker, self._next = self._next or await self._start(), None
+                async with self._starting:
+                    self._worker, self._next = self._next or await self._start(), None
                 self.is_filled.set()
                 await _outlive(self._worker)
                 self._orders.forget(self._worker.pid)
@@ -194,14 +196,17 @@ class Place:
     async def replace(self) -> None:
         """Put a new worker in the place of this one; raises StartupError, and leaves all as it is, if it does not come
         up."""
-        old = self._worker
-        self._next = await self._start()
+        async with self._starting:  # else one that ends meanwhile would be followed by two
+            old = self._worker
+            self._next = await self._start()
         if old is not None:
             await _stop(old)
 
     async def empty(self) -> None:
-        """End whoever is here."""
+        """End whoever is here, and listen no longer."""
         await asyncio.gather(*(_stop(each) for each in (self._worker, self._next) if each is not None))
+        for each in self._sockets:
+            each.close()
 
     async def _start(self) -> Process:
         """A new worker that answers; raises StartupError."""

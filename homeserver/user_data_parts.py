@@ -19,7 +19,8 @@ from homeserver.services.send_to_device import SendToDeviceService
 from homeserver.services.typing import TypingService
 from storage import send_to_device
 from storage.bus import Bus
-from storage.ephemeral import Exchange, PresenceBoard, Typing
+from storage.ephemeral import PresenceBoard, Typing
+from storage.exchange import Exchange
 
 
 class UserDataParts:

@@ -1,7 +1,8 @@
 """What is true only now: who is typing, who is online. In memory; shared with other processes by the bus.
 
 Nothing here is in the log: changes have serial numbers, which make the short-lived part of a sync token. They follow
-the clock, so that a token means the same in every process and after a restart, give or take a change told twice.
+the clock of the process that is told of a change, and its number goes to the others with the news (`exchange.py`), so
+that a token means the same in every process and after a restart, give or take a change told twice.
 A process that starts knows of nobody typing, and of nobody online until they act again.
 """
 
@@ -11,19 +12,17 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import orjson
-
 from federation.protocol.types import UserID
-from storage.bus import Bus
-from storage.database import Database, Tx
+from storage.database import Tx
 
-CHANNEL = "hearth_ephemeral"
 MAX_TYPING_MS = 120_000
 IDLE_AFTER_MS = 5 * 60_000
 """Without activity for so long, who was online is unavailable."""
 OFFLINE_AFTER_MS = 30_000
 """Without a sync in progress for so long, a user is offline."""
 CURRENTLY_ACTIVE_MS = 60_000
+FARTHEST_MS = 24 * 3600_000
+"""How far ahead of this machine's clock a serial number may be."""
 TOGETHER_SECONDS = 0.1
 """Changes of presence within so long wake those who see them once."""
 
@@ -53,32 +52,38 @@ class Typing:
         self.serial = 0
         """Grows with every change."""
 
-    def start(self, room: int, user_id: UserID, timeout_ms: int) -> None:
-        """Somebody types, until they stop or the time is up."""
+    def start(self, room: int, user_id: UserID, timeout_ms: int, serial: int = 0) -> None:
+        """Somebody types, until they stop or the time is up; `serial` is that of the process that was told."""
         timeout_ms = max(1, min(timeout_ms, MAX_TYPING_MS))
         loop = asyncio.get_running_loop()
         users = self._rooms.setdefault(room, {})
         timer = users.get(user_id)
         if timer is not None:
             timer.cancel()
-        users[user_id] = loop.call_later(timeout_ms / 1000, self.stop, room, user_id)
+        users[user_id] = loop.call_later(timeout_ms / 1000, self._expire, room, user_id)
         for observe in self.observers:
             observe(room, user_id, True)
         if timer is None:
-            self._change(room)
+            self._change(room, serial)
 
-    def stop(self, room: int, user_id: UserID) -> None:
-        """Somebody no longer types."""
+    def stop(self, room: int, user_id: UserID, serial: int = 0) -> bool:
+        """Somebody no longer types; whether they did, as another process knows that gives its `serial`."""
         users = self._rooms.get(room, {})
         timer = users.pop(user_id, None)
-        if timer is None:
-            return
-        timer.cancel()
-        if not users:
-            del self._rooms[room]
+        if timer is None and not serial:
+            return False
+        if timer is not None:
+            timer.cancel()
+            if not users:
+                del self._rooms[room]
         for observe in self.observers:
             observe(room, user_id, False)
-        self._change(room)
+        self._change(room, serial)
+        return True
+
+    def _expire(self, room: int, user_id: UserID) -> None:
+        # In each process by itself: the same serial, as long as they know of the same changes.
+        self.stop(room, user_id, self.serial + 1)
 
     def users_in(self, room: int) -> list[UserID]:
         """Who types in a room, in the order in which they began."""
@@ -94,6 +99,11 @@ class Typing:
             return []
         return [room for room in rooms if self._changed.get(room, 0) > serial]
 
+    def lift(self, serial: int) -> None:
+        """Another process has told of changes up to here: those from now on come after."""
+        if self.serial < serial < now_ms() + FARTHEST_MS:
+            self.serial = serial
+
     def close(self) -> None:
         """Forget everybody, and their timers."""
         for users in self._rooms.values():
@@ -101,8 +111,8 @@ class Typing:
                 timer.cancel()
         self._rooms.clear()
 
-    def _change(self, room: int) -> None:
-        self.serial = self._changed[room] = _after(self.serial)
+    def _change(self, room: int, serial: int = 0) -> None:
+        self.serial = self._changed[room] = serial if serial > self.serial else _after(self.serial)
         self._wake(room)
 
 
@@ -128,6 +138,12 @@ class PresenceBoard:
         self._has_news = asyncio.Event()
         self._users: dict[UserID, UserPresence] = {}
         self._changed: dict[UserID, int] = {}
+        self._shared: dict[UserID, int] = {}
+        """The last activity that all processes know of."""
+        self.asked: dict[UserID, PresenceState] = {}
+        """What a user's syncs ask for, until the user is offline."""
+        self.synced_at: dict[UserID, int] = {}
+        """When users last synced, in any process."""
         self.serial = 0
         """Grows with every change that others see."""
         self.told = 0
@@ -137,15 +153,33 @@ class PresenceBoard:
         """What is known of a user."""
         return self._users.get(user_id)
 
-    def put(self, presence: UserPresence) -> bool:
-        """Take what is now so; whether others see a change."""
+    def put(self, presence: UserPresence, serial: int = 0) -> bool:
+        """Take what is now so; whether others see a change. `serial` is that of the process that was told."""
         before = self._users.get(presence.user_id)
         self._users[presence.user_id] = presence
         if before is not None and _looks_alike(before, presence):
             return False
-        self.serial = self._changed[presence.user_id] = _after(self.serial)
+        self.serial = serial if serial > self.serial else _after(self.serial)
+        self._changed[presence.user_id] = self.serial
         self._news[presence.user_id] = self.serial
         self._has_news.set()
+        return True
+
+    def put_quietly(self, presence: UserPresence) -> None:
+        """Take what is no news."""
+        self._users[presence.user_id] = presence
+
+    def lift(self, serial: int) -> None:
+        """Another process has told of changes up to here: those from now on come after."""
+        if self.serial < serial < now_ms() + FARTHEST_MS:
+            self.serial = serial
+
+    def share(self, presence: UserPresence) -> bool:
+        """Note that all processes know this, or will; whether they did not know about as much."""
+        before = self._shared.get(presence.user_id, 0)
+        if presence.last_active_ts - before < CURRENTLY_ACTIVE_MS:
+            return False
+        self._shared[presence.user_id] = presence.last_active_ts
         return True
 
     async def wait_for_news(self) -> dict[UserID, int]:
@@ -206,53 +240,3 @@ async def store_presence(tx: Tx, presence: UserPresence) -> None:
             (presence.status_msg or "").replace("\0", "") or None,
         ),
     )
-
-
-class Exchange:
-    """Tells the other processes what happens here, and this one what happens there."""
-
-    def __init__(self, database: Database, bus: Bus, typing: Typing, presence: PresenceBoard) -> None:
-        self._database = database
-        self._bus = bus
-        self._typing = typing
-        self._presence = presence
-
-    async def announce_typing(self, room: int, user_id: UserID, timeout_ms: int) -> None:
-        """Somebody types for so long; 0 when they stopped."""
-        if timeout_ms:
-            self._typing.start(room, user_id, timeout_ms)
-        else:
-            self._typing.stop(room, user_id)
-        await self._tell({"room": room, "user_id": user_id, "timeout_ms": timeout_ms})
-
-    async def announce_presence(self, presence: UserPresence, *, store: bool) -> bool:
-        """Somebody's presence is now so; whether others see a change. `store` for local users."""
-        if not self._presence.put(presence):
-            return False
-        if store:
-            async with self._database.read() as tx:
-                await store_presence(tx, presence)
-        await self._tell(
-            {
-                "presence": presence.user_id,
-                "state": presence.state,
-                "ts": presence.last_active_ts,
-                "status_msg": (presence.status_msg or "")[:1000],
-            }
-        )
-        return True
-
-    async def _tell(self, message: dict[str, object]) -> None:
-        await self._bus.tell(CHANNEL, orjson.dumps(message))
-
-    def hear(self, text: bytes) -> None:
-        """What the bus brings from another process."""
-        message = orjson.loads(text)
-        if "room" in message:
-            if message["timeout_ms"]:
-                self._typing.start(message["room"], message["user_id"], message["timeout_ms"])
-            else:
-                self._typing.stop(message["room"], message["user_id"])
-        else:
-            status = message["status_msg"] or None
-            self._presence.put(UserPresence(message["presence"], message["state"], message["ts"], status))

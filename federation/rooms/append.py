@@ -159,6 +159,7 @@ class RoomWriter:
         they made an event before, raises AlreadyWritten. Unless it `tries_again`, raises Conflict where others changed
         the room meanwhile: for whom that may settle what there is to do.
         """
+        await self._counter.settle()
         room = await self.get_room(drafts[0].room_id)
         keys = keys_of(room, drafts)
         for draft in drafts:

@@ -28,6 +28,9 @@ NOT_COUNTED = Counted()
 class Counter(Protocol):
     """Decides what an event counts for, before it is appended (`homeserver/services/event_counts.py`)."""
 
+    async def settle(self) -> None:
+        """Return once `count` knows all that the log has told of: soon, and nearly always at once."""
+
     def count(self, room: Room, pdu: VerifiedPDU, power_levels: PowerLevels | None, member_count: int) -> Counted:
         """What the event adds to the unread counts of the room's local members."""
 

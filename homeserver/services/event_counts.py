@@ -51,6 +51,7 @@ class EventCounter:
         self._special_in: dict[int, set[UserID]] = {}
         self._unplaced: set[UserID] = set()
         self._has_unplaced = asyncio.Event()
+        self._placing = asyncio.Lock()
 
     async def start(self) -> None:
         """Learn who has rules of their own, or ignores somebody, and which rooms they are in."""
@@ -73,15 +74,24 @@ class EventCounter:
         while True:
             await self._has_unplaced.wait()
             self._has_unplaced.clear()
-            users, self._unplaced = self._unplaced, set()
             try:
-                await self._load_rooms([user_id for user_id in users if user_id not in self._rooms])
+                await self.settle()
             except Unavailable:  # logged where it arose
-                self._unplaced |= users
                 self._has_unplaced.set()
                 await asyncio.sleep(1)
-            except Exception:
-                logger.exception("users with rules of their own could not be placed")
+
+    async def settle(self) -> None:
+        """Know the rooms of all of whom the log has told that they are special; raises Unavailable."""
+        while self._unplaced:
+            async with self._placing:
+                users = set(self._unplaced)
+                try:
+                    await self._load_rooms(users - self._rooms.keys())
+                except Unavailable:
+                    raise
+                except Exception:
+                    logger.exception("users with rules of their own could not be placed")
+                self._unplaced -= users
 
     async def _load_rooms(self, user_ids: Collection[UserID]) -> None:
         async with self._database.read() as tx:

@@ -12,16 +12,18 @@ from storage import background, memberships
 from storage.database import Database
 from storage.ephemeral import (
     OFFLINE_AFTER_MS,
-    Exchange,
     PresenceBoard,
     PresenceState,
     UserPresence,
     load_presence,
     now_ms,
 )
+from storage.exchange import Exchange
 from storage.tail import Listener, Tail
 
 SWEEP_SECONDS = 5.0
+SHARED_MS = 10_000
+"""How often the processes tell each other who syncs."""
 
 
 class PresenceService:
@@ -37,16 +39,16 @@ class PresenceService:
         self._exchange = exchange
         self.observers: list[Callable[[UserID, JsonObject], None]] = []
         """Called with whose presence changed, and what others are told of it."""
-        self._synced_at: dict[UserID, int] = {}
-        self._asked: dict[UserID, PresenceState] = {}
-        """What the client's syncs ask for, until the user is idle."""
+        self._synced_here: dict[UserID, int] = {}
+        """When users last synced in this process."""
+        self._shared_at = 0
 
     # --- what happens
 
     async def set_status(self, user_id: UserID, state: PresenceState, status_msg: str | None) -> None:
         """A local user says how they are."""
         if self.enabled:
-            self._synced_at[user_id] = now_ms()
+            self._note_sync(user_id, now_ms())
             await self._exchange.announce_presence(UserPresence(user_id, state, now_ms(), status_msg), store=True)
 
     async def synced(self, user_id: UserID, state: PresenceState) -> None:
@@ -57,16 +59,19 @@ class PresenceService:
         known = self._board.find(user_id)
         if state == "offline":
             return
-        self._synced_at[user_id] = now_ts
-        if known is not None and known.state == state and self._asked.get(user_id) == state:
-            return
-        if known is not None and known.state != "offline" and self._asked.get(user_id) == state:
-            return  # idle, or set by hand
-        self._asked[user_id] = state
+        self._note_sync(user_id, now_ts)
+        if known is not None and known.state != "offline" and self._board.asked.get(user_id) == state:
+            return  # so it is, or idle, or set by hand
+        self._board.asked[user_id] = state
         if known is None:
             known = await self._load(user_id)
         last_active_ts = now_ts if state == "online" else known.last_active_ts or now_ts
-        await self._exchange.announce_presence(replace(known, state=state, last_active_ts=last_active_ts), store=True)
+        await self._exchange.announce_presence(
+            replace(known, state=state, last_active_ts=last_active_ts), store=True, asked=state
+        )
+
+    def _note_sync(self, user_id: UserID, now_ts: int) -> None:
+        self._synced_here[user_id] = self._board.synced_at[user_id] = now_ts
 
     async def acted(self, user_id: UserID) -> None:
         """A local user did something: sent a message, read one."""
@@ -120,16 +125,43 @@ class PresenceService:
         """Users who did nothing for long become unavailable, those without a sync in progress offline."""
         for presence in self._board.idle(now_ts):
             await self._exchange.announce_presence(presence, store=False)
-        for user_id in [user for user, at in self._synced_at.items() if now_ts - at > OFFLINE_AFTER_MS]:
-            listener = self._tail.listener(user_id)
-            if listener is not None and listener.is_waited_for:
-                self._synced_at[user_id] = now_ts
+        await self._meet_strangers()
+        if now_ts - self._shared_at >= SHARED_MS:
+            self._shared_at = now_ts
+            await self._share_syncs(now_ts)
+        synced_at = self._board.synced_at
+        for user_id in [user for user, at in synced_at.items() if now_ts - at > OFFLINE_AFTER_MS]:
+            if self._waits(user_id):
+                self._note_sync(user_id, now_ts)
                 continue
-            del self._synced_at[user_id]
-            self._asked.pop(user_id, None)
+            del synced_at[user_id]
+            self._board.asked.pop(user_id, None)
             known = self._board.find(user_id)
             if known is not None:
                 await self._exchange.announce_presence(replace(known, state="offline"), store=True)
+
+    def _waits(self, user_id: UserID) -> bool:
+        listener = self._tail.listener(user_id)
+        return listener is not None and listener.is_waited_for
+
+    async def _share_syncs(self, now_ts: int) -> None:
+        """Tell the other processes who syncs here, so that none of them takes these users for offline."""
+        for user_id, at in list(self._synced_here.items()):
+            if self._waits(user_id):
+                self._note_sync(user_id, now_ts)
+            elif now_ts - at > SHARED_MS:
+                del self._synced_here[user_id]
+        await self._exchange.announce_syncing(list(self._synced_here))
+
+    async def _meet_strangers(self) -> None:
+        """Learn the presence of those who synced elsewhere before this process was there."""
+        strangers, self._exchange.strangers = self._exchange.strangers, set()
+        if strangers:
+            async with self._database.read() as tx:
+                found = await load_presence(tx, strangers)
+            for presence in found:
+                if self._board.find(presence.user_id) is None:
+                    self._board.put(presence)
 
     async def _tell_observers(self) -> None:
         """Let the syncs of those who share a room with somebody find what changed."""

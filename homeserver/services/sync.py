@@ -98,6 +98,11 @@ class SyncService:
             if since.position > self._tail.position:
                 raise InvalidInput("This token is from another server, or from before this one lost its database")
         view = await self._views.get(request.requester.user_id)
+        if view.presence_from < 0:
+            view.presence_from = self._presence.serial
+        if since is not None:
+            self._typing.lift(since.typing)
+            self._presence.lift(since.presence)
         if since is None or request.full_state:
             return await self._answer(await self._collect(request, view))
         await self._delete_received(request, since)
@@ -114,7 +119,7 @@ class SyncService:
             is_quiet = not self._concerns(view, looked_at)
             if remaining <= 0 or self._tail.is_closing:
                 # The token of who is not concerned moves along, so that it does not fall out of the window.
-                return await self._answer(self._nothing(request, view, self._now() if is_quiet else looked_at))
+                return await self._answer(self._nothing(request, view, self._now(since) if is_quiet else looked_at))
             if is_quiet:
                 await view.listener.wait(remaining)
 
@@ -129,13 +134,15 @@ class SyncService:
             return True
         if self._typing.serial > seen.typing and self._typing.rooms_changed_since(view.listener.rooms, seen.typing):
             return True
-        return self._presence.told > seen.presence and any(
-            serial > seen.presence for serial in listener.presence.values()
+        return self._presence.told > seen.presence and (
+            seen.presence < view.presence_from or any(serial > seen.presence for serial in listener.presence.values())
         )
 
-    def _now(self) -> StreamToken:
+    def _now(self, since: StreamToken | None) -> StreamToken:
+        """Up to where this process knows of everything, or another that `since` comes from."""
         position = self._tail.position
-        return StreamToken(position, position, self._typing.serial, self._presence.told)
+        typing, presence = (0, 0) if since is None else (since.typing, since.presence)
+        return StreamToken(position, position, max(self._typing.serial, typing), max(self._presence.told, presence))
 
     def _nothing(self, request: SyncRequest, view: UserView, upto: StreamToken) -> _Part:
         return _Part(request, view, upto, [], [], [], set(), set(), RoomSections())
@@ -153,8 +160,8 @@ class SyncService:
     async def _collect_now(self, request: SyncRequest, view: UserView) -> _Part:
         ignored = await self._ignored(view.user_id)
         # From one moment, without waiting between: how far the log is read, and the user's rooms there.
-        part, members, outside = self._nothing(request, view, self._now()), dict(view.rooms), dict(view.outside)
         since = request.since
+        part, members, outside = self._nothing(request, view, self._now(since)), dict(view.rooms), dict(view.outside)
         if since is None:
             await self._collect_first(part)
         else:
@@ -210,6 +217,11 @@ class SyncService:
             part.is_due = True
 
     async def _collect_presence(self, part: _Part, since: StreamToken) -> None:
+        if since.presence < part.view.presence_from and self._presence.told > since.presence:
+            async with self._database.read() as tx:
+                sharing = await memberships.users_sharing_rooms(tx, part.view.user_id)
+            part.presence = self._presence.changed_since(since.presence, sharing)
+            return
         listener = part.view.listener
         wanted = [user_id for user_id, serial in listener.presence.items() if serial > since.presence]
         if wanted:

@@ -5,7 +5,7 @@ from federation.protocol.errors import Forbidden
 from federation.protocol.types import UserID
 from storage import memberships, rooms
 from storage.database import Database
-from storage.ephemeral import Exchange
+from storage.exchange import Exchange
 from storage.memberships import Membership
 
 REMOTE_TIMEOUT_MS = 30_000

@@ -56,6 +56,8 @@ class UserView:
         """Changes that came while the view was being loaded."""
         self.delivered: dict[int, int | None] = {}
         """By device: up to where to-device messages were handed out; None once all that were are deleted."""
+        self.presence_from = -1
+        """Up to this serial others' presence may have changed before this view was there to be told."""
         self.large_syncs = asyncio.Semaphore(LARGE_AT_ONCE)
         """Taken by syncs that are answered from the database: nobody keeps the server busy with many of them."""
         self._sent: OrderedDict[tuple[int, int], dict[UserID, int]] = OrderedDict()

@@ -29,6 +29,9 @@ from tests.protocol.builders import HOME, HOME_KEY
 class CountsNothing:
     """Unread counts are tested elsewhere."""
 
+    async def settle(self) -> None:
+        """It knows nothing."""
+
     def count(self, room: Room, pdu: VerifiedPDU, power_levels: PowerLevels | None, member_count: int) -> Counted:
         """Nothing."""
         return NOT_COUNTED

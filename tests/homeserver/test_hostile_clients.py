@@ -47,6 +47,7 @@ async def test_a_user_agent_that_is_no_text_keeps_nobodys_last_use_from_being_wr
         assert devices[0]["last_seen_ts"]
 
 
+@pytest.mark.one_process("its patience is shortened here")
 async def test_a_body_that_comes_slowly_is_not_waited_for(alice: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(web, "BODY_SECONDS", 0.1)
     address = urlsplit(alice.base_url)
@@ -60,6 +61,7 @@ async def test_a_body_that_comes_slowly_is_not_waited_for(alice: Client, monkeyp
     assert status_line.split(b" ")[1] == b"408"
 
 
+@pytest.mark.one_process("its patience is shortened here")
 @pytest.mark.parametrize("said", [b"", b"GET /_matrix/client/versions HTTP/1.1\r\nHost: x\r\n"])
 async def test_a_request_that_never_is_whole_is_not_waited_for(
     conninfo: str, monkeypatch: pytest.MonkeyPatch, said: bytes
@@ -123,6 +125,7 @@ async def test_registration_tokens_cannot_be_guessed_for_long(worker_conninfo: s
     assert statuses == [401, 401, 403, 429]
 
 
+@pytest.mark.one_process("each process answers so many")
 async def test_many_first_syncs_of_one_user_are_answered_a_few_at_a_time(
     server: Server, alice: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:

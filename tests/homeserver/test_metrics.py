@@ -12,6 +12,7 @@ from pathlib import Path
 
 import aiohttp
 import psutil
+import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.parser import text_string_to_metric_families
@@ -54,6 +55,7 @@ def gained(before: Figures, after: Figures, *name: str) -> float:
     return after[name] - before.get(name, 0)
 
 
+@pytest.mark.one_process("figures of the process that is asked")
 async def test_requests_and_the_log_are_counted(conninfo: str) -> None:
     async with running(conninfo, listeners=(LISTENER,)) as server:
         alice = await server.register("alice")

@@ -425,6 +425,7 @@ async def test_filters_by_what_relates_to_an_event(alice: Client, bob: Client) -
     assert await filtered(related_by_rel_types=["org.unheard-of"]) == []
 
 
+@pytest.mark.one_process("its queries are counted here")
 async def test_a_page_costs_the_same_few_queries_whatever_its_length(
     alice: Client, bob: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -180,6 +180,7 @@ async def test_a_malformed_search_is_refused(alice: Client, body: Any) -> None:
     assert (await alice.post("/v3/publicRooms", body)).status == 400
 
 
+@pytest.mark.one_process("a limit is lowered here")
 async def test_only_who_is_in_a_room_gives_it_aliases(
     server: Server, alice: Client, bob: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -118,6 +118,7 @@ async def test_rooms_shared_with_another(alice: Client, bob: Client) -> None:
     assert nobody == {"joined": [], "count": 0}
 
 
+@pytest.mark.one_process("pages are made short here")
 async def test_mutual_rooms_come_in_pages(alice: Client, bob: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("homeserver.client_api.room_summaries.MUTUAL_ROOMS_PAGE", 2)
     shared = [await a_room(alice, bob) for _ in range(3)]

@@ -182,6 +182,7 @@ async def test_impossible_names_in_the_path_are_refused(alice: Client, path: str
         assert response.status == 400
 
 
+@pytest.mark.one_process("a limit is lowered here")
 async def test_what_one_request_puts_into_all_inboxes_is_limited(
     server: Server, alice: Client, bob: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:

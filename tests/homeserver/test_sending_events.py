@@ -43,6 +43,7 @@ async def test_concurrent_requests_of_one_transaction_make_one_event(server: Ser
     assert len(await pdus_of(server, room_id, "m.room.message")) == 1
 
 
+@pytest.mark.one_process("several that write make the graph fork")
 async def test_many_concurrent_senders_make_a_line(server: Server, alice: Client) -> None:
     room_id = await create_room(alice, preset="public_chat")
 
@@ -107,6 +108,7 @@ async def test_a_failed_transaction_may_be_tried_again(alice: Client, bob: Clien
     assert (await bob.put(path, TEXT)).status == 200
 
 
+@pytest.mark.one_process("several that write make the graph fork")
 async def test_many_senders_with_state_among_them_lose_nothing(server: Server, alice: Client) -> None:
     room_id = await create_room(alice, preset="public_chat")
     users = [await server.register() for _ in range(8)]
@@ -193,6 +195,7 @@ async def test_an_event_is_annotated_once_with_the_same(alice: Client, bob: Clie
     await send_event(alice, room_id, "m.reaction", reaction(parent))
 
 
+@pytest.mark.one_process("of the same moment in several processes both are made")
 async def test_the_same_annotation_at_once_is_made_once(server: Server, alice: Client) -> None:
     room_id = await create_room(alice)
     parent = await send(alice, room_id, "what do you think?")

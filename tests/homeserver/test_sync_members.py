@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import pytest
+
 from storage.database import Tx
 from tests.clients import Client, Server, quote
 from tests.homeserver.rooms import a_room, join, leave
@@ -47,6 +49,7 @@ async def test_heroes_are_among_the_members(server: Server, alice: Client, bob: 
     assert members(state(first, room_id)) == {alice.user_id, bob.user_id, carol.user_id}
 
 
+@pytest.mark.one_process("each remembers what it sent, and others repeat it")
 async def test_a_member_comes_with_their_first_message_only(alice: Client, bob: Client) -> None:
     room_id = await a_named_room(alice, bob)
     await send(alice, room_id, "0")

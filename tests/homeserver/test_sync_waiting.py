@@ -181,6 +181,7 @@ async def _with_gap(client: Client, room_id: str, section: Any, last: str) -> li
         params["from"] = page["end"]
 
 
+@pytest.mark.one_process("others read the table that is held")
 async def test_what_comes_while_a_users_rooms_are_looked_up_is_not_missed(
     server: Server, alice: Client, bob: Client
 ) -> None:

@@ -300,6 +300,7 @@ async def test_who_sends_is_online_again(alice: Client, bob: Client) -> None:
     assert (answer["presence"], answer["status_msg"], answer["currently_active"]) == ("online", "away", True)
 
 
+@pytest.mark.one_process("time is moved on here")
 async def test_who_no_longer_syncs_goes_offline(server: Server, alice: Client, bob: Client) -> None:
     await a_room(alice, bob)
     await set_status(bob, presence="online", status_msg="here")

@@ -10,15 +10,14 @@ from federation.protocol.types import UserID
 from storage.bus import PostgresBus
 from storage.database import Database
 from storage.ephemeral import (
-    CHANNEL,
     IDLE_AFTER_MS,
-    Exchange,
     PresenceBoard,
     Typing,
     UserPresence,
     load_presence,
     now_ms,
 )
+from storage.exchange import CHANNEL, Exchange
 
 ALICE, BOB = UserID("@alice:hearth.test"), UserID("@bob:hearth.test")
 
@@ -137,3 +136,32 @@ async def test_processes_tell_each_other(database: Database) -> None:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_typing_has_the_same_serial_everywhere_and_a_stop_reaches_who_did_not_know() -> None:
+    here, there, new = (Typing(lambda room: None) for _ in range(3))
+
+    here.start(7, ALICE, 30_000)
+    there.start(7, ALICE, 30_000, here.serial)
+    assert here.serial == there.serial
+
+    assert here.stop(7, ALICE)
+    there.stop(7, ALICE, here.serial)
+    new.stop(7, ALICE, here.serial)
+    assert here.serial == there.serial == new.serial
+    assert new.changed_since(7, here.serial - 1)
+    assert not here.stop(7, BOB)
+    assert here.serial == there.serial
+
+
+async def test_changes_come_after_those_of_a_process_whose_clock_is_ahead() -> None:
+    slow = Typing(lambda room: None)
+    ahead = now_ms() + 60_000
+
+    slow.lift(ahead)
+    slow.start(1, ALICE, 20_000)
+
+    assert slow.changed_since(1, ahead)
+    slow.lift(now_ms() * 2)  # nobody's clock
+    assert slow.serial == ahead + 1
+    slow.close()
