@@ -174,6 +174,15 @@ async def is_later(tx: Tx, room_id: RoomID, event_ids: Collection[EventID]) -> b
     return row is not None and not row[0]
 
 
+async def find_placed(tx: Tx, room_id: RoomID) -> tuple[int, frozenset[EventID]] | None:
+    """The version of the state before a join that was placed, and the state's events; None for any other room."""
+    row = await tx.fetch_one(
+        "select placed_version, state_ids from remote_joins where room_id = %s and placed_version is not null",
+        (room_id,),
+    )
+    return None if row is None else (row[0], frozenset(map(EventID, row[1])))
+
+
 async def servers_named(tx: Tx, numbers: Collection[int]) -> dict[int, list[ServerName]]:
     """By those of these rooms that lack members: the servers that were said to be in them."""
     rows = await tx.fetch(

@@ -7,7 +7,7 @@ comes meanwhile does not wait for it, and the graph forks.
 """
 
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,7 +29,7 @@ from federation.rooms.contention import Contention
 from federation.rooms.counting import Counter, related_event, thread_of
 from federation.rooms.heads import RoomHead, RoomHeads
 from federation.rooms.history import HistoryAppender
-from federation.rooms.incomplete_rooms import BeingJoined
+from federation.rooms.incomplete_rooms import BeingJoined, StateBefore
 from federation.rooms.outliers import OutlierAppender
 from federation.rooms.placing import Circumstances, Sending
 from federation.rooms.policy_servers import PolicyServers, Unendorsed
@@ -229,14 +229,15 @@ class RoomWriter:
         self,
         pdu: VerifiedPDU,
         *,
-        state_before: Mapping[StateKey, EventID] | None = None,
+        state_before: StateBefore | None = None,
         changes: Sequence[Change] = (),
     ) -> Received:
         """Append a verified event of another server where it belongs in its room's graph, accepted or not.
 
         Raises MissingEvents for events that it cites and that are not held, and, unless `state_before` is given, for
-        previous events. `state_before` is the whole state before the event; its events, and what authorises them,
-        must be held. An event that is here already is a duplicate, and nothing happens; one that is here as an outlier
+        previous events. `state_before` is the whole state before the event, or how it differs from one; its events, and
+        what authorises them, must be held. An event that is here already is a duplicate, and nothing happens; one that
+        is here as an outlier
         gets its place in the room's history. `changes` are committed with it, or after that.
 
         A policy server that the room uses, and that has not signed the event, is asked to, before anything is read or
@@ -247,18 +248,14 @@ class RoomWriter:
             return await self._place_held(pdu, state_before, received, changes)
         return received
 
-    async def append_signed(
-        self, pdu: VerifiedPDU, *, state_before: Mapping[StateKey, EventID] | None = None
-    ) -> Received:
+    async def append_signed(self, pdu: VerifiedPDU, *, state_before: StateBefore | None = None) -> Received:
         """As `append_remote`, for an event of our own user that another server had to see or sign first."""
         received = await self._append_asking(pdu, state_before, Circumstances(is_local=True))
         if received.position == HELD:
             return await self._place_held(pdu, state_before, received)
         return received
 
-    async def _append_asking(
-        self, pdu: VerifiedPDU, state_before: Mapping[StateKey, EventID] | None, how: Circumstances
-    ) -> Received:
+    async def _append_asking(self, pdu: VerifiedPDU, state_before: StateBefore | None, how: Circumstances) -> Received:
         """Append an event; where the policy server that the room uses has not signed it, that is asked before."""
         for _ in range(MAX_ASKED):
             try:
@@ -273,7 +270,7 @@ class RoomWriter:
     async def _place_held(
         self,
         pdu: VerifiedPDU,
-        state_before: Mapping[StateKey, EventID] | None,
+        state_before: StateBefore | None,
         received: Received,
         changes: Sequence[Change] = (),
     ) -> Received:

@@ -16,7 +16,7 @@ from enum import Enum
 from federation.protocol import auth_rules
 from federation.protocol.auth_events import CREATE, POWER_LEVELS, auth_keys_for
 from federation.protocol.errors import AuthRuleViolated, Forbidden, NotFound
-from federation.protocol.identifiers import is_user_id, server_name_of
+from federation.protocol.identifiers import server_name_of
 from federation.protocol.pdu import VerifiedPDU
 from federation.protocol.policy_server import POLICY, is_endorsed
 from federation.protocol.power_levels import PowerLevels
@@ -24,21 +24,19 @@ from federation.protocol.types import EventID, ServerName, StateKey, UserID
 from federation.rooms import outliers
 from federation.rooms.contention import Contention
 from federation.rooms.counting import NOT_COUNTED, Counted, Counter, related_event, thread_of
-from federation.rooms.incomplete_rooms import BeingJoined
+from federation.rooms.incomplete_rooms import BeingJoined, StateBefore
+from federation.rooms.learning import learn_members
 from federation.rooms.ordering import cited_by
 from federation.rooms.placing import NOTHING, Circumstances, Placing
 from federation.rooms.policy_servers import PolicyServers, Unendorsed
 from federation.rooms.state import NEW, Graph, MissingEvents, View, resolve
-from storage import events, late_members, remote_joins, rooms
+from storage import events, rooms
 from storage.append_events import DuplicateEvent, RoomEvents
 from storage.database import Database, Tx
 from storage.events import HIDDEN, Flag, NewEvent, StoredEvent
 from storage.history import HOLE
-from storage.late_members import LateMember
 from storage.log import AlreadyWritten, Conflict, Entry, Log
-from storage.memberships import Membership
 from storage.room_state import TRUNK, Point
-from storage.strings import remember_committed
 
 MAX_HIDDEN_WALK = 1_000
 """Rejected and soft-failed events that are passed on the way down to forward extremities."""
@@ -87,7 +85,7 @@ class RemoteAppender:
     async def append(
         self,
         pdu: VerifiedPDU,
-        state_before: Mapping[StateKey, EventID] | None = None,
+        state_before: StateBefore | None = None,
         how: Circumstances = _ORDINARY,
     ) -> Received:
         """See `RoomWriter.append_remote` and `RoomWriter.append_signed`. Raises Unendorsed where the room's policy
@@ -129,26 +127,7 @@ class RemoteAppender:
         known by that who were not."""
         async with self._database.read() as tx:
             cited = await events.by_id(tx, cited_by(pdu))
-        members = {
-            event_id: stored
-            for event_id, stored in cited.items()
-            if stored.type == "m.room.member"
-            and is_user_id(stored.state_key)
-            and server_name_of(stored.state_key) != self._server_name  # who are told of it once the room is complete
-            and not stored.flags & Flag.REJECTED
-        }
-        async with self._database.transaction() as tx:
-            awaited = await remote_joins.find_awaited(tx, pdu.room_id, members) if members else None
-            if awaited is None:
-                return False
-            late = [
-                LateMember(UserID(stored.state_key or ""), stored.position, Membership.of(stored.content["membership"]))
-                for event_id, stored in members.items()
-                if event_id in awaited[1]
-            ]
-            numbers, new = await late_members.write(tx, next(iter(members.values())).room, awaited[0], late)
-        remember_committed(self._database.memory, numbers)
-        return bool(new)
+        return await learn_members(self._database, self._server_name, pdu.room_id, cited.values())
 
     async def _look(self, tx: Tx, pdu: VerifiedPDU, how: Circumstances) -> Placing | None:
         """What the event refers to; None when it is here already."""
@@ -185,7 +164,7 @@ class RemoteAppender:
             is_held=held is not None,
         )
 
-    async def _place(self, tx: Tx, placing: Placing, state_before: Mapping[StateKey, EventID] | None) -> RoomEvents:
+    async def _place(self, tx: Tx, placing: Placing, state_before: StateBefore | None) -> RoomEvents:
         """The change that appends the event."""
         before = await self._state_before(tx, placing, state_before)
         keys = [*keys_for(placing.pdu), POLICY]
@@ -249,7 +228,7 @@ class RemoteAppender:
             raise Unendorsed(policy)
         placing.flags, placing.reason = Flag.SOFT_FAILED, placing.how.refusal
 
-    async def _state_before(self, tx: Tx, placing: Placing, state_before: Mapping[StateKey, EventID] | None) -> View:
+    async def _state_before(self, tx: Tx, placing: Placing, state_before: StateBefore | None) -> View:
         """The state before the event: the resolution of those after its previous events."""
         pdu, graph, head = placing.pdu, placing.graph, placing.head
         if placing.missing:

@@ -15,7 +15,7 @@ from federation.protocol.types import EventID, StateKey
 from federation.rooms import outliers
 from federation.rooms.append_remote import keys_for, note_redaction
 from federation.rooms.counting import related_event, thread_of
-from federation.rooms.incomplete_rooms import BeingJoined
+from federation.rooms.incomplete_rooms import BeingJoined, StateBefore, StateDifference
 from federation.rooms.ordering import cited_by
 from federation.rooms.state import Graph, MissingEvents, View, resolve
 from storage import event_pages, events, history, room_state, rooms
@@ -139,13 +139,15 @@ class HistoryAppender:
                 await history.save(tx, room.number, changed)
         return [placed.event.pdu.event_id for placed in stretch.placed]
 
-    async def place_held(self, room: Room, pdu: VerifiedPDU, state_before: Mapping[StateKey, EventID] | None) -> bool:
+    async def place_held(self, room: Room, pdu: VerifiedPDU, state_before: StateBefore | None) -> bool:
         """Give an outlier that comes once more, by itself, its place in the graph: where it has stood since it was
         first heard of, before all that made us hold it. So nothing current changes by it.
 
         Whether it has one now. Its previous events must be here, or the state before it be given; raises Conflict when
         others write to the room's history at the same time.
         """
+        if isinstance(state_before, StateDifference):
+            raise BeingJoined
         states = {} if state_before is None else {pdu.event_id: state_before}
         async with self._database.read() as tx:
             held = (await events.by_id(tx, [pdu.event_id])).get(pdu.event_id)

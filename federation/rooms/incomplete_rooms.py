@@ -7,9 +7,11 @@ is decided or shown as if they were not there. As a view of the log this knows w
 """
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 
 from federation.protocol.errors import MatrixError
+from federation.protocol.types import EventID, StateKey
 from storage import room_completeness
 from storage.database import Database
 from storage.log import Change
@@ -25,6 +27,19 @@ class BeingJoined(MatrixError):
 
     def __init__(self) -> None:
         super().__init__("M_UNKNOWN", "The room is being joined", 503, {"retry_after_ms": 5000})
+
+
+@dataclass(frozen=True, slots=True)
+class StateDifference:
+    """How a state differs from the one before the join: for who knows this one's events, but not all of them whole."""
+
+    version: int
+    """Of the state before the join."""
+    changes: Mapping[StateKey, EventID | None]
+
+
+StateBefore = Mapping[StateKey, EventID] | StateDifference
+"""The state before an event, as another server gave it."""
 
 
 class IncompleteRooms:

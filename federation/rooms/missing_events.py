@@ -16,10 +16,13 @@ from federation.protocol.errors import InvalidEvent, InvalidInput, MatrixError
 from federation.protocol.pdu import PDU, VerifiedPDU
 from federation.protocol.types import EventID, JsonObject, ServerName, StateKey
 from federation.rooms.append import RoomWriter
-from federation.rooms.incomplete_rooms import BeingJoined
+from federation.rooms.append_remote import keys_for
+from federation.rooms.heads import to_pdu
+from federation.rooms.incomplete_rooms import BeingJoined, StateDifference
+from federation.rooms.learning import learn_members
 from federation.rooms.ordering import cited_by, connected, in_order, prev_of
 from federation.rooms.questions import Allowance, GivenStateIDs, Questions, TooMuch
-from storage import events, memberships, remote_joins, rooms
+from storage import events, memberships, remote_joins, room_state, rooms
 from storage.database import Database
 from storage.events import Flag
 from storage.rooms import Room
@@ -172,6 +175,86 @@ class MissingEventsFetcher:
                 if index == len(servers) - 1:
                     raise
         raise TooMuch("No server is left that could give the state before the event")
+
+    async def state_difference(
+        self, origin: ServerName, room: Room, pdu: VerifiedPDU, allowance: Allowance
+    ) -> StateDifference:
+        """As `state_before`, for a room that lacks members: how the state that the origin gives differs from the one
+        before the join, of which the IDs are known. The members in whom they differ are known then.
+
+        Raises BeingJoined where that cannot be told, or is not enough to judge the event; nothing is held then that is
+        no part of the state before the join, because it has to come by itself.
+        """
+        async with self._database.read() as tx:
+            placed = await remote_joins.find_placed(tx, room.room_id)
+        if placed is None:
+            raise BeingJoined  # it is complete by now: the event comes again
+        version, ours = placed
+        allowance.take_request()
+        given = await self._questions.state_ids(origin, room.room_id, pdu.event_id)
+        added, removed = set(given.state) - ours, ours - set(given.state)
+        if len(added) + len(removed) > MAX_SINGLE_EVENTS:
+            raise BeingJoined
+        cited = ours.intersection(cited_by(pdu))
+        await self._hold(origin, room, await self._fetch_missing(origin, room, removed | cited, allowance), allowance)
+        fetched = await self._fetch_missing(origin, room, added, allowance)
+        async with self._database.read() as tx:
+            held = await events.by_id(tx, added | removed | cited)
+        pdus = {event_id: to_pdu(each, room) for event_id, each in held.items() if each.room == room.number}
+        pdus.update((each.event_id, each) for each in fetched)
+        rejected = {event_id for event_id, each in held.items() if each.flags & Flag.REJECTED}
+        if not pdus.keys() >= added | removed | cited:
+            raise BeingJoined
+        await learn_members(self._database, self._server_name, room.room_id, [held[each] for each in removed | cited])
+        changes = self._changes([pdus[each] for each in removed - rejected], [pdus[each] for each in added - rejected])
+        await self._check_known(room, pdu, [key for key in changes if changes[key] is not None])
+        await self._hold(origin, room, fetched, allowance)
+        return StateDifference(version, changes)
+
+    def _changes(self, removed: Sequence[VerifiedPDU], added: Sequence[VerifiedPDU]) -> dict[StateKey, EventID | None]:
+        """What a state has that another one has not. Raises InvalidEvent for what is no state, BeingJoined where it
+        cannot be told what the other one has."""
+        changes: dict[StateKey, EventID | None] = {
+            each.state_pair: None for each in removed if each.state_key is not None
+        }
+        before = set(changes)
+        for each in added:
+            if each.state_key is None or changes.get(each.state_pair) is not None:
+                raise InvalidEvent("A state was given that has two events for the same, or one that is none of it")
+            changes[each.state_pair] = each.event_id
+        own = f":{self._server_name}"  # of whom nothing is written before all is
+        if any(key[0] == "m.room.member" and key[1].endswith(own) for key in before):
+            raise BeingJoined
+        return changes
+
+    async def _check_known(self, room: Room, pdu: VerifiedPDU, changed: Collection[StateKey]) -> None:
+        """Raise BeingJoined unless all members are known now who have a say in the event, or whom it brings along."""
+        keys = {key for key in (*keys_for(pdu), *changed) if key[0] == "m.room.member"}
+        async with self._database.read() as tx:
+            known = await room_state.current(tx, room.number, keys)
+        if not known.keys() >= keys:
+            raise BeingJoined
+
+    async def _fetch_missing(
+        self, origin: ServerName, room: Room, wanted: Collection[EventID], allowance: Allowance
+    ) -> list[VerifiedPDU]:
+        """Those of these events that are not here, from the origin."""
+        async with self._database.read() as tx:
+            missing = set(wanted) - (await events.flags_of(tx, wanted)).keys()
+        return await self._fetch_each([origin], room, missing, allowance)
+
+    async def _hold(self, origin: ServerName, room: Room, pdus: Iterable[VerifiedPDU], allowance: Allowance) -> None:
+        """Hold these events, and what authorises them, as far as the origin gives that."""
+        fetched = {pdu.event_id: pdu for pdu in pdus}
+        new = list(fetched.values())
+        for _ in range(MAX_AUTH_ROUNDS):
+            cited = {event_id for each in new for event_id in cited_by(each)} - fetched.keys()
+            new = await self._fetch_missing(origin, room, cited, allowance)
+            if not new:
+                break
+            fetched.update((each.event_id, each) for each in new)
+        if fetched:
+            await self._writer.append_outliers(room, list(fetched.values()))
 
     async def _taken(  # one question's answer with all that it was asked with
         self,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from federation.protocol.pdu import VerifiedPDU
 from federation.protocol.types import EventID, StateKey
-from federation.rooms.incomplete_rooms import BeingJoined
+from federation.rooms.incomplete_rooms import BeingJoined, StateBefore, StateDifference
 from federation.rooms.state import NEW, Graph, MissingEvents, View
 from storage import events, room_state
 from storage.database import Tx
@@ -95,8 +95,10 @@ class Placing:
             return None
         return self.pdu.state_pair
 
-    async def given_state(self, tx: Tx, state_before: Mapping[StateKey, EventID]) -> View:
+    async def given_state(self, tx: Tx, state_before: StateBefore) -> View:
         """The state that another server gave: what differs from ours, where most of it does not; else a whole line."""
+        if isinstance(state_before, StateDifference):
+            return await self._differing_state(tx, state_before)
         if self.row.lacks_members:
             raise BeingJoined
         positions = await events.positions_of(tx, self.room.number, state_before.values())
@@ -110,6 +112,15 @@ class Placing:
         if len(changes) <= len(given):
             return View(self.head.point, changes)
         return View(NOTHING, given)
+
+    async def _differing_state(self, tx: Tx, difference: StateDifference) -> View:
+        wanted = {event_id for event_id in difference.changes.values() if event_id is not None}
+        positions = await events.positions_of(tx, self.room.number, wanted)
+        missing = wanted - positions.keys()
+        if missing:
+            raise MissingEvents(auth=missing)
+        changes = {key: None if each is None else positions[each] for key, each in difference.changes.items()}
+        return View((TRUNK, difference.version), changes)
 
     def store(self, view: View) -> Point:
         """The stored point that is this state; a new line where there is none yet."""

@@ -29,10 +29,10 @@ from federation.protocol import event_format
 from federation.protocol.errors import Forbidden, KeyNotKnown, MatrixError, NotFound
 from federation.protocol.pdu import PDU, VerifiedPDU
 from federation.protocol.room_versions import RoomVersionRules
-from federation.protocol.types import EventID, JsonObject, RoomID, ServerName, StateKey
+from federation.protocol.types import EventID, JsonObject, RoomID, ServerName
 from federation.rooms.append import Received, RoomWriter
 from federation.rooms.doors import RoomDoors
-from federation.rooms.incomplete_rooms import BeingJoined, IncompleteRooms
+from federation.rooms.incomplete_rooms import BeingJoined, IncompleteRooms, StateBefore
 from federation.rooms.missing_events import MissingEventsFetcher
 from federation.rooms.ordering import in_order, prev_of
 from federation.rooms.questions import Allowance, TooMuch
@@ -213,7 +213,7 @@ class Receiver:
         """One event; what it lacks is fetched in between."""
         gap = gap or _Gap()
         may_ask_for_history = gap.may_ask_for_history
-        state_before: dict[StateKey, EventID] | None = None
+        state_before: StateBefore | None = None
         looked_for: frozenset[EventID] = frozenset()
         for _ in range(MAX_TRIES):
             try:
@@ -225,9 +225,10 @@ class Receiver:
                     raise
                 looked_for = frozenset(missing.auth)
                 try:
-                    if missing.auth:
-                        await self._missing.fetch_auth(origin, room, pdu, gap.allowance)
-                    elif may_ask_for_history:
+                    if missing.auth and await self._fetch_auth(origin, room, pdu, gap):
+                        continue
+                    looked_for = frozenset()
+                    if may_ask_for_history:
                         may_ask_for_history = False
                         await self._fill(origin, room, pdu, gap)
                     else:
@@ -237,8 +238,17 @@ class Receiver:
                     raise error from None
         return await self._last_try(origin, room, pdu, state_before)
 
+    async def _fetch_auth(self, origin: ServerName, room: Room, pdu: VerifiedPDU, gap: _Gap) -> bool:
+        """Bring in what authorises an event; False where that has to come with what the event follows, and its state:
+        in a room that lacks members, what is no part of the state before the join."""
+        try:
+            await self._missing.fetch_auth(origin, room, pdu, gap.allowance)
+        except BeingJoined:
+            return False
+        return True
+
     async def _last_try(
-        self, origin: ServerName, room: Room, pdu: VerifiedPDU, state_before: dict[StateKey, EventID] | None
+        self, origin: ServerName, room: Room, pdu: VerifiedPDU, state_before: StateBefore | None
     ) -> Received:
         try:
             return await self._writer.append_remote(pdu, state_before=state_before)
@@ -253,13 +263,12 @@ class Receiver:
         await self._append_all(origin, room, history, {}, gap)
         gap.states = max(gap.states, 1)  # its own
 
-    async def _state_before(
-        self, origin: ServerName, room: Room, pdu: VerifiedPDU, gap: _Gap
-    ) -> dict[StateKey, EventID]:
-        self._incomplete.check(room.number)  # nothing that others give can be compared with what is not all here
+    async def _state_before(self, origin: ServerName, room: Room, pdu: VerifiedPDU, gap: _Gap) -> StateBefore:
         if gap.states <= 0:
             raise TooMuch("Too many states would have to be fetched")
         gap.states -= 1
+        if self._incomplete.has(room.number):
+            return await self._missing.state_difference(origin, room, pdu, gap.allowance)
         return await self._missing.state_before(origin, room, pdu, gap.allowance)
 
     # --- what could not be found

@@ -1,7 +1,7 @@
 """A large room is usable before its members are here: the join counts, and they follow."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -11,7 +11,7 @@ from psycopg.conninfo import make_conninfo
 
 from federation.protocol import canonical_json, event_format
 from federation.protocol.pdu import VerifiedPDU
-from federation.protocol.types import JsonObject, RoomID
+from federation.protocol.types import EventID, JsonObject, RoomID
 from federation.rooms import joining
 from federation.rooms.incomplete_rooms import IncompleteRooms
 from homeserver.app import KINDS
@@ -48,18 +48,38 @@ class SlowResident(LyingResident):
         self.add_members(MEMBERS)
         self.servers_in_room = [self.name]
         self.stream = self._slowly
+        self.states = {"": {pdu.event_id for pdu in self.room.state.values()}}
+        """Before its events; of what is not here as before the join."""
 
     def routes(self, application: web.Application) -> None:
         super().routes(application)
-        application.router.add_get("/_matrix/federation/v1/event_auth/{room_id}/{event_id}", self._event_auth)
+        v1 = "/_matrix/federation/v1"
+        application.router.add_get(v1 + "/event_auth/{room_id}/{event_id}", self._event_auth)
+        application.router.add_get(v1 + "/event/{event_id}", self._event)
+        application.router.add_post(v1 + "/get_missing_events/{room_id}", self._missing_events)
 
     async def _event_auth(self, _request: web.Request) -> web.Response:
         """What authorises any of them, all the same."""
         return web.json_response({"auth_chain": [pdu.json for pdu in self.room.events if pdu.state_key is not None]})
 
-    def say(self, name: str, body: str) -> VerifiedPDU:
+    async def _event(self, request: web.Request) -> web.Response:
+        pdus = [pdu.json for pdu in self.room.events if pdu.event_id == request.match_info["event_id"]]
+        return web.json_response({"origin": self.name, "origin_server_ts": 1, "pdus": pdus})
+
+    async def _missing_events(self, _request: web.Request) -> web.Response:
+        return web.json_response({"events": []})
+
+    async def _state_ids(self, request: web.Request) -> web.Response:
+        event_id = request.query["event_id"]
+        self.asked.append(f"state_ids {event_id}")
+        chain = [pdu.event_id for pdu in self.room.events[: MEMBERS + 4] if pdu.state_key is not None]
+        state = self.states.get(event_id, self.states[""])
+        return web.json_response({"pdu_ids": sorted(state), "auth_chain_ids": chain})
+
+    def say(self, name: str, body: str, prev: Sequence[VerifiedPDU] | None = None) -> VerifiedPDU:
         """One of its users says something."""
-        return self.room.add("m.room.message", self.user(name), {"msgtype": "m.text", "body": body})
+        content = {"msgtype": "m.text", "body": body}
+        return self.room.add("m.room.message", self.user(name), content, prev_events=prev)
 
     async def _slowly(self, response: web.StreamResponse, body: bytes) -> None:
         if b"members_omitted" not in body:
@@ -70,7 +90,13 @@ class SlowResident(LyingResident):
 
     def join(self) -> VerifiedPDU:
         """Our user's join; what it sends from now on comes after it."""
-        return self.take(self.sent)
+        self.join_event = self.take(self.sent)
+        return self.join_event
+
+    def member(self, number: int) -> EventID:
+        """How one of the members came in."""
+        user_id = self.user(f"member{number}")
+        return next(pdu.event_id for pdu in self.room.events if pdu.state_key == user_id)
 
     def take(self, event: JsonObject) -> VerifiedPDU:
         """An event that it was sent; what it sends from now on comes after it."""
@@ -153,6 +179,9 @@ async def test_members_who_are_known_or_become_so_may_speak(maintenance_conninfo
         topic = other.room.add("m.room.topic", other.user("eve"), {"topic": "new"}, "")
         stranger = other.room.add("m.room.member", other.user("carl"), {"membership": "join"}, other.user("carl"))
         hidden = other.say("carl", "I am new")
+        changed = (other.join_event, renamed, topic, stranger)
+        replaced = other.member(8)
+        other.states[hidden.event_id] = {*other.states[""], *(pdu.event_id for pdu in changed)} - {replaced}
 
         told = await push(other, [pdu.json for pdu in (renamed, topic, stranger, hidden)])
 
@@ -289,7 +318,7 @@ async def test_a_state_with_other_members_than_it_had_is_not_taken(
         assert members(await state_of(bob, other.room_id)) == {*members_of(other), bob.user_id}
 
 
-async def seen_of(server: Server, other: SlowResident) -> dict[int, list[int]]:
+async def seen_of(server: Server, other: SlowResident, joined_members: int) -> dict[int, list[int]]:
     """The state before each event of the room, and at its end (-1), with events by their numbers in it."""
     numbers = {pdu.event_id: number for number, pdu in enumerate(other.room.events)}
     found: dict[int, list[int]] = {}
@@ -303,7 +332,7 @@ async def seen_of(server: Server, other: SlowResident) -> dict[int, list[int]]:
             positions = (await room_state.at(tx, room.number, [point]))[point].values()
             ids = await events.ids_of(tx, room.number, list(positions))
             found[number] = sorted(numbers[event_id] for event_id in ids.values())
-        assert row.joined_members == MEMBERS + 1  # one has left
+        assert row.joined_members == joined_members
     return found
 
 
@@ -333,13 +362,58 @@ async def test_the_room_is_as_if_all_had_come_at_once(
             await push(other, [pdu.json for pdu in told])
         await state_of(bob, other.room_id)
 
-        seen = await seen_of(server, other)
+        seen = await seen_of(server, other, MEMBERS + 1)
 
         after = sorted([*before, joined_by])
         named = [*after, joined_by + 1]
         without = other.room.events.index(next(p for p in other.room.events if p.state_key == left))
         end = sorted([*(each for each in named if each != without), joined_by + 3])
         assert seen == {joined_by: before, joined_by + 1: after, joined_by + 2: named, joined_by + 3: named, -1: end}
+
+
+@pytest.mark.parametrize("is_early", [True, False])
+async def test_what_was_said_beside_the_join_finds_its_place(
+    maintenance_conninfo: str, authority: Authority, monkeypatch: pytest.MonkeyPatch, *, is_early: bool
+) -> None:
+    monkeypatch.setattr(joining, "PATIENCE_SECONDS", 0.1 if is_early else 600)
+    async with federating(maintenance_conninfo, authority) as server, slow(server, authority) as other:
+        bob = await server.register("bob")
+        if not is_early:
+            other.may_give.set()
+        assert (await join(bob, other.room_id, other.name)).status == 200
+        start = len(other.room.events)
+        last = other.room.events[-1]
+        before = sorted(other.room.events.index(pdu) for pdu in other.room.state.values())
+        joined_by = other.join()
+        other.room.state["m.room.member", bob.user_id] = joined_by
+        beside = other.say("member5", "beside", [last])
+        after = other.say("member6", "after", [joined_by, beside])
+        renamed = other.user("member8")
+        content = {"membership": "join", "displayname": "M"}
+        change = other.room.add("m.room.member", renamed, content, renamed, prev_events=[last])
+        follows = other.say("member8", "renamed", [change])
+        merging = other.say("eve", "both", [after, follows])
+        told = [beside, after, change, follows, merging]
+
+        answer = await push(other, [pdu.json for pdu in told])
+
+        assert not any(answer["pdus"].values()), answer
+        assert server.application.incomplete.are_any == is_early
+        other.may_give.set()
+        await state_of(bob, other.room_id)
+        found = await seen_of(server, other, MEMBERS + 2)
+        numbers = {pdu.event_id: number for number, pdu in enumerate(other.room.events)}
+        with_join = sorted([*before, start])
+        changed = sorted({*before, numbers[change.event_id]} - {numbers[other.member(8)]})
+        assert found == {
+            start: before,
+            numbers[beside.event_id]: before,
+            numbers[after.event_id]: with_join,
+            numbers[change.event_id]: before,
+            numbers[follows.event_id]: changed,
+            numbers[merging.event_id]: sorted([*changed, start]),
+            -1: sorted([*changed, start]),
+        }
 
 
 async def test_who_left_meanwhile_may_come_back(maintenance_conninfo: str, authority: Authority) -> None:
