@@ -18,7 +18,7 @@ class Sizes:
     deliveries: int = 60
     """Messages that each of the pollers gets."""
     idle_syncs: int = 10_000
-    idle_seconds: int = 20
+    idle_seconds: int = 60
     sync_rooms: int = 200
     sync_members: int = 50
     sync_messages: int = 12

@@ -216,7 +216,7 @@ class Database:
             min_size=1,
             max_size=max_connections,
             open=False,
-            max_waiting=2000,
+            max_waiting=20_000,  # a server that was just started is asked by every client at once
             reconnect_timeout=_RECONNECT_SECONDS,
             configure=_limit,
             kwargs=_SETTINGS,
