@@ -147,14 +147,14 @@ class Application:
         # rooms
         self.incomplete = IncompleteRooms()
         self.tail.add_view(self.incomplete.apply)
-        self.heads = RoomHeads(self.database, self.incomplete)
+        self.heads = RoomHeads(self.database, self.incomplete, server_name)
         self.tail.add_view(self.heads.apply)
         self.tail.add_view(client_events.forget_redacted(self.tail))
         self.outbound = Outbound(
             config=config, database=self.database, log=self.log, server_name=server_name, keys=keys, spans=spans
         )
         self.tail.add_view(self.outbound.policies.apply)
-        self.event_counter = EventCounter(self.database, server_name)
+        self.event_counter = EventCounter(self.database)
         self.tail.add_view(self.event_counter.apply)
         self.writer = RoomWriter(
             database=self.database,

@@ -43,7 +43,7 @@ async def run(server: Server, sizes: Sizes) -> Sequence[Figure]:
             await quiet(server)
             before = time.process_time()
             async with meter.running():
-                await at_once(_SENDERS, [user for user in users for _ in range(messages)], timed)
+                await at_once(_SENDERS, [user for _ in range(messages) for user in users], timed)
             own[workers] += time.process_time() - before
     loads = {
         workers: meter.load(

@@ -12,10 +12,11 @@ from federation.protocol.auth_events import CREATE, JOIN_RULES, POWER_LEVELS
 from federation.protocol.errors import InvalidEvent, NotFound
 from federation.protocol.event_format import from_stored
 from federation.protocol.event_hashes import reference_hash
+from federation.protocol.identifiers import server_name_of
 from federation.protocol.pdu import VerifiedPDU
 from federation.protocol.policy_server import POLICY
 from federation.protocol.redaction import redact
-from federation.protocol.types import EventID, StateKey
+from federation.protocol.types import EventID, ServerName, StateKey
 from federation.rooms.incomplete_rooms import BeingJoined, IncompleteRooms
 from storage import events, room_state, rooms
 from storage.append_events import RoomEvents
@@ -82,8 +83,9 @@ class RoomHead:
 class RoomHeads:
     """The heads in memory, newest used last; a view of the log."""
 
-    def __init__(self, database: Database, incomplete: IncompleteRooms) -> None:
+    def __init__(self, database: Database, incomplete: IncompleteRooms, server_name: ServerName) -> None:
         self._database = database
+        self._server_name = server_name
         self.incomplete = incomplete
         self._heads: OrderedDict[int, RoomHead] = OrderedDict()
         self._lookups = Lookups("room_heads")
@@ -120,7 +122,8 @@ class RoomHeads:
             return False
         if event.flags & events.HIDDEN == 0:
             pdu = from_stored(event.canonical, event.event_id, head.room.room_id, head.room.rules)
-            if not head.extremities.keys() >= set(pdu.prev_event_ids):
+            is_ours = server_name_of(pdu.sender) == self._server_name  # by another process, which had not heard of all
+            if not is_ours and not head.extremities.keys() >= set(pdu.prev_event_ids):
                 return False  # by way of hidden events it may follow more of them than it names
             for event_id in pdu.prev_event_ids:
                 head.extremities.pop(event_id, None)

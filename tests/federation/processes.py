@@ -73,7 +73,7 @@ class Process:
         self.bus = PostgresBus(self.database, carries=True)
         self.tail = Tail(self.database, (RoomEvents,), carrier=carrying)
         self.log = Log(self.database, self.tail, self.bus, carrying)
-        self.heads = RoomHeads(self.database, IncompleteRooms())
+        self.heads = RoomHeads(self.database, IncompleteRooms(), HOME)
         self.picture = Picture()
         self.tail.add_view(self.picture.apply)
         self.tail.add_view(self.heads.apply)

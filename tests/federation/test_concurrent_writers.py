@@ -303,3 +303,24 @@ async def test_state_points_to_its_event_although_its_batch_was_split(conninfo: 
         assert isinstance(failed, MatrixError)
         model = await modelled(process, room)
         assert model.current["m.room.topic", ""] == topic
+
+
+async def test_what_another_process_put_beside_the_end_is_followed_without_looking_it_up(conninfo: str) -> None:
+    async with a_process(conninfo) as one, a_process(conninfo, follows=False) as other:
+        room = await a_new_room(one, "12")
+        await other.tail.catch_up()
+        await other.writer.append([a_draft(room, ALICE, "m.room.message", {"body": "both know of this"})])
+        await one.tail.catch_up()
+        mine = (await one.writer.append([a_draft(room, ALICE, "m.room.message", {"body": "mine"})])).events[0]
+        theirs = (await other.writer.append([a_draft(room, BOB, "m.room.message", {"body": "beside it"})])).events[0]
+        await one.tail.catch_up()
+
+        head = one.heads.find(room)
+        assert head is not None
+        merging = (await one.writer.append([a_draft(room, ALICE, "m.room.message", {"body": "after both"})])).events[0]
+
+        assert theirs.prev_event_ids == mine.prev_event_ids
+        assert set(merging.prev_event_ids) == {mine.event_id, theirs.event_id}
+        async with one.database.read() as tx:
+            row = (await rooms.rows(tx, [room.number]))[room.number]
+        assert set(row.extremities) == {merging.event_id}
