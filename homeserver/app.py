@@ -154,7 +154,7 @@ class Application:
             config=config, database=self.database, log=self.log, server_name=server_name, keys=keys, spans=spans
         )
         self.tail.add_view(self.outbound.policies.apply)
-        self.event_counter = EventCounter(self.database)
+        self.event_counter = EventCounter(self.database, server_name)
         self.tail.add_view(self.event_counter.apply)
         self.writer = RoomWriter(
             database=self.database,
