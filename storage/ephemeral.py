@@ -16,6 +16,10 @@ from federation.protocol.types import UserID
 from storage.database import Tx
 
 MAX_TYPING_MS = 120_000
+MAX_TYPING = 50
+"""Who type in one room: all of them are told to everybody there whenever one begins or ends."""
+MAX_KNOWN = 50_000
+"""Users whose presence is known; of more, those of whom nothing was heard for longest are forgotten."""
 IDLE_AFTER_MS = 5 * 60_000
 """Without activity for so long, who was online is unavailable."""
 OFFLINE_AFTER_MS = 30_000
@@ -53,11 +57,14 @@ class Typing:
         """Grows with every change."""
 
     def start(self, room: int, user_id: UserID, timeout_ms: int, serial: int = 0) -> None:
-        """Somebody types, until they stop or the time is up; `serial` is that of the process that was told."""
+        """Somebody types, until they stop or the time is up; not noticed where many others do. `serial` is that of the
+        process that was told."""
         timeout_ms = max(1, min(timeout_ms, MAX_TYPING_MS))
         loop = asyncio.get_running_loop()
         users = self._rooms.setdefault(room, {})
         timer = users.get(user_id)
+        if timer is None and len(users) >= MAX_TYPING:
+            return
         if timer is not None:
             timer.cancel()
         users[user_id] = loop.call_later(timeout_ms / 1000, self._expire, room, user_id)
@@ -155,8 +162,12 @@ class PresenceBoard:
 
     def put(self, presence: UserPresence, serial: int = 0) -> bool:
         """Take what is now so; whether others see a change. `serial` is that of the process that was told."""
-        before = self._users.get(presence.user_id)
+        before = self._users.pop(presence.user_id, None)
         self._users[presence.user_id] = presence
+        if len(self._users) > MAX_KNOWN:
+            forgotten = next(iter(self._users))
+            del self._users[forgotten]
+            self._changed.pop(forgotten, None)
         if before is not None and _looks_alike(before, presence):
             return False
         self.serial = serial if serial > self.serial else _after(self.serial)

@@ -136,14 +136,16 @@ async def find(tx: Tx, user_id: UserID, room_id: str) -> OutsideMembership | Non
     return found[0] if found else None
 
 
-async def count_invites(tx: Tx, user_id: UserID, server: ServerName, most: int) -> int:
-    """How many invites by way of this server the user has not answered, up to `most`."""
+async def count_invites(tx: Tx, user_id: UserID, server: ServerName, most: int) -> tuple[int, int]:
+    """How many invites by way of this server the user has not answered, up to `most`, and the bytes that tell of
+    their rooms."""
     row = await tx.fetch_one(
-        "select count(*) from (select from outside_memberships where user_id = %s and membership = %s"
+        "select count(*), coalesce(sum(octet_length(stripped_state)), 0)"
+        " from (select stripped_state from outside_memberships where user_id = %s and membership = %s"
         f" and %s = any(via) and {_COUNTS} limit %s) as found",
         (user_id, int(Membership.INVITE), server, most),
     )
-    return 0 if row is None else int(row[0])
+    return (0, 0) if row is None else (int(row[0]), int(row[1]))
 
 
 async def delete(tx: Tx, user_id: UserID, room_id: str) -> bool:

@@ -119,13 +119,17 @@ async def note_missing(tx: Tx, user_id: UserID, now_ts: int) -> None:
     )
 
 
-async def take_due(tx: Tx, *, now_ts: int, leased_until_ts: int, limit: int) -> list[RemoteList]:
-    """Stale lists whose time has come; nobody else fetches them until the lease ends, unless more is heard."""
+async def take_due(
+    tx: Tx, *, now_ts: int, leased_until_ts: int, limit: int, besides: Collection[ServerName] = ()
+) -> list[RemoteList]:
+    """Stale lists whose time has come, but for users of some servers; nobody else fetches them until the lease ends,
+    unless more is heard."""
     rows = await tx.fetch(
         "update remote_device_lists set retry_ts = %s where user_id in"
-        " (select user_id from remote_device_lists where is_stale and retry_ts <= %s order by retry_ts limit %s"
+        " (select user_id from remote_device_lists where is_stale and retry_ts <= %s"
+        "  and substr(user_id, strpos(user_id, ':') + 1) <> all(%s::text[]) order by retry_ts limit %s"
         f"  for update skip locked) returning {_COLUMNS}",
-        (leased_until_ts, now_ts, limit),
+        (leased_until_ts, now_ts, list(besides), limit),
     )
     return [RemoteList(UserID(row[0]), tuple(row[1]), *row[2:]) for row in rows]
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, TypeGuard
 
-from federation.protocol.canonical_json import check_depth, encode
+from federation.protocol.canonical_json import MAX_INTEGER, check_depth, encode
 from federation.protocol.errors import InvalidInput
 from federation.protocol.identifiers import (
     fits,
@@ -168,7 +168,7 @@ def _presences(content: JsonObject, origin: ServerName) -> Iterator[UserPresence
             user_id=user_id,
             presence=presence,
             status_msg=status_msg[:MAX_TEXT] if isinstance(status_msg, str) else None,
-            last_active_ago=max(0, _int64(update.get("last_active_ago")) or 0),
+            last_active_ago=min(max(0, _int64(update.get("last_active_ago")) or 0), MAX_INTEGER),
             currently_active=update.get("currently_active") is True,
         )
 
@@ -192,8 +192,10 @@ def _receipt(room_id: RoomID, receipt_type: str, user_id: UserID, receipt: JsonO
         return
     if not isinstance(data, dict):
         return
-    ts, thread_id = _int64(data.get("ts")), data.get("thread_id")
-    if ts is None or not (thread_id is None or thread_id == "main" or is_event_id(thread_id)):
+    ts, thread_id = data.get("ts"), data.get("thread_id")
+    if type(ts) is not int or not 0 <= ts <= MAX_INTEGER:  # what clients cannot read would cost them all receipts
+        return
+    if not (thread_id is None or thread_id == "main" or is_event_id(thread_id)):
         return
     yield Receipt(
         room_id=room_id,

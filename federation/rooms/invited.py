@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 MAX_PENDING = 1_000
 """Invites of one server that a user of ours has not answered yet: the user's first sync shows all of them."""
+MAX_PENDING_BYTES = 4 * 1024 * 1024
+"""Of what these tell of their rooms, which few take more than some thousand bytes for."""
 
 MayBeInvited = Callable[[UserID, UserID], Awaitable[None]]
 """Raises M_INVITE_BLOCKED where the first user, ours, takes no invites from the second."""
@@ -108,10 +110,10 @@ class Invitations:
     async def _check_takes(self, origin: ServerName, target: UserID, sender: UserID) -> None:
         async with self._database.read() as tx:
             account = await accounts.find(tx, target)
-            pending = await outside_memberships.count_invites(tx, target, origin, MAX_PENDING)
+            pending, size = await outside_memberships.count_invites(tx, target, origin, MAX_PENDING)
         if account is None or account.is_deactivated:
             raise Forbidden(f"{target} cannot be invited")
-        if pending >= MAX_PENDING:
+        if pending >= MAX_PENDING or size >= MAX_PENDING_BYTES:
             raise Forbidden(f"{target} has too many invites from your server that are not answered")
         await self._may_be_invited(target, sender)
 

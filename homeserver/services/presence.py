@@ -82,7 +82,7 @@ class PresenceService:
     async def receive(self, update: edu.UserPresence) -> None:
         """Another server tells of its user."""
         if self.enabled:
-            ts = now_ms() - update.last_active_ago
+            ts = max(0, now_ms() - update.last_active_ago)
             await self._exchange.announce_presence(
                 UserPresence(update.user_id, update.presence, ts, update.status_msg), store=False
             )

@@ -12,6 +12,7 @@ import logging
 import random
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import partial
 
 from federation.outbound.device_requests import DeviceRequests
 from federation.protocol.edu import DeviceListUpdate, SigningKeyUpdate
@@ -19,7 +20,7 @@ from federation.protocol.errors import InvalidInput, MatrixError, PeerFailed, Pe
 from federation.protocol.identifiers import server_name_of
 from federation.protocol.types import ServerName, UserID
 from homeserver.services.remote_key_checks import MAX_DEVICES, DeviceList, checked_device, checked_keys, checked_list
-from storage import cross_signing, device_lists, remote_devices
+from storage import background, cross_signing, device_lists, remote_devices
 from storage.cross_signing import CrossSigningKey
 from storage.database import Database, Tx
 from storage.end_to_end_keys import DeviceKeys
@@ -32,10 +33,11 @@ logger = logging.getLogger(__name__)
 LOOK_SECONDS = 15.0
 """Until somebody looks for what other processes left to be fetched."""
 AT_ONCE = 100
-"""Lists that are fetched in one turn."""
-SERVERS_AT_ONCE = 20
+"""Lists that are taken together; those of one server are fetched one after the other."""
+SERVERS_AT_ONCE = 200
+"""Servers that are asked at the same time: none waits for another that is slow."""
 TURN_SECONDS = 60.0
-"""For a turn: what was not reached in it is fetched in a later one."""
+"""For the lists that were taken of a server: the others are fetched later."""
 FIRST_RETRY_SECONDS = 10.0
 MAX_RETRY_SECONDS = 3600.0
 SWEEP_SECONDS = 600.0
@@ -51,6 +53,8 @@ class RemoteDevices:
         self._requests = requests
         self._wanted = asyncio.Event()
         self._back: set[ServerName] = set()
+        self._under_way: dict[ServerName, asyncio.Task[None]] = {}
+        """Those that are being asked."""
         self._swept_at = time.monotonic()
 
     # --- what their servers tell
@@ -118,22 +122,25 @@ class RemoteDevices:
 
     async def run(self) -> None:
         """Fetch what is stale, and forget whom nobody follows any longer, until cancelled."""
-        while True:
-            self._wanted.clear()
-            try:
-                while await self.fetch_due():
-                    pass
-                if time.monotonic() - self._swept_at > SWEEP_SECONDS:
-                    self._swept_at = time.monotonic()
-                    await self.sweep()
-            except Unavailable:
-                await asyncio.sleep(1)  # logged where it arose
-            except Exception:
-                logger.exception("device lists could not be fetched; the next turn tries again")
-                await asyncio.sleep(LOOK_SECONDS)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(LOOK_SECONDS):
-                    await self._wanted.wait()
+        try:
+            while True:
+                self._wanted.clear()
+                try:
+                    while await self._fetch_due():
+                        pass
+                    if time.monotonic() - self._swept_at > SWEEP_SECONDS:
+                        self._swept_at = time.monotonic()
+                        await self.sweep()
+                except Unavailable:
+                    await asyncio.sleep(1)  # logged where it arose
+                except Exception:
+                    logger.exception("device lists could not be fetched; the next turn tries again")
+                    await asyncio.sleep(LOOK_SECONDS)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(LOOK_SECONDS):
+                        await self._wanted.wait()
+        finally:
+            await background.end(self._under_way.values())
 
     async def sweep(self) -> None:
         """Forget the lists of users who share no room with ours."""
@@ -142,8 +149,10 @@ class RemoteDevices:
         if dropped:
             logger.info("the devices of %d users of other servers concern nobody here any longer", dropped)
 
-    async def fetch_due(self) -> bool:
-        """Fetch lists whose time has come; False when there are none."""
+    async def _fetch_due(self) -> bool:
+        """Begin to fetch lists whose time has come; False where there are none, or enough are being fetched."""
+        if len(self._under_way) >= SERVERS_AT_ONCE:
+            return False
         now_ts, back = _now_ts(), self._back
         self._back = set()
         position = self._tail.position
@@ -151,23 +160,32 @@ class RemoteDevices:
             if back:
                 await remote_devices.hasten(tx, back, now_ts)
             leased_until_ts = now_ts + int(TURN_SECONDS * 2000)
-            due = await remote_devices.take_due(tx, now_ts=now_ts, leased_until_ts=leased_until_ts, limit=AT_ONCE)
+            due = await remote_devices.take_due(
+                tx, now_ts=now_ts, leased_until_ts=leased_until_ts, limit=AT_ONCE, besides=self._under_way.keys()
+            )
         by_server: dict[ServerName, list[RemoteList]] = {}
         for wanted in due:
             by_server.setdefault(server_name_of(wanted.user_id), []).append(wanted)
-        slots = asyncio.Semaphore(SERVERS_AT_ONCE)
-
-        async def fetch_from(server: ServerName) -> None:
-            async with slots:
-                await self._fetch_from(server, by_server[server], position)
-
-        try:
-            async with asyncio.timeout(TURN_SECONDS), asyncio.TaskGroup() as group:
-                for server in by_server:
-                    group.create_task(fetch_from(server))
-        except TimeoutError:
-            logger.info("not all device lists that were due could be fetched in %.0f seconds", TURN_SECONDS)
+        for server, lists in by_server.items():
+            task = asyncio.get_running_loop().create_task(self._fetch_in_time(server, lists, position))
+            self._under_way[server] = task
+            task.add_done_callback(partial(self._note_done, server))
         return bool(due)
+
+    def _note_done(self, server: ServerName, _task: "asyncio.Task[None]") -> None:
+        del self._under_way[server]
+        self._wanted.set()  # there may be more of its users
+
+    async def _fetch_in_time(self, server: ServerName, lists: Sequence[RemoteList], position: int) -> None:
+        try:
+            async with asyncio.timeout(TURN_SECONDS):
+                await self._fetch_from(server, lists, position)
+        except TimeoutError:
+            logger.info("not all device lists of %s could be fetched in %.0f seconds", server, TURN_SECONDS)
+        except Unavailable:
+            pass  # logged where it arose; they are due again when the lease ends
+        except Exception:
+            logger.exception("the device lists of %s could not be fetched", server)
 
     async def _fetch_from(self, server: ServerName, lists: Sequence[RemoteList], position: int) -> None:
         """Fetch lists of one server; when it is not there, none of the others is asked for."""

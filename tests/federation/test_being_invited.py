@@ -86,6 +86,16 @@ async def test_one_server_has_no_invites_without_end(
     assert (await rooms[2].send(rooms[2].invite(alice.user_id))).status == 200
 
 
+async def test_the_invites_of_one_server_tell_not_too_much(
+    server: Server, alice: Client, peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(invited, "MAX_PENDING_BYTES", 3_000)
+    rooms = [TheirRoom(peer) for _ in range(3)]
+    told = {"type": "m.room.topic", "state_key": "", "sender": peer.user(), "content": {"topic": "x" * 2_000}}
+    answers = [(await room.send(room.invite(alice.user_id), invite_room_state=[told])).status for room in rooms]
+    assert answers == [200, 200, 403]
+
+
 async def test_an_invite_that_is_repeated_is_told_once(server: Server, alice: Client, peer: Peer) -> None:
     room = TheirRoom(peer)
     invite = room.invite(alice.user_id)

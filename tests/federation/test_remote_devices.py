@@ -194,6 +194,27 @@ async def test_after_a_gap_the_whole_list_is_fetched(pair: Pair, alice: Client, 
     assert devices.asked == []
 
 
+async def test_a_server_that_is_silent_holds_up_no_other(
+    pair: Pair, alice: Client, devices: Devices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote_devices, "AT_ONCE", 1)
+    async with followed(pair.near, pair.authority, alice) as silent:
+        silent.peer.pause_seconds = 3600
+        silent.change("TABLET", "never told")
+        before = silent.peer.asked["user"]
+        await silent.tell(silent.change("PHONE", "two"))
+        async with asyncio.timeout(10):
+            while silent.peer.asked["user"] == before:  # noqa: ASYNC110  # it tells nobody
+                await asyncio.sleep(0.02)
+        devices.change("TABLET", "never told")
+        await devices.tell(devices.change("PHONE", "two"))
+
+        async with asyncio.timeout(5):
+            await eventually(lambda: devices.is_held(pair.near))
+        assert not await silent.is_held(pair.near)
+        silent.peer.release.set()
+
+
 async def test_malformed_keys_make_the_list_be_fetched(pair: Pair, alice: Client, devices: Devices) -> None:
     update = devices.change("PHONE", "two")
     update["content"]["keys"]["algorithms"] = 1

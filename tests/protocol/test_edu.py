@@ -192,6 +192,8 @@ def test_receipts_of_several_rooms_and_users_of_whom_only_the_senders_count() ->
                 {"event_ids": [EVENT], "data": []},
                 {"event_ids": [EVENT], "data": {}},
                 {"event_ids": [EVENT], "data": {"ts": 1.5}},
+                {"event_ids": [EVENT], "data": {"ts": -1}},
+                {"event_ids": [EVENT], "data": {"ts": 2**53}},
                 {"event_ids": [EVENT], "data": {"ts": 1, "thread_id": 1}},
                 {"event_ids": [EVENT], "data": {"ts": 1, "thread_id": "x"}},
             ]

@@ -4,13 +4,16 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 
+import pytest
 import pytest_asyncio
 
 from federation.protocol.types import UserID
+from storage import ephemeral
 from storage.bus import PostgresBus
 from storage.database import Database
 from storage.ephemeral import (
     IDLE_AFTER_MS,
+    MAX_TYPING,
     PresenceBoard,
     Typing,
     UserPresence,
@@ -19,7 +22,7 @@ from storage.ephemeral import (
 )
 from storage.exchange import CHANNEL, Exchange
 
-ALICE, BOB = UserID("@alice:hearth.test"), UserID("@bob:hearth.test")
+ALICE, BOB, CAROL = UserID("@alice:hearth.test"), UserID("@bob:hearth.test"), UserID("@carol:hearth.test")
 
 
 async def test_typing_starts_and_stops() -> None:
@@ -81,6 +84,32 @@ async def test_only_what_others_see_is_a_change_of_presence() -> None:
     assert [each.status_msg for each in board.changed_since(serial, {ALICE, BOB})] == ["busy"]
     assert board.changed_since(serial, [BOB]) == []
     assert set(await board.wait_for_news()) == {ALICE}
+
+
+async def test_of_many_who_type_the_first_are_told() -> None:
+    typing = Typing(lambda room: None)
+    everybody = [UserID(f"@user{number}:hearth.test") for number in range(MAX_TYPING + 1)]
+    for user_id in everybody:
+        typing.start(1, user_id, 20_000)
+    typing.start(2, everybody[-1], 20_000)
+
+    assert typing.users_in(1) == everybody[:-1]
+    assert typing.users_in(2) == everybody[-1:]
+    typing.stop(1, everybody[0])
+    typing.start(1, everybody[-1], 20_000)
+    assert typing.users_in(1) == everybody[1:]
+    typing.close()
+
+
+async def test_of_very_many_users_those_are_known_who_were_heard_of_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ephemeral, "MAX_KNOWN", 2)
+    board = PresenceBoard()
+    now_ts = now_ms()
+    for user_id in (ALICE, BOB, ALICE, CAROL):
+        board.put(UserPresence(user_id, "online", now_ts))
+
+    assert board.find(BOB) is None
+    assert {each.user_id for each in board.changed_since(0, {ALICE, BOB, CAROL})} == {ALICE, CAROL}
 
 
 async def test_who_does_nothing_becomes_unavailable() -> None:
