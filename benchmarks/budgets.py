@@ -25,10 +25,12 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """At most this much of something else; and what Synapse took when it was set, if a slow machine makes it more."""
+    """At most this much of something else, or at least; and what Synapse took when it was set, if a slow machine makes
+    it more."""
 
     value: float
     synapse: float | None = None
+    is_least: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +65,46 @@ LIMITS: Mapping[str, Limit] = {
     "idle syncs, server CPU": Limit(2),
     "disk, per message": Limit(1200),
     "disk, per state change": Limit(1000),
+    "two workers by one": Limit(1.7, is_least=True),
     "growth of send": Limit(1.5),
     "growth of state change": Limit(1.5),
     "growth of join": Limit(1.5),
 }
+
+FACTORS: Mapping[str, float] = {
+    "start, server CPU": 1,
+    "memory, idle": 1,
+    "send, 1 sender": 10,
+    "send, 64 senders": 20,
+    "deliver to one of 200 waiting syncs": 15,
+    "incremental sync, nothing new": 10,
+    "first sync, lazy members, cold": 10,
+    "local join": 10,
+    "replicate one event, sending server": 10,
+    "replicate one event, receiving server": 10,
+    "remote join, 500 members, joining server": 10,
+    "disk, per message": 3,
+    "disk, per state change": 10,
+}
+"""How many times less than Synapse's each is to be, in the same run."""
+SMALLER_WORLDS: Mapping[str, float] = {"first sync, lazy members, cold": 10}
+"""Figures that Synapse's are multiplied by to stand beside Hearth's: it has a tenth of the rooms."""
+
+
+def compare(figures: Sequence[Figure], synapse: Sequence[Figure], *, is_quick: bool) -> Iterator[Verdict]:
+    """A verdict for every figure that both have, and that is to be so many times less."""
+    beside = {figure.name: figure for figure in synapse}
+    for figure in figures:
+        other, wanted = beside.get(figure.name), FACTORS.get(figure.name)
+        if other is None or wanted is None or (is_quick and figure.name in SMALLER_WORLDS):
+            continue
+        factor = SMALLER_WORLDS.get(figure.name, 1) * amount(other) / max(1e-9, amount(figure))
+        yield Verdict(figure.name, f"{factor:.1f} times", f"{wanted:g} times", factor >= wanted)
+
+
+def amount(figure: Figure) -> float:
+    """One number: of a cost, that of server and PostgreSQL together."""
+    return figure.server_ms + figure.postgres_ms if isinstance(figure, Load) else figure.value
 
 
 def judge(figures: Sequence[Figure], synapse: Sequence[Figure] = ()) -> Iterator[Verdict]:
@@ -93,8 +131,8 @@ def _judge_quantity(figure: Quantity, limit: Limit, slowdown: float | None) -> V
     return Verdict(
         figure.name,
         f"{figure.value:.4g} {figure.unit}",
-        f"{limit.value:g} {figure.unit}",
-        figure.value <= limit.value,
+        f"{'at least ' if limit.is_least else ''}{limit.value:g} {figure.unit}",
+        figure.value >= limit.value if limit.is_least else figure.value <= limit.value,
         slowdown,
         None if slowdown is None else figure.value <= slowdown * limit.value,
     )

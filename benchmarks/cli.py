@@ -130,6 +130,8 @@ def _conclude(results: Sequence[Results], options: argparse.Namespace) -> None:
         print(line)
     for line in report.render_verdicts(results):
         print(line)
+    for line in report.render_factors(results, is_quick=options.quick):
+        print(line)
     for result in results:
         for name, failure in result.failures.items():
             print(f"{result.server} {name} FAILED: {failure}")

@@ -90,6 +90,17 @@ def render_verdicts(results: Sequence[Results]) -> Iterator[str]:
         yield f"{verdict.name:50} {verdict.measured:>22} {verdict.budget:>18}  {outcome}"
 
 
+def render_factors(results: Sequence[Results], *, is_quick: bool) -> Iterator[str]:
+    """How many times less than Synapse Hearth takes, and how many it is to be."""
+    by_server = {result.server: result.all() for result in results}
+    found = list(budgets.compare(by_server.get("hearth", []), by_server.get("synapse", []), is_quick=is_quick))
+    if found:
+        yield f"\n{'times less than Synapse, in this run':50} {'measured':>22} {'at least':>18}"
+    for verdict in found:
+        outcome = "met" if verdict.is_met else "NOT MET"
+        yield f"{verdict.name:50} {verdict.measured:>22} {verdict.budget:>18}  {outcome}"
+
+
 def _verdicts(results: Sequence[Results]) -> list[budgets.Verdict]:
     by_server = {result.server: result.all() for result in results}
     return list(budgets.judge(by_server.get("hearth", []), by_server.get("synapse", [])))

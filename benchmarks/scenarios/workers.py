@@ -59,7 +59,7 @@ async def run(server: Server, sizes: Sizes) -> Sequence[Figure]:
             Quantity(name=f"messages carried by {workers} on as many cores", value=value, unit="a second")
             for workers, value in carried.items()
         ),
-        Quantity(name="two workers by one", value=carried[2] / carried[1], unit="times the messages"),
+        Quantity(name="two workers by one", value=carried[2] / carried[1], unit="times"),
     ]
 
 

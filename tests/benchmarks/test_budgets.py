@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.budgets import judge
+from benchmarks.budgets import compare, judge
 from benchmarks.figures import Load, Quantiles, Quantity
 
 _WAIT = Quantiles.of([0.001])
@@ -56,6 +56,32 @@ def test_a_number_has_a_limit() -> None:
     )
 
     assert not verdict.is_met
+
+
+@pytest.mark.parametrize(("times", "is_met"), [(1.7, True), (1.69, False)])
+def test_some_numbers_have_to_be_large(times: float, is_met: bool) -> None:
+    (verdict,) = judge([Quantity(name="two workers by one", value=times, unit="times")])
+
+    assert verdict.is_met is is_met
+
+
+@pytest.mark.parametrize(("synapse_ms", "is_met"), [(19, False), (20, True)])
+def test_what_is_to_be_so_many_times_less_than_synapse(synapse_ms: float, is_met: bool) -> None:
+    ours = [a_load("local join", 1.5, 0.5), a_load("of which nothing is asked", 9, 9)]
+    theirs = [a_load("local join", synapse_ms - 1, 1), a_load("of which nothing is asked", 1, 1)]
+
+    (verdict,) = compare(ours, theirs, is_quick=False)
+
+    assert (verdict.name, verdict.is_met) == ("local join", is_met)
+
+
+def test_a_first_sync_of_synapse_counts_for_the_tenth_of_the_rooms_that_it_has() -> None:
+    name = "first sync, lazy members, cold"
+
+    (verdict,) = compare([a_load(name, 200, 40)], [a_load(name, 300, 180)], is_quick=False)
+
+    assert verdict.measured == "20.0 times"
+    assert list(compare([a_load(name, 200, 40)], [a_load(name, 300, 180)], is_quick=True)) == []
 
 
 def test_quantiles_are_of_the_times_that_were_measured() -> None:
