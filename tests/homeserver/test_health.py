@@ -16,6 +16,8 @@ from homeserver.signing_keys import OwnKeys
 from storage import tail
 from tests.servers import SIGNING_KEY, TEST_CONFIG, running
 
+pytestmark = pytest.mark.one_process("what each says of itself")
+
 
 async def ask(session: aiohttp.ClientSession, base_url: str, path: str) -> tuple[int, str]:
     """Status, and what is wrong."""

@@ -25,6 +25,8 @@ from tests.rooms import create_room, join, send
 from tests.scenarios.hearth_process import HearthProcess, a_visitor, serving
 from tests.servers import running
 
+pytestmark = pytest.mark.one_process("what each counts; where several are meant, they are started")
+
 EVENTS = 7
 SEND = "/_matrix/client/v3/rooms/{room_id}/send/{event_type}/{txn_id}"
 LISTENER = Listener(address="127.0.0.1", port=0, apis=(API.CLIENT, API.METRICS))

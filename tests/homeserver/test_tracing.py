@@ -16,6 +16,8 @@ from tests.collector import Collector, attributes, collecting
 from tests.rooms import create_room, send
 from tests.servers import running
 
+pytestmark = pytest.mark.one_process("what each is at")
+
 SEND = "PUT /_matrix/client/v3/rooms/{room_id}/send/{event_type}/{txn_id}"
 
 

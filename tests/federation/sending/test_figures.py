@@ -4,12 +4,16 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from storage.figures import Figures, Tally
 from tests.clients import Client, Server, quote
 from tests.federation.listening_peer import ListeningPeer, until_left_alone
 from tests.federation.resident_rooms import SharedRoom
 from tests.federation.servers import Pair
 from tests.rooms import create_room, send
+
+pytestmark = pytest.mark.one_process("what each counts")
 
 
 def figures(server: Server) -> Figures:
