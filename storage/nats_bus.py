@@ -5,6 +5,7 @@ passwords and TLS are the operator's means against that. What it loses is read f
 """
 
 import asyncio
+import contextlib
 import logging
 import ssl
 from collections import deque
@@ -30,6 +31,8 @@ MAX_WAITING = 10_000
 RECONNECT_SECONDS = 0.5
 PING_SECONDS = 5
 """How often it is asked whether it is still there; two unanswered pings are a no."""
+TELL_SECONDS = 1
+"""For how long something is waited for that does not matter so much."""
 MAX_CARRIED_BYTES = 500_000
 _ROOM_FOR_HEADERS = 1_000
 
@@ -60,6 +63,7 @@ class NatsBus:
         self._is_away = False
         """Whether somebody was told that it is."""
         self._is_up = False
+        self._client = Client()
         self.carried_bytes = MAX_CARRIED_BYTES
 
     def figures(self) -> Figures:
@@ -76,13 +80,17 @@ class NatsBus:
         self._has_waiting.set()
 
     async def tell(self, subject: str, message: bytes) -> None:
-        """Have it sent."""
+        """Have it sent; returns when NATS has it, so that others know by the time of an answer, or nearly so."""
         self.after_commit(subject, message)
+        if self._is_up:
+            await asyncio.sleep(0)  # it is sent
+            with contextlib.suppress(Error):
+                await self._client.flush(TELL_SECONDS)
 
     async def run(self, hear: Mapping[str, Hear], look: Callable[[], None]) -> None:
         """Send and hand on until cancelled; goes on by itself when NATS was away."""
         prefix = await self._find_prefix()
-        client = Client()
+        client = self._client
 
         async def note_error(error: Exception) -> None:
             if not self._is_away:
@@ -119,6 +127,8 @@ class NatsBus:
             self.carried_bytes = min(MAX_CARRIED_BYTES, client.max_payload - _ROOM_FOR_HEADERS)
             for subject, handle in {**hear, _LOOK: lambda _message: look()}.items():
                 await client.subscribe(f"{prefix}.{subject}", cb=_calling(handle))
+            with contextlib.suppress(Error):
+                await client.flush()  # what is sent from here on is heard
             await note_return()
             await self._send_all(client, prefix)
         finally:

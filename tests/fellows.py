@@ -6,6 +6,7 @@ so that a test reaches into it as ever; clients take a new connection for each r
 """
 
 import asyncio
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -20,12 +21,14 @@ from typing import Any
 
 import aiohttp
 import uvloop
+from nats.errors import Error
 
 from homeserver import supervisor
 from homeserver.app import Application
 from homeserver.config import Config
 from homeserver.shared_memory import Shared, SharedMemory, attach
 from homeserver.signing_keys import OwnKeys
+from storage.nats_bus import NatsBus
 from tests import loopback
 
 COUNT = int(os.environ.get("HEARTH_TEST_WORKERS", "1"))
@@ -43,6 +46,10 @@ def a_session(application: Application) -> aiohttp.ClientSession:
     """
 
     async def hear(*_of_the_answer: object) -> None:
+        if isinstance(application.bus, NatsBus):
+            with contextlib.suppress(Error):
+                await application.bus._client.flush()  # what NATS was told before comes before this is answered
+            await asyncio.sleep(0.002)
         if application.tail.is_behind():
             await application.tail.hear_neighbours()
 
