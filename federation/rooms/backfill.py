@@ -16,12 +16,12 @@ from federation.protocol.identifiers import server_name_of
 from federation.protocol.pdu import VerifiedPDU
 from federation.protocol.types import EventID, ServerName, StateKey
 from federation.rooms.history import HistoryAppender
-from federation.rooms.incomplete_rooms import IncompleteRooms
+from federation.rooms.incomplete_rooms import IncompleteRooms, StateBefore
 from federation.rooms.missing_events import MissingEventsFetcher
 from federation.rooms.ordering import cited_by, connected, in_order, prev_of
 from federation.rooms.questions import Allowance, Questions
 from federation.rooms.server_access import ServerAccess
-from storage import event_pages, events, history, memberships, room_state
+from storage import event_pages, events, history, memberships, remote_joins, room_state
 from storage.database import Database, Tx
 from storage.events import Flag
 from storage.history import Gap
@@ -85,11 +85,9 @@ class Backfill:
 
         Whether a page should end where history is still missing: not so where nobody gave it.
         """
-        if self._incomplete.has(room.number):
-            return True  # it can be had soon
         for _ in range(MAX_STRETCHES):
             if not await self.fill(room, gap):
-                return False
+                return self._incomplete.has(room.number)  # else it can be had soon
             async with self._database.read() as tx:
                 left = [each for each in await history.gaps(tx, room.number) if each.position == gap.position]
                 if not left or not left[0].frontier:
@@ -101,12 +99,9 @@ class Backfill:
         return True
 
     async def fill(self, room: Room, gap: Gap) -> bool:
-        """Fetch a stretch of what is missing there; whether there is more than before, whoever brought it.
-
-        Of a room that lacks members nothing: a state that others give could not be compared with ours.
-        """
-        key = (room.number, gap.position)
-        if not gap.frontier or self._incomplete.has(room.number) or self._has_failed(key):
+        """Fetch a stretch of what is missing there; whether there is more than before, whoever brought it."""
+        key = self._key(room, gap)
+        if not gap.frontier or self._has_failed(key):
             return False
         try:
             async with asyncio.timeout(SECONDS), _Turn(self._locks, key):
@@ -124,6 +119,10 @@ class Backfill:
         if not is_filled:
             self._note_failure(key)
         return is_filled
+
+    def _key(self, room: Room, gap: Gap) -> tuple[int, int]:
+        """What fails while the room lacks members is tried again once it has them."""
+        return (-room.number if self._incomplete.has(room.number) else room.number, gap.position)
 
     def notice(self, server: ServerName) -> None:
         """A server is there again: what it could not be asked for is no longer left alone."""
@@ -163,7 +162,7 @@ class Backfill:
                 return True
             except MatrixError as error:
                 if isinstance(error, PeerUnreachable):
-                    self._note_silence(server, (room.number, gap.position))
+                    self._note_silence(server, self._key(room, gap))
                 logger.info("%s gave no history of %s: %s", server, room.room_id, error.message)
         return False
 
@@ -191,11 +190,15 @@ class Backfill:
         pdus = await self._judgeable(room, pdus)
         if not pdus:
             return False
-        states: dict[EventID, dict[StateKey, EventID]] = {}
+        lacks_members = self._incomplete.has(room.number)
+        if lacks_members:
+            await self._fetcher.learn_cited(room, pdus)
+        states: dict[EventID, StateBefore] = {}
         for pdu in await self._loose_ends(room, pdus):
             if len(states) == MAX_STATES or await self._appender.continues(room, gap, pdus):
                 break
-            states[pdu.event_id] = await self._fetcher.state_before(server, room, pdu, allowance)
+            fetch = self._fetcher.state_difference if lacks_members else self._fetcher.state_before
+            states[pdu.event_id] = await fetch(server, room, pdu, allowance)
         return bool(await self._appender.append(room, gap, pdus, states, first_place=first_place))
 
     async def _fetch_cited(
@@ -208,7 +211,7 @@ class Backfill:
             missing = cited - (await events.flags_of(tx, cited)).keys()
         for pdu in pdus:
             if missing.intersection(cited_by(pdu)):
-                await self._fetcher.fetch_auth(server, room, pdu, allowance)
+                await self._fetcher.fetch_auth(server, room, pdu, allowance, is_old=True)
                 missing.difference_update(cited_by(pdu))
 
     async def _judgeable(self, room: Room, pdus: Sequence[VerifiedPDU]) -> list[VerifiedPDU]:
@@ -234,6 +237,8 @@ class Backfill:
         async with self._database.read() as tx:
             state = await room_state.current_events(tx, room.number, keys)
             present = await memberships.some_servers(tx, room.number, sample=1_000)
+            if self._incomplete.has(room.number):
+                present += (await remote_joins.servers_named(tx, [room.number])).get(room.number, ())
             likely: list[ServerName] = []
             for event_id in wanted:  # room versions 1 and 2
                 likely += [ServerName(name) for name in [event_id.partition(":")[2]] if name]

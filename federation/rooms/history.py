@@ -17,6 +17,7 @@ from federation.rooms.append_remote import keys_for, note_redaction
 from federation.rooms.counting import related_event, thread_of
 from federation.rooms.incomplete_rooms import BeingJoined, StateBefore, StateDifference
 from federation.rooms.ordering import cited_by
+from federation.rooms.placing import difference_view
 from federation.rooms.state import Graph, MissingEvents, View, resolve
 from storage import event_pages, events, history, room_state, rooms
 from storage import outliers as stored_outliers
@@ -32,7 +33,7 @@ MAX_LINES = 16
 """Lines that may stand on one another: to look something up in the last, all are asked."""
 _NOTHING: Point = (TRUNK, 0)
 
-States = Mapping[EventID, Mapping[StateKey, EventID]]
+States = Mapping[EventID, StateBefore]
 """By event: the state before it, as another server gave it, with all of its events held here."""
 
 
@@ -102,6 +103,8 @@ class _Stretch:
     anchor: Point
     """From which most states hardly differ: the same, or the room's present one."""
     trunk_version: int
+    lacks_members: bool
+    """Whether only what differs from a state can be told of another one."""
     after: dict[EventID, View] = field(default_factory=dict)
     """The states after the events that were placed."""
     placed: list[Placed] = field(default_factory=list)
@@ -120,7 +123,8 @@ class HistoryAppender:
 
         An event of which neither all previous events are here or among them, nor the state before it is given, is left
         out, and so is what cites events that are not here. Where none of them is what the gap asks for, they stand by
-        themselves in its middle. Answers what was written; raises Conflict when the gap has changed meanwhile.
+        themselves in its middle. Answers what was written; raises Conflict when the gap has changed meanwhile, and
+        BeingJoined where a member has a say in it who is not known yet.
         """
         async with self._database.transaction() as tx:
             reserved = await stored_outliers.reserve(tx, room, len(pdus))
@@ -146,8 +150,6 @@ class HistoryAppender:
         Whether it has one now. Its previous events must be here, or the state before it be given; raises Conflict when
         others write to the room's history at the same time.
         """
-        if isinstance(state_before, StateDifference):
-            raise BeingJoined
         states = {} if state_before is None else {pdu.event_id: state_before}
         async with self._database.read() as tx:
             held = (await events.by_id(tx, [pdu.event_id])).get(pdu.event_id)
@@ -201,8 +203,6 @@ class HistoryAppender:
     ) -> _Stretch:
         pdus, states = given
         row = (await rooms.rows(tx, [room.number]))[room.number]
-        if row.lacks_members:
-            raise BeingJoined
         wanted = {pdu.event_id for pdu in pdus}.union(*(pdu.prev_event_ids for pdu in pdus))
         held = {event_id: stored for event_id, stored in (await events.by_id(tx, wanted)).items()}
         above = await event_pages.preceding(tx, room.number, gap.bottom, 1)
@@ -225,6 +225,7 @@ class HistoryAppender:
             continues=continues,
             anchor=anchor,
             trunk_version=version,
+            lacks_members=row.lacks_members,
         )
         stretch.after = {
             event_id: View(stored.point_after)
@@ -323,9 +324,13 @@ async def _state_before(stretch: _Stretch, pdu: VerifiedPDU) -> View | None:
     return views[min(resolved.same_as)] if resolved.same_as else resolved.view
 
 
-async def _view_of(stretch: _Stretch, given: Mapping[StateKey, EventID]) -> View:
+async def _view_of(stretch: _Stretch, given: StateBefore) -> View:
     """A state that another server gave: what differs from the anchor's, where most of it does not; else all of it."""
     graph, room = stretch.graph, stretch.room
+    if isinstance(given, StateDifference):
+        return await difference_view(graph.tx, room, given)
+    if stretch.lacks_members:
+        raise BeingJoined
     positions = await events.positions_of(graph.tx, room.number, given.values())
     state = {key: positions[event_id] for key, event_id in given.items() if event_id in positions}
     known = (await room_state.at(graph.tx, room.number, [stretch.anchor]))[stretch.anchor]

@@ -112,16 +112,16 @@ class MissingEventsFetcher:
             event_id for event_id, (number, flags) in held.items() if number == room.number and not flags & Flag.OUTLIER
         }
 
-    async def fetch_auth(self, origin: ServerName, room: Room, pdu: VerifiedPDU, allowance: Allowance) -> None:
+    async def fetch_auth(
+        self, origin: ServerName, room: Room, pdu: VerifiedPDU, allowance: Allowance, *, is_old: bool = False
+    ) -> None:
         """Bring in what authorises the event, as outliers; what nobody gives stays missing.
 
         Raises BeingJoined for what came after a join that left members out: it has to wait for them, and may not be
-        held without having its place in the room.
+        held without having its place in the room. Not so of what authorises events that are `is_old`: history.
         """
-        async with self._database.read() as tx:
-            held = await events.flags_of(tx, cited_by(pdu))
-            if await remote_joins.is_later(tx, room.room_id, [each for each in cited_by(pdu) if each not in held]):
-                raise BeingJoined
+        if not is_old:
+            await self._check_not_later(room, pdu)
         fetched: dict[EventID, VerifiedPDU] = {}
         servers = [origin]
         for attempt in range(MAX_AUTH_ROUNDS):
@@ -138,6 +138,18 @@ class MissingEventsFetcher:
             fetched.update((each.event_id, each) for each in new)
         if fetched:
             await self._writer.append_outliers(room, list(fetched.values()))
+
+    async def _check_not_later(self, room: Room, pdu: VerifiedPDU) -> None:
+        async with self._database.read() as tx:
+            held = await events.flags_of(tx, cited_by(pdu))
+            if await remote_joins.is_later(tx, room.room_id, [each for each in cited_by(pdu) if each not in held]):
+                raise BeingJoined
+
+    async def learn_cited(self, room: Room, pdus: Iterable[VerifiedPDU]) -> None:
+        """In a room that lacks members: know those whose member events these events cite and that are held."""
+        async with self._database.read() as tx:
+            cited = await events.by_id(tx, {event_id for pdu in pdus for event_id in cited_by(pdu)})
+        await learn_members(self._database, self._server_name, room.room_id, cited.values())
 
     async def _event_auth(
         self, origin: ServerName, room: Room, pdu: VerifiedPDU, missing: Iterable[EventID], allowance: Allowance

@@ -98,7 +98,7 @@ class Placing:
     async def given_state(self, tx: Tx, state_before: StateBefore) -> View:
         """The state that another server gave: what differs from ours, where most of it does not; else a whole line."""
         if isinstance(state_before, StateDifference):
-            return await self._differing_state(tx, state_before)
+            return await difference_view(tx, self.room, state_before)
         if self.row.lacks_members:
             raise BeingJoined
         positions = await events.positions_of(tx, self.room.number, state_before.values())
@@ -112,15 +112,6 @@ class Placing:
         if len(changes) <= len(given):
             return View(self.head.point, changes)
         return View(NOTHING, given)
-
-    async def _differing_state(self, tx: Tx, difference: StateDifference) -> View:
-        wanted = {event_id for event_id in difference.changes.values() if event_id is not None}
-        positions = await events.positions_of(tx, self.room.number, wanted)
-        missing = wanted - positions.keys()
-        if missing:
-            raise MissingEvents(auth=missing)
-        changes = {key: None if each is None else positions[each] for key, each in difference.changes.items()}
-        return View((TRUNK, difference.version), changes)
 
     def store(self, view: View) -> Point:
         """The stored point that is this state; a new line where there is none yet."""
@@ -175,3 +166,14 @@ class Placing:
             if write.type == "m.room.member" and position is not None:
                 write.membership = Membership.of(self.graph.at(position).membership)
         self.writes += writes
+
+
+async def difference_view(tx: Tx, room: Room, difference: StateDifference) -> View:
+    """A state that differs from one of the trunk; raises MissingEvents where what it has instead is not held."""
+    wanted = {event_id for event_id in difference.changes.values() if event_id is not None}
+    positions = await events.positions_of(tx, room.number, wanted)
+    missing = wanted - positions.keys()
+    if missing:
+        raise MissingEvents(auth=missing)
+    changes = {key: None if each is None else positions[each] for key, each in difference.changes.items()}
+    return View((TRUNK, difference.version), changes)

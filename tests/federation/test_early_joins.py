@@ -16,6 +16,7 @@ from federation.rooms import joining
 from federation.rooms.incomplete_rooms import IncompleteRooms
 from homeserver.app import KINDS
 from storage import events, room_state, rooms
+from storage.events import Flag
 from storage.room_state import TRUNK
 from storage.tail import Tail
 from tests.clients import Server, quote
@@ -30,6 +31,8 @@ from tests.homeserver.syncs import ids, joined, members, state, sync, timeline, 
 from tests.rooms import send
 
 MEMBERS = 300
+FOUNDED = MEMBERS + 4
+"""Events by which the room came to be."""
 LAZY = {"room": {"state": {"lazy_load_members": True}}}
 
 
@@ -50,6 +53,8 @@ class SlowResident(LyingResident):
         self.stream = self._slowly
         self.states = {"": {pdu.event_id for pdu in self.room.state.values()}}
         """Before its events; of what is not here as before the join."""
+        self.length = len(self.room.events)
+        """When our user came."""
 
     def routes(self, application: web.Application) -> None:
         super().routes(application)
@@ -62,6 +67,11 @@ class SlowResident(LyingResident):
         """What authorises any of them, all the same."""
         return web.json_response({"auth_chain": [pdu.json for pdu in self.room.events if pdu.state_key is not None]})
 
+    async def _backfill(self, _request: web.Request) -> web.Response:
+        """What was there before our user came, but for the first members."""
+        pdus = [pdu.json for pdu in reversed(self.room.events[FOUNDED : self.length])]
+        return web.json_response({"origin": self.name, "origin_server_ts": 1, "pdus": pdus})
+
     async def _event(self, request: web.Request) -> web.Response:
         pdus = [pdu.json for pdu in self.room.events if pdu.event_id == request.match_info["event_id"]]
         return web.json_response({"origin": self.name, "origin_server_ts": 1, "pdus": pdus})
@@ -72,7 +82,7 @@ class SlowResident(LyingResident):
     async def _state_ids(self, request: web.Request) -> web.Response:
         event_id = request.query["event_id"]
         self.asked.append(f"state_ids {event_id}")
-        chain = [pdu.event_id for pdu in self.room.events[: MEMBERS + 4] if pdu.state_key is not None]
+        chain = [pdu.event_id for pdu in self.room.events[:FOUNDED] if pdu.state_key is not None]
         state = self.states.get(event_id, self.states[""])
         return web.json_response({"pdu_ids": sorted(state), "auth_chain_ids": chain})
 
@@ -80,6 +90,21 @@ class SlowResident(LyingResident):
         """One of its users says something."""
         content = {"msgtype": "m.text", "body": body}
         return self.room.add("m.room.message", self.user(name), content, prev_events=prev)
+
+    def rename(self, name: str, prev: Sequence[VerifiedPDU] | None = None) -> VerifiedPDU:
+        """One of its users has a new name."""
+        content = {"membership": "join", "displayname": "M"}
+        return self.room.add("m.room.member", self.user(name), content, self.user(name), prev_events=prev)
+
+    @property
+    def numbers(self) -> dict[EventID, int]:
+        """Its events by their order."""
+        return {pdu.event_id: number for number, pdu in enumerate(self.room.events)}
+
+    def begin(self) -> None:
+        """Our user may come now."""
+        self.states[""] = {pdu.event_id for pdu in self.room.state.values()}
+        self.length = len(self.room.events)
 
     async def _slowly(self, response: web.StreamResponse, body: bytes) -> None:
         if b"members_omitted" not in body:
@@ -173,9 +198,7 @@ async def test_members_who_are_known_or_become_so_may_speak(maintenance_conninfo
         said = timeline(now, other.room_id)
         assert [event["content"]["body"] for event in said] == ["welcome", "hello"]
         assert members(state(now, other.room_id)) == {other.user("eve"), other.user("member7")}
-        renamed = other.room.add(
-            "m.room.member", other.user("member8"), {"membership": "join", "displayname": "M"}, other.user("member8")
-        )
+        renamed = other.rename("member8")
         topic = other.room.add("m.room.topic", other.user("eve"), {"topic": "new"}, "")
         stranger = other.room.add("m.room.member", other.user("carl"), {"membership": "join"}, other.user("carl"))
         hidden = other.say("carl", "I am new")
@@ -318,16 +341,16 @@ async def test_a_state_with_other_members_than_it_had_is_not_taken(
         assert members(await state_of(bob, other.room_id)) == {*members_of(other), bob.user_id}
 
 
-async def seen_of(server: Server, other: SlowResident, joined_members: int) -> dict[int, list[int]]:
-    """The state before each event of the room, and at its end (-1), with events by their numbers in it."""
-    numbers = {pdu.event_id: number for number, pdu in enumerate(other.room.events)}
+async def seen_of(server: Server, other: SlowResident, joined_members: int, flags: int = 0) -> dict[int, list[int]]:
+    """The state before each event of the room that has these flags, and at its end (-1): events by their numbers."""
+    numbers = other.numbers
     found: dict[int, list[int]] = {}
     async with server.application.database.read() as tx:
         room = await rooms.find(tx, other.room_id)
         assert room is not None
         row = (await rooms.rows(tx, [room.number]))[room.number]
         stored = await events.by_id(tx, numbers)
-        points = {numbers[each.event_id]: (each.line, each.version) for each in stored.values() if not each.flags}
+        points = {numbers[each.event_id]: (each.line, each.version) for each in stored.values() if each.flags == flags}
         for number, point in {**points, -1: (TRUNK, row.state_version)}.items():
             positions = (await room_state.at(tx, room.number, [point]))[point].values()
             ids = await events.ids_of(tx, room.number, list(positions))
@@ -372,6 +395,40 @@ async def test_the_room_is_as_if_all_had_come_at_once(
 
 
 @pytest.mark.parametrize("is_early", [True, False])
+async def test_what_was_said_before_the_join_can_be_read(
+    maintenance_conninfo: str, authority: Authority, monkeypatch: pytest.MonkeyPatch, *, is_early: bool
+) -> None:
+    monkeypatch.setattr(joining, "PATIENCE_SECONDS", 0.1 if is_early else 600)
+    async with federating(maintenance_conninfo, authority) as server, slow(server, authority) as other:
+        bob = await server.register("bob")
+        first = other.say("member1", "first")
+        other.states[first.event_id] = set(other.states[""])
+        renamed, last = other.rename("member2"), other.say("member3", "last")
+        other.begin()
+        before = sorted(other.room.events.index(pdu) for pdu in other.room.state.values())
+        if not is_early:
+            other.may_give.set()
+        assert (await join(bob, other.room_id, other.name)).status == 200
+        joined_by = other.join()
+
+        page = await bob.ok("GET", f"/v3/rooms/{quote(other.room_id)}/messages", params={"dir": "b", "limit": "10"})
+
+        assert server.application.incomplete.are_any == is_early
+        assert ids(page["chunk"]) == [joined_by.event_id, last.event_id, renamed.event_id, first.event_id]
+        assert ("end" in page) == is_early  # of the rest it cannot be said yet that nobody has it
+        other.may_give.set()
+        await state_of(bob, other.room_id)
+        found = await seen_of(server, other, MEMBERS + 2, flags=int(Flag.HISTORY))
+        then = sorted({*before, other.numbers[other.member(2)]} - {other.numbers[renamed.event_id]})
+        assert found == {
+            other.numbers[first.event_id]: then,
+            other.numbers[renamed.event_id]: then,
+            other.numbers[last.event_id]: before,
+            -1: sorted([*before, other.numbers[joined_by.event_id]]),
+        }
+
+
+@pytest.mark.parametrize("is_early", [True, False])
 async def test_what_was_said_beside_the_join_finds_its_place(
     maintenance_conninfo: str, authority: Authority, monkeypatch: pytest.MonkeyPatch, *, is_early: bool
 ) -> None:
@@ -388,9 +445,7 @@ async def test_what_was_said_beside_the_join_finds_its_place(
         other.room.state["m.room.member", bob.user_id] = joined_by
         beside = other.say("member5", "beside", [last])
         after = other.say("member6", "after", [joined_by, beside])
-        renamed = other.user("member8")
-        content = {"membership": "join", "displayname": "M"}
-        change = other.room.add("m.room.member", renamed, content, renamed, prev_events=[last])
+        change = other.rename("member8", [last])
         follows = other.say("member8", "renamed", [change])
         merging = other.say("eve", "both", [after, follows])
         told = [beside, after, change, follows, merging]
@@ -402,7 +457,7 @@ async def test_what_was_said_beside_the_join_finds_its_place(
         other.may_give.set()
         await state_of(bob, other.room_id)
         found = await seen_of(server, other, MEMBERS + 2)
-        numbers = {pdu.event_id: number for number, pdu in enumerate(other.room.events)}
+        numbers = other.numbers
         with_join = sorted([*before, start])
         changed = sorted({*before, numbers[change.event_id]} - {numbers[other.member(8)]})
         assert found == {
