@@ -4,11 +4,11 @@
 """
 
 import asyncio
+import contextlib
 import importlib
 import logging
 import shutil
 import socket
-import time
 from collections.abc import Coroutine, Sequence
 from typing import Any, Protocol
 
@@ -88,6 +88,8 @@ KINDS: Sequence[type[Change]] = (
 """Every kind of change that the log may hold."""
 
 SWEEP_SECONDS = 600
+CLOCK_SECONDS = 60
+"""How often to look at the database's clock."""
 
 
 class _Metrics(Observer, Protocol):
@@ -349,6 +351,7 @@ class Application:
         self._run("device activity", self.accounts.activity.run())
         self._run("delayed events", self.rooms.delayed_events.run())
         self._run("forgetting what expired", self._sweep())
+        self._run("clock", self._keep_time())
         if self.config.federation.enabled:
             self._run("dead letters", self.reception.dead_letters.run())
             self._run("forked rooms", self.reception.merger.run())
@@ -397,6 +400,12 @@ class Application:
         logger.critical("background task %r ended", task.get_name(), exc_info=task.exception())
         self.failed.set_exception(task.exception() or RuntimeError(f"{task.get_name()} ended"))
 
+    async def _keep_time(self) -> None:
+        while True:
+            await asyncio.sleep(CLOCK_SECONDS)
+            with contextlib.suppress(Unavailable):  # logged where it arose
+                await self.database.set_clock()
+
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(SWEEP_SECONDS)
@@ -409,7 +418,7 @@ class Application:
                 await self.media.repository.forget_unused()
                 self.views.drop_unused()
                 async with self.database.transaction() as tx:
-                    await short_lived_tokens.delete_expired(tx, int(time.time() * 1000))
+                    await short_lived_tokens.delete_expired(tx, self.database.now_ms())
             except Unavailable:  # logged where it arose
                 continue
             except Exception:

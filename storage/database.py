@@ -79,6 +79,9 @@ _REPLICA_CONNECT_SECONDS = 0.2
 _REPLICA_AVOIDED_SECONDS = 5.0
 """A replica that was behind or away is not asked again for so long."""
 
+_TOLERATED_SECONDS = 0.5
+"""An answer that took longer does not tell the time."""
+
 STUCK_SECONDS = 30.0
 """A connection that is in use for so long is given up: its disk, or its machine, does not answer."""
 
@@ -201,6 +204,26 @@ async def _limit(connection: Connection) -> None:
     await connection.execute("set idle_in_transaction_session_timeout = '15s'")
 
 
+class Clock:
+    """What time it is, as the database says: the same in all processes, whatever the clocks of their machines say."""
+
+    def __init__(self) -> None:
+        self._ahead_ms = time.time() * 1000 - time.monotonic() * 1000
+        """Of what counts the time since the machine was started; that one runs evenly, and nobody sets it."""
+
+    def now_ms(self) -> int:
+        """Milliseconds since 1970."""
+        return int(time.monotonic() * 1000 + self._ahead_ms)
+
+    async def set(self, tx: Tx) -> None:
+        """Ask the database; a slow answer is not used."""
+        before = time.monotonic()
+        row = await tx.fetch_one("select (extract(epoch from clock_timestamp()) * 1000)::bigint")
+        after = time.monotonic()
+        if row is not None and after - before < _TOLERATED_SECONDS:
+            self._ahead_ms = row[0] - (before + after) * 500
+
+
 class Database:
     """The pool of connections of this process."""
 
@@ -210,6 +233,7 @@ class Database:
         self._replicas = [_Replica(each, self, max_connections) for each in replicas]
         self.conninfo = make_conninfo(conninfo, **{**_NETWORK, **conninfo_to_dict(conninfo)})
         self.memory = Memory()
+        self._clock = Clock()
         self._patience_seconds = _PATIENCE_SECONDS
         self._pool = AsyncConnectionPool(
             self.conninfo,
@@ -225,6 +249,7 @@ class Database:
     async def open(self) -> None:
         """Connect; raises when the database cannot be reached within the pool's time."""
         await self._pool.open(wait=True, timeout=30)
+        await self.set_clock()
         for replica in self._replicas:
             await replica.open()
 
@@ -232,6 +257,15 @@ class Database:
         """Connect in the background; nobody ever waits long."""
         self._patience_seconds = _REPLICA_CONNECT_SECONDS
         await self._pool.open(wait=False)
+
+    def now_ms(self) -> int:
+        """The time by the database's clock: what others will compare with theirs is counted by this."""
+        return self._clock.now_ms()
+
+    async def set_clock(self) -> None:
+        """Look at the database's clock; raises Unavailable."""
+        async with self.read() as tx:
+            await self._clock.set(tx)
 
     async def close(self) -> None:
         """Give every connection back to the server."""

@@ -67,7 +67,7 @@ class DeadLetters:
                 failed.append(_letter(origin, room, pdu, error.message))
         if failed or late:
             self._kept += len(failed) + len(late)
-            now_ts = _now_ms()
+            now_ts = self._database.now_ms()
             async with self._database.transaction() as tx:
                 if failed:
                     await dead_letters.keep(tx, failed, now_ts)
@@ -102,7 +102,7 @@ class DeadLetters:
     async def retry_due(self) -> bool:
         """Try the letters of one room whose time has come; False when there are none."""
         async with self._database.transaction() as tx:
-            letters = await dead_letters.take_due(tx, _now_ms(), AT_ONCE, int(ATTEMPT_SECONDS * 2000))
+            letters = await dead_letters.take_due(tx, self._database.now_ms(), AT_ONCE, int(ATTEMPT_SECONDS * 2000))
         by_origin: dict[ServerName, list[DeadLetter]] = {}
         for letter in letters:
             by_origin.setdefault(letter.origin, []).append(letter)
@@ -133,7 +133,7 @@ class DeadLetters:
         ]
         done = {letter.event_id for letter in letters} - {letter.event_id for letter, _ in again}
         async with self._database.transaction() as tx:
-            await dead_letters.note_failures(tx, again, _now_ms())
+            await dead_letters.note_failures(tx, again, self._database.now_ms())
             await dead_letters.delete(tx, done)
         self._settled += len(done)
         logger.info(
@@ -142,7 +142,7 @@ class DeadLetters:
 
     async def sweep(self) -> None:
         """Forget old letters, answered transactions and received to-device messages."""
-        now_ts = _now_ms()
+        now_ts = self._database.now_ms()
         async with self._database.write() as tx:
             while await dead_letters.delete_old(tx, now_ts - dead_letters.KEPT_MS, SWEPT_AT_ONCE) == SWEPT_AT_ONCE:
                 pass
@@ -161,7 +161,3 @@ def room_of(letters: Sequence[DeadLetter]) -> str:
 
 def _letter(origin: ServerName, room: Room, pdu: PDU, reason: str) -> DeadLetter:
     return DeadLetter(origin=origin, room_id=room.room_id, event_id=pdu.event_id, json=pdu.json, reason=reason)
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000

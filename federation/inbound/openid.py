@@ -1,7 +1,5 @@
 """Who an OpenID token belongs to (Server-Server API, "OpenID"): asked by services, without a signature."""
 
-import time
-
 from federation.protocol.errors import Unauthorized
 from federation.web import Answer, Call, Route
 from storage import short_lived_tokens
@@ -25,7 +23,7 @@ class OpenIDAPI:
         if token is None:
             raise Unauthorized("An access token is required", "M_MISSING_TOKEN")
         async with self._database.read() as tx:
-            user_id = await short_lived_tokens.find_user(tx, Purpose.OPENID, token, int(time.time() * 1000))
+            user_id = await short_lived_tokens.find_user(tx, Purpose.OPENID, token, self._database.now_ms())
         if user_id is None:
             raise Unauthorized("Access token unknown or expired")
         return {"sub": user_id}

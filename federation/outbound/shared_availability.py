@@ -50,7 +50,7 @@ class SharedAvailability:
         """Learn what was known before."""
         async with self._database.read() as tx:
             for failing in await destinations.list_failing(tx):
-                self._availability.learn(failing.server, _back_off(failing))
+                self._availability.learn(failing.server, _back_off(failing, self._database.now_ms()))
 
     async def run(self) -> None:
         """Tell and learn until cancelled."""
@@ -73,7 +73,8 @@ class SharedAvailability:
             for server in servers:
                 del self._to_write[server]
             found = {server: self._availability.find(server) for server in servers}
-            failing = [_failing(server, back_off) for server, back_off in found.items() if back_off is not None]
+            now_ts = self._database.now_ms()
+            failing = [_failing(server, back_off, now_ts) for server, back_off in found.items() if back_off is not None]
             alive = [server for server, back_off in found.items() if back_off is None]
 
             async def work(tx: Tx, failing: list[Failing] = failing, alive: list[ServerName] = alive) -> None:
@@ -102,7 +103,7 @@ class SharedAvailability:
             if failing is None:
                 self._availability.learn(server, None)
             elif known is None or known.failures != failing.failures or known.since_ts != failing.since_ts:
-                self._availability.learn(server, _back_off(failing))
+                self._availability.learn(server, _back_off(failing, self._database.now_ms()))
 
 
 def news_of(server: ServerName) -> Invalidated:
@@ -110,15 +111,11 @@ def news_of(server: ServerName) -> Invalidated:
     return Invalidated(Kind.DESTINATION, UserID(""), server)
 
 
-def _back_off(failing: Failing) -> BackOff:
-    seconds = (failing.retry_ts - _now_ms()) / 1000
+def _back_off(failing: Failing, now_ts: int) -> BackOff:
+    seconds = (failing.retry_ts - now_ts) / 1000
     return BackOff(time.monotonic() + seconds, failing.failures, failing.since_ts, failing.reason)
 
 
-def _failing(server: ServerName, back_off: BackOff) -> Failing:
-    retry_ts = _now_ms() + int((back_off.until - time.monotonic()) * 1000)
+def _failing(server: ServerName, back_off: BackOff, now_ts: int) -> Failing:
+    retry_ts = now_ts + int((back_off.until - time.monotonic()) * 1000)
     return Failing(server, back_off.since_ts, retry_ts, back_off.failures, back_off.reason)
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000

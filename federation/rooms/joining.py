@@ -103,7 +103,7 @@ class RemoteJoins:
             user_id=wish.user_id,
             content=wish.content,
             servers=tuple(candidates(servers, besides=self._server_name)),
-            started_ts=_now_ms(),
+            started_ts=self._database.now_ms(),
         )
         async with self._database.transaction() as tx:
             is_first = bool(join.servers) and await remote_joins.insert(tx, join, leased_until_ts=self._lease_end())
@@ -180,7 +180,8 @@ class RemoteJoins:
     async def _look_after(self) -> None:
         await self.note_progress()
         async with self._database.transaction() as tx:
-            found = await remote_joins.take_over(tx, now_ts=_now_ms(), leased_until_ts=self._lease_end(), limit=5)
+            now_ts = self._database.now_ms()
+            found = await remote_joins.take_over(tx, now_ts=now_ts, leased_until_ts=self._lease_end(), limit=5)
         for join in found:
             if join.room_id not in self._tasks:
                 logger.info("going on with the join of %s to %s", join.user_id, join.room_id)
@@ -233,7 +234,7 @@ class RemoteJoins:
                 return False
             room = await rooms.find(tx, join.room_id)
             seconds = min(RETRY_SECONDS * join.attempts, MAX_RETRY_SECONDS)
-            await remote_joins.put_off(tx, join, _now_ms() + seconds * 1000)
+            await remote_joins.put_off(tx, join, self._database.now_ms() + seconds * 1000)
         if room is not None and not await self._doors.is_ours(room):
             await self._completion.abandon(placed)
             return True
@@ -244,7 +245,7 @@ class RemoteJoins:
         """It did not come about: nothing is left of it, or it is tried again."""
         may_pass = isinstance(error, PeerFailed | RemoteServerError | Unavailable)
         if may_pass and 1 < join.attempts < MAX_ATTEMPTS:  # nobody waits for it: the servers may be back later
-            later = _now_ms() + 60_000 * join.attempts
+            later = self._database.now_ms() + 60_000 * join.attempts
             logger.info("the join of %s to %s is tried again later: %s", join.user_id, join.room_id, error)
             async with self._database.transaction() as tx:
                 await remote_joins.put_off(tx, join, later)
@@ -256,7 +257,7 @@ class RemoteJoins:
         self._results["joined"] += 1
         async with self._database.transaction() as tx:
             await remote_joins.delete(tx, join)
-            waited = await dead_letters.retry_room(tx, join.room_id, _now_ms())
+            waited = await dead_letters.retry_room(tx, join.room_id, self._database.now_ms())
         if waited:
             for observer in self.observers:
                 observer()
@@ -381,7 +382,7 @@ class RemoteJoins:
             raise RemoteServerError(f"The join was not accepted: {received.reason}", is_transient=False)
 
     def _lease_end(self) -> int:
-        return _now_ms() + int(self._lease_seconds * 1000)
+        return self._database.now_ms() + int(self._lease_seconds * 1000)
 
 
 def _signed(destination: ServerName, pdu: VerifiedPDU) -> SignedJoin:
@@ -401,7 +402,3 @@ def _signed_before(join: RemoteJoin, signed: SignedJoin) -> VerifiedPDU:
     rules = get_rules(signed.room_version)
     pdu = event_format.parse(canonical_json.loads_object(signed.canonical, max_depth=None), rules)
     return event_format.from_stored(signed.canonical, pdu.event_id, join.room_id, rules)
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000

@@ -9,7 +9,6 @@ first are then used again. They are stored only encrypted with the session ID, w
 import hashlib
 import hmac
 import secrets
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -110,7 +109,7 @@ class InteractiveAuth:
 
     async def _take_up(self, attempt: Attempt, session_id: str) -> None:
         async with self._database.read() as tx:
-            known = await interactive_auth.find(tx, _session_hash(session_id), _now_ms())
+            known = await interactive_auth.find(tx, _session_hash(session_id), self._database.now_ms())
         if known is None or known.operation != attempt.operation:
             return  # expired, or not this operation's: the client starts again with a new session
         attempt.session_id = session_id
@@ -146,7 +145,7 @@ class InteractiveAuth:
     async def complete_by_page(self, session_id: str, stage_type: str, auth: JsonObject, address: str) -> None:
         """Complete a stage from the fallback page; raises M_NOT_FOUND-like errors and what the stage raises."""
         async with self._database.read() as tx:
-            known = await interactive_auth.find(tx, _session_hash(session_id), _now_ms())
+            known = await interactive_auth.find(tx, _session_hash(session_id), self._database.now_ms())
         if known is None:
             raise InvalidInput("This session has expired: go back to your client and start again", "M_UNKNOWN")
         await self._stage(stage_type).check(auth, None, address)
@@ -184,7 +183,7 @@ class InteractiveAuth:
         raw = orjson.dumps(attempt.body)
         stored = StoredAttempt(
             session_hash=_session_hash(attempt.session_id),
-            expires_ts=_now_ms() + LIFETIME_MS,
+            expires_ts=self._database.now_ms() + LIFETIME_MS,
             operation=attempt.operation,
             body_hash=_body_hash(attempt.body, attempt.session_id),
             body=_seal(raw, attempt.session_id) if attempt.body and len(raw) <= MAX_REMEMBERED_BODY else None,
@@ -216,7 +215,7 @@ class InteractiveAuth:
     async def forget_expired(self) -> None:
         """Remove the sessions that nobody finished."""
         async with self._database.transaction() as tx:
-            await interactive_auth.delete_expired(tx, _now_ms())
+            await interactive_auth.delete_expired(tx, self._database.now_ms())
 
 
 def _session_hash(session_id: str) -> bytes:
@@ -239,7 +238,3 @@ def _open(sealed: bytes, session_id: str) -> JsonObject:
 def _body_hash(body: JsonObject, session_id: str) -> bytes:
     key = hashlib.sha256(b"hash " + session_id.encode("utf-8", "surrogatepass")).digest()
     return hmac.digest(key, orjson.dumps(body, option=orjson.OPT_SORT_KEYS), "sha256")
-
-
-def _now_ms() -> int:
-    return int(time.time() * 1000)

@@ -40,7 +40,7 @@ class OutsideServicesAPI:
         if call.path["user_id"] != who.user_id:
             raise Forbidden("You cannot have tokens for other users")
         await call.body()
-        expires_ts = int((time.time() + OPENID_LIFETIME_SECONDS) * 1000)
+        expires_ts = self._database.now_ms() + OPENID_LIFETIME_SECONDS * 1000
         async with self._database.transaction() as tx:
             token = await short_lived_tokens.make(tx, Purpose.OPENID, who.user_id, expires_ts)
         return {

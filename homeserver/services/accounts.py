@@ -2,7 +2,6 @@
 
 import secrets
 import string
-import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
@@ -78,7 +77,7 @@ class AccountService:
             user_id=user_id,
             password_hash=None if new.password is None else await self._passwords.hash(new.password),
             application_service=new.application_service,
-            created_ts=_now_ms(),
+            created_ts=self._database.now_ms(),
             is_admin=new.is_admin,
             is_guest=new.is_guest,
         )
@@ -86,7 +85,7 @@ class AccountService:
             if not await accounts.insert(tx, account):
                 raise InvalidInput("This user ID is taken", "M_USER_IN_USE")
             if new.registration_token is not None and not await accounts.spend_registration_token(
-                tx, new.registration_token, _now_ms()
+                tx, new.registration_token, self._database.now_ms()
             ):
                 raise Forbidden("The registration token is no longer valid")
         return user_id
@@ -123,13 +122,14 @@ class AccountService:
     async def make_login_token(self, user_id: UserID) -> str:
         """What logs this user in once, within `LOGIN_TOKEN_LIFETIME_MS`."""
         async with self._database.transaction() as tx:
-            return await short_lived_tokens.make(tx, Purpose.LOGIN, user_id, _now_ms() + LOGIN_TOKEN_LIFETIME_MS)
+            expires_ts = self._database.now_ms() + LOGIN_TOKEN_LIFETIME_MS
+            return await short_lived_tokens.make(tx, Purpose.LOGIN, user_id, expires_ts)
 
     async def use_login_token(self, token: str, *, address: str) -> UserID:
         """The user whom this token logs in; raises M_FORBIDDEN, or LimitExceeded."""
         self._rate_limits.spend("login", address)
         async with self._database.transaction() as tx:
-            user_id = await short_lived_tokens.use_up(tx, Purpose.LOGIN, token, _now_ms())
+            user_id = await short_lived_tokens.use_up(tx, Purpose.LOGIN, token, self._database.now_ms())
         if user_id is None:
             raise Forbidden("Invalid login token")
         return user_id
@@ -163,7 +163,7 @@ class AccountService:
         """End the account for good: its sessions, its devices, its keys, its memberships; with `erase` its data."""
 
         async def work(tx: Tx) -> None:
-            await accounts.deactivate(tx, user_id, now_ts=_now_ms(), erase=erase)
+            await accounts.deactivate(tx, user_id, now_ts=self._database.now_ms(), erase=erase)
             await erasure.end_keys(tx, user_id)
             await short_lived_tokens.delete_of_user(tx, user_id)
             if erase:
@@ -201,8 +201,4 @@ class AccountService:
         if address is not None:
             self._rate_limits.spend("login", address)
         async with self._database.read() as tx:
-            return await accounts.is_registration_token_usable(tx, token, _now_ms())
-
-
-def _now_ms() -> int:
-    return int(time.time() * 1000)
+            return await accounts.is_registration_token_usable(tx, token, self._database.now_ms())

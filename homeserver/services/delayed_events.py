@@ -7,7 +7,6 @@ and none is lost with a process. State that waits is given up when somebody else
 import asyncio
 import logging
 import secrets
-import time
 
 import orjson
 
@@ -70,7 +69,7 @@ class DelayedEventService:
             state_key=state_key,
             content=orjson.dumps(message.content),
             delay_ms=delay_ms,
-            running_since_ts=_now_ms(),
+            running_since_ts=self._database.now_ms(),
         )
         async with self._database.transaction() as tx:
             if not await delayed_events.insert(tx, event, at_most=MAX_PER_USER):
@@ -105,7 +104,7 @@ class DelayedEventService:
     async def restart(self, delay_id: str) -> None:
         """Let the delay begin again; raises NotFound once the event was sent or given up."""
         async with self._database.transaction() as tx:
-            if not await delayed_events.restart(tx, delay_id, _now_ms()):
+            if not await delayed_events.restart(tx, delay_id, self._database.now_ms()):
                 raise _gone()
         self._wake.set()
 
@@ -162,13 +161,13 @@ class DelayedEventService:
                 self._set = [*set_by_others, *self._set]
                 raise
         async with self._database.read() as tx:
-            due = await delayed_events.list_due(tx, _now_ms(), limit=AT_ONCE)
+            due = await delayed_events.list_due(tx, self._database.now_ms(), limit=AT_ONCE)
             next_ts = await delayed_events.find_next_ts(tx)
             self._rooms |= await delayed_events.rooms_with_state(tx)
         done = [await self._send_due(event) for event in due]
         if due:
             return 0.0 if any(done) else POLL_SECONDS
-        return POLL_SECONDS if next_ts is None else min(max(next_ts - _now_ms(), 0) / 1000, POLL_SECONDS)
+        return POLL_SECONDS if next_ts is None else min(max(next_ts - self._database.now_ms(), 0) / 1000, POLL_SECONDS)
 
     async def _send_due(self, event: DelayedEvent) -> bool:
         """Send an event or give it up; False when it has to wait on."""
@@ -214,7 +213,3 @@ class DelayedEventService:
 
 def _gone() -> NotFound:
     return NotFound("There is no such delayed event, or not any longer")
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000

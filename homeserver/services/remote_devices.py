@@ -72,7 +72,7 @@ class RemoteDevices:
             entry.changes = [change]
             if held is None or (follows(update, held) and await _apply(tx, update, device)):
                 return False
-            await remote_devices.note_missing(tx, update.user_id, _now_ts())
+            await remote_devices.note_missing(tx, update.user_id, self._database.now_ms())
             return True
 
         await self._append(entry, work)
@@ -91,7 +91,7 @@ class RemoteDevices:
             if held is None:
                 return False
             if held.is_stale or len(keys) < 2:  # whether the other one is still good, only the whole list says
-                await remote_devices.note_missing(tx, update.user_id, _now_ts())
+                await remote_devices.note_missing(tx, update.user_id, self._database.now_ms())
                 return True
             await _replace_keys(tx, update.user_id, keys)
             return False
@@ -111,7 +111,7 @@ class RemoteDevices:
         async with self._database.transaction() as tx:
             sharing = await device_lists.still_sharing(tx, asker, set(users))
             if sharing:
-                await remote_devices.want(tx, sharing, _now_ts())
+                await remote_devices.want(tx, sharing, self._database.now_ms())
         if sharing:
             self._wanted.set()
 
@@ -153,7 +153,7 @@ class RemoteDevices:
         """Begin to fetch lists whose time has come; False where there are none, or enough are being fetched."""
         if len(self._under_way) >= SERVERS_AT_ONCE:
             return False
-        now_ts, back = _now_ts(), self._back
+        now_ts, back = self._database.now_ms(), self._back
         self._back = set()
         position = self._tail.position
         async with self._database.transaction() as tx:
@@ -226,7 +226,7 @@ class RemoteDevices:
         seconds *= random.uniform(0.8, 1.2)  # noqa: S311  # no secret
         logger.info("the devices of %s could not be fetched, next in %.0f s: %s", wanted.user_id, seconds, error)
         async with self._database.transaction() as tx:
-            await remote_devices.note_failure(tx, wanted.user_id, _now_ts() + int(seconds * 1000))
+            await remote_devices.note_failure(tx, wanted.user_id, self._database.now_ms() + int(seconds * 1000))
 
 
 def contains(held: RemoteList, update: DeviceListUpdate) -> bool:
@@ -277,7 +277,3 @@ async def _replace_keys(tx: Tx, user_id: UserID, keys: Sequence[CrossSigningKey]
     if changed:
         await cross_signing.put_keys(tx, changed)
     return bool(gone or changed)
-
-
-def _now_ts() -> int:
-    return time.time_ns() // 1_000_000

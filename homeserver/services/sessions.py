@@ -132,7 +132,7 @@ class SessionService:
         if found is None:
             found = await self._load(access_hash)
         session = found.session
-        if session.expires_ts is not None and session.expires_ts <= _now_ms():
+        if session.expires_ts is not None and session.expires_ts <= self._database.now_ms():
             raise Unauthorized("The access token has expired", soft_logout=True)
         check_may_act(session, while_locked=while_locked)
         return found.requester
@@ -223,7 +223,7 @@ class SessionService:
         if known is None:
             raise Unauthorized("Unknown refresh token", soft_logout=False)
         lifetime_ms = self._lifetimes.refresh_token_ms
-        if lifetime_ms is not None and known.created_ts + lifetime_ms <= _now_ms():
+        if lifetime_ms is not None and known.created_ts + lifetime_ms <= self._database.now_ms():
             raise Unauthorized("The refresh token has expired", soft_logout=True)
         tokens, new = self._new_pair(known.user_id, known.device_id, wants_refresh_token=True)
 
@@ -243,7 +243,7 @@ class SessionService:
     def _new_pair(
         self, user_id: UserID, device_id: DeviceID, *, wants_refresh_token: bool
     ) -> tuple[Tokens, "_NewPair"]:
-        now = _now_ms()
+        now = self._database.now_ms()
         lifetime_ms = self._lifetimes.refreshable_ms if wants_refresh_token else self._lifetimes.plain_ms
         tokens = Tokens(
             user_id=user_id,

@@ -42,8 +42,11 @@ class HearthProcess:
         settings: str = "",
         arguments: Sequence[str] = (),
         apis: str = "[client, federation, admin]",
+        python_path: Path = ROOT,
     ) -> None:
+        """`python_path` holds what Python is to load besides."""
         self.directory = directory
+        self.python_path = f"{python_path}{os.pathsep}{ROOT}"
         if fellows.COUNT > 1 and "--workers" not in arguments:
             arguments = (*arguments, "--workers", str(fellows.COUNT))
         self.arguments = arguments
@@ -107,7 +110,7 @@ class HearthProcess:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "homeserver", "serve", *self.arguments],
                 cwd=self.directory,
-                env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error"},
+                env={**os.environ, "PYTHONPATH": self.python_path, "PYTHONWARNINGS": "error"},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
