@@ -221,6 +221,12 @@ class Log:
         self._connection: Connection | None = None
         self._is_uncertain = False
         """Whether something may be committed that the tail was not told of."""
+        self._position = 0
+        """Of the last batch."""
+        self._has_rivals = False
+        """Whether another process appended between the last batch and the one before."""
+        self._is_locked = False
+        """Whether a transaction has begun that holds the log's lock."""
         self._closing = False
         self._counted = LogFigures()
 
@@ -275,8 +281,10 @@ class Log:
                 waiting, self._pending = self._pending, []
                 _fail(waiting, unavailable(error))
                 return
+            self._counted.writing_since = self._pending[0].since
+            if self._has_rivals:
+                await self._lock()
             batch, self._pending = self._pending[:MAX_BATCH], self._pending[MAX_BATCH:]
-            self._counted.writing_since = batch[0].since
             try:
                 await self._write(batch)
             except asyncio.CancelledError:
@@ -320,6 +328,21 @@ class Log:
                 await self._write(batch[:middle])
                 await self._write(batch[middle:])
 
+    async def _lock(self) -> None:
+        """Wait for others before the batch is made up: what comes meanwhile goes with it. A failure is the batch's."""
+        began = time.monotonic()
+        connection = await self._connected()
+        timer = watch(connection)
+        try:
+            await Tx(connection, self._database.memory).run("begin; select position from log_head for update")
+            self._is_locked = True
+            self._counted.lock_seconds.add(time.monotonic() - began)
+        except psycopg.Error as error:
+            logger.debug("the log's lock could not be had: %s", error)
+            await self._forget_connection()
+        finally:
+            timer.cancel()
+
     async def _commit(self, batch: list[_Pending]) -> None:
         began = time.monotonic()
         connection = await self._connected()
@@ -330,15 +353,19 @@ class Log:
             try:
                 # Begun and ended together with a statement: a lone message costs three round trips.
                 queries = _preloads(batch)
+                is_locked, self._is_locked = self._is_locked, False
                 head, *answers = await tx.run(
-                    f"begin; update log_head set position = position + {total:d} returning position;"
+                    f"{'' if is_locked else 'begin;'}"
+                    f"update log_head set position = position + {total:d} returning position;"
                     + ";".join(queries.values())
                 )
-                self._counted.lock_seconds.add(time.monotonic() - began)
+                if not is_locked:
+                    self._counted.lock_seconds.add(time.monotonic() - began)
                 if not head:
                     raise RuntimeError("log_head is empty: the database was not migrated")
                 position: int = head[0][0]
                 before = position - total
+                self._has_rivals = before != self._position
                 if self._is_uncertain:  # under the log's lock everything below can be seen
                     await self._tell_of_others(before)
                 first = before + 1
@@ -363,6 +390,7 @@ class Log:
             except BaseException:
                 await _roll_back(connection)
                 raise
+            self._position = position
             self._newest.tell(position)
             self._bus.after_commit(CHANNEL, announced)
             await self._tell(Batch(before, position, changes))
@@ -435,7 +463,7 @@ class Log:
         if self._connection is None or self._connection.closed:
             connection = await self._database.connect()
             await connection.execute(f"{_LIMITS}; {_BY_KEY}")
-            self._connection = connection
+            self._connection, self._is_locked = connection, False
         return self._connection
 
     async def _forget_connection(self) -> None:

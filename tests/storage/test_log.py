@@ -466,3 +466,40 @@ async def test_nothing_is_visible_before_the_tail_can_be_handed_it(conninfo: str
             assert stored(notes) == []
 
         assert (await appended).position == process.tail.position == 1
+
+
+async def test_what_comes_while_others_write_goes_with_the_next_batch(conninfo: str, notes: psycopg.Connection) -> None:
+    async with a_follower(conninfo) as one, a_follower(conninfo) as other:
+        await one.write("first")
+        await other.write("of another process")
+        await one.write("now it knows of the other")
+        with psycopg.connect(conninfo) as writer:
+            writer.execute("update log_head set position = position + 1")
+            waiting = [one.log.enqueue(Entry(changes=[Note("waits")]))]
+            async with asyncio.timeout(30):
+                while not notes.execute("select 1 from pg_locks where not granted").fetchone():
+                    await asyncio.sleep(0.01)
+            waiting.append(one.log.enqueue(Entry(changes=[Note("comes meanwhile")])))
+            writer.commit()
+        await asyncio.gather(*waiting)
+
+        assert [note.text for _, note in one.batches[-1].changes] == ["waits", "comes meanwhile"]
+
+
+async def test_a_connection_that_is_lost_with_the_lock_is_replaced(conninfo: str, notes: psycopg.Connection) -> None:
+    async with a_follower(conninfo) as one, a_follower(conninfo) as other:
+        await one.write("first")
+        await other.write("of another process")
+        await one.write("now it knows of the other")
+        with psycopg.connect(conninfo) as writer:
+            writer.execute("update log_head set position = position + 1")
+            waiting = one.log.enqueue(Entry(changes=[Note("waits")]))
+            async with asyncio.timeout(30):
+                while not (row := notes.execute("select pid from pg_locks where not granted").fetchone()):
+                    await asyncio.sleep(0.01)
+            notes.execute("select pg_terminate_backend(%s)", row)
+            await asyncio.sleep(0.1)
+            writer.commit()
+
+        assert (await waiting).position > 0
+        assert [text for _, text in stored(notes)][-1] == "waits"
