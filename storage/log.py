@@ -11,7 +11,7 @@ import contextlib
 import contextvars
 import logging
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, Self
 
@@ -343,6 +343,24 @@ class Log:
         finally:
             timer.cancel()
 
+    async def _reserve(self, tx: Tx, total: int, queries: Iterable[str]) -> tuple[int, list[list[Row]]]:
+        """Take so many positions, and the lock, unless that is held: the position that they follow, and what the
+        queries answer."""
+        began = time.monotonic()
+        is_locked, self._is_locked = self._is_locked, False
+        # Begun and ended together with a statement: a lone message costs three round trips.
+        head, *answers = await tx.run(
+            f"{'' if is_locked else 'begin;'}"
+            f"update log_head set position = position + {total:d} returning position;" + ";".join(queries)
+        )
+        if not is_locked:
+            self._counted.lock_seconds.add(time.monotonic() - began)
+        if not head:
+            raise RuntimeError("log_head is empty: the database was not migrated")
+        before: int = head[0][0] - total
+        self._has_rivals = before != self._position
+        return before, answers
+
     async def _commit(self, batch: list[_Pending]) -> None:
         began = time.monotonic()
         connection = await self._connected()
@@ -351,21 +369,9 @@ class Log:
         async with contextlib.AsyncExitStack() as held:
             held.callback(watch(connection).cancel)
             try:
-                # Begun and ended together with a statement: a lone message costs three round trips.
                 queries = _preloads(batch)
-                is_locked, self._is_locked = self._is_locked, False
-                head, *answers = await tx.run(
-                    f"{'' if is_locked else 'begin;'}"
-                    f"update log_head set position = position + {total:d} returning position;"
-                    + ";".join(queries.values())
-                )
-                if not is_locked:
-                    self._counted.lock_seconds.add(time.monotonic() - began)
-                if not head:
-                    raise RuntimeError("log_head is empty: the database was not migrated")
-                position: int = head[0][0]
-                before = position - total
-                self._has_rivals = before != self._position
+                before, answers = await self._reserve(tx, total, queries.values())
+                position = before + total
                 if self._is_uncertain:  # under the log's lock everything below can be seen
                     await self._tell_of_others(before)
                 first = before + 1

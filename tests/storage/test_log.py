@@ -477,13 +477,13 @@ async def test_what_comes_while_others_write_goes_with_the_next_batch(conninfo: 
             writer.execute("update log_head set position = position + 1")
             waiting = [one.log.enqueue(Entry(changes=[Note("waits")]))]
             async with asyncio.timeout(30):
-                while not notes.execute("select 1 from pg_locks where not granted").fetchone():
+                while not notes.execute("select 1 from pg_locks where not granted").fetchone():  # noqa: ASYNC110  # elsewhere
                     await asyncio.sleep(0.01)
             waiting.append(one.log.enqueue(Entry(changes=[Note("comes meanwhile")])))
             writer.commit()
         await asyncio.gather(*waiting)
 
-        assert [note.text for _, note in one.batches[-1].changes] == ["waits", "comes meanwhile"]
+        assert [text_of(note) for _, note in one.batches[-1].changes] == ["waits", "comes meanwhile"]
 
 
 async def test_a_connection_that_is_lost_with_the_lock_is_replaced(conninfo: str, notes: psycopg.Connection) -> None:
@@ -495,7 +495,7 @@ async def test_a_connection_that_is_lost_with_the_lock_is_replaced(conninfo: str
             writer.execute("update log_head set position = position + 1")
             waiting = one.log.enqueue(Entry(changes=[Note("waits")]))
             async with asyncio.timeout(30):
-                while not (row := notes.execute("select pid from pg_locks where not granted").fetchone()):
+                while not (row := notes.execute("select pid from pg_locks where not granted").fetchone()):  # noqa: ASYNC110
                     await asyncio.sleep(0.01)
             notes.execute("select pg_terminate_backend(%s)", row)
             await asyncio.sleep(0.1)
