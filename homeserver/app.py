@@ -365,6 +365,11 @@ class Application:
             self._run("presence", self.user_data.presence.run())
         await self.listening.start(self.config.listeners, sockets)
 
+    async def give_notice(self) -> None:
+        """Say by `/ready` that no more requests should come, and answer those that do, for as long as is configured."""
+        self.health.note_end()
+        await asyncio.sleep(self.config.shutdown_delay / 1000)
+
     async def stop(self, *, drain: bool = False) -> None:
         """Stop listening, finish what is under way, write what is pending, close.
 

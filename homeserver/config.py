@@ -374,6 +374,8 @@ class Config:
     database: Database = Database()
     bus: Bus = Bus()
     listeners: tuple[Listener, ...] = (Listener(),)
+    shutdown_delay: Milliseconds = setting(Milliseconds(0), maximum=600_000)
+    """For how long `/ready` says that the server will end before it takes no more requests."""
     registration: Registration = Registration()
     sessions: Sessions = Sessions()
     rate_limits: RateLimits = RateLimits()

@@ -25,6 +25,7 @@ class Health:
     """The two answers."""
 
     def __init__(self, tail: Tail) -> None:
+        self._is_ending = False
         self._tail = tail
         self._database = SharedAnswer(
             self._find_fault, remembered_seconds=REMEMBERED_SECONDS, patience_seconds=PATIENCE_SECONDS
@@ -38,9 +39,13 @@ class Health:
         """Ask no more."""
         await self._database.close()
 
+    def note_end(self) -> None:
+        """No more requests should come, although those that come are still answered."""
+        self._is_ending = True
+
     async def find_obstacle(self) -> str | None:
         """Why this process should not be given requests, in words for an operator."""
-        if self._tail.is_closing:
+        if self._is_ending or self._tail.is_closing:
             return "The server is shutting down"
         try:
             fault = await self._database.get()

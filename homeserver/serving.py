@@ -54,7 +54,7 @@ async def run(
     """Start a server, on these sockets if they are bound already, and announce it; stop it when asked to, also before
     it has started, or when one of its tasks fails: then raises why.
 
-    `drain` is for `Application.stop`.
+    `drain` is for `Application.stop`: of a worker, of whose end the supervisor gives notice if no other follows.
     """
     loop = asyncio.get_running_loop()
     asking = loop.create_task(asked_to_stop.wait())
@@ -69,6 +69,8 @@ async def run(
         await asking
         if application.failed.done():
             application.failed.result()
+        if not drain:
+            await application.give_notice()
     finally:
         await background.end([asking, starting])
         await application.stop(drain=drain)

@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 READY = b"ready\n"
 """What a worker writes to its standard output once it answers."""
+NOTICE = signal.SIGUSR1
+"""Tells a worker that the server will end, and that no more requests should come."""
 READY_SECONDS = 60.0
 STOP_SECONDS = 40.0
 """How long a worker may take to finish what is under way; then it is killed."""
@@ -57,16 +59,16 @@ def supervise(config: Config, file: Path | None, count: int, announce: Callable[
     """
     with prepare(config) as prepared, tempfile.TemporaryDirectory(prefix="hearth-") as figures:
         orders = Orders(file, prepared, Path(figures), SharedMemory(count))
-        asyncio.run(_supervise(orders, config.listeners, count, announce))
+        asyncio.run(_supervise(orders, config, count, announce))
 
 
-async def _supervise(orders: "Orders", listeners: Sequence[Listener], count: int, announce: Callable[[], None]) -> None:
+async def _supervise(orders: "Orders", config: Config, count: int, announce: Callable[[], None]) -> None:
     asked_to_stop, asked_to_replace = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, asked_to_stop.set)
     loop.add_signal_handler(signal.SIGHUP, asked_to_replace.set)
-    places = [Place(number, orders, bind(listeners)) for number in range(1, count + 1)]
+    places = [Place(number, orders, bind(config.listeners)) for number in range(1, count + 1)]
     keeping = [loop.create_task(place.keep(), name=f"worker {place.number}") for place in places]
     stopping = loop.create_task(asked_to_stop.wait())
     try:
@@ -80,6 +82,10 @@ async def _supervise(orders: "Orders", listeners: Sequence[Listener], count: int
             if not await _before(stopping, _replace(places), keeping):
                 return
     finally:
+        if stopping.done() and config.shutdown_delay:
+            for place in places:
+                place.give_notice()
+            await asyncio.sleep(config.shutdown_delay / 1000)
         await background.end([stopping, *keeping])
         await asyncio.gather(*(place.empty() for place in places))
 
@@ -201,6 +207,12 @@ class Place:
             self._next = await self._start()
         if old is not None:
             await _stop(old)
+
+    def give_notice(self) -> None:
+        """Have who is here say that no more requests should come."""
+        for each in (self._worker, self._next):
+            if each is not None and each.returncode is None:
+                each.send_signal(NOTICE)
 
     async def empty(self) -> None:
         """End whoever is here, and listen no longer."""

@@ -18,7 +18,7 @@ from homeserver.app import Application
 from homeserver.config import Config
 from homeserver.config_loading import ConfigurationError
 from homeserver.signing_keys import OwnKeys, SigningKeyError
-from homeserver.supervisor import BEAT, BEAT_SECONDS, READY
+from homeserver.supervisor import BEAT, BEAT_SECONDS, NOTICE, READY
 from storage import background
 
 
@@ -63,6 +63,7 @@ async def _serve(config: Config, keys: OwnKeys, orders: JsonObject, sockets: lis
     os.set_blocking(sys.stdout.fileno(), False)  # whoever started this may read nothing for long
     beating = loop.create_task(_beat())
     application = Application(config, orders["conninfo"], keys, shared_memory.attach(orders["memory"]))
+    loop.add_signal_handler(NOTICE, application.health.note_end)
     try:
         await serving.run(application, asked_to_stop, lambda: _say(READY), sockets, drain=True)
     finally:

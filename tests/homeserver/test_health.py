@@ -1,6 +1,8 @@
 """What those are told who restart processes, and who spread requests among them."""
 
 import asyncio
+import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -14,6 +16,7 @@ from homeserver.app import Application
 from homeserver.config import API, Listener
 from homeserver.signing_keys import OwnKeys
 from storage import tail
+from tests.scenarios.hearth_process import serving
 from tests.servers import SIGNING_KEY, TEST_CONFIG, running
 
 pytestmark = pytest.mark.one_process("what each says of itself")
@@ -99,6 +102,24 @@ async def test_who_drains_is_not_ready(conninfo: str) -> None:
         answers = [await ask(session, base_url, "/ready")]  # on the connection from before
         await stopping
     assert answers == [(503, "The server is shutting down")]
+
+
+@pytest.mark.parametrize("arguments", [(), ("--workers", "2")])
+async def test_a_server_gives_notice_of_its_end_and_answers_meanwhile(arguments: tuple[str, ...]) -> None:
+    async with (
+        serving("shutdown_delay: 3 s\n", apis="[client, health]", arguments=arguments) as server,
+        aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True)) as session,
+    ):
+        assert await ask(session, server.base_url, "/ready") == (200, "")
+        os.kill(server.pid, signal.SIGTERM)
+        await asyncio.sleep(0.5)
+        answers = [await ask(session, server.base_url, "/ready") for _ in range(8)]
+        others = [await ask(session, server.base_url, "/_matrix/client/versions") for _ in range(8)]
+        code = await asyncio.to_thread(server.wait_for_end)
+
+    assert answers == [(503, "The server is shutting down")] * 8  # each of a connection of its own
+    assert others == [(200, "")] * 8
+    assert code == 0
 
 
 async def test_nobody_is_told_where_it_is_not_configured(conninfo: str) -> None:
