@@ -89,6 +89,17 @@ class Replicated:
         with psycopg.connect(self.replica, autocommit=True) as connection:
             connection.execute("select pg_promote()")
 
+    def wait_for_replica(self) -> None:
+        """From now on nothing is committed that the replica does not have, too."""
+        with psycopg.connect(self.primary, autocommit=True) as connection:
+            connection.execute("alter system set synchronous_standby_names = '*'")
+            connection.execute("select pg_reload_conf()")
+
+    def stop_primary(self) -> None:
+        """End it as a crash would."""
+        self._servers[0].kill()
+        self._servers[0].wait()
+
     def stop_replica(self) -> None:
         """End it as a crash would."""
         self._servers[1].kill()

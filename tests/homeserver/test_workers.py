@@ -84,40 +84,6 @@ async def test_what_is_written_by_one_is_read_by_any(server: HearthProcess) -> N
             assert (await alice.ok("GET", f"/v3/rooms/{room_id}/event/{event_id}"))["event_id"] == event_id
 
 
-async def test_they_are_replaced_without_a_request_that_fails(server: HearthProcess) -> None:
-    before = workers(server)
-    is_over = asyncio.Event()
-    answered = 0
-
-    async def keep_asking(client: Client, room_id: str) -> None:
-        nonlocal answered
-        while not is_over.is_set():
-            await send(client, room_id, "on and on")
-            answered += 1
-
-    async def keep_connecting() -> None:
-        nonlocal answered
-        while not is_over.is_set():
-            async with aiohttp.ClientSession() as session, session.get(f"{server.base_url}/_matrix/client/versions"):
-                answered += 1
-
-    async with a_visitor(server) as visitor:
-        alice = await visitor.register_as(f"alice-{unique()}")
-        room_id = await create_room(alice)
-        async with asyncio.TaskGroup() as group:
-            for _ in range(4):
-                group.create_task(keep_asking(alice, room_id))
-                group.create_task(keep_connecting())
-            await asyncio.sleep(0.5)
-            os.kill(server.pid, signal.SIGHUP)
-            await until(lambda: "all workers are replaced" in server.log)
-            is_over.set()
-
-    assert not before & workers(server)
-    assert len(workers(server)) == WORKERS
-    assert answered > 100
-
-
 async def test_settings_that_cannot_be_used_leave_the_old_workers_alone(server: HearthProcess) -> None:
     before = workers(server)
     settings = server.directory / "config.yaml"

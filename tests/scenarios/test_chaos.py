@@ -1,4 +1,4 @@
-"""The chaos test: workers are killed, stopped and replaced while many clients send and sync through any of them.
+"""The chaos test: workers are killed, stopped and replaced, and their database is, while clients use any of them.
 
 At the end each client's view is what the log holds, from its first sync on: every message that was answered is there
 once, in the order of the log, and nothing was left out between tokens that were used at different workers.
@@ -12,7 +12,7 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 
@@ -25,11 +25,14 @@ from tests.rooms import create_room, join
 from tests.scenarios.hearth_process import HearthProcess, a_visitor, serving, signal_all
 from tests.scenarios.load import Journal, Syncer, until_answered
 from tests.scenarios.stored_truth import StoredTruth
+from tests.scenarios.test_kills import kill_postmaster
 
 CLIENTS = int(os.environ.get("HEARTH_CHAOS_CLIENTS", "24"))
 SECONDS = float(os.environ.get("HEARTH_CHAOS_SECONDS", "12"))
 SEED = os.environ.get("HEARTH_CHAOS_SEED", "hearth")
 WORKERS = 4
+REPLACED = int(os.environ.get("HEARTH_CHAOS_REPLACED", "2"))
+"""Workers of a server of which all are replaced: each may take ten seconds to let its clients go."""
 ROOMS_OF_EACH = 2
 MEMBERS = 20
 """About how many clients share a room."""
@@ -64,7 +67,7 @@ class PatientSyncer(Syncer):
 class Crowd:
     """Everybody, and what must hold of what they were told."""
 
-    server: HearthProcess
+    conninfo: Callable[[], str]
     visitor: Client
     chance: random.Random
     journal: Journal = field(default_factory=Journal)
@@ -122,7 +125,7 @@ class Crowd:
         """Hold each view to the log; how many messages there were."""
         for syncer in self.syncers:
             await syncer.catch_up()
-        await self.truth.read(self.server.conninfo(), self.rooms)
+        await self.truth.read(self.conninfo(), self.rooms)
         assert self.truth.numbers() == {number: [event_id] for number, event_id in self.journal.events.items()}
         for syncer in self.syncers:
             for room_id in syncer.lasting:
@@ -136,13 +139,15 @@ class Crowd:
 
 
 async def wreak(server: HearthProcess, chance: random.Random, stop: asyncio.Event, done: Counter[str]) -> None:
-    """Kill, stop for some seconds, or replace workers, one after the other, until told to stop."""
+    """Kill, stop for some seconds, or replace workers, and sometimes kill the database, until told to stop."""
     while not stop.is_set():
         await asyncio.sleep(chance.uniform(0.5, 3))
         victims = sorted(workers(server))
-        what = chance.choices(("killed", "stopped", "replaced"), (5, 5, 1))[0]
+        what = chance.choices(("killed", "stopped", "replaced", "database killed"), (5, 5, 1, 1))[0]
         if what == "replaced":
             os.kill(server.pid, signal.SIGHUP)
+        elif what == "database killed":
+            kill_postmaster(server, chance)
         elif victims:
             victim = chance.choice(victims)
             signal_all([victim], signal.SIGKILL if what == "killed" else signal.SIGSTOP)
@@ -157,7 +162,7 @@ async def test_workers_come_and_go_and_each_clients_view_is_the_log(capsys: pyte
     chance = random.Random(SEED)
     done: Counter[str] = Counter()
     async with serving(arguments=("--workers", str(WORKERS))) as server, anywhere(server) as visitor:
-        crowd = Crowd(server, visitor, chance)
+        crowd = Crowd(server.conninfo, visitor, chance)
         await crowd.gather()
         began = time.monotonic()
         async with crowd.at_work() as stop:
@@ -186,11 +191,11 @@ async def test_all_workers_are_replaced_without_a_failed_request_or_a_missed_eve
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     async with (
-        serving(arguments=("--workers", str(WORKERS))) as server,
+        serving(arguments=("--workers", str(REPLACED))) as server,
         anywhere(server) as visitor,
         a_visitor(server) as faithful,
     ):
-        crowd = Crowd(server, visitor, random.Random(SEED))
+        crowd = Crowd(server.conninfo, visitor, random.Random(SEED))
         await crowd.gather()
         for syncer in crowd.syncers[::2]:  # these keep their connections, as browsers do
             syncer.client = replace(syncer.client, session=faithful.session)
@@ -209,7 +214,7 @@ async def test_all_workers_are_replaced_without_a_failed_request_or_a_missed_eve
         messages = await crowd.reckon()
     with capsys.disabled():
         print(  # noqa: T201  # the figures
-            f"\n{WORKERS} workers were replaced within {seconds:.0f} s under {CLIENTS} clients: {counts.answered}"
+            f"\n{REPLACED} workers were replaced within {seconds:.0f} s under {CLIENTS} clients: {counts.answered}"
             f" requests were answered, none failed; {messages} messages, every view equals the log",
             end="",
         )

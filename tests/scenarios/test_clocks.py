@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from homeserver import signing_keys
@@ -39,9 +38,8 @@ async def two_processes(conninfo: str, seconds: int) -> AsyncIterator[tuple[Hear
         shutil.rmtree(shared)
 
 
-@pytest.mark.parametrize("seconds", [3600, -3600])
-async def test_a_clock_that_is_an_hour_off_changes_nothing(conninfo: str, seconds: int) -> None:
-    async with two_processes(conninfo, seconds) as (right, wrong), a_visitor(right) as visitor:
+async def test_a_clock_that_is_an_hour_ahead_changes_nothing(conninfo: str) -> None:
+    async with two_processes(conninfo, 3600) as (right, wrong), a_visitor(right) as visitor:
 
         def at(server: HearthProcess, client: Client) -> Client:
             tokens = {"user_id": client.user_id, "device_id": client.device_id, "access_token": client.access_token}
