@@ -85,6 +85,7 @@ class Listening:
         router = Router(route for api in listener.apis for route in self.routes[api])
 
         observer, answer, name = self._observer, self._respond, _namer(listener)
+        writes_each = logger.isEnabledFor(logging.DEBUG)
 
         async def handle(request: web.BaseRequest) -> web.StreamResponse:
             began = time.monotonic()
@@ -99,6 +100,8 @@ class Listening:
                 response = await answer(router, request, serving)
                 status = response.status
             finally:
+                if writes_each:
+                    _write(request, serving, status, time.monotonic() - began)
                 SERVING.set(None)  # the connection may be idle for long
                 if observer is not None:
                     method = request.method if serving.endpoint else ""
@@ -154,6 +157,11 @@ class _Connection(web.RequestHandler):
         response = error_response(MatrixError("M_UNKNOWN", "The request is not valid HTTP", status))
         response.force_close()
         return response
+
+
+def _write(request: web.BaseRequest, serving: Serving, status: int, seconds: float) -> None:
+    """A line of its own, by the endpoint: a path may be as long as somebody likes, and a query hold a token."""
+    logger.debug("%s %s: %d, %.1f ms", request.method, serving.endpoint or "(no endpoint)", status, seconds * 1000)
 
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")

@@ -146,6 +146,9 @@ async def test_each_line_says_which_request_it_belongs_to(lines: Lines) -> None:
         logging.getLogger("test.speaking").info("between requests")
 
     assert len(set(found)) == len(rooms)
+    answered = lines.of("homeserver.listening")
+    assert {line["request_id"] for line in answered} == set(found)
+    assert all(line["message"].startswith("GET /speak/{room_id}: 200, ") for line in answered)
     *written, between = lines.of("test.speaking")
     for request_id, room_id in zip(found, rooms, strict=True):
         own = [line for line in written if line["request_id"] == request_id]
