@@ -34,6 +34,8 @@ ANNOUNCED_SECONDS = 0.02
 """How long an announcement may be on its way before it is looked for in the database, which costs more."""
 MAX_AWAITED = 1000
 """Announcements kept for one that they follow and that has not come."""
+MAX_AWAITED_BYTES = 16 * 1024 * 1024
+"""What those may hold together."""
 
 View = Callable[[int, Change], None]
 
@@ -170,12 +172,16 @@ class Tail:
     def hear(self, message: bytes) -> None:
         """What the bus brings of another process's batch."""
         announced = parse(message)
-        if announced is None or len(self._announced) >= MAX_AWAITED:
+        if announced is None or self._awaits_too_much():
             self._announced.clear()
             self.look()
         elif announced.position > self.position:
             self._announced[announced.before] = announced
             self._heard.set()
+
+    def _awaits_too_much(self) -> bool:
+        held = sum(len(each.body) for each in self._announced.values())
+        return len(self._announced) >= MAX_AWAITED or held >= MAX_AWAITED_BYTES
 
     def look(self) -> None:
         """Something may have been missed."""

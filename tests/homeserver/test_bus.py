@@ -6,15 +6,17 @@ import random
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from homeserver.config import Bus, BusKind, Secret
+from homeserver.config import Bus, BusKind, ExistingFile, Secret
 from storage import nats_bus, tail
 from storage.bus import Hear, PostgresBus
 from storage.nats_bus import NatsBus
 from tests.clients import Client, Server, quote
+from tests.federation.authority import Authority
 from tests.homeserver.syncs import ids, joined, sync, timeline, token
 from tests.homeserver.test_sync_equivalence import FILTERS, a_story, at, comparable, differences
 from tests.nats_server import NatsServer
@@ -199,6 +201,27 @@ async def test_nobody_misses_anything_while_nats_is_away(
             await asyncio.sleep(0.05)
         else:
             pytest.fail("nothing comes by NATS any more")
+
+
+async def test_nats_may_be_reached_by_tls(conninfo: str, tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    certificate, key = authority.issue("127.0.0.1")
+    nats = NatsServer("--tls", "--tlscert", str(certificate), "--tlskey", str(key))
+    address = Secret(nats.url.replace("nats://", "tls://"))
+    trusting = Bus(BusKind.NATS, (address,), (ExistingFile(authority.certificate),))
+    try:
+        async with (
+            processes(conninfo, trusting) as (one, other),
+            running(conninfo, bus=Bus(BusKind.NATS, (address,))) as stranger,
+        ):
+            await asyncio.sleep(0.5)
+            await create_room(await one.register("alice"))
+            await asyncio.sleep(0.5)
+
+            assert figure(other, "tail_changes_carried_total") > 0
+            assert figure(stranger, "tail_changes_carried_total") == 0
+    finally:
+        nats.kill()
 
 
 async def test_a_password_is_needed_where_nats_has_one(conninfo: str) -> None:
