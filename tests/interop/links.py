@@ -8,6 +8,9 @@ import psutil
 from benchmarks.server import Server, ServerFailedError
 
 _CHUNK = 1 << 16
+_PART = 1 << 12
+SWIFT_BYTES = 40_000
+"""So much of what a server answers on one connection passes even where its answers are held up."""
 
 
 @dataclass(eq=False)
@@ -79,12 +82,25 @@ class Gate:
                 return
             async with asyncio.TaskGroup() as directions:
                 directions.create_task(_copy(reader, inner_writer))
-                directions.create_task(_copy(inner_reader, writer))
+                directions.create_task(self._answer(inner_reader, writer))
         except* OSError:
             pass  # it was cut, or either side is gone
         finally:
             self._wires.discard(wire)
             wire.cut()
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        passed = 0
+        while data := await reader.read(_CHUNK):
+            for start in range(0, len(data), _PART):
+                part = data[start : start + _PART]
+                passed += len(part)
+                if passed > SWIFT_BYTES:
+                    await self._links.may_hurry(self.server)
+                writer.write(part)
+                await writer.drain()
+        if writer.can_write_eof():
+            writer.write_eof()
 
 
 class Links:
@@ -93,6 +109,7 @@ class Links:
     def __init__(self) -> None:
         self._gates: list[Gate] = []
         self._cut: set[tuple[Server, Server]] = set()
+        self._held: dict[Server, asyncio.Event] = {}
 
     async def add(self, server: Server) -> None:
         """Open a way to one more."""
@@ -111,6 +128,19 @@ class Links:
             for origin, destination in ways:
                 if gate.server is destination:
                     gate.cut(origin)
+
+    def hold_up(self, server: Server) -> None:
+        """Have the server's answers stop after a while, unless they are small, until `let_pass`."""
+        self._held[server] = asyncio.Event()
+
+    def let_pass(self, server: Server) -> None:
+        """Have its answers pass again, and what was held up."""
+        self._held.pop(server).set()
+
+    async def may_hurry(self, server: Server) -> None:
+        """Wait while the server's answers are held up."""
+        if server in self._held:
+            await self._held[server].wait()
 
     def owner_of(self, address: tuple[str, int]) -> Server | None:
         """Whose end of a connection that is."""
