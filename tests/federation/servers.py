@@ -23,6 +23,7 @@ from typing import Any
 from psycopg.conninfo import make_conninfo
 
 from federation.protocol.signatures import SigningKey
+from homeserver.app import Application
 from homeserver.config import ExistingFile, Federation, Listener
 from homeserver.signing_keys import OwnKeys
 from tests import fellows
@@ -31,6 +32,9 @@ from tests.clusters import TEMPLATE, create_database, drop_database
 from tests.federation.authority import Authority
 from tests.federation.specified import watch
 from tests.servers import TEST_CONFIG
+
+PATIENCE_SECONDS = 600.0
+"""However long a join takes on a busy machine: its room has all members as soon as the user is in it."""
 
 _numbers = itertools.count(1)
 
@@ -75,6 +79,11 @@ async def federating(
         drop_database(maintenance_conninfo, database)
 
 
+def _prepare(application: Application) -> None:
+    watch(application.outbound.egress)
+    application.handshaking.joins.patience_seconds = PATIENCE_SECONDS
+
+
 def free_port() -> int:
     """A port on loopback that nobody listens on at the moment."""
     with socket.socket() as probe:
@@ -111,7 +120,7 @@ async def federating_on(
     seed = hashlib.sha256(config.server_name.encode()).digest()
     keys = OwnKeys(SigningKey.from_seed("test", seed))
     async with (
-        fellows.started(config, conninfo, keys, lambda application: watch(application.outbound.egress)) as application,
+        fellows.started(config, conninfo, keys, _prepare) as application,
         fellows.a_session(application) as session,
     ):
         yield Server(application, Client(f"http://127.0.0.1:{application.ports[1]}", session))

@@ -21,6 +21,7 @@ from storage.room_state import TRUNK
 from storage.tail import Tail
 from tests.clients import Server, quote
 from tests.clusters import TEMPLATE, create_database, drop_database
+from tests.federation import servers
 from tests.federation.authority import Authority
 from tests.federation.lying_resident import LyingResident, resident, whole
 from tests.federation.remote_room import push
@@ -39,7 +40,7 @@ LAZY = {"room": {"state": {"lazy_load_members": True}}}
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever is not quick gives the members later."""
-    monkeypatch.setattr(joining, "PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr(servers, "PATIENCE_SECONDS", 0.1)
 
 
 class SlowResident(LyingResident):
@@ -363,7 +364,7 @@ async def seen_of(server: Server, other: SlowResident, joined_members: int, flag
 async def test_the_room_is_as_if_all_had_come_at_once(
     maintenance_conninfo: str, authority: Authority, monkeypatch: pytest.MonkeyPatch, *, is_early: bool
 ) -> None:
-    monkeypatch.setattr(joining, "PATIENCE_SECONDS", 0.1 if is_early else 600)
+    monkeypatch.setattr(servers, "PATIENCE_SECONDS", 0.1 if is_early else 600)
     async with federating(maintenance_conninfo, authority) as server, slow(server, authority) as other:
         bob = await server.register("bob")
         if not is_early:
@@ -398,7 +399,7 @@ async def test_the_room_is_as_if_all_had_come_at_once(
 async def test_what_was_said_before_the_join_can_be_read(
     maintenance_conninfo: str, authority: Authority, monkeypatch: pytest.MonkeyPatch, *, is_early: bool
 ) -> None:
-    monkeypatch.setattr(joining, "PATIENCE_SECONDS", 0.1 if is_early else 600)
+    monkeypatch.setattr(servers, "PATIENCE_SECONDS", 0.1 if is_early else 600)
     async with federating(maintenance_conninfo, authority) as server, slow(server, authority) as other:
         bob = await server.register("bob")
         first = other.say("member1", "first")
@@ -432,7 +433,7 @@ async def test_what_was_said_before_the_join_can_be_read(
 async def test_what_was_said_beside_the_join_finds_its_place(
     maintenance_conninfo: str, authority: Authority, monkeypatch: pytest.MonkeyPatch, *, is_early: bool
 ) -> None:
-    monkeypatch.setattr(joining, "PATIENCE_SECONDS", 0.1 if is_early else 600)
+    monkeypatch.setattr(servers, "PATIENCE_SECONDS", 0.1 if is_early else 600)
     async with federating(maintenance_conninfo, authority) as server, slow(server, authority) as other:
         bob = await server.register("bob")
         if not is_early:

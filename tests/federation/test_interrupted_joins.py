@@ -3,13 +3,11 @@
 import asyncio
 from typing import Any
 
-import pytest
 from aiohttp import web
 from psycopg.conninfo import make_conninfo
 
 from federation.protocol import canonical_json, event_format
 from federation.protocol.types import RoomID, ServerName, UserID
-from federation.rooms import joining
 from homeserver import federation_commands
 from storage import remote_joins
 from storage.remote_joins import RemoteJoin
@@ -20,12 +18,6 @@ from tests.federation.lying_resident import LyingResident, resident
 from tests.federation.remote_room import push
 from tests.federation.servers import federating, federating_on
 from tests.federation.test_joining import join, state_of
-
-
-@pytest.fixture(autouse=True)
-def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However long it takes, nobody is asked to leave the members out."""
-    monkeypatch.setattr(joining, "PATIENCE_SECONDS", 600)
 
 
 async def until_joined(client: Client, room_id: str, seconds: float = 20) -> None:

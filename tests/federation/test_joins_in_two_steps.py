@@ -11,7 +11,7 @@ from psycopg.conninfo import make_conninfo
 
 from federation.protocol import event_format
 from federation.protocol.types import JsonObject
-from federation.rooms import join_requests, joining
+from federation.rooms import join_requests
 from tests.clients import Client, Server, quote
 from tests.clusters import TEMPLATE, create_database, drop_database
 from tests.federation.authority import Authority
@@ -27,7 +27,6 @@ MEMBERS = 30
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever fails may have been too much."""
     monkeypatch.setattr(join_requests, "TOO_MUCH_SECONDS", 0)
-    monkeypatch.setattr(joining, "PATIENCE_SECONDS", 600)
 
 
 @asynccontextmanager
