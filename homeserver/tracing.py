@@ -79,8 +79,10 @@ class Tracer:
 
     def begin(self, name: str, attributes: Attributes) -> AbstractContextManager[None]:
         """The same, or a trace of its own."""
-        is_part = trace.get_current_span().is_recording()
-        return self._span(name, attributes) if is_part or self._is_chosen() else _NOTHING
+        if trace.get_current_span().is_recording():
+            return self._span(name, attributes)
+        # Not below what has ended: a task may have been begun by a request, and outlive it by hours.
+        return self._span(name, attributes, Context()) if self._is_chosen() else _NOTHING
 
     async def close(self) -> None:
         """Send what is left."""
@@ -90,8 +92,8 @@ class Tracer:
         return random.random() < self._ratio  # noqa: S311  # no secret
 
     @contextmanager
-    def _span(self, name: str, attributes: Attributes) -> Iterator[None]:
-        with self._tracer.start_as_current_span(name, attributes=dict(attributes)):
+    def _span(self, name: str, attributes: Attributes, context: Context | None = None) -> Iterator[None]:
+        with self._tracer.start_as_current_span(name, context, attributes=dict(attributes)):
             yield
 
 

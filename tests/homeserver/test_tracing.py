@@ -11,6 +11,7 @@ import pytest_asyncio
 
 from homeserver.config import Secret, Tracing
 from homeserver.config_loading import ConfigurationError, parse
+from homeserver.tracing import Tracer
 from tests.clients import Client, Server
 from tests.collector import Collector, attributes, collecting
 from tests.rooms import create_room, send
@@ -77,6 +78,33 @@ async def test_nobody_outside_has_a_part_in_traces(conninfo: str, collector: Col
     assert span.trace_id.hex() not in theirs
     assert not span.parent_span_id
     assert not {"traceparent", "tracestate", "traceresponse"} & {name.lower() for name in answer.headers}
+
+
+async def test_what_outlives_a_request_is_a_trace_of_its_own(collector: Collector) -> None:
+    tracer = Tracer(Tracing(collector.url, sample_ratio=1.0), "hearth.test")
+    with tracer.begin("request", {}):
+        may_go_on = asyncio.Event()
+
+        async def outlive() -> None:
+            with tracer.begin("during", {}):
+                pass
+            await may_go_on.wait()
+            with tracer.within("no part of anything", {}):
+                pass
+            with tracer.begin("after", {}):
+                pass
+
+        task = asyncio.create_task(outlive())
+        await asyncio.sleep(0)
+    may_go_on.set()
+    await task
+    await tracer.close()
+
+    [request], [during], [after] = (collector.named(name) for name in ("request", "during", "after"))
+    assert during.trace_id == request.trace_id
+    assert after.trace_id != request.trace_id
+    assert not after.parent_span_id
+    assert not collector.named("no part of anything")
 
 
 async def test_a_collector_that_is_away_harms_nobody(conninfo: str) -> None:
