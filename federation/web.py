@@ -16,6 +16,7 @@ from urllib.parse import unquote, unquote_plus
 import orjson
 from aiohttp import web
 
+from federation.arriving import BODIES, Body, is_small
 from federation.protocol import canonical_json
 from federation.protocol.errors import InvalidInput, MatrixError, TooLarge
 from federation.protocol.types import JsonObject
@@ -95,17 +96,28 @@ class Call:
             raise InvalidInput(f"{name} must be true or false")
         return text == "true"
 
-    async def raw_body(self, max_bytes: int = MAX_BODY_BYTES) -> bytes:
-        """The body's bytes; raises M_TOO_LARGE, M_NOT_JSON where they cannot be unpacked, 408 where they are slow."""
+    async def raw_body(self, max_bytes: int = MAX_BODY_BYTES, held: Body | None = None) -> bytes:
+        """The body's bytes; raises M_TOO_LARGE, M_NOT_JSON where they cannot be unpacked, 408 where they are slow.
+
+        Where it may be large it counts among those that are on their way, or `held` for longer by who asks.
+        """
         length = self.request.content_length
         if length is not None and length > max_bytes:
             raise TooLarge(f"The body is larger than {max_bytes} bytes")
+        if held is not None or is_small(length) or not self.request.can_read_body:
+            return await self._read(max_bytes, held)
+        async with BODIES.arriving() as body:
+            return await self._read(max_bytes, body)
+
+    async def _read(self, max_bytes: int, body: Body | None) -> bytes:
         chunks: list[bytes] = []
         size = 0
         try:
             async with asyncio.timeout(BODY_SECONDS):
                 async for chunk in self.request.content.iter_any():
                     size += len(chunk)
+                    if body is not None:
+                        body.add(len(chunk))
                     if size > max_bytes:
                         raise TooLarge(f"The body is larger than {max_bytes} bytes")
                     chunks.append(chunk)

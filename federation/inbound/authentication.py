@@ -13,6 +13,7 @@ from typing import Protocol
 
 from aiohttp import web
 
+from federation.arriving import BODIES, Body, is_small
 from federation.inbound.streaming import LargeAnswers
 from federation.protocol import canonical_json, request_signing
 from federation.protocol.errors import Forbidden, InvalidInput, LimitExceeded, MatrixError, Unauthorized
@@ -36,16 +37,18 @@ MAX_HEADERS = 10
 class FederationCall(Call):
     """A request that another server signed."""
 
-    __slots__ = ("json", "origin")
+    __slots__ = ("json", "origin", "size")
 
     def __init__(
-        self, request: web.BaseRequest, path: Mapping[str, str], *, origin: ServerName, json: JsonObject
+        self, request: web.BaseRequest, path: Mapping[str, str], *, origin: ServerName, json: JsonObject, size: int = 0
     ) -> None:
         super().__init__(request, path)
         self.origin = origin
         """The server that signed the request, never our own."""
         self.json = json
         """The body, of which the signature holds; empty for a request that has none."""
+        self.size = size
+        """Bytes of the body."""
 
 
 FederationEndpoint = Callable[[FederationCall], Awaitable[Answer]]
@@ -110,14 +113,11 @@ class Authenticator:
         self._pending[address] += 1
         try:
             authorizations = self._read_headers(call.request)
-            signed = SignedRequest(
-                method=call.request.method,
-                uri=call.request.raw_path,
-                origin=authorizations[0].origin,
-                destination=self._server_name,
-                content=await call.raw_body(max_bytes) or None,
-            )
-            await self._verify(authorizations, signed, address)
+            if is_small(call.request.content_length) or not call.request.can_read_body:
+                signed = await self._receive(call, authorizations, address, max_bytes=max_bytes)
+            else:
+                async with BODIES.arriving() as held:  # until it is known whose it is
+                    signed = await self._receive(call, authorizations, address, max_bytes=max_bytes, held=held)
         except LimitExceeded:
             raise
         except MatrixError:
@@ -130,7 +130,27 @@ class Authenticator:
         self._budget.spend(signed.origin, cost=1 + _weight(signed))
         self._note_alive(signed.origin)
         call.context = signed.origin
-        return FederationCall(call.request, call.path, origin=signed.origin, json=_body(signed, max_depth))
+        return FederationCall(
+            call.request,
+            call.path,
+            origin=signed.origin,
+            json=_body(signed, max_depth),
+            size=len(signed.content or b""),
+        )
+
+    async def _receive(
+        self, call: Call, authorizations: list[Authorization], address: str, *, max_bytes: int, held: Body | None = None
+    ) -> SignedRequest:
+        """The request with its body, verified."""
+        signed = SignedRequest(
+            method=call.request.method,
+            uri=call.request.raw_path,
+            origin=authorizations[0].origin,
+            destination=self._server_name,
+            content=await call.raw_body(max_bytes, held) or None,
+        )
+        await self._verify(authorizations, signed, address)
+        return signed
 
     def spend(self, call: Call) -> None:
         """Take one from the budget of the address that asks without a signature."""

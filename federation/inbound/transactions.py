@@ -36,6 +36,10 @@ MAX_BYTES = 10 * 1024 * 1024
 MAX_PER_ORIGIN = 3
 """Transactions of one server at work at the same time: it should wait for each answer. So its memory is bounded."""
 MAX_AT_ONCE = 200
+LARGE_BYTES = 1024 * 1024
+"""Transactions with more than this are few, even among servers that are behind."""
+MAX_LARGE_BYTES = 64 * 1024 * 1024
+"""Of these together that are at work: what was parsed takes several times that."""
 CLOSING_SECONDS = 5.0
 ROOM_SECONDS = 25.0
 """For how long a room may keep the answer waiting."""
@@ -64,6 +68,7 @@ class TransactionsAPI:
         self._dead_letters = dead_letters
         self._at_work: dict[tuple[ServerName, str], asyncio.Task[JsonObject]] = {}
         self._by_origin: Counter[ServerName] = Counter()
+        self._large_bytes = 0
         self._seconds = Tally()
         self._events = dict.fromkeys(("taken", "refused", "dropped", "set_aside"), 0)
         self._edus_received = self._repeated = 0
@@ -91,12 +96,14 @@ class TransactionsAPI:
             raise InvalidInput("The transaction ID is too long")
         task = self._at_work.get((origin, txn_id))
         if task is None:
-            self._check_room_for(origin)
+            large_bytes = call.size if call.size > LARGE_BYTES else 0
+            self._check_room_for(origin, large_bytes)
             transaction = transactions.parse(call.json, origin)
             task = asyncio.get_running_loop().create_task(self._take(origin, txn_id, transaction))
             self._at_work[origin, txn_id] = task
             self._by_origin[origin] += 1
-            task.add_done_callback(partial(self._done, origin, txn_id))
+            self._large_bytes += large_bytes
+            task.add_done_callback(partial(self._done, origin, txn_id, large_bytes))
         return await asyncio.shield(task)  # who asked may go away, and asks again
 
     async def close(self) -> None:
@@ -106,15 +113,18 @@ class TransactionsAPI:
             _, late = await asyncio.wait(tasks, timeout=CLOSING_SECONDS)
             await background.end(late)
 
-    def _check_room_for(self, origin: ServerName) -> None:
+    def _check_room_for(self, origin: ServerName, large_bytes: int) -> None:
         if self._by_origin[origin] >= MAX_PER_ORIGIN or len(self._at_work) >= MAX_AT_ONCE:
             raise LimitExceeded(1000)
+        if large_bytes and self._large_bytes + large_bytes > MAX_LARGE_BYTES:
+            raise LimitExceeded(5000)
 
-    def _done(self, origin: ServerName, txn_id: str, task: "asyncio.Task[JsonObject]") -> None:
+    def _done(self, origin: ServerName, txn_id: str, large_bytes: int, task: "asyncio.Task[JsonObject]") -> None:
         if not task.cancelled():
             task.exception()  # told to who asks, if anybody still does
         self._at_work.pop((origin, txn_id), None)
         self._by_origin[origin] -= 1
+        self._large_bytes -= large_bytes
         if not self._by_origin[origin]:
             del self._by_origin[origin]
 

@@ -8,6 +8,7 @@ import pytest
 import pytest_asyncio
 import yarl
 
+from federation import arriving
 from federation.inbound import authentication
 from federation.inbound.authentication import Authenticator, FederationCall, FederationRoute, build_federation_routes
 from federation.protocol.errors import LimitExceeded
@@ -346,6 +347,34 @@ async def test_few_requests_of_one_address_wait_at_a_time(echo: Echo, monkeypatc
     body_is_there.set()
     assert [(await request).status for request in slow] == [200, 200]
     assert (await echo.peer.request("GET", ECHO)).status == 200
+
+
+async def test_bodies_of_whoever_take_so_much_memory_and_the_oldest_are_given_up(
+    echo: Echo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arriving, "MAX_BYTES", 250_000)
+    never = asyncio.Event()
+
+    async def slow_body() -> AsyncIterator[bytes]:
+        yield b'{"a":"' + b"x" * 100_000
+        await never.wait()
+
+    session = echo.server.anonymous.session
+    url = yarl.URL(echo.server.base_url + LARGE, encoded=True)
+    headers = {"Authorization": echo.peer.header("PUT", LARGE, b"{}")}
+    slow = []
+    for _ in range(4):
+        slow.append(asyncio.create_task(session.put(url, data=slow_body(), headers=headers)))
+        await asyncio.sleep(0.1)
+    ended, held = await asyncio.wait(slow, timeout=0.5)
+    assert ended == set(slow[:2])
+    assert {(await request).status for request in ended} == {429}
+
+    answer = await echo.peer.request("PUT", LARGE, {"a": "x" * 100_000})
+    assert answer.status == 200
+    for request in held:
+        request.cancel()
+    await asyncio.gather(*held, return_exceptions=True)
 
 
 async def test_what_needs_no_signature_spends_from_the_budget_of_the_address(echo: Echo) -> None:

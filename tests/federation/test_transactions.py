@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from federation.inbound import transactions
 from federation.protocol import event_hashes
 from federation.rooms.placing import MAX_EXTREMITIES
 from tests.clients import Client, Server
@@ -389,3 +390,20 @@ def a_redaction(room: RemoteRoom, target: str) -> Any:
     if room.rules.updated_redaction:
         return room.make("m.room.redaction", {"redacts": target})
     return room.make("m.room.redaction", {}, redacts=target)
+
+
+async def test_large_transactions_that_are_too_much_together_are_sent_again_later(
+    server: Server, alice: Client, peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room = await joined_room(alice, peer)
+    monkeypatch.setattr(transactions, "LARGE_BYTES", 5_000)
+    monkeypatch.setattr(transactions, "MAX_LARGE_BYTES", 10_000)
+    small, large = room.add(content={"body": "small"}), room.add(content={"body": "x" * 12_000})
+
+    assert (await peer.request("PUT", "/v1/send/small", transaction(peer, [small]))).status == 200
+    refused = await peer.request("PUT", "/v1/send/large", transaction(peer, [large]))
+    assert (refused.status, refused.body["errcode"]) == (429, "M_LIMIT_EXCEEDED")
+    monkeypatch.setattr(transactions, "MAX_LARGE_BYTES", 15_000)
+    for number in range(2):  # what was at work is done
+        answer = await peer.ok("PUT", path_of("/v1/send/{}", f"large{number}"), transaction(peer, [large]))
+        assert answer == {"pdus": {room.id_of(large): {}}}
