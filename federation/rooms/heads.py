@@ -101,8 +101,7 @@ class RoomHeads:
         if not isinstance(change, RoomEvents):
             return
         remember_committed(self._database.memory, change.numbers)
-        change.new = []  # committed: `stored` has the events as bytes
-        change.state, change.ahead = [], ()  # and `trunk` what of it is current
+        change.settle()
         head = self._heads.get(change.room.number)
         if head is None:
             return

@@ -1,6 +1,7 @@
 """PUT /send: what other servers push arrives once, in order, and one bad event harms no other."""
 
 import asyncio
+import sys
 from typing import Any
 
 import pytest
@@ -407,3 +408,15 @@ async def test_large_transactions_that_are_too_much_together_are_sent_again_late
     for number in range(2):  # what was at work is done
         answer = await peer.ok("PUT", path_of("/v1/send/{}", f"large{number}"), transaction(peer, [large]))
         assert answer == {"pdus": {room.id_of(large): {}}}
+
+
+async def test_what_is_kept_in_memory_of_an_event_counts_as_what_it_takes(
+    server: Server, alice: Client, peer: Peer
+) -> None:
+    room = await joined_room(alice, peer)
+    tail = server.application.tail
+    before = tail._held_bytes
+    await push(peer, [room.add(content={"body": [{} for _ in range(20_000)]})])
+
+    held = sum(map(sys.getsizeof, [{}, []])) / 2 * 20_000
+    assert tail._held_bytes - before > held
