@@ -88,6 +88,7 @@ rooms = Table(
     Column("joined_members", Integer, nullable=False, server_default=text("0")),
     Column("invited_members", Integer, nullable=False, server_default=text("0")),
     Column("completed_at", BigInteger, comment="Position of members that a join left out; 0 while they are awaited."),
+    Index("rooms_incomplete_idx", "room", postgresql_where=text("completed_at = 0")),
     postgresql_with={"fillfactor": "50"},
     comment="Counts and extremities change with every event: room on the page keeps those updates in place.",
 )

@@ -11,8 +11,10 @@ from functools import partial
 
 from federation.protocol.errors import InvalidInput, NotFound
 from federation.protocol.identifiers import is_user_id, server_name_of
+from federation.protocol.pdu import VerifiedPDU
 from federation.protocol.types import EventID, ServerName, StateKey, UserID
 from federation.rooms.append_join import CHUNK, GivenEntry
+from federation.rooms.early_joins import check_join
 from federation.rooms.received_state import ReceivedState
 from storage import dead_letters, events, late_members, remote_joins, room_state, rooms
 from storage.database import Database, Tx
@@ -35,11 +37,16 @@ class RoomCompletion:
         self._log = log
         self._server_name = server_name
 
-    async def complete(self, join: RemoteJoin, placed: Placed, state: ReceivedState, ids: Collection[EventID]) -> None:
+    async def complete(
+        self, join: RemoteJoin, pdu: VerifiedPDU, state: ReceivedState, ids: Collection[EventID]
+    ) -> None:
         """Take the whole state before a join that was placed; its events have just these IDs.
 
         Raises InvalidInput where it is another state, TakenOver where somebody else is at work on the join.
         """
+        placed = join.placed
+        if placed is None:
+            raise RuntimeError("the join was not placed")
         if not state.is_just(ids):
             raise InvalidInput("The room's state is not the one whose IDs were given", "M_BAD_JSON")
         async with self._database.read() as tx:
@@ -47,6 +54,10 @@ class RoomCompletion:
         if room is None:
             raise NotFound("There is no such room")
         await state.judge(self._database, room)
+        try:
+            check_join(state, pdu)
+        except InvalidInput as error:  # what has come of it cannot be undone
+            logger.error("%s has joined %s, and may not have: %s", join.user_id, join.room_id, error.message)
         entries = await state.store(self._database, room)
         members = await self._members(room, entries)
         own: list[LateMember] = []

@@ -28,6 +28,9 @@ from storage.remote_joins import Placed, RemoteJoin
 
 logger = logging.getLogger(__name__)
 
+MAX_SERVERS_NAMED = 10_000
+"""Servers that are told of what happens in the room because another one says that they are in it."""
+
 Whole = asyncio.Task[tuple[ReceivedState, JsonObject]]
 """What brings the whole state."""
 
@@ -86,7 +89,7 @@ class EarlyJoins:
         servers = candidates(
             (name for name in rest["servers_in_room"] if isinstance(name, str)),
             besides=self._handshakes.server_name,
-            at_most=None,
+            at_most=MAX_SERVERS_NAMED,
         )
         async with self._database.transaction() as tx:
             await remote_joins.check_held(tx, join)

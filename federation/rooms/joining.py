@@ -335,7 +335,7 @@ class RemoteJoins:
         if whole is not None:
             try:
                 state, _ = await whole
-                return await self._completion.complete(join, placed, state, ids)
+                return await self._completion.complete(join, request.pdu, state, ids)
             except Unavailable:
                 raise
             except MatrixError as error:
@@ -345,7 +345,7 @@ class RemoteJoins:
         try:
             state = await request.whole_state([*servers, *servers][first : first + MAX_STATE_SERVERS], ids)
             try:
-                await self._completion.complete(join, placed, state, ids)
+                await self._completion.complete(join, request.pdu, state, ids)
             finally:
                 state.close()
         except Unavailable:

@@ -23,7 +23,7 @@ _OURS = frozenset(("M_MISSING_PARAM", "M_INVALID_PARAM", "M_UNRECOGNIZED", "M_BA
 """Codes by which a server complains of our request, about which a client can do nothing."""
 
 
-def candidates(servers: Iterable[str], *, besides: ServerName, at_most: int | None = MAX_SERVERS) -> list[ServerName]:
+def candidates(servers: Iterable[str], *, besides: ServerName, at_most: int = MAX_SERVERS) -> list[ServerName]:
     """Whom to ask: each server once, in order, not ourselves, and not too many."""
     names = [ServerName(name) for name in dict.fromkeys(servers) if name != besides and is_server_name(name)]
     return names[:at_most]

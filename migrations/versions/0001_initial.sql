@@ -642,6 +642,8 @@ CREATE TABLE rooms (
 )
  WITH (fillfactor = 50);
 
+CREATE INDEX rooms_incomplete_idx ON rooms (room) WHERE completed_at = 0;
+
 COMMENT ON TABLE rooms IS 'Counts and extremities change with every event: room on the page keeps those updates in place.';
 
 COMMENT ON COLUMN rooms.completed_at IS 'Position of members that a join left out; 0 while they are awaited.';

@@ -170,12 +170,15 @@ async def test_a_user_is_in_the_room_before_its_members_are_here(
         assert "the user is in the room, its members are to come" in line
 
         waiting = asyncio.create_task(state_of(bob, other.room_id))
+        plainly = asyncio.create_task(sync(bob, (await sync(bob, plain))["next_batch"], timeout=20_000))
         await asyncio.sleep(0.2)
         assert not waiting.done()
+        assert not plainly.done()
         other.may_give.set()
 
         expected = {key: pdu.event_id for key, pdu in other.room.state.items()}
         assert await waiting == {**expected, ("m.room.member", bob.user_id): joined_by.event_id}
+        assert ids(timeline(await plainly, other.room_id)) == [joined_by.event_id, said]
         for since, found in ((plain, {}), (lazily["next_batch"], LAZY)):
             now = await sync(bob, since, **({"filter": found} if found else {}))
             assert ids(timeline(now, other.room_id)) == [joined_by.event_id, said]
@@ -340,6 +343,27 @@ async def test_a_state_with_other_members_than_it_had_is_not_taken(
         other.answer_state = lambda answer: answer
 
         assert members(await state_of(bob, other.room_id)) == {*members_of(other), bob.user_id}
+
+
+async def test_an_operator_hears_of_a_join_that_should_not_have_been(
+    maintenance_conninfo: str, authority: Authority, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with federating(maintenance_conninfo, authority) as server, slow(server, authority) as other:
+        bob = await server.register("bob")
+        ban = other.room.add("m.room.member", other.user("eve"), {"membership": "ban"}, bob.user_id)
+        other.begin()
+
+        def without_ban(answer: JsonObject) -> JsonObject:
+            auth = [each for each in answer["event"]["auth_events"] if each != ban.event_id]
+            return {**answer, "event": {**answer["event"], "auth_events": auth}}
+
+        other.template = without_ban
+        assert (await join(bob, other.room_id, other.name)).status == 200
+        other.may_give.set()
+        await state_of(bob, other.room_id)
+
+        (told,) = [each.getMessage() for each in caplog.records if each.levelname == "ERROR"]
+        assert told.startswith(f"{bob.user_id} has joined {other.room_id}, and may not have: ")
 
 
 async def seen_of(server: Server, other: SlowResident, joined_members: int, flags: int = 0) -> dict[int, list[int]]:
