@@ -244,7 +244,9 @@ class Tail:
             return False
         before = self.position
         async with self.reading:
-            if upto is None or upto > self.position:  # else it was read while this waited
+            if upto is not None:
+                await self._take_announced()
+            if upto is None or upto > self.position:  # else it was announced, or read while this waited
                 await self._read(None)
         return self.position > before
 
