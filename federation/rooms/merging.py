@@ -67,7 +67,11 @@ class Merger:
             return 0
         async with self._database.read() as tx:
             rows = await rooms.rows(tx, list(forked))
-        many = [forked[number] for number, row in rows.items() if len(row.extremities) >= MANY]
+        waiting = {number for number, row in rows.items() if row.lacks_members}  # who may send there is not known
+        many = [
+            forked[number] for number, row in rows.items() if len(row.extremities) >= MANY and number not in waiting
+        ]
+        self._forked.update((number, forked[number]) for number in waiting)
         self._forked.update((room.number, room) for room in many[MAX_ROOMS:])
         sent = 0
         for room in many[:MAX_ROOMS]:

@@ -24,6 +24,7 @@ from tests.clusters import TEMPLATE, create_database, drop_database
 from tests.federation import servers
 from tests.federation.authority import Authority
 from tests.federation.lying_resident import LyingResident, resident, whole
+from tests.federation.peer import path_of
 from tests.federation.remote_room import push
 from tests.federation.servers import federating, federating_on
 from tests.federation.test_interrupted_joins import same, status_of
@@ -256,6 +257,31 @@ async def test_what_needs_an_unknown_member_waits_for_them(maintenance_conninfo:
         assert len(answers[3].body["chunk"]) in (MEMBERS + 2, MEMBERS + 3)
         assert len(answers[4].body["joined"]) in (MEMBERS + 2, MEMBERS + 3)
         assert answers[5].body["displayname"] == "M 3"
+
+
+async def test_servers_that_ask_about_the_room_are_told_to_come_back(
+    maintenance_conninfo: str, authority: Authority
+) -> None:
+    async with federating(maintenance_conninfo, authority) as server, slow(server, authority) as other:
+        bob = await server.register("bob")
+        assert (await join(bob, other.room_id, other.name)).status == 200
+        join_id = other.join().event_id
+        questions = [
+            path_of("/v1/state_ids/{}?event_id={}", other.room_id, join_id),
+            path_of("/v1/state/{}?event_id={}", other.room_id, join_id),
+            path_of("/v1/event_auth/{}/{}", other.room_id, join_id),
+            path_of("/v1/backfill/{}?v={}&limit=5", other.room_id, join_id),
+            path_of("/v1/event/{}", join_id),
+            path_of("/v1/make_join/{}/{}?ver=11", other.room_id, other.user("carl")),
+        ]
+
+        early = [await other.request("GET", question) for question in questions]
+        other.may_give.set()
+        await state_of(bob, other.room_id)
+        late = [await other.request("GET", question) for question in questions]
+
+        assert [(answer.status, answer.body["errcode"]) for answer in early] == [(503, "M_UNKNOWN")] * len(questions)
+        assert [answer.status for answer in late] == [200] * len(questions)
 
 
 async def test_nobody_waits_for_ever(maintenance_conninfo: str, authority: Authority) -> None:
