@@ -144,6 +144,7 @@ def nested(levels: int) -> Any:
     return value
 
 
+@pytest.mark.one_process("each remembers what it was told")
 async def test_no_profile_does_harm(pair: Pair) -> None:
     alice = await pair.near.register("alice")
     async with answering_peer(pair.near, pair.authority) as peer:

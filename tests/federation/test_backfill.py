@@ -182,6 +182,7 @@ async def test_who_comes_back_reads_what_happened_meanwhile_in_its_place(pair: P
     assert len(await gaps_of(pair.far, room_id)) == 2
 
 
+@pytest.mark.one_process("it is cut off here")
 async def test_what_was_missed_meanwhile_is_fetched_into_its_place(
     maintenance_conninfo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -284,6 +285,7 @@ async def test_many_who_page_back_at_once_share_what_is_fetched(pair: Pair, monk
     assert len(pages[0]["chunk"]) == 10
 
 
+@pytest.mark.one_process("what it asks is counted here")
 async def test_a_server_that_gives_nothing_is_not_asked_all_the_time(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -394,6 +396,7 @@ async def test_what_got_its_place_by_other_ways_is_shown(pair: Pair, count: int)
 LIES = ["foreign", "unsigned", "not asked for", "forged body", "no events", "endless"]
 
 
+@pytest.mark.one_process("what it is told is replaced here")
 @pytest.mark.parametrize("lie", LIES)
 async def test_hostile_history_is_not_believed(pair: Pair, monkeypatch: pytest.MonkeyPatch, lie: str) -> None:
     alice, bob = await both(pair)
@@ -447,6 +450,7 @@ async def until(is_so: Any) -> None:
             await asyncio.sleep(0.05)
 
 
+@pytest.mark.one_process("what it asks is counted here")
 async def test_messages_alone_need_no_state_from_others(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     alice, bob = await both(pair)
     room_id, _ = await a_room_with(alice, 150)

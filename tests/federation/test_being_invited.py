@@ -72,6 +72,7 @@ async def test_old_servers_are_answered_in_an_array(server: Server, alice: Clien
     assert (await sync(alice))["rooms"]["invite"][room.room_id]["invite_state"]["events"] == told(alice, room)
 
 
+@pytest.mark.one_process("a limit is lowered here")
 async def test_one_server_has_no_invites_without_end(
     server: Server, alice: Client, peer: Peer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -108,6 +108,7 @@ async def test_events_of_an_unknown_fork_join_the_room(pair: Pair, alice: Client
     assert (await pdus_of(pair.near, room.room_id))[-1]["prev_events"] == [room.id_of(merge)]
 
 
+@pytest.mark.one_process("its patience is shortened here")
 @pytest.mark.parametrize("is_back", [True, False])
 async def test_once_a_server_is_back_what_it_has_is_looked_for_again(
     pair: Pair, alice: Client, peer: AnsweringPeer, monkeypatch: pytest.MonkeyPatch, is_back: bool

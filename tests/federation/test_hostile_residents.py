@@ -466,6 +466,7 @@ async def test_an_endless_answer_is_not_read_to_its_end(bob: Client, other: Lyin
         await refused(bob, other)
 
 
+@pytest.mark.one_process("its patience is shortened here")
 async def test_an_answer_that_trickles_is_given_up(server: Server, bob: Client, other: LyingResident) -> None:
     async def trickle(response: web.StreamResponse, body: bytes) -> None:
         for byte in body:

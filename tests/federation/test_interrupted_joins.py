@@ -3,6 +3,7 @@
 import asyncio
 from typing import Any
 
+import pytest
 from aiohttp import web
 from psycopg.conninfo import make_conninfo
 
@@ -41,6 +42,7 @@ async def status_of(server: Server) -> list[str]:
     return lines
 
 
+@pytest.mark.one_process("others go on with it at once")
 async def test_a_join_goes_on_after_a_restart_with_the_same_event(
     maintenance_conninfo: str, authority: Authority
 ) -> None:

@@ -84,6 +84,7 @@ async def test_the_state_is_that_before_the_join(
     assert members == {alice.user_id, peer.user(), other.user()}
 
 
+@pytest.mark.one_process("it breaks off here")
 async def test_an_answer_that_breaks_off_cannot_be_taken_for_a_whole_one(
     server: Server, alice: Client, peer: Peer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,6 +20,8 @@ from tests.federation.servers import federating, federating_on
 from tests.federation.test_interrupted_joins import same, until_joined
 from tests.federation.test_joining import join, state_of
 
+pytestmark = pytest.mark.one_process("its patience is shortened here")
+
 MEMBERS = 30
 
 

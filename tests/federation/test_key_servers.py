@@ -666,6 +666,7 @@ async def test_a_notary_that_lies(pair: Pair, clock: Clock, lie: str) -> None:
         assert await keyring.find_lists({other.name: ({}, 0)}) == []
 
 
+@pytest.mark.one_process("each remembers whom it asked")
 async def test_a_notary_fetches_again_what_is_asked_for(pair: Pair, origin: KeyServer) -> None:
     query = f"/_matrix/key/v2/query/{origin.name}"
     origin.answer = origin.peer.key_answer(valid_until_ts=now_ms() + 3600_000)

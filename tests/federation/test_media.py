@@ -199,6 +199,7 @@ async def test_the_old_way_is_not_taken_for_other_refusals(
         assert len(peer.asked) == 1
 
 
+@pytest.mark.one_process("its patience is shortened here")
 async def test_a_silent_server_is_waited_for_as_long_as_was_asked(
     small: tuple[Server, Client], authority: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -218,6 +219,7 @@ async def test_a_silent_server_is_waited_for_as_long_as_was_asked(
         assert (await download(alice, f"{peer.name}/a", timeout_ms="200")).body == b"late"
 
 
+@pytest.mark.one_process("each asks by itself")
 async def test_each_waits_for_a_silent_server_as_long_as_they_said(
     small: tuple[Server, Client], authority: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:

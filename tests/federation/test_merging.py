@@ -14,6 +14,8 @@ from tests.federation.remote_room import RemoteRoom, joined_room
 from tests.homeserver.syncs import sync, timeline
 from tests.rooms import pdus_of, put_state, send, state_of
 
+pytestmark = pytest.mark.one_process("each merges what it has forked")
+
 
 @pytest_asyncio.fixture
 async def peer(server: Server) -> Peer:

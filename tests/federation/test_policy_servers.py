@@ -242,6 +242,7 @@ async def test_a_redacted_policy_means_none(pair: Pair, alice: Client, policy: P
     assert len(policy.asked) == 2
 
 
+@pytest.mark.one_process("several that write make the graph fork")
 async def test_events_that_wait_for_it_together_all_arrive(pair: Pair, alice: Client, policy: PolicyPeer) -> None:
     room = await guarded_room(alice, policy)
     since = (await sync(alice))["next_batch"]
@@ -383,6 +384,7 @@ async def test_a_name_of_ours_is_asked_like_any_other(pair: Pair, alice: Client,
     await send(alice, room_id, "hello")
 
 
+@pytest.mark.one_process("its queries are counted here")
 async def test_a_room_without_one_costs_nothing(
     alice: Client, monkeypatch: pytest.MonkeyPatch, policy: PolicyPeer
 ) -> None:

@@ -95,6 +95,7 @@ async def test_a_thread_that_is_made_up_has_no_receipts(server: Server, alice: C
     assert await readers(alice, room, event_id) == [room.user_id]
 
 
+@pytest.mark.one_process("a limit is lowered here")
 async def test_of_receipts_without_end_some_are_looked_at(
     server: Server, alice: Client, peer: Peer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -208,6 +209,7 @@ async def test_a_message_for_nobody_here_is_dropped(server: Server, alice: Clien
     assert await inbox(alice) == [{"text": "hello"}]
 
 
+@pytest.mark.one_process("a limit is lowered here")
 async def test_of_a_server_that_floods_an_inbox_the_newest_messages_are_kept(
     server: Server, alice: Client, bob: Client, peer: Peer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -229,6 +231,7 @@ async def test_of_a_server_that_floods_an_inbox_the_newest_messages_are_kept(
     assert server.application.user_data.inbox_limits.figures()["to_device_dropped_total"] >= 3
 
 
+@pytest.mark.one_process("a limit is lowered here")
 async def test_of_a_server_that_fills_an_inbox_with_large_messages_the_newest_are_kept(
     server: Server, alice: Client, peer: Peer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

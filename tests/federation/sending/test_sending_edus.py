@@ -133,6 +133,7 @@ async def test_a_peer_that_was_away_is_not_told_of_receipts_where_it_is_shut_out
     assert [room_id for content in peer.edus("m.receipt") for room_id in content] == [open_room.room_id]
 
 
+@pytest.mark.one_process("time is moved on here")
 async def test_messages_are_given_up_that_a_peer_did_not_take_for_long(
     server: Server, alice: Client, peer: ListeningPeer, room: SharedRoom
 ) -> None:
