@@ -237,10 +237,7 @@ class Router:
         if "%00" in raw_path:
             raise InvalidInput("The path may not hold NUL")  # which nothing that is stored as text can hold either
         try:
-            parameters = {
-                name: unquote(value, errors="strict") if "%" in value else value
-                for name, value in zip(names, values, strict=True)
-            }
+            parameters = {name: _decoded(value) for name, value in zip(names, values, strict=True)}
         except UnicodeDecodeError as error:
             raise InvalidInput("The path is not UTF-8") from error
         return endpoint, parameters, template
@@ -250,7 +247,7 @@ class Router:
             return node if node.endpoints else None
         segment = segments[index]
         child = node.children.get(segment)
-        if child is None and "%" in segment:
+        if child is None and "%" in segment and node.children:
             child = node.children.get(unquote(segment))
         if child is not None:
             found = self._walk(child, segments, index + 1, values)
@@ -264,6 +261,22 @@ class Router:
         if found is None:
             del values[depth:]
         return found
+
+
+def _decoded(segment: str) -> str:
+    """A part of a path without percent signs; raises UnicodeDecodeError."""
+    if "%" not in segment:
+        return segment
+    return _decoded_again(segment) if len(segment) <= _SHORT_SEGMENT else unquote(segment, errors="strict")
+
+
+@lru_cache(maxsize=4096)
+def _decoded_again(segment: str) -> str:
+    """Those of rooms and users come again and again."""
+    return unquote(segment, errors="strict")
+
+
+_SHORT_SEGMENT = 300
 
 
 def json_response(
