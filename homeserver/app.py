@@ -382,12 +382,13 @@ class Application:
             await self.metrics.close()
         await self.reception.transactions.close()
         await self.media.repository.close()
-        await background.end(self._tasks[1:])
+        await background.end(self._tasks[2:])
         await self.outbound.stop()
         self.user_data.typists.close()
         await self.accounts.activity.flush()
         await background.end(self._tasks[:1])
         await self.log.close()
+        await background.end(self._tasks[:2])  # the bus last: others are told of what was written until the end
         if self.tracer is not None:
             await self.tracer.close()
         await self.database.close()

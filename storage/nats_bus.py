@@ -62,7 +62,7 @@ class NatsBus:
         self._has_waiting = asyncio.Event()
         self._is_away = False
         """Whether somebody was told that it is."""
-        self._is_up = False
+        self._is_up = self._is_ending = False
         self._client = Client()
         self.carried_bytes = MAX_CARRIED_BYTES
 
@@ -100,7 +100,8 @@ class NatsBus:
 
         async def note_end() -> None:
             self._is_away, self._is_up = True, False
-            logger.warning("NATS is away: until it is back entries of other processes come late")
+            if not self._is_ending:
+                logger.warning("NATS is away: until it is back entries of other processes come late")
 
         async def note_return() -> None:
             self._is_away, self._is_up = False, True
@@ -130,22 +131,27 @@ class NatsBus:
             with contextlib.suppress(Error):
                 await client.flush()  # what is sent from here on is heard
             await note_return()
-            await self._send_all(client, prefix)
+            while True:
+                await self._has_waiting.wait()
+                self._has_waiting.clear()
+                await self._send_all(client, prefix)
         finally:
+            self._is_ending = True
+            with contextlib.suppress(Error):
+                await self._send_all(client, prefix)
+                if client.is_connected:
+                    await client.flush(TELL_SECONDS)
             await client.close()
 
     async def _send_all(self, client: Client, prefix: str) -> None:
-        while True:
-            await self._has_waiting.wait()
-            self._has_waiting.clear()
-            while self._waiting:
-                subject, message = self._waiting.popleft()
-                if not client.is_connected:
-                    continue  # it would come late, and others will have looked by then
-                try:
-                    await client.publish(f"{prefix}.{subject}", message)
-                except Error as error:
-                    logger.warning("NATS took no message of %d bytes: %s", len(message), error)
+        while self._waiting:
+            subject, message = self._waiting.popleft()
+            if not client.is_connected:
+                continue  # it would come late, and others will have looked by then
+            try:
+                await client.publish(f"{prefix}.{subject}", message)
+            except Error as error:
+                logger.warning("NATS took no message of %d bytes: %s", len(message), error)
 
     async def _find_prefix(self) -> str:
         """What subjects begin with: the same for all processes of this database, and for no others."""

@@ -11,9 +11,12 @@ from typing import Any
 
 import pytest
 
+from federation.protocol.types import UserID
 from homeserver.config import Bus, BusKind, ExistingFile, Secret
 from storage import tail
+from storage.account_data import AccountDataChanged
 from storage.bus import Hear, PostgresBus
+from storage.log import Entry
 from storage.nats_bus import NatsBus
 from tests.clients import Client, Server, quote
 from tests.federation.authority import Authority
@@ -172,6 +175,30 @@ async def test_nats_brings_entries_and_no_process_listens_at_the_database(connin
                 "select query from pg_stat_activity where datname = current_database() and query ilike 'listen%%'"
             )
             assert listening == []
+
+
+async def test_what_a_process_wrote_last_is_heard_when_it_ends(
+    conninfo: str, nats: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tail, "POLL_SECONDS", 60.0)
+    async with processes(conninfo, by(nats), 1) as (staying,):
+        await connected(staying)
+        alice = await staying.register("alice")
+        room_id = await create_room(alice)
+        since = await token(alice)
+        async with running(conninfo, bus=by(nats)) as ending:
+            await connected(ending)
+            waiting = asyncio.create_task(sync(alice, since, timeout=30_000))
+            entry = Entry([AccountDataChanged(UserID(alice.user_id), None, "org.example", b"{}")])
+
+            async def write() -> None:
+                await ending.application.log.append(entry)
+
+            monkeypatch.setattr(ending.application.accounts.activity, "flush", write)
+        answer = await asyncio.wait_for(waiting, 10)
+
+        assert [event["type"] for event in answer["account_data"]["events"]] == ["org.example"]
+        assert room_id not in answer.get("rooms", {}).get("join", {})
 
 
 async def test_typing_comes_by_nats(conninfo: str, nats: NatsServer) -> None:

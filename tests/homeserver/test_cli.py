@@ -237,11 +237,17 @@ def test_federation_commands_work_without_a_server(hearth: Hearth, data: Path) -
     )
 
 
+def test_media_stays_where_there_is_no_store_to_move_it_to(hearth: Hearth, data: Path) -> None:
+    answer = hearth("media", "move")
+    assert (answer.returncode, answer.stderr) == (1, "hearth: There is no store to move media to: set `media.s3`.\n")
+
+
 def test_help_names_every_command(hearth: Hearth) -> None:
     answer = hearth("--help")
     assert answer.returncode == 0
     assert all(
-        command in answer.stdout for command in ("serve", "check", "migrate", "rotate-key", "user", "federation")
+        command in answer.stdout
+        for command in ("serve", "check", "migrate", "rotate-key", "user", "media", "federation")
     )
 
 
