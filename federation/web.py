@@ -181,6 +181,19 @@ _decoded_once = lru_cache(maxsize=2048)(unquote_plus)
 """Clients repeat a filter of many escapes with every sync."""
 
 
+def _segment(text: str) -> str:
+    """A part of a path; raises UnicodeDecodeError."""
+    if "%" not in text:
+        return text
+    return _segment_once(text) if len(text) < 300 else unquote(text, errors="strict")
+
+
+@lru_cache(maxsize=4096)
+def _segment_once(text: str) -> str:
+    """Those of rooms and users come again and again."""
+    return unquote(text, errors="strict")
+
+
 Endpoint = Callable[[Call], Awaitable[Answer]]
 
 
@@ -237,7 +250,7 @@ class Router:
         if "%00" in raw_path:
             raise InvalidInput("The path may not hold NUL")  # which nothing that is stored as text can hold either
         try:
-            parameters = {name: _decoded(value) for name, value in zip(names, values, strict=True)}
+            parameters = {name: _segment(value) for name, value in zip(names, values, strict=True)}
         except UnicodeDecodeError as error:
             raise InvalidInput("The path is not UTF-8") from error
         return endpoint, parameters, template
@@ -261,22 +274,6 @@ class Router:
         if found is None:
             del values[depth:]
         return found
-
-
-def _decoded(segment: str) -> str:
-    """A part of a path without percent signs; raises UnicodeDecodeError."""
-    if "%" not in segment:
-        return segment
-    return _decoded_again(segment) if len(segment) <= _SHORT_SEGMENT else unquote(segment, errors="strict")
-
-
-@lru_cache(maxsize=4096)
-def _decoded_again(segment: str) -> str:
-    """Those of rooms and users come again and again."""
-    return unquote(segment, errors="strict")
-
-
-_SHORT_SEGMENT = 300
 
 
 def json_response(
