@@ -3,6 +3,7 @@
 Nothing depends on a message: who misses one, gets it twice or late, finds what it told of in the log (`tail.py`).
 """
 
+import logging
 import secrets
 from collections.abc import Callable, Mapping
 from typing import Protocol
@@ -11,6 +12,8 @@ import psycopg
 
 from storage.database import Database, is_lost, unavailable, wait_before_retry
 from storage.figures import Figures
+
+logger = logging.getLogger(__name__)
 
 Hear = Callable[[bytes], None]
 
@@ -40,6 +43,14 @@ class Bus(Protocol):
 
         Comes back by itself when what carries the messages was away.
         """
+
+
+def hand_on(handle: Hear, message: bytes) -> None:
+    """Have a message heard; one that cannot be read, as of another release, is left."""
+    try:
+        handle(message)
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        logger.warning("a message of another process cannot be read: %r", error)
 
 
 class PostgresBus:
@@ -88,7 +99,7 @@ class PostgresBus:
                     async for notification in connection.notifies():
                         sender, _, message = notification.payload.encode().partition(b" ")
                         if sender != self._own:  # what happens here is known here
-                            hear[notification.channel](message)
+                            hand_on(hear[notification.channel], message)
             except (psycopg.Error, OSError) as error:
                 self._is_up = False
                 if isinstance(error, psycopg.Error) and not is_lost(error):

@@ -20,7 +20,7 @@ from nats.aio.msg import Msg
 from nats.errors import Error
 
 from federation.protocol.errors import Unavailable
-from storage.bus import Hear
+from storage.bus import Hear, hand_on
 from storage.database import Database, wait_before_retry
 from storage.figures import Figures
 
@@ -187,6 +187,6 @@ class NatsBus:
 
 def _calling(handle: Hear) -> Callable[[Msg], Awaitable[None]]:
     async def call(message: Msg) -> None:
-        handle(message.data)
+        hand_on(handle, message.data)
 
     return call

@@ -13,7 +13,7 @@ import pytest
 
 from federation.protocol.types import UserID
 from homeserver.config import Bus, BusKind, ExistingFile, Secret
-from storage import tail
+from storage import exchange, log, tail
 from storage.account_data import AccountDataChanged
 from storage.bus import Hear, PostgresBus
 from storage.log import Entry
@@ -201,9 +201,15 @@ async def test_what_a_process_wrote_last_is_heard_when_it_ends(
         assert room_id not in answer.get("rooms", {}).get("join", {})
 
 
-async def test_typing_comes_by_nats(conninfo: str, nats: NatsServer) -> None:
-    async with processes(conninfo, by(nats)) as (one, other):
+@pytest.mark.parametrize("kind", [BusKind.POSTGRES, BusKind.NATS])
+async def test_typing_comes_by_the_bus_and_nonsense_does_no_harm(
+    conninfo: str, nats: NatsServer, kind: BusKind
+) -> None:
+    async with processes(conninfo, by(nats) if kind is BusKind.NATS else BY_POSTGRES) as (one, other):
         await connected(one, other)
+        for subject in (exchange.CHANNEL, log.CHANNEL):
+            for nonsense in (b"nonsense", b"{}", b"[]", b"1 2 3", b'{"room":1}', b"5 4 1\n"):
+                await one.application.bus.tell(subject, nonsense)
         alice = await one.register("alice")
         room_id = await create_room(alice)
         there = at(other, alice)
