@@ -221,6 +221,11 @@ async def check_held(tx: Tx, join: RemoteJoin) -> None:
         raise TakenOver
 
 
+async def are_any_left(tx: Tx, now_ts: int) -> bool:
+    """Whether there are joins that nobody is at work on any longer."""
+    return await tx.fetch_one("select 1 from remote_joins where leased_until_ts < %s limit 1", (now_ts,)) is not None
+
+
 async def take_over(tx: Tx, *, now_ts: int, leased_until_ts: int, limit: int) -> list[RemoteJoin]:
     """Joins that nobody is at work on any longer; now the caller is."""
     rows = await tx.fetch(

@@ -50,7 +50,7 @@ from storage.remote_joins import RemoteJoin, SignedJoin
 logger = logging.getLogger(__name__)
 
 ANSWER_SECONDS = 900.0
-LEASE_SECONDS = 30.0
+LEASE_SECONDS = 4.0
 """After so long without a sign of life another process takes a join over."""
 MAX_ATTEMPTS = 8
 """How often a join that nobody waits for any longer is tried again."""
@@ -179,8 +179,11 @@ class RemoteJoins:
 
     async def _look_after(self) -> None:
         await self.note_progress()
+        now_ts = self._database.now_ms()
+        async with self._database.read() as tx:
+            if not await remote_joins.are_any_left(tx, now_ts):
+                return
         async with self._database.transaction() as tx:
-            now_ts = self._database.now_ms()
             found = await remote_joins.take_over(tx, now_ts=now_ts, leased_until_ts=self._lease_end(), limit=5)
         for join in found:
             if join.room_id not in self._tasks:

@@ -18,6 +18,7 @@ from benchmarks.hearth import Hearth
 from benchmarks.peering import Peering
 from benchmarks.server import Server
 from benchmarks.synapse import Synapse
+from tests import fellows
 from tests.clients import Client
 from tests.clusters import drop_database
 from tests.federation.authority import Authority
@@ -50,7 +51,9 @@ class Border:
             if _SYNAPSES_ONLY:
                 await self._add(Synapse(self._databases, synapse.install(), name=name, peering=peering))
             else:
-                await self._add(Hearth(self._databases, name=name, peering=peering, log="info"))
+                server = Hearth(self._databases, name=name, peering=peering, log="info")
+                server.workers = fellows.COUNT if fellows.COUNT > 1 else 0
+                await self._add(server)
         return self._servers[name]
 
     async def synapse(self) -> Server:
@@ -115,7 +118,8 @@ async def a_border(maintenance_conninfo: str) -> AsyncIterator[Border]:
     """Gone with all that belongs to it at the end of the block."""
     directory = Path(tempfile.mkdtemp(prefix="hearth-interop-"))
     try:
-        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=60)) as session:
+        connector = aiohttp.TCPConnector(force_close=fellows.COUNT > 1)
+        async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=60)) as session:
             border = Border(directory, maintenance_conninfo, session)
             try:
                 yield border
