@@ -129,6 +129,7 @@ async def test_while_the_database_is_away_clients_are_told_and_afterwards_all_go
         await bob.ok("GET", f"/v3/rooms/{quote(room_id)}/messages", params={"dir": "b", "limit": str(number + 1)})
 
 
+@pytest.mark.one_process("its patience is shortened here")
 async def test_a_database_that_hangs_is_given_up_and_taken_up_again(
     external: External, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -152,6 +153,7 @@ async def test_a_database_that_hangs_is_given_up_and_taken_up_again(
     assert (await alice.ok(*message(room_id, "before"))) == before
 
 
+@pytest.mark.one_process("it is this one that stops")
 async def test_a_server_stops_while_its_database_is_away(external: External) -> None:
     async with running(external.conninfo) as server:
         alice = await server.register("alice")
