@@ -154,15 +154,16 @@ async def state_ids(tx: Tx, room_id: RoomID) -> frozenset[EventID]:
     return frozenset(map(EventID, row[0] or ())) if row is not None else frozenset()
 
 
-async def find_awaited(tx: Tx, room_id: RoomID, event_ids: Collection[EventID]) -> tuple[int, set[EventID]] | None:
-    """The version of the state before a join that was placed, and which of these events are part of it; None once the
-    room has all members, and until the end of the transaction it has not otherwise."""
+async def find_awaited(tx: Tx, room_id: RoomID, event_ids: Collection[EventID]) -> tuple[int, int, set[EventID]] | None:
+    """The room's number, the version of the state before a join that was placed, and which of these IDs were said to be
+    of its events; None once the room has all members, and until the end of the transaction it has not otherwise."""
     row = await tx.fetch_one(
-        "select placed_version, array(select unnest(%s::text[]) intersect select unnest(state_ids)) from remote_joins"
-        " where room_id = %s and placed_version is not null for share",
+        "select room, placed_version, array(select unnest(%s::text[]) intersect select unnest(state_ids))"
+        " from remote_joins join rooms using (room_id)"
+        " where room_id = %s and placed_version is not null for share of remote_joins",
         (list(event_ids), room_id),
     )
-    return None if row is None else (row[0], set(map(EventID, row[1])))
+    return None if row is None else (row[0], row[1], set(map(EventID, row[2])))
 
 
 async def is_later(tx: Tx, room_id: RoomID, event_ids: Collection[EventID]) -> bool:

@@ -19,7 +19,7 @@ from storage.strings import remember_committed
 async def learn_members(
     database: Database, server_name: ServerName, room_id: RoomID, stored: Iterable[StoredEvent]
 ) -> bool:
-    """Know the members whom these events of a room are about, as far as they were its members before the join.
+    """Know the members whom these events are about, as far as they were members of the room before the join.
 
     Whether any are known by that who were not. Our own users are not among them: they are told once the room is
     complete.
@@ -38,12 +38,12 @@ async def learn_members(
         awaited = await remote_joins.find_awaited(tx, room_id, found)
         if awaited is None:
             return False
-        version, wanted = awaited
+        number, version, wanted = awaited
         late = [
             LateMember(UserID(event.state_key or ""), event.position, Membership.of(event.content.get("membership")))
             for event_id, event in found.items()
-            if event_id in wanted
+            if event_id in wanted and event.room == number  # IDs are not believed to be of this room's events
         ]
-        numbers, new = await late_members.write(tx, next(iter(found.values())).room, version, late)
+        numbers, new = await late_members.write(tx, number, version, late)
     remember_committed(database.memory, numbers)
     return bool(new)
