@@ -3,6 +3,7 @@
 Every read goes through `federation/rooms/reader.py`; who may read nothing of a room is answered as if it did not exist.
 """
 
+import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,7 +14,7 @@ from federation.protocol import canonical_json
 from federation.protocol.errors import Forbidden, InvalidInput, NotFound
 from federation.protocol.types import UserID
 from federation.rooms.backfill import Backfill, Moment
-from federation.rooms.incomplete_rooms import IncompleteRooms
+from federation.rooms.incomplete_rooms import BeingJoined, IncompleteRooms
 from federation.rooms.pages import Page, PageRequest, Pages
 from federation.rooms.reader import Access, Point, RoomReader, Seen, StoredEvent
 from federation.web import Answer, Call
@@ -44,12 +45,16 @@ class RoomReading:
 
     async def until_complete(self, room_id: str) -> None:
         """Wait for the members of a room that was joined without them; raises BeingJoined when that takes too long."""
-        if not self.incomplete.are_any:
-            return
-        async with self.database.read() as tx:
-            room = await rooms.find(tx, room_id)
-        if room is not None:
-            await self.incomplete.wait(room.number)
+        deadline = time.monotonic() + self.incomplete.wait_seconds
+        while True:
+            async with self.database.read() as tx:
+                room = await rooms.find(tx, room_id)
+                # This process may not have heard of it, and reads what others have written all the same.
+                if room is None or not (await rooms.rows(tx, [room.number]))[room.number].lacks_members:
+                    return
+            if time.monotonic() > deadline:
+                raise BeingJoined
+            await self.incomplete.wait(room.number, was_refused=True)
 
 
 class ReadingEventsAPI:
