@@ -40,14 +40,14 @@ class RoomCompletion:
     async def complete(
         self, join: RemoteJoin, pdu: VerifiedPDU, state: ReceivedState, ids: Collection[EventID]
     ) -> None:
-        """Take the whole state before a join that was placed; its events have just these IDs.
+        """Take the whole state before a join that was placed; its events have just these IDs, but for invalid ones.
 
         Raises InvalidInput where it is another state, TakenOver where somebody else is at work on the join.
         """
         placed = join.placed
         if placed is None:
             raise RuntimeError("the join was not placed")
-        if not state.is_just(ids):
+        if not state.is_all_valid_of(ids):
             raise InvalidInput("The room's state is not the one whose IDs were given", "M_BAD_JSON")
         async with self._database.read() as tx:
             room = await rooms.find(tx, join.room_id)

@@ -82,12 +82,19 @@ class JoinRequest:
             raise
         return given, rest, ids.state
 
-    async def whole_state(self, servers: Sequence[ServerName], ids: Collection[EventID]) -> ReceivedState:
+    async def whole_state(
+        self, servers: Sequence[ServerName], ids: Collection[EventID], believed: Collection[ServerName]
+    ) -> ReceivedState:
         """The whole state before the event, which has just these events, from the first of the servers that gives it.
 
-        It is not judged yet; who calls closes it. Raises what became of asking the last one.
+        Of those that are `believed` some events may be invalid: another one could leave members out by that. It is not
+        judged yet; who calls closes it. Raises what became of asking the last one.
         """
-        return await self._ask_for_state(servers, lambda state: state.is_just(ids))
+
+        def is_it(server: ServerName, state: ReceivedState) -> bool:
+            return state.is_all_valid_of(ids) if server in believed else state.is_just(ids)
+
+        return await self._ask_for_state(servers, is_it)
 
     async def _send_for_all(self, destination: ServerName) -> tuple[ReceivedState, JsonObject]:
         segments = (self.pdu.room_id, self.pdu.event_id)
@@ -114,10 +121,10 @@ class JoinRequest:
     async def _state(self, destination: ServerName, given: ReceivedState, in_room: object) -> ReceivedState:
         named = [name for name in in_room if isinstance(name, str)] if isinstance(in_room, list) else []
         servers = candidates([destination, *named], besides=self._handshakes.server_name)
-        return await self._ask_for_state(servers, lambda state: state.extends(given))
+        return await self._ask_for_state(servers, lambda _, state: state.extends(given))
 
     async def _ask_for_state(
-        self, servers: Sequence[ServerName], is_it: Callable[[ReceivedState], bool]
+        self, servers: Sequence[ServerName], is_it: Callable[[ServerName, ReceivedState], bool]
     ) -> ReceivedState:
         path = path_of("/_matrix/federation/v1/state/{}", self.pdu.room_id)
         failure: MatrixError = InvalidInput("The answer lacks the room's members, and nobody is named that has them")
@@ -130,7 +137,7 @@ class JoinRequest:
                 logger.info("%s does not give the state of %s: %s", server, self.pdu.room_id, error.message)
                 failure = error
                 continue
-            if is_it(state):
+            if is_it(server, state):
                 return state
             state.close()
             logger.warning("%s gives another state of %s than was said before", server, self.pdu.room_id)

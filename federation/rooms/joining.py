@@ -346,7 +346,9 @@ class RemoteJoins:
         servers = dict.fromkeys((join.signed.destination, *placed.servers_in_room))
         first = (join.attempts - 1) * MAX_STATE_SERVERS % len(servers)  # others each time
         try:
-            state = await request.whole_state([*servers, *servers][first : first + MAX_STATE_SERVERS], ids)
+            asked = [*servers, *servers][first : first + MAX_STATE_SERVERS]
+            believed = asked if join.attempts > MAX_ATTEMPTS else [join.signed.destination]
+            state = await request.whole_state(asked, ids, believed)
             try:
                 await self._completion.complete(join, request.pdu, state, ids)
             finally:

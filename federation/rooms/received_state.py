@@ -61,6 +61,10 @@ class ReceivedState:
         self.dropped = 0
         """Events that were none of this room, or badly signed."""
         self._repeated = 0
+        self._invalid: set[EventID] = set()
+        """Events of the state that came, and whose signatures do not hold, or cannot be told to."""
+        self._unreadable = 0
+        """Events of the state that came, and are none of the room's version: their IDs are not known."""
         self._keyring = keyring
         self._known: dict[EventID, _Known] = {}
         self._pdus: dict[EventID, VerifiedPDU] = {}
@@ -85,10 +89,12 @@ class ReceivedState:
         """
         pdus = await asyncio.to_thread(self._parse, found)
         verified = await self._keyring.verify_events([pdu for _, pdu in pdus])
-        for (array, _), pdu in zip(pdus, verified, strict=True):
+        for (array, parsed), pdu in zip(pdus, verified, strict=True):
             if isinstance(pdu, MatrixError):
                 self.dropped += 1
                 logger.debug("an event of the state of %s is dropped: %s", self.room_id, pdu)
+                if array == "state":
+                    self._invalid.add(parsed.event_id)
                 continue
             self._keep(pdu)
             if array == "state":
@@ -105,6 +111,7 @@ class ReceivedState:
                 pdu = event_format.parse(canonical_json.loads_object(raw, max_depth=None), self.rules)
             except InvalidInput:
                 self.dropped += 1
+                self._unreadable += array == "state"
                 continue
             if pdu.room_id != self.room_id:
                 self.dropped += 1
@@ -137,6 +144,11 @@ class ReceivedState:
     def is_just(self, event_ids: Collection[EventID]) -> bool:
         """Whether the state that was given has these events and no others."""
         return set(self._state.values()) == set(event_ids)
+
+    def is_all_valid_of(self, event_ids: Collection[EventID]) -> bool:
+        """As `is_just`, but for events that came and were dropped: a server may hold what we cannot verify, or read."""
+        given, wanted = set(self._state.values()), set(event_ids)
+        return given <= wanted and len(wanted - given - self._invalid) <= self._unreadable
 
     def add_members(self, event_ids: Collection[EventID]) -> None:
         """Know the state's events by their IDs, of a state that was given without all members.
