@@ -5,7 +5,7 @@ import dataclasses
 import shutil
 import tempfile
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,8 @@ async def running(conninfo: str, *, keys: OwnKeys | None = None, **changes: Any)
     """A server on this database, with `TEST_CONFIG` changed; stopped at the end of the block."""
     config = dataclasses.replace(TEST_CONFIG, **changes)
     async with (
+        AsyncExitStack() as afterwards,  # clients hear how the server ends
         fellows.started(config, conninfo, keys or OwnKeys(SIGNING_KEY)) as application,
-        fellows.a_session(application) as session,
     ):
+        session = await afterwards.enter_async_context(fellows.a_session(application))
         yield Server(application, Client(f"http://127.0.0.1:{application.ports[0]}", session))
