@@ -61,7 +61,8 @@ from storage.database import Database
 from storage.device_lists import DeviceListChanged
 from storage.figures import Counting, Figures
 from storage.invalidations import Invalidated
-from storage.log import Change, Log
+from storage.log import Log
+from storage.log_entries import Change
 from storage.outbox import EventRelayed, OutgoingMessages
 from storage.outside_memberships import OutsideMembership
 from storage.places import figures_of

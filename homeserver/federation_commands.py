@@ -13,7 +13,8 @@ from storage import destinations, outbox_leases, remote_joins
 from storage.bus import PostgresBus
 from storage.database import Database, Tx
 from storage.destinations import Status
-from storage.log import Batch, Entry, Log
+from storage.log import Log
+from storage.log_entries import Batch, Entry
 from storage.remote_joins import Progress
 
 SHOWN = 1_000

@@ -24,7 +24,7 @@ from storage.events import (
     StoredEvent,
     TrunkChange,
 )
-from storage.log import Conflict
+from storage.log_entries import Conflict
 from storage.rooms import Room
 from storage.unread import PersonalCount
 

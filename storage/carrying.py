@@ -19,7 +19,7 @@ from storage.database import Memory
 from storage.device_lists import DeviceListChanged
 from storage.events import Flag, StoredEvent, TrunkChange
 from storage.invalidations import Invalidated, Kind
-from storage.log import Change
+from storage.log_entries import Change
 from storage.memberships import Membership
 from storage.outbox import EventRelayed, OutgoingMessage, OutgoingMessages
 from storage.receipts import ReceiptMoved

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from federation.protocol.types import DeviceID, UserID
 from storage.database import Database, Tx
 from storage.invalidations import Invalidated, Kind
-from storage.log import Change
+from storage.log_entries import Change
 
 REMEMBERED_MS = 7 * 24 * 3600 * 1000
 """How long a key that was given out is remembered, so that a repeated upload does not have it given out again."""

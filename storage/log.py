@@ -8,17 +8,15 @@ The lock is held until the commit is visible, so whoever sees position N sees ev
 
 import asyncio
 import contextlib
-import contextvars
 import logging
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol, Self
+from collections.abc import Iterable, Sequence
+from typing import Protocol
 
 import psycopg
 
 from federation.protocol.errors import MatrixError, Unavailable
-from federation.protocol.types import UserID
+from storage import log_batches
 from storage.announcements import Announcement, Carrier
 from storage.bus import Bus
 from storage.database import (
@@ -34,6 +32,8 @@ from storage.database import (
     watch,
 )
 from storage.figures import Figures
+from storage.log_batches import Pending
+from storage.log_entries import AlreadyWritten, Appended, Batch, Change, Conflict, Entry
 from storage.log_figures import LogFigures
 from storage.newest import Newest
 from storage.spans import Spans
@@ -54,115 +54,6 @@ _BY_KEY = (
 """An append finds a few rows by their keys, whatever the tables hold. Left alone, the planner thinks about each anew,
 and reads all of a table that was small when last analysed: state changes took longer with each in a new database."""
 
-Work = Callable[[Tx], Awaitable[Any]]
-
-
-class Change(Protocol):
-    """One kind of thing that somebody may have to hear about, with its table's bulk insert."""
-
-    kind: ClassVar[int]
-    """A bit of its own: a batch's announcement names the kinds that it holds.
-
-    A change that may take much memory has `held_bytes` besides: the tail keeps fewer of them.
-    """
-
-    @property
-    def width(self) -> int:
-        """How many positions it takes."""
-
-    @property
-    def rooms(self) -> Collection[int]:
-        """The rooms whose members it concerns."""
-
-    @property
-    def users(self) -> Collection[UserID]:
-        """The users whom it concerns besides."""
-
-    @classmethod
-    async def insert_many(cls, tx: Tx, rows: Sequence[tuple[int, Self]]) -> None:
-        """Write changes at their positions, in a number of statements that does not grow with theirs."""
-
-    @classmethod
-    async def read_range(cls, tx: Tx, after: int, upto: int) -> list[tuple[int, Self]]:
-        """What other processes appended in positions (after, upto], in order."""
-
-
-class Conditional(Protocol):
-    """A change that the database may refuse when its turn comes, because the world moved on."""
-
-    @classmethod
-    def preload(cls, changes: Sequence[Self]) -> str | None:
-        """A query without parameters whose rows `admit` gets: it travels with the lock, and sees what the lock shows.
-
-        None where there is none.
-        """
-
-    @classmethod
-    async def admit(
-        cls, tx: Tx, rows: Sequence[tuple[int, Self]], loaded: Sequence[Row] | None
-    ) -> Sequence[MatrixError | None]:
-        """For each change, under the log's lock: None, or why it may not be written.
-
-        `loaded` is None where an entry's work came in between, and nothing was loaded before.
-        """
-
-
-class Conflict(MatrixError):
-    """What an entry expected is no longer so; nothing was written. The caller looks again and retries."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__("M_UNKNOWN", message, 503, {"retry_after_ms": 100})
-
-
-class AlreadyWritten(Conflict):
-    """A unique key of the entry is taken: it was written before, or another process was first."""
-
-
-@dataclass(slots=True)
-class Entry:
-    """All that one request changes.
-
-    `work` runs first in the same transaction, for writes that nobody hears of (or that decide what is heard): it may
-    raise, which refuses this entry alone, and it may add to `changes`, within the positions that `width` reserves.
-    """
-
-    changes: list[Change] = field(default_factory=list)
-    work: Work | None = None
-    width: int = 0
-    """Positions to reserve; at least what `changes` take."""
-    on_refused: Callable[[], None] | None = None
-    """Called at once when the entry is not written, before any later entry is looked at."""
-
-    @property
-    def reserved(self) -> int:
-        """How many positions the entry may use: at least one, so that every entry has a place."""
-        return max(self.width, sum(change.width for change in self.changes), 1)
-
-    @property
-    def stands_alone(self) -> bool:
-        """Whether it is written by itself: work that a refused change would have to undo."""
-        return self.work is not None and any(hasattr(change, "admit") for change in self.changes)
-
-
-@dataclass(frozen=True, slots=True)
-class Appended:
-    """An entry that is committed."""
-
-    position: int
-    """The last position that it took: a sync from here does not see it again."""
-    result: Any
-    """What its `work` returned."""
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """What the tail is told of one commit of its own process."""
-
-    before: int
-    """The newest position when the batch took the lock."""
-    position: int
-    changes: Sequence[tuple[int, Change]]
-
 
 class Follower(Protocol):
     """The tail of the process that appends."""
@@ -179,21 +70,6 @@ class Follower(Protocol):
 
 class _MustStandAloneError(Exception):
     """An entry was refused whose work, in the same transaction, is done already."""
-
-
-@dataclass(slots=True)
-class _Pending:
-    entry: Entry
-    future: asyncio.Future[Appended]
-    given: Sequence[Change]
-    """The entry's changes before its work added any."""
-    context: contextvars.Context = field(default_factory=contextvars.copy_context)
-    """Of who appends it, for what the log has to say of it."""
-    since: float = field(default_factory=time.monotonic)
-    first: int = 0
-    result: Any = None
-    is_settled: bool = False
-    was_retried: bool = False
 
 
 class Log:
@@ -216,7 +92,7 @@ class Log:
         self._tail = tail
         self._bus = bus
         self._carrier = carrier
-        self._pending: list[_Pending] = []
+        self._pending: list[Pending] = []
         self._wake = asyncio.Event()
         self._connection: Connection | None = None
         self._is_uncertain = False
@@ -254,7 +130,7 @@ class Log:
         if self._closing:
             raise Unavailable("The server is shutting down")
         future: asyncio.Future[Appended] = asyncio.get_running_loop().create_future()
-        self._pending.append(_Pending(entry, future, tuple(entry.changes)))
+        self._pending.append(Pending(entry, future, tuple(entry.changes)))
         self._wake.set()
         return future
 
@@ -279,7 +155,7 @@ class Log:
                 await self._connected()
             except Exception as error:  # no use in trying it for each batch
                 waiting, self._pending = self._pending, []
-                _fail(waiting, unavailable(error))
+                log_batches.fail(waiting, unavailable(error))
                 return
             self._counted.writing_since = self._pending[0].since
             if self._has_rivals:
@@ -288,16 +164,16 @@ class Log:
             try:
                 await self._write(batch)
             except asyncio.CancelledError:
-                _fail(batch, Unavailable("The server is shutting down"))
+                log_batches.fail(batch, Unavailable("The server is shutting down"))
                 raise
             finally:
                 self._counted.writing_since = None
 
-    async def _write(self, batch: list[_Pending]) -> None:
+    async def _write(self, batch: list[Pending]) -> None:
         """Write a batch; one that fails is split until the bad entry stands alone."""
         try:
             if len(batch) > 1 and any(pending.entry.stands_alone for pending in batch):
-                for part in _split_alone(batch):
+                for part in log_batches.split_alone(batch):
                     await self._write(part)
                 return
             await self._commit(batch)
@@ -307,7 +183,7 @@ class Log:
                 await self._forget_connection()
                 refusal = unavailable(error)
                 await self._look_again()
-                _fail(batch, refusal)
+                log_batches.fail(batch, refusal)
             elif len(batch) == 1 and is_passing(error) and not batch[0].was_retried:
                 batch[0].was_retried = True
                 await self._write(batch)
@@ -322,7 +198,7 @@ class Log:
                     batch[0].context.run(logger.error, "an entry could not be appended", exc_info=error)
                     error = MatrixError("M_UNKNOWN", "The change could not be stored", 500)
                 self._counted.note_refused(is_conflict=isinstance(error, Conflict))
-                _fail(batch, error)
+                log_batches.fail(batch, error)
             else:
                 middle = len(batch) // 2
                 await self._write(batch[:middle])
@@ -361,7 +237,7 @@ class Log:
         self._has_rivals = before != self._position
         return before, answers
 
-    async def _commit(self, batch: list[_Pending]) -> None:
+    async def _commit(self, batch: list[Pending]) -> None:
         began = time.monotonic()
         connection = await self._connected()
         tx = Tx(connection, self._database.memory)
@@ -369,7 +245,7 @@ class Log:
         async with contextlib.AsyncExitStack() as held:
             held.callback(watch(connection).cancel)
             try:
-                queries = _preloads(batch)
+                queries = log_batches.preloads(batch)
                 before, answers = await self._reserve(tx, total, queries.values())
                 position = before + total
                 if self._is_uncertain:  # under the log's lock everything below can be seen
@@ -380,13 +256,13 @@ class Log:
                     first += pending.entry.reserved
                 refused = await self._run_work(connection, tx, batch)
                 admitted = [pending for pending in batch if id(pending) not in refused]
-                changes = await _admit(tx, batch, refused, dict(zip(queries, answers, strict=True)))
+                changes = await log_batches.admit(tx, batch, refused, dict(zip(queries, answers, strict=True)))
                 if len(batch) == 1 and refused:
                     raise refused[id(batch[0])]  # undoes its work, too
                 if any(pending.entry.work is not None and id(pending) in refused for pending in admitted):
                     raise _MustStandAloneError
                 kinds = 0
-                for kind, rows in _by_kind(changes).items():
+                for kind, rows in log_batches.by_kind(changes).items():
                     await kind.insert_many(tx, rows)
                     kinds |= kind.kind
                 # Else the tail might read the batch back, as another process's, before it is handed it.
@@ -407,10 +283,10 @@ class Log:
             error = refused.get(id(pending))
             if error is not None:
                 self._counted.note_refused(is_conflict=isinstance(error, Conflict))
-                _refuse(pending, error)
+                log_batches.refuse(pending, error)
             else:
                 self._counted.append_seconds.add(now - pending.since)
-                _accept(pending)
+                log_batches.accept(pending)
 
     def _carried(self, changes: Sequence[tuple[int, Change]]) -> bytes:
         """The changes as others take them; nothing where they have to read them."""
@@ -432,7 +308,7 @@ class Log:
         async with self._tail.reading:
             await self._tell(Batch(position, position, ()))
 
-    async def _run_work(self, connection: Connection, tx: Tx, batch: list[_Pending]) -> dict[int, Exception]:
+    async def _run_work(self, connection: Connection, tx: Tx, batch: list[Pending]) -> dict[int, Exception]:
         refused: dict[int, Exception] = {}
         for pending in batch:
             if pending.entry.work is None:
@@ -488,78 +364,3 @@ async def _roll_back(connection: Connection) -> None:
         await connection.rollback()
     except psycopg.Error:
         await connection.close()
-
-
-def _split_alone(batch: Sequence[_Pending]) -> list[list[_Pending]]:
-    """The batch in order, each entry that stands alone in a part of its own."""
-    parts: list[list[_Pending]] = [[]]
-    for pending in batch:
-        if pending.entry.stands_alone:
-            parts.extend(([pending], []))
-        else:
-            parts[-1].append(pending)
-    return [part for part in parts if part]
-
-
-def _fail(batch: Sequence[_Pending], error: Exception) -> None:
-    for pending in batch:
-        _refuse(pending, error)
-
-
-def _accept(pending: _Pending) -> None:
-    pending.is_settled = True
-    if not pending.future.done():
-        pending.future.set_result(Appended(pending.first + pending.entry.reserved - 1, pending.result))
-
-
-def _refuse(pending: _Pending, error: Exception) -> None:
-    if pending.is_settled:
-        return
-    pending.is_settled = True
-    if pending.entry.on_refused is not None:
-        pending.entry.on_refused()
-    if not pending.future.done():
-        pending.future.set_exception(error)
-
-
-def _preloads(batch: Sequence[_Pending]) -> dict[Any, str]:
-    """What to load with the lock, by kind of change."""
-    if any(pending.entry.work is not None for pending in batch):
-        return {}
-    conditional: dict[Any, list[Change]] = {}
-    for pending in batch:
-        for change in pending.entry.changes:
-            if hasattr(change, "preload"):
-                conditional.setdefault(type(change), []).append(change)
-    queries = {kind: kind.preload(changes) for kind, changes in conditional.items()}
-    return {kind: query for kind, query in queries.items() if query is not None}
-
-
-async def _admit(
-    tx: Tx, batch: Sequence[_Pending], refused: dict[int, Exception], loaded: Mapping[Any, Sequence[Row]]
-) -> list[tuple[int, Change]]:
-    """The changes that may be written, with their positions; adds the entries that may not to `refused`."""
-    conditional: dict[Any, list[tuple[_Pending, tuple[int, Change]]]] = {}
-    placed: list[tuple[_Pending, int, Change]] = []
-    for pending in batch:
-        if id(pending) in refused:
-            continue
-        position = pending.first
-        for change in pending.entry.changes:
-            placed.append((pending, position, change))
-            if hasattr(change, "admit"):
-                conditional.setdefault(type(change), []).append((pending, (position, change)))
-            position += change.width
-    for kind, rows in conditional.items():
-        errors = await kind.admit(tx, [row for _, row in rows], loaded.get(kind))
-        for (pending, _), error in zip(rows, errors, strict=True):
-            if error is not None:
-                refused[id(pending)] = error
-    return [(position, change) for pending, position, change in placed if id(pending) not in refused]
-
-
-def _by_kind(changes: Sequence[tuple[int, Change]]) -> dict[type[Change], list[tuple[int, Change]]]:
-    grouped: dict[type[Change], list[tuple[int, Change]]] = {}
-    for position, change in changes:
-        grouped.setdefault(type(change), []).append((position, change))
-    return grouped

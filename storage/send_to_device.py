@@ -10,7 +10,7 @@ from typing import ClassVar, Self
 
 from federation.protocol.types import DeviceID, ServerName, UserID
 from storage.database import Tx
-from storage.log import Change
+from storage.log_entries import Change
 
 KEPT_BYTES = 4096
 """Messages of one entry that are together larger than this are not kept in memory, only that they exist."""

@@ -19,7 +19,7 @@ from federation.protocol.types import UserID
 from storage.announcements import Announcement, Carrier, parse
 from storage.database import Database, Tx, wait_before_retry
 from storage.figures import Figures
-from storage.log import Batch, Change
+from storage.log_entries import Batch, Change
 from storage.newest import Newest
 
 logger = logging.getLogger(__name__)

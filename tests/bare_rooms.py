@@ -10,7 +10,8 @@ from federation.protocol.types import EventID, UserID
 from homeserver.app import Application
 from storage import strings
 from storage.database import Database, Tx
-from storage.log import Entry, Log
+from storage.log import Log
+from storage.log_entries import Entry
 from storage.memberships import Membership
 
 _numbers = itertools.count(1)

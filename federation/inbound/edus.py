@@ -16,7 +16,7 @@ from federation.rooms.doors import RoomDoors
 from federation.rooms.receive import Receiver
 from storage import memberships
 from storage.database import Database
-from storage.log import Conflict
+from storage.log_entries import Conflict
 
 logger = logging.getLogger(__name__)
 

@@ -33,7 +33,7 @@ from storage.append_events import RoomEvents
 from storage.database import Database
 from storage.device_lists import DeviceListChanged
 from storage.figures import Figures
-from storage.log import Change
+from storage.log_entries import Change
 from storage.memberships import Membership
 from storage.outbox import EventRelayed, OutgoingDeviceChange, OutgoingEvent, OutgoingMessages, OutgoingReceipt
 from storage.receipts import ReceiptMoved

@@ -15,7 +15,8 @@ from storage import destinations
 from storage.database import Database, Tx
 from storage.destinations import Failing
 from storage.invalidations import Invalidated, Kind
-from storage.log import Change, Entry, Log
+from storage.log import Log
+from storage.log_entries import Change, Entry
 
 logger = logging.getLogger(__name__)
 

@@ -38,7 +38,8 @@ from storage import events, rooms
 from storage.append_events import RoomEvents
 from storage.database import Database, Tx
 from storage.events import NewEvent, StateWrite
-from storage.log import AlreadyWritten, Change, Conflict, Entry, Log, Work
+from storage.log import Log
+from storage.log_entries import AlreadyWritten, Change, Conflict, Entry, Work
 from storage.memberships import Membership
 from storage.rooms import Room
 

@@ -26,7 +26,8 @@ from storage.database import Database, Tx
 from storage.event_writes import Standing
 from storage.events import Flag, NewEvent, StateWrite, StoredEvent, TrunkChange
 from storage.history import HOLE
-from storage.log import Conflict, Entry, Log
+from storage.log import Log
+from storage.log_entries import Conflict, Entry
 from storage.memberships import Membership
 from storage.room_completeness import RoomCompleteness
 from storage.room_state import TRUNK

@@ -28,7 +28,8 @@ from storage import events
 from storage.append_events import RoomEvents
 from storage.database import Database
 from storage.events import Flag, NewEvent, StateWrite
-from storage.log import AlreadyWritten, Conflict, Entry, Log
+from storage.log import Log
+from storage.log_entries import AlreadyWritten, Conflict, Entry
 from storage.memberships import Membership
 from storage.room_state import TRUNK
 from storage.rooms import Room

@@ -35,7 +35,8 @@ from storage.append_events import DuplicateEvent, RoomEvents
 from storage.database import Database, Tx
 from storage.events import HIDDEN, Flag, NewEvent, StoredEvent
 from storage.history import HOLE
-from storage.log import AlreadyWritten, Conflict, Entry, Log
+from storage.log import Log
+from storage.log_entries import AlreadyWritten, Conflict, Entry
 from storage.room_state import TRUNK, Point
 
 MAX_HIDDEN_WALK = 1_000

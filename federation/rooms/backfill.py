@@ -25,7 +25,7 @@ from storage import event_pages, events, history, memberships, remote_joins, roo
 from storage.database import Database, Tx
 from storage.events import Flag
 from storage.history import Gap
-from storage.log import Conflict
+from storage.log_entries import Conflict
 from storage.places import Places
 from storage.rooms import Room
 

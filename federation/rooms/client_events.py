@@ -15,7 +15,7 @@ from storage import events, room_state, rooms, strings
 from storage.append_events import RoomEvents
 from storage.database import Tx
 from storage.events import StoredEvent
-from storage.log import Change
+from storage.log_entries import Change
 from storage.rooms import Room
 from storage.tail import Tail
 

@@ -19,7 +19,8 @@ from federation.rooms.received_state import ReceivedState
 from storage import dead_letters, events, late_members, remote_joins, room_state, rooms
 from storage.database import Database, Tx
 from storage.late_members import LateMember
-from storage.log import Entry, Log
+from storage.log import Log
+from storage.log_entries import Entry
 from storage.memberships import Membership
 from storage.remote_joins import Placed, RemoteJoin
 from storage.room_completeness import OwnMember, RoomCompleteness

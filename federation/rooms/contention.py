@@ -4,7 +4,7 @@ import asyncio
 import secrets
 import time
 
-from storage.log import Conflict
+from storage.log_entries import Conflict
 
 PATIENCE_SECONDS = 10
 """For how long a writer tries before the client is told to try again later."""

@@ -14,7 +14,7 @@ from storage import memberships, room_state
 from storage.append_events import RoomEvents
 from storage.database import Database
 from storage.figures import Figures, Lookups
-from storage.log import Change
+from storage.log_entries import Change
 from storage.memberships import Membership
 from storage.room_completeness import RoomCompleteness
 from storage.rooms import Room

@@ -23,7 +23,7 @@ from storage.append_events import RoomEvents
 from storage.database import Database, Tx
 from storage.events import Flag, StoredEvent
 from storage.figures import Figures, Lookups
-from storage.log import Change
+from storage.log_entries import Change
 from storage.room_completeness import RoomCompleteness
 from storage.rooms import Room
 from storage.strings import remember_committed

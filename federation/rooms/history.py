@@ -25,7 +25,7 @@ from storage.auth_chains import references
 from storage.database import Database, Tx
 from storage.events import Flag, NewEvent, NewLine, StateWrite, StoredEvent
 from storage.history import Gap, Placed
-from storage.log import Conflict
+from storage.log_entries import Conflict
 from storage.room_state import TRUNK, Point
 from storage.rooms import Room
 

@@ -14,7 +14,7 @@ from federation.protocol.errors import MatrixError
 from federation.protocol.types import EventID, StateKey
 from storage import room_completeness
 from storage.database import Database
-from storage.log import Change
+from storage.log_entries import Change
 from storage.room_completeness import RoomCompleteness
 
 WAIT_SECONDS = 30.0

@@ -16,7 +16,7 @@ from federation.rooms.own_members import OwnMembers
 from storage import rooms
 from storage.append_events import RoomEvents
 from storage.database import Database
-from storage.log import Change
+from storage.log_entries import Change
 from storage.rooms import Room
 
 logger = logging.getLogger(__name__)

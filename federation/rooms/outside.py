@@ -20,7 +20,8 @@ from federation.rooms import stripped_state
 from federation.rooms.resident import verify_whole
 from storage import memberships, outside_memberships, rooms
 from storage.database import Database
-from storage.log import Entry, Log
+from storage.log import Log
+from storage.log_entries import Entry
 from storage.memberships import Membership
 from storage.outside_memberships import OutsideMembership
 

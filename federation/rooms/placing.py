@@ -13,7 +13,7 @@ from federation.rooms.state import NEW, Graph, MissingEvents, View
 from storage import events, room_state
 from storage.database import Tx
 from storage.events import Flag, NewLine, StateWrite, StoredEvent
-from storage.log import Change, Work
+from storage.log_entries import Change, Work
 from storage.memberships import Membership
 from storage.room_state import TRUNK, Point
 from storage.rooms import Room, RoomRow

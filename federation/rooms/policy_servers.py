@@ -20,7 +20,7 @@ from federation.protocol.types import EventID, JsonObject, ServerName
 from storage import events, memberships, remote_joins
 from storage.append_events import RoomEvents
 from storage.database import Database, Tx
-from storage.log import Change
+from storage.log_entries import Change
 from storage.memberships import Membership
 from storage.room_completeness import RoomCompleteness
 from storage.rooms import Room

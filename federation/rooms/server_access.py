@@ -30,7 +30,7 @@ from storage.append_events import RoomEvents
 from storage.database import Tx
 from storage.events import Flag, StoredEvent
 from storage.figures import Figures, Lookups
-from storage.log import Change
+from storage.log_entries import Change
 from storage.memberships import Membership
 from storage.room_completeness import RoomCompleteness
 from storage.room_state import TRUNK, Span

@@ -13,7 +13,8 @@ from homeserver.services.push import PUSH_RULES, build_ruleset
 from storage import account_data, memberships, rooms
 from storage.account_data import AccountDataChanged
 from storage.database import Database, Tx
-from storage.log import Change, Entry, Log
+from storage.log import Log
+from storage.log_entries import Change, Entry
 
 FULLY_READ = "m.fully_read"
 TAGS = "m.tag"

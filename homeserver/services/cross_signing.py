@@ -12,7 +12,8 @@ from storage import cross_signing, device_lists, end_to_end_keys
 from storage.cross_signing import CrossSigningKey, KeySignature, Usage
 from storage.database import Tx
 from storage.device_lists import DeviceListChanged
-from storage.log import Change, Entry, Log
+from storage.log import Log
+from storage.log_entries import Change, Entry
 
 MAX_SIGNED_KEYS = 2_000
 """Keys in one upload of signatures."""

@@ -17,7 +17,8 @@ from storage import cross_signing, dehydrated_devices, devices, send_to_device
 from storage.database import Database, Tx
 from storage.dehydrated_devices import DehydratedDevice
 from storage.invalidations import Invalidated, Kind
-from storage.log import Change, Entry, Log
+from storage.log import Log
+from storage.log_entries import Change, Entry
 from storage.tail import Tail
 
 MAX_DEVICE_DATA_BYTES = 65_536

@@ -20,7 +20,7 @@ from storage import accounts, delayed_events
 from storage.append_events import RoomEvents
 from storage.database import Database, Tx
 from storage.delayed_events import DelayedEvent
-from storage.log import Change
+from storage.log_entries import Change
 
 logger = logging.getLogger(__name__)
 

@@ -20,7 +20,8 @@ from storage import cross_signing, device_lists, end_to_end_keys, send_to_device
 from storage.database import Database, Tx
 from storage.end_to_end_keys import Claim, Key
 from storage.invalidations import Invalidated, Kind
-from storage.log import Change, Entry, Log
+from storage.log import Log
+from storage.log_entries import Change, Entry
 
 MAX_USERS = 10_000
 """Users in one query or claim."""

@@ -24,7 +24,7 @@ from storage import account_data, memberships
 from storage.account_data import AccountDataChanged
 from storage.append_events import RoomEvents
 from storage.database import Database
-from storage.log import Change
+from storage.log_entries import Change
 from storage.memberships import Membership
 from storage.rooms import Room
 from storage.unread import PersonalCount

@@ -8,7 +8,7 @@ from storage import account_data
 from storage.account_data import AccountDataChanged
 from storage.database import Tx
 from storage.figures import Figures, Lookups
-from storage.log import Change
+from storage.log_entries import Change
 
 V = TypeVar("V")
 

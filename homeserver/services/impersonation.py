@@ -12,7 +12,7 @@ from storage import accounts, devices
 from storage.accounts import Account
 from storage.database import Database
 from storage.invalidations import Invalidated, Kind
-from storage.log import Change
+from storage.log_entries import Change
 
 _REMEMBERED_USERS = 50_000
 

@@ -20,7 +20,7 @@ from homeserver.services.requester import Requester
 from homeserver.services.room_settings import RoomSettings
 from storage import memberships, outside_memberships, rooms
 from storage.database import Database
-from storage.log import Conflict
+from storage.log_entries import Conflict
 from storage.memberships import Membership
 from storage.rooms import Room
 

@@ -17,7 +17,7 @@ from federation.rooms.contention import Contention
 from federation.rooms.counting import related_event
 from federation.rooms.sent import Annotation, SentEvents
 from homeserver.services.requester import Requester
-from storage.log import AlreadyWritten, Conflict
+from storage.log_entries import AlreadyWritten, Conflict
 from storage.rooms import Room
 
 REMEMBERED_TRANSACTIONS = 20_000

@@ -11,7 +11,8 @@ from federation.protocol.types import JsonObject, ServerName, UserID
 from storage import profiles
 from storage.database import Database, Tx
 from storage.invalidations import Invalidated, Kind
-from storage.log import Change, Entry, Log
+from storage.log import Log
+from storage.log_entries import Change, Entry
 
 MAX_PROFILE_BYTES = 65_535
 MAX_KEY_BYTES = 255

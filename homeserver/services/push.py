@@ -10,7 +10,8 @@ from homeserver.services.push_rules import Ruleset
 from storage import account_data
 from storage.account_data import AccountDataChanged
 from storage.database import Database, Tx
-from storage.log import Change, Entry, Log
+from storage.log import Log
+from storage.log_entries import Change, Entry
 
 PUSH_RULES = "m.push_rules"
 

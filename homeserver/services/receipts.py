@@ -15,7 +15,8 @@ from homeserver.services.account_data import FULLY_READ
 from storage import account_data, memberships, receipts, rooms
 from storage.account_data import AccountDataChanged
 from storage.database import Database, Tx
-from storage.log import Entry, Log
+from storage.log import Log
+from storage.log_entries import Entry
 from storage.memberships import Membership
 from storage.receipts import READ, READ_PRIVATE, Place, ReceiptBehind, ReceiptMoved
 

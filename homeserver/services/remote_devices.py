@@ -24,7 +24,8 @@ from storage import background, cross_signing, device_lists, remote_devices
 from storage.cross_signing import CrossSigningKey
 from storage.database import Database, Tx
 from storage.end_to_end_keys import DeviceKeys
-from storage.log import Entry, Log
+from storage.log import Log
+from storage.log_entries import Entry
 from storage.remote_devices import RemoteList
 from storage.tail import Tail
 

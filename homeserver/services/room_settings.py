@@ -13,7 +13,8 @@ from homeserver.services.push import PUSH_RULES
 from storage import account_data
 from storage.account_data import AccountDataChanged
 from storage.database import Database, Tx
-from storage.log import Entry, Log
+from storage.log import Log
+from storage.log_entries import Entry
 from storage.rooms import Room
 
 DIRECT = "m.direct"

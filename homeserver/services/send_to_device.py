@@ -15,7 +15,8 @@ from homeserver.services.inbox_limits import InboxLimits
 from homeserver.services.requester import Requester
 from storage import send_to_device
 from storage.database import Tx
-from storage.log import Entry, Log
+from storage.log import Log
+from storage.log_entries import Entry
 from storage.outbox import OutgoingMessage, OutgoingMessages
 from storage.send_to_device import ToDeviceMessage, ToDeviceMessages
 

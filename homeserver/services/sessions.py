@@ -20,7 +20,8 @@ from storage import accounts, cross_signing, devices, sessions
 from storage.database import Database, Tx
 from storage.figures import Figures, Lookups
 from storage.invalidations import Invalidated, Kind
-from storage.log import Change, Entry, Log
+from storage.log import Log
+from storage.log_entries import Change, Entry
 
 _REMEMBERED = 50_000
 _DEVICE_ID_LETTERS = string.ascii_uppercase

@@ -15,7 +15,7 @@ from homeserver.services.unread_counts import Unread
 from storage import memberships, outside_memberships, rooms
 from storage.append_events import RoomEvents
 from storage.database import Database
-from storage.log import Change
+from storage.log_entries import Change
 from storage.memberships import Membership
 from storage.outside_memberships import OutsideMembership
 from storage.receipts import ReceiptMoved

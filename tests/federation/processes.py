@@ -20,7 +20,8 @@ from storage.append_events import RoomEvents
 from storage.bus import PostgresBus
 from storage.database import Database
 from storage.events import Flag
-from storage.log import CHANNEL, Change, Log
+from storage.log import CHANNEL, Log
+from storage.log_entries import Change
 from storage.rooms import Room
 from storage.tail import Tail
 from tests.protocol.builders import HOME, HOME_KEY

@@ -19,7 +19,7 @@ from federation.rooms.heads import to_pdu
 from storage import events, room_state, rooms
 from storage.database import Tx
 from storage.events import StoredEvent
-from storage.log import Change, Conflict, Entry
+from storage.log_entries import Change, Conflict, Entry
 from storage.rooms import Room
 from tests.federation.processes import Process, a_process
 from tests.federation.room_model import RoomModel

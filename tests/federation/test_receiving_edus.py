@@ -6,7 +6,7 @@ import pytest
 
 from federation.inbound import edus
 from homeserver.services import inbox_limits
-from storage.log import Conflict
+from storage.log_entries import Conflict
 from tests.clients import Client, Server, unique
 from tests.federation.peer import Peer, now_ms
 from tests.federation.remote_room import RemoteRoom, join_room, joined_room, push, transaction

@@ -16,7 +16,7 @@ from homeserver.config import Bus, BusKind, ExistingFile, Secret
 from storage import exchange, log, tail
 from storage.account_data import AccountDataChanged
 from storage.bus import Hear, PostgresBus
-from storage.log import Entry
+from storage.log_entries import Entry
 from storage.nats_bus import NatsBus
 from tests.clients import Client, Server, quote
 from tests.federation.authority import Authority

@@ -9,7 +9,7 @@ from storage import announcements, carrying
 from storage.announcements import Announcement
 from storage.bus import PostgresBus
 from storage.database import Memory, Tx
-from storage.log import Change
+from storage.log_entries import Change
 from tests.clients import Server
 from tests.homeserver.test_sync_equivalence import Story
 from tests.rooms import create_room

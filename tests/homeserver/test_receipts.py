@@ -11,7 +11,7 @@ from federation.protocol import edu
 from federation.protocol.types import EventID, RoomID, UserID
 from homeserver.services.receipts import receipt_events
 from storage import receipts
-from storage.log import Entry
+from storage.log_entries import Entry
 from storage.memberships import Membership
 from storage.receipts import ReceiptBehind, ReceiptMoved
 from tests.bare_rooms import BareRoom, a_bare_room

@@ -5,7 +5,7 @@ from typing import Any
 import orjson
 
 from federation.protocol.types import EventID, RoomID, UserID
-from storage.log import Entry
+from storage.log_entries import Entry
 from storage.memberships import Membership
 from storage.outside_memberships import OutsideMembership
 from tests.clients import Client, Server, unique

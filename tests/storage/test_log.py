@@ -15,7 +15,8 @@ from federation.protocol.types import UserID
 from storage import tail as tail_module
 from storage.bus import PostgresBus
 from storage.database import Database, Row, Tx
-from storage.log import CHANNEL, AlreadyWritten, Appended, Batch, Change, Conflict, Entry, Log
+from storage.log import CHANNEL, Log
+from storage.log_entries import AlreadyWritten, Appended, Batch, Change, Conflict, Entry
 from storage.tail import Listener, Tail
 
 ALICE, BOB = UserID("@alice:example.org"), UserID("@bob:example.org")
