@@ -194,6 +194,7 @@ async def test_another_process_follows_device_lists_and_inboxes(processes: tuple
     assert [change.rooms for change in seen(other)] == [(room,), (), ()]
 
 
+@pytest.mark.one_process("each of its two servers is one")
 async def test_counts_are_the_same_in_every_process(processes: tuple[Server, Server]) -> None:
     one, other = processes
     alice = await one.register("alice")

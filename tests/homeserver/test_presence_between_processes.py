@@ -4,12 +4,16 @@ import asyncio
 from dataclasses import replace
 from typing import Any
 
+import pytest
+
 from federation.protocol.types import UserID
 from storage.ephemeral import IDLE_AFTER_MS, OFFLINE_AFTER_MS, now_ms
 from tests.clients import Client, Server, quote
 from tests.homeserver.test_user_data_between_processes import at, pair, sync
 from tests.homeserver.test_workers import until
 from tests.rooms import create_room, join
+
+pytestmark = pytest.mark.one_process("each of its two servers is one")
 
 __all__ = ["pair"]
 

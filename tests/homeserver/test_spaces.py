@@ -270,6 +270,7 @@ async def _a_transaction(server: Server) -> Any:
         return tx
 
 
+@pytest.mark.one_process("a limit is lowered here")
 async def test_a_space_without_end_is_not_walked_without_end(alice: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("homeserver.services.spaces.MAX_WALKED", 3)
     space = await a_space(alice)

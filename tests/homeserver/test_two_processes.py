@@ -12,6 +12,8 @@ from tests.clients import Client, Server, quote
 from tests.rooms import create_room, join, send
 from tests.servers import running
 
+pytestmark = pytest.mark.one_process("each of its two servers is one")
+
 
 async def unheard(other: Server, change: Awaitable[Any], request: Awaitable[Any]) -> Any:
     """The answer to a request of which this process begins before it has heard of the change."""
