@@ -124,6 +124,11 @@ class RoomEvents:
         self.expected_extremities = self._standing = None
 
     @property
+    def takes_outliers(self) -> bool:
+        """Whether one of the events is here as an outlier."""
+        return any(event.held_at is not None for event in self.new)
+
+    @property
     def visible(self) -> list[StoredEvent]:
         """Those of the events that clients may be shown at all."""
         return [event for event in self.stored if not event.flags & UNSEEN]
@@ -141,12 +146,16 @@ class RoomEvents:
         if loaded is None:
             (loaded,) = await tx.run(cls.preload([change for _, change in rows]))
         counters = _standings_of(loaded)
+        taking = {change.room.number for _, change in rows if change.takes_outliers}
+        locked = {room for room in taking if await history.try_lock(tx, room)}
         held = await _held(tx, [change for _, change in rows if change.may_be_duplicate])
         threads = await _load_threads(tx, rows)
         answers: list[MatrixError | None] = []
         for position, change in rows:
             room = counters[change.room.number]
             error = change._check(room, held)
+            if change.takes_outliers and change.room.number not in locked:
+                error = error or Conflict("The room's history is being written, and may refer to what was held")
             if error is not None:
                 if change.head is not None:
                     change.head.is_broken = True
@@ -203,6 +212,7 @@ class RoomEvents:
                     device=event.device,
                     txn_id=event.txn_id,
                     canonical=pdu.canonical,
+                    other_arrival=event.held_at,
                     _json=pdu.json,
                 )
             )
@@ -231,7 +241,12 @@ class RoomEvents:
             lines = [(change.room.number, line) for change in changes for line in change.lines]
             entered = await state_writes.write(tx, state, lines, standings, numbers)
         placed = [pair for change in changes for pair in zip(change.new, change.stored, strict=True)]
+        held = [(event, stored) for event, stored in placed if event.held_at is not None]
+        if held:
+            await event_writes.take_outliers(tx, held)
         await event_writes.append(tx, placed, standings, numbers, entered)
+        if held:
+            await event_writes.replace_outliers(tx, held, numbers)
         await event_writes.insert_relations(tx, placed, numbers)
         arrived = [
             stored for change in changes if change.may_be_duplicate or change.may_be_awaited for stored in change.stored
@@ -339,11 +354,17 @@ def _standings_of(loaded: Sequence[Row]) -> dict[int, Standing]:
 
 
 async def _held(tx: Tx, changes: Sequence[RoomEvents]) -> set[EventID]:
-    wanted = [event.pdu.event_id for change in changes for event in change.new]
+    wanted = {event.pdu.event_id: event.held_at for change in changes for event in change.new}
     if not wanted:
         return set()
-    found = await tx.fetch("select event_id from events where event_id = any(%s::text[])", (wanted,))
-    return {EventID(event_id) for (event_id,) in found}
+    found = await tx.fetch(
+        "select event_id, position, flags from events where event_id = any(%s::text[])", (list(wanted),)
+    )
+    return {
+        EventID(event_id)
+        for event_id, position, flags in found
+        if not (flags & Flag.OUTLIER and wanted[event_id] == position)
+    }
 
 
 async def _load_threads(tx: Tx, rows: Iterable[tuple[int, RoomEvents]]) -> dict[tuple[int, str], list[int]]:

@@ -121,6 +121,39 @@ def _event_row(event: NewEvent, stored: StoredEvent, numbers: dict[str, int]) ->
     )
 
 
+async def take_outliers(tx: Tx, held: Sequence[Placed]) -> None:
+    """Take away outliers that are about to be appended."""
+    rows = await tx.fetch(
+        "delete from events using unnest(%s::int[], %s::bigint[]) as given(room, position)"
+        " where events.room = given.room and events.position = given.position and events.flags & %s <> 0"
+        " returning events.room, events.position, redacted_by",
+        (Int4(stored.room for _, stored in held), Int8(event.held_at for event, _ in held), int(Flag.OUTLIER)),
+    )
+    redacted = {(room, position): redacted_by for room, position, redacted_by in rows}
+    for event, stored in held:
+        stored.redacted_by = redacted[stored.room, event.held_at]
+
+
+async def replace_outliers(tx: Tx, held: Sequence[Placed], numbers: dict[str, int]) -> None:
+    """Have what was said of outliers mean the events that they are now; these came when the outliers did."""
+    for event, stored in held:  # as good as always one
+        await tx.execute(
+            "update events set arrival = %s, redacted_by = %s where room = %s and position = %s",
+            (event.held_at, stored.redacted_by, stored.room, stored.position),
+        )
+        if event.pdu.state_key is not None:
+            await tx.execute(
+                "update room_state set event = %s where room = %s and type = %s and state_key = %s and event = %s",
+                (
+                    stored.position,
+                    stored.room,
+                    numbers[event.pdu.type],
+                    numbers[event.pdu.state_key],
+                    event.held_at,
+                ),
+            )
+
+
 async def insert_relations(tx: Tx, placed: Sequence[Placed], numbers: dict[str, int]) -> None:
     """What events relate to, where they do."""
     found = [

@@ -185,6 +185,8 @@ class NewEvent:
     """Which forward extremities it follows; None: its previous events, or nothing for one that is hidden."""
     is_extremity: bool = True
     """Nothing follows it yet. Never so for one that is hidden."""
+    held_at: int | None = None
+    """Where it is here as an outlier, which it is no longer from now on."""
 
 
 @dataclass(slots=True, kw_only=True)

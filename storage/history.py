@@ -8,7 +8,7 @@ events stand in the log after all that they cite, and resolution relies on that.
 As `storage/events.py`, only for `federation.rooms` and `storage`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from federation.protocol.types import EventID
@@ -87,6 +87,20 @@ async def lock(tx: Tx, room: int, position: int) -> Gap | None:
         (room, position),
     )
     return None if row is None else _gap(row)
+
+
+async def try_lock(tx: Tx, room: int) -> bool:
+    """Whether nobody writes a room's history until this transaction ends; does not wait for who does."""
+    row = await tx.fetch_one("select pg_try_advisory_xact_lock(%s, %s)", (_LOCK, room))
+    return row is not None and bool(row[0])
+
+
+async def are_here(tx: Tx, room: int, positions: Collection[int]) -> bool:
+    """Whether events stand at all of these positions: an outlier may have gone to the end. The room is locked."""
+    row = await tx.fetch_one(
+        "select count(*) from events where room = %s and position = any(%s::bigint[])", (room, list(positions))
+    )
+    return row is not None and row[0] == len(positions)
 
 
 def _gap(row: Row) -> Gap:

@@ -238,8 +238,8 @@ class RoomWriter:
         Raises MissingEvents for events that it cites and that are not held, and, unless `state_before` is given, for
         previous events. `state_before` is the whole state before the event, or how it differs from one; its events, and
         what authorises them, must be held. An event that is here already is a duplicate, and nothing happens; one that
-        is here as an outlier
-        gets its place in the room's history. `changes` are committed with it, or after that.
+        is here as an outlier gets its place in the room's history, or at its end, where nothing that counts here has
+        followed it. `changes` are committed with it, or after that.
 
         A policy server that the room uses, and that has not signed the event, is asked to, before anything is read or
         written; what it does not sign then, for whatever reason, is soft-failed.

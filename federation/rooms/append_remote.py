@@ -30,7 +30,7 @@ from federation.rooms.ordering import cited_by
 from federation.rooms.placing import NOTHING, Circumstances, Placing
 from federation.rooms.policy_servers import PolicyServers, Unendorsed
 from federation.rooms.state import NEW, Graph, MissingEvents, View, resolve
-from storage import events, rooms
+from storage import events, room_state, rooms
 from storage.append_events import DuplicateEvent, RoomEvents
 from storage.database import Database, Tx
 from storage.events import HIDDEN, Flag, NewEvent, StoredEvent
@@ -108,7 +108,7 @@ class RemoteAppender:
                 if not await self._learn(pdu):
                     raise
                 continue
-            if placing.is_held:
+            if placing.held_at is not None and not placing.enters:
                 return Received(pdu.event_id, _OUTCOMES[placing.flags], HELD, placing.reason)
             _check_expected(placing)
             work = None if how.sending is None else how.sending.work
@@ -143,6 +143,8 @@ class RemoteAppender:
             return None
         graph = Graph(tx, room, pdu, row)
         graph.keep(found.values())
+        if held is not None:
+            graph.arrivals[pdu.event_id] = held.arrival  # others may cite it already
         missing_auth = [event_id for event_id in cited if event_id not in graph.pdus]
         if missing_auth:
             raise MissingEvents(auth=missing_auth)
@@ -162,7 +164,7 @@ class RemoteAppender:
             prev=prev,
             missing=missing,
             how=how,
-            is_held=held is not None,
+            held_at=None if held is None else held.position,
         )
 
     async def _place(self, tx: Tx, placing: Placing, state_before: StateBefore | None) -> RoomEvents:
@@ -177,6 +179,7 @@ class RemoteAppender:
         if not placing.flags:
             await self._check_policy(tx, placing, current.get(POLICY))
         await _follow_up(tx, placing)
+        placing.enters = await _enters(tx, placing)
         point = placing.store(before)
         change = RoomEvents(
             room=placing.room,
@@ -213,6 +216,7 @@ class RemoteAppender:
                 covers=placing.followed,
                 is_extremity=placing.is_extremity,
                 is_local=placing.how.is_local,
+                held_at=placing.held_at,
                 device=None if sending is None else sending.device,
                 txn_id=None if sending is None else sending.txn_id,
             )
@@ -351,6 +355,23 @@ async def _follow_up(tx: Tx, placing: Placing) -> None:
         placing.gaps += [each for each in wanted if each not in found]
         seen |= wanted
         hidden = [stored for stored in found.values() if stored.flags & HIDDEN]
+
+
+async def _enters(tx: Tx, placing: Placing) -> bool:
+    """Whether an outlier takes its place at the room's end: what made us hold it does not count, or does not follow it.
+
+    Not so where the states at the room's end have it, or the current one had it, by what followed it.
+    """
+    pdu, row = placing.pdu, placing.row
+    if placing.held_at is None or placing.flags or placing.missing or placing.follower is not None:
+        return False
+    if pdu.state_key is None:
+        return True
+    ends = await placing.graph.load_stored(row.extremities)
+    key, number = pdu.state_pair, placing.room.number
+    found = await room_state.at(tx, number, {stored.point_after for stored in ends.values()}, [key])
+    was = (await room_state.history(tx, number, [key]))[key]
+    return placing.held_at not in {*(state.get(key) for state in found.values()), *(span.event for span in was)}
 
 
 def _prev_of(placing: Placing, stored: StoredEvent) -> tuple[EventID, ...]:

@@ -240,6 +240,10 @@ async def _write(tx: Tx, stretch: _Stretch) -> None:
     room = stretch.room.number
     if await history.newest_line(tx, room) != stretch.lines.last:
         raise Conflict("The room's history has grown meanwhile")
+    positions = {write.position for write in stretch.lines.writes if write.position is not None}
+    positions -= {placed.position for placed in stretch.placed if not placed.was_held}
+    if positions and not await history.are_here(tx, room, positions):
+        raise Conflict("What was held has come meanwhile")
     if stretch.lines.new:
         await history.write_lines(tx, room, stretch.lines.new, stretch.lines.writes)
     written = await history.insert(tx, room, stretch.placed)

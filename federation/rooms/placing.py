@@ -59,8 +59,10 @@ class Placing:
     prev: dict[EventID, StoredEvent]
     missing: list[EventID]
     how: Circumstances
-    is_held: bool = False
-    """Whether it is here as an outlier."""
+    held_at: int | None = None
+    """Its position, where it is here as an outlier."""
+    enters: bool = False
+    """Whether it is, although it was an outlier, the newest of the room: nothing that counts here has followed it."""
     flags: Flag = Flag.NONE
     reason: str = ""
     lines: list[NewLine] = field(default_factory=list)

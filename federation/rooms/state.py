@@ -190,6 +190,8 @@ class Graph:
         since = 0 if oldest is None else oldest.trunk_version
         if oldest is not None and oldest.flags & (Flag.OUTLIER | Flag.HISTORY):
             since = -1 if oldest.flags & Flag.HISTORY else since - 1  # it came together with the version's own events
+        elif oldest is not None and oldest.other_arrival is not None:  # it was an outlier at first
+            since = -1
         if after < self._completed_at:  # members of the first version came later than others did
             since = -1
         found = await room_state.recent_at(
@@ -197,7 +199,7 @@ class Graph:
         )
         found.update(view.changes)
         positions = {position for position in found.values() if position is not None}
-        late = await events.arrivals_of(self.tx, self.room.number, [each for each in positions if each <= after])
+        late = await events.arrivals_of(self.tx, self.room.number, positions)
         wanted = {position for position in positions if late.get(position, position) > after}
         await self.load_positions(wanted)
         return [self._ids[position] for position in wanted]

@@ -254,6 +254,32 @@ async def test_an_outlier_that_comes_once_more_gets_its_place(process: Process, 
     assert (await process.writer.append_remote(topic)).outcome is Outcome.DUPLICATE
 
 
+async def test_an_outlier_that_nothing_follows_is_news_when_it_comes(process: Process) -> None:
+    room = a_joined_room("11")
+    stored, last = await store(process, room), room.events[-1]
+    joined = room.state["m.room.member", EVE]
+    ban = room.add("m.room.member", ALICE, {"membership": "ban"}, EVE)
+    evading = room.add("m.room.member", EVE, {"membership": "join", "displayname": "E"}, EVE, prev_events=[last])
+    assert ban.event_id in evading.auth_event_ids
+    await process.writer.append_outliers(stored, [ban])  # because the event that tells of it cites it
+    assert (await process.writer.append_remote(evading)).outcome is Outcome.REJECTED
+    held = await event_of(process, ban)
+    room.state["m.room.member", EVE] = joined
+    still_here = room.add("m.room.message", EVE, {"body": "still here"}, prev_events=[last])
+
+    received = await process.writer.append_remote(ban)
+
+    assert (received.outcome, received.position > held.position) == (Outcome.ACCEPTED, True)
+    placed = await event_of(process, ban)
+    assert (placed.position, placed.arrival, placed.flags) == (received.position, held.position, Flag.NONE)
+    assert await extremities(process, stored) == {ban.event_id}
+    async with process.database.read() as tx:
+        current = await room_state.current(tx, stored.number, [("m.room.member", EVE)])
+    assert current == {("m.room.member", EVE): received.position}
+    assert (await process.writer.append_remote(still_here)).outcome is Outcome.SOFT_FAILED
+    assert (await process.writer.append_remote(ban)).outcome is Outcome.DUPLICATE
+
+
 async def test_what_came_after_an_outlier_that_got_its_place_much_later_is_found(process: Process) -> None:
     room = a_joined_room("11")
     stored = await store(process, room)
