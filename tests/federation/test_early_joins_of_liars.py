@@ -4,18 +4,20 @@ import asyncio
 
 import pytest
 
-from federation.protocol.types import JsonObject, ServerName
+from federation.protocol.types import JsonObject, RoomID, ServerName
 from federation.rooms.learning import learn_members
-from storage import events, room_state
+from storage import events, remote_joins, room_state
 from storage.room_completeness import RoomCompleteness
 from storage.strings import MEMBER
 from tests.clients import Server, quote
 from tests.federation import servers
 from tests.federation.authority import Authority
+from tests.federation.remote_room import push
 from tests.federation.servers import federating
-from tests.federation.test_early_joins import MEMBERS, members_of, slow
+from tests.federation.test_early_joins import LAZY, MEMBERS, SlowResident, members_of, slow
 from tests.federation.test_joining import join, state_of
-from tests.homeserver.syncs import members
+from tests.federation.test_remote_devices import eventually
+from tests.homeserver.syncs import ids, joined, members, sync, timeline, token
 from tests.rooms import create_room
 
 
@@ -111,3 +113,61 @@ async def test_a_process_that_has_not_heard_of_it_does_not_show_half_a_room(
         other.may_give.set()
 
         assert len((await waiting).body["joined"]) == MEMBERS + 2
+
+
+async def test_who_comes_back_is_told_of_all_whose_keys_matter_and_counts_nothing_twice(
+    maintenance_conninfo: str, authority: Authority
+) -> None:
+    async with federating(maintenance_conninfo, authority) as server, slow(server, authority) as other:
+        bob = await server.register("bob")
+        before = await token(bob, filter=LAZY)
+        assert (await join(bob, other.room_id, other.name)).status == 200
+        other.join()
+        await push(other, [other.say("eve", "welcome").json, other.say("member7", f"hello {bob.user_id}").json])
+        early = await sync(bob, before, filter=LAZY)
+        unread = joined(early, other.room_id)["unread_notifications"]
+        other.may_give.set()
+        await state_of(bob, other.room_id)
+
+        late = await sync(bob, early["next_batch"], filter=LAZY)
+
+        found = joined(late, other.room_id)
+        assert found["unread_notifications"] == unread
+        assert unread["notification_count"] == 2
+        assert ids(timeline(late, other.room_id)) == ids(timeline(early, other.room_id))
+        old = joined(early, other.room_id)["timeline"]
+        assert (found["timeline"]["limited"], found["timeline"]["prev_batch"]) == (old["limited"], old["prev_batch"])
+        for since in (before, early["next_batch"]):
+            query = {"from": since, "to": late["next_batch"]}
+            changes = await bob.ok("GET", "/v3/keys/changes", params=query)
+            told = {*early["device_lists"]["changed"]} if since != before else set()
+            assert {*changes["changed"]} | told >= members_of(other), (since == before, told)
+        assert await counted(server, other.room_id) == ((MEMBERS + 2, 0), (MEMBERS + 2, 0))
+        assert joined(await sync(bob, late["next_batch"], filter=LAZY), other.room_id) == {}
+
+
+async def test_a_user_who_is_banned_meanwhile_is_out(maintenance_conninfo: str, authority: Authority) -> None:
+    async with federating(maintenance_conninfo, authority) as server, slow(server, authority) as other:
+        bob = await server.register("bob")
+        since = await token(bob)
+        assert (await join(bob, other.room_id, other.name)).status == 200
+        other.room.state["m.room.member", bob.user_id] = other.join()
+        ban = other.room.add("m.room.member", other.user("eve"), {"membership": "ban"}, bob.user_id)
+        answer = await push(other, [ban.json])
+        assert answer["pdus"] == {ban.event_id: {}}
+        other.may_give.set()
+        await eventually(lambda: is_over(server, other))
+
+        late = await sync(bob, since)
+
+        assert joined(late, other.room_id) == {}
+        assert other.room_id in late["rooms"]["leave"]
+        assert (await join(bob, other.room_id, other.name)).status != 200
+        noted, so = await counted(server, other.room_id)
+        assert noted == so
+
+
+async def is_over(server: Server, other: SlowResident) -> bool:
+    """Whether nothing is left of the join."""
+    async with server.application.database.read() as tx:
+        return await remote_joins.find(tx, RoomID(other.room_id)) is None
