@@ -41,6 +41,7 @@ class Hearth(Server):
         self._log = log
         self.workers = 0
         """0 for a single process, without one that looks after workers."""
+        self.shows_metrics = False
         self.nats: str | None = None
         """The address of the NATS server that is its bus; None: PostgreSQL is."""
 
@@ -68,6 +69,8 @@ class Hearth(Server):
         }
         if self.nats is not None:
             settings["bus"] = {"kind": "nats", "servers": [self.nats]}
+        if self.shows_metrics:
+            settings["listeners"][0]["apis"] = ["client", "metrics"]
         if self.peering is not None:
             settings |= _settings_among_others(settings["listeners"], self.peering)
         file = self.cluster.directory / f"{self.name}.yaml"
