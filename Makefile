@@ -77,14 +77,15 @@ test-workers: $(VENV)/.installed-dev
 
 quick: check
 	@$(BIN)/python -m tests.nats_server
-	$(BIN)/python -m pytest -n $(WORKERS) --ignore=tests/scenarios -m 'not interoperability'
+	$(BIN)/python -m pytest -n $(WORKERS) --ignore=tests/scenarios -m 'not interoperability and not long'
 
 kill-test: $(VENV)/.installed-dev
 	HEARTH_KILL_ROUNDS=$(ROUNDS) $(BIN)/python -m pytest tests/scenarios/test_kills.py tests/scenarios/test_federation_kills.py
 
 chaos-test: $(VENV)/.installed-dev
 	HEARTH_CHAOS_CLIENTS=$(CLIENTS) HEARTH_CHAOS_SECONDS=$(SECONDS) HEARTH_CHAOS_SEED=$(SEED) \
-		$(BIN)/python -m pytest tests/scenarios/test_chaos.py
+		$(BIN)/python -m pytest -m '' tests/scenarios/test_chaos.py tests/scenarios/test_stopped_workers.py \
+		tests/scenarios/test_failover.py
 
 partition-test: $(VENV)/.installed-dev
 	@$(BIN)/python -m benchmarks.synapse

@@ -24,7 +24,7 @@ from tests.federation.room_model import RoomModel, State
 from tests.federation.stored_rooms import ids_of, stored_events
 from tests.protocol.builders import HOME, OTHER
 
-SEEDS = int(os.environ.get("HEARTH_GRAPH_SEEDS", "3"))
+SEEDS = int(os.environ.get("HEARTH_GRAPH_SEEDS", "2"))
 FIRST = int(os.environ.get("HEARTH_GRAPH_FIRST", "0"))
 STEPS = 45
 OUTCOMES = {

@@ -15,7 +15,7 @@ from tests.servers import running
 async def test_every_answer_to_random_requests_is_as_specified(conninfo: str, seed: int) -> None:
     async with running(conninfo) as server:
         campaign = Campaign(server, seed)
-        await campaign.run(requests=10)
+        await campaign.run(requests=6)
 
     assert not campaign.wrong, "\n\n".join(campaign.wrong)
     assert {status for figures in campaign.figures.values() for status in figures.statuses} >= {200, 400, 401, 403, 404}

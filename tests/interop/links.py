@@ -1,6 +1,8 @@
 """What servers reach each other by: a gate in front of each, which knows who comes and may be shut to some of them."""
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import psutil
@@ -10,7 +12,7 @@ from benchmarks.server import Server, ServerFailedError
 _CHUNK = 1 << 16
 _PART = 1 << 12
 SWIFT_BYTES = 40_000
-"""So much of what a server answers on one connection passes even where its answers are held up."""
+"""So much of what a server answers on one connection passes even while its answers are held up."""
 
 
 @dataclass(eq=False)
@@ -90,13 +92,15 @@ class Gate:
             wire.cut()
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        passed = 0
+        held, passed = None, 0
         while data := await reader.read(_CHUNK):
             for start in range(0, len(data), _PART):
                 part = data[start : start + _PART]
+                if held is not self._links.held(self.server):
+                    held, passed = self._links.held(self.server), 0
                 passed += len(part)
-                if passed > SWIFT_BYTES:
-                    await self._links.may_hurry(self.server)
+                if held is not None and passed > SWIFT_BYTES:
+                    await held.wait()
                 writer.write(part)
                 await writer.drain()
         if writer.can_write_eof():
@@ -129,18 +133,19 @@ class Links:
                 if gate.server is destination:
                     gate.cut(origin)
 
-    def hold_up(self, server: Server) -> None:
-        """Have the server's answers stop after a while, unless they are small, until `let_pass`."""
-        self._held[server] = asyncio.Event()
+    @contextmanager
+    def holding_up(self, server: Server) -> Iterator[None]:
+        """Have the server's answers stop after a while, unless they are small."""
+        event = self._held[server] = asyncio.Event()
+        try:
+            yield
+        finally:
+            del self._held[server]
+            event.set()
 
-    def let_pass(self, server: Server) -> None:
-        """Have its answers pass again, and what was held up."""
-        self._held.pop(server).set()
-
-    async def may_hurry(self, server: Server) -> None:
-        """Wait while the server's answers are held up."""
-        if server in self._held:
-            await self._held[server].wait()
+    def held(self, server: Server) -> asyncio.Event | None:
+        """What the server's answers wait for, if they are held up."""
+        return self._held.get(server)
 
     def owner_of(self, address: tuple[str, int]) -> Server | None:
         """Whose end of a connection that is."""

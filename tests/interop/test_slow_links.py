@@ -22,23 +22,21 @@ async def test_the_room_is_used_before_its_members_are_here(border: Border, alic
         await friend.set_state(room_id, "m.room.member", content, friend.user_id)
     members = {person.user_id for person in (alice, bob, *friends)}
     synapse = border.server_of(bob)
-    border.links.hold_up(synapse)
+    with border.links.holding_up(synapse):
+        await alice.join(room_id, via=[bob])
 
-    await alice.join(room_id, via=[bob])
+        listing = asyncio.create_task(alice.joined_members(room_id))
+        hello = await alice.says(room_id, "hello")
+        assert (await bob.sees(room_id, hello))["content"]["body"] == "hello"
+        said = [await person.says(room_id, "welcome") for person in (bob, friends[0])]
 
-    listing = asyncio.create_task(alice.joined_members(room_id))
-    hello = await alice.says(room_id, "hello")
-    assert (await bob.sees(room_id, hello))["content"]["body"] == "hello"
-    said = [await person.says(room_id, "welcome") for person in (bob, friends[0])]
+        async def shown() -> bool:
+            synced = await alice.ok("GET", "/sync", params={"filter": _LAZY, "timeout": "0"})
+            events = synced["rooms"]["join"][room_id]["timeline"]["events"]
+            return {hello, *said} <= {event["event_id"] for event in events}
 
-    async def shown() -> bool:
-        synced = await alice.ok("GET", "/sync", params={"filter": _LAZY, "timeout": "0"})
-        events = synced["rooms"]["join"][room_id]["timeline"]["events"]
-        return {hello, *said} <= {event["event_id"] for event in events}
-
-    await border.eventually(shown)
-    assert not listing.done()
-    border.links.let_pass(synapse)
+        await border.eventually(shown)
+        assert not listing.done()
     assert await listing == members
     assert await bob.joined_members(room_id) == members
     path = f"/rooms/{quote(room_id)}/state"

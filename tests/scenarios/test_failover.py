@@ -19,6 +19,7 @@ BACK_SECONDS = 15
 """Within which messages are sent again after that."""
 
 
+@pytest.mark.long
 @pytest.mark.timeout(240)
 async def test_a_failover_loses_nothing_that_was_answered(capsys: pytest.CaptureFixture[str]) -> None:
     directory = a_directory()

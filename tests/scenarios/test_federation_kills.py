@@ -22,7 +22,7 @@ from tests.clients import quote
 from tests.interop.border import Border, a_border, retry_all
 from tests.interop.people import Person
 
-ROUNDS = int(os.environ.get("HEARTH_KILL_ROUNDS", "3"))
+ROUNDS = int(os.environ.get("HEARTH_KILL_ROUNDS", "2"))
 SEED = os.environ.get("HEARTH_KILL_SEED", "hearth")
 PATIENCE_SECONDS = 60.0
 

@@ -80,14 +80,16 @@ class Writers:
 
     async def check_refused_again(self) -> None:
         """Whoever tries again while the disk is full hears the same soon, or succeeds."""
-        for txn_id, content in list(self.refused.items()):
-            async with asyncio.timeout(20):
-                answer = await self.client.request("PUT", self.path + txn_id, content)
-            if answer.status == 200:
-                self.answered[txn_id] = (content, answer.body["event_id"])
-                del self.refused[txn_id]
-            else:
-                check_refusal("PUT", self.path, answer.status, answer.body, answer.headers)
+        await asyncio.gather(*(self._try_again(txn_id, content) for txn_id, content in self.refused.items()))
+
+    async def _try_again(self, txn_id: str, content: dict[str, Any]) -> None:
+        async with asyncio.timeout(20):
+            answer = await self.client.request("PUT", self.path + txn_id, content)
+        if answer.status == 200:
+            self.answered[txn_id] = (content, answer.body["event_id"])
+            del self.refused[txn_id]
+        else:
+            check_refusal("PUT", self.path, answer.status, answer.body, answer.headers)
 
     async def send_what_was_refused(self) -> None:
         for txn_id, content in self.refused.items():

@@ -24,7 +24,7 @@ from tests.scenarios.hearth_process import HearthProcess, a_directory, a_visitor
 from tests.scenarios.load import Counts, Journal, Stage, Syncer, User, repeat
 from tests.scenarios.stored_truth import StoredTruth
 
-ROUNDS = int(os.environ.get("HEARTH_KILL_ROUNDS", "5"))
+ROUNDS = int(os.environ.get("HEARTH_KILL_ROUNDS", "4"))
 SEED = os.environ.get("HEARTH_KILL_SEED", "hearth")
 USERS = 4
 ROUNDS_PER_STAGE = 4

@@ -42,6 +42,7 @@ async def stop_with_the_lock(server: HearthProcess) -> int:
     raise AssertionError("no worker was met with the lock")
 
 
+@pytest.mark.long
 @pytest.mark.timeout(180)
 async def test_who_is_stopped_with_the_logs_lock_holds_up_others_for_seconds_and_is_followed(
     capsys: pytest.CaptureFixture[str],
