@@ -20,23 +20,24 @@ SECONDS_A_YEAR = 365 * 24 * 3600
 class Costs:
     """CPU milliseconds per operation, of the processes and of PostgreSQL; from `make bench` (docs/performance.md)."""
 
-    send: tuple[float, float] = (0.32, 0.04)
+    send: tuple[float, float] = (0.31, 0.042)
     """A message, with many senders at once."""
-    deliver: tuple[float, float] = (0.22, 0.005)
+    deliver: tuple[float, float] = (0.2, 0.005)
     """To one waiting sync, which then waits again."""
-    poll: tuple[float, float] = (0.14, 0.01)
+    poll: tuple[float, float] = (0.12, 0)
     """A sync that was answered without news."""
-    follow: tuple[float, float] = (0.06, 0.02)
+    follow: tuple[float, float] = (0.057, 0.016)
     """An event of another process, in each process."""
     send_to_server: tuple[float, float] = (0.6, 0.17)
     """An event to one other server."""
     receive: tuple[float, float] = (0.45, 0.13)
     """An event from another server."""
-    lock_batch_ms: float = 2.5
+    lock_batch_ms: float = 1.2
     """How long a batch holds the log's lock, whatever it holds: round trips and the disk's flush."""
-    lock_event_ms: float = 0.05
-    process_mb: float = 100
-    sync_kb: float = 12.5
+    lock_event_ms: float = 0.35
+    """As measured in one process that is busy: what else its loop does meanwhile is in it."""
+    process_mb: float = 70
+    sync_kb: float = 20
     """A waiting sync, with what is remembered of its user."""
     message_bytes: float = 790
 
