@@ -158,10 +158,11 @@ class Log:
                 log_batches.fail(waiting, unavailable(error))
                 return
             self._counted.writing_since = self._pending[0].since
-            if self._has_rivals:
-                await self._lock()
-            batch, self._pending = self._pending[:MAX_BATCH], self._pending[MAX_BATCH:]
+            batch: list[Pending] = []
             try:
+                if self._has_rivals:
+                    await self._lock()
+                batch, self._pending = self._pending[:MAX_BATCH], self._pending[MAX_BATCH:]
                 await self._write(batch)
             except asyncio.CancelledError:
                 log_batches.fail(batch, Unavailable("The server is shutting down"))
@@ -213,8 +214,8 @@ class Log:
             await Tx(connection, self._database.memory).run("begin; select position from log_head for update")
             self._is_locked = True
             self._counted.lock_seconds.add(time.monotonic() - began)
-        except psycopg.Error as error:
-            logger.debug("the log's lock could not be had: %s", error)
+        except Exception as error:  # whatever it is, the batch meets it, too
+            logger.debug("the log's lock could not be had: %r", error)
             await self._forget_connection()
         finally:
             timer.cancel()
