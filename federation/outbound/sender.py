@@ -17,7 +17,6 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from hashlib import sha256
 
 from federation.outbound.availability import Availability
@@ -25,6 +24,7 @@ from federation.outbound.delivery import Delivery, came_by_others, queued, takes
 from federation.outbound.destinations import Destination
 from federation.outbound.queues import Queues
 from federation.outbound.room_servers import RoomServers, StateChange
+from federation.outbound.sender_items import Item, PresenceChanged, Taken, TypingChanged
 from federation.protocol.errors import MatrixError, Unavailable
 from federation.protocol.identifiers import server_name_of
 from federation.protocol.types import JsonObject, ServerName, UserID
@@ -67,29 +67,6 @@ Presences = Callable[[Collection[UserID]], Mapping[UserID, JsonObject]]
 """`PresenceService.told`: what others are told of those of these users who are not offline."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Taken:
-    """Shards that this process holds from now on."""
-
-    positions: dict[int, int]
-
-
-@dataclass(frozen=True, slots=True)
-class _Typing:
-    room: int
-    user_id: UserID
-    is_typing: bool
-
-
-@dataclass(frozen=True, slots=True)
-class _Presence:
-    user_id: UserID
-    content: JsonObject
-
-
-_Item = Change | _Taken | _Typing | _Presence
-
-
 class Sender:
     """Follows the log, and sends."""
 
@@ -113,7 +90,7 @@ class Sender:
         self._queues = Queues(server_name, delivery, availability)
         self._room_servers = RoomServers(database)
         self._process = secrets.token_urlsafe(9)
-        self._waiting: deque[tuple[int, _Item]] = deque()
+        self._waiting: deque[tuple[int, Item]] = deque()
         self._has_waiting = asyncio.Event()
         self._was_lost = False
         self._seen = 0
@@ -164,12 +141,12 @@ class Sender:
             return
         else:
             self._typing_told[key] = now
-        self._put(self._seen, _Typing(room, user_id, is_typing))
+        self._put(self._seen, TypingChanged(room, user_id, is_typing))
 
     def presence(self, user_id: UserID, content: JsonObject) -> None:
         """The presence of a user changed; of those of other servers nothing is told."""
         if self._is_ours(user_id):
-            self._put(self._seen, _Presence(user_id, content))
+            self._put(self._seen, PresenceChanged(user_id, content))
 
     def wake(self, server: ServerName) -> None:
         """The server can be reached again, or should be tried."""
@@ -178,7 +155,7 @@ class Sender:
     def _is_ours(self, user_id: str) -> bool:
         return user_id.endswith(self._server_name) and server_name_of(UserID(user_id)) == self._server_name
 
-    def _put(self, last: int, item: _Item) -> None:
+    def _put(self, last: int, item: Item) -> None:
         if len(self._waiting) >= MAX_WAITING:
             self._was_lost = True
             self._forget_waiting()
@@ -186,7 +163,7 @@ class Sender:
         self._has_waiting.set()
 
     def _forget_waiting(self) -> None:
-        self._waiting = deque(pair for pair in self._waiting if isinstance(pair[1], _Taken))
+        self._waiting = deque(pair for pair in self._waiting if isinstance(pair[1], Taken))
 
     # --- life
 
@@ -249,7 +226,7 @@ class Sender:
             self._waiting.popleft()
             self._position = max(self._position, last)
 
-    async def _dispatch(self, last: int, item: _Item) -> None:
+    async def _dispatch(self, last: int, item: Item) -> None:
         match item:
             case RoomEvents() | RoomCompleteness():
                 await self._dispatch_events(item)
@@ -272,9 +249,9 @@ class Sender:
                 for destination in self._wanted({message.destination for message in item.messages}):
                     destination.has_messages = True
                     self._queues.start(destination)
-            case _Taken():
+            case Taken():
                 await self._begin(item.positions)
-            case _Typing() | _Presence():
+            case TypingChanged() | PresenceChanged():
                 await self._dispatch_short_lived(item)
 
     async def _dispatch_events(self, change: RoomEvents | RoomCompleteness) -> None:
@@ -362,23 +339,23 @@ class Sender:
         recipients.discard(server_name_of(event.sender))
         return recipients
 
-    async def _dispatch_short_lived(self, item: _Typing | _Presence) -> None:
+    async def _dispatch_short_lived(self, item: TypingChanged | PresenceChanged) -> None:
         in_rooms: Collection[int] = ()
-        if isinstance(item, _Typing):
+        if isinstance(item, TypingChanged):
             in_rooms = (item.room,)
         else:
             async with self._database.read() as tx:
                 in_rooms = await memberships.joined_rooms(tx, item.user_id)
-        servers = await self._room_servers.now(in_rooms, denied=isinstance(item, _Presence))
+        servers = await self._room_servers.now(in_rooms, denied=isinstance(item, PresenceChanged))
         reached = self._wanted(server for server in servers if not self._availability.seconds_left(server))
         known: Mapping[int, Room] = {}
-        if reached and isinstance(item, _Typing):
+        if reached and isinstance(item, TypingChanged):
             async with self._database.read() as tx:
                 known = await rooms.get_many(tx, in_rooms)
         for destination in reached:
             if destination.is_behind:
                 continue
-            if isinstance(item, _Presence):
+            if isinstance(item, PresenceChanged):
                 destination.presence[item.user_id] = {"user_id": item.user_id, **item.content}
             elif item.room in known:
                 destination.typing[known[item.room].room_id, item.user_id] = item.is_typing
@@ -481,7 +458,7 @@ class Sender:
                 taken = await outbox_leases.take(tx, self._process, missing)
             if taken:
                 self._asked_for |= taken.keys()
-                self._put(self._seen, _Taken(taken))
+                self._put(self._seen, Taken(taken))
         if self._queues.has_moved or self._position - self._saved > MAX_UNSAVED:
             await self._save()
         if began - self._forgot_at > FORGET_SECONDS:
