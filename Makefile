@@ -15,7 +15,7 @@ INSTALL := $(PIP) install --require-hashes --only-binary :all:
 PROTOCOL := federation/protocol
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-workers quick chaos-test kill-test partition-test hostile-test check fix fuzz bench lock initial-migration clean
+.PHONY: help run test peers synapse nats test-workers quick chaos-test kill-test partition-test hostile-test check fix fuzz bench lock initial-migration clean
 
 help:
 	@echo 'make run     set up what is missing and run a server on port 8008 (settings: config.yaml)'
@@ -64,19 +64,24 @@ check: $(VENV)/.installed-dev
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/mypy
 
-test: check
-	@$(BIN)/python -m tests.nats_server
-	@$(BIN)/python -m benchmarks.synapse
-	$(BIN)/python -m pytest -n $(WORKERS) --cov=$(PROTOCOL) --cov-report=
+test:
+	@$(MAKE) --no-print-directory --jobs=3 --output-sync=target check peers
+	$(BIN)/python -m pytest -n $(WORKERS) tests/protocol --cov=$(PROTOCOL) --cov-report=
 	$(BIN)/coverage report --fail-under=100
+	$(BIN)/python -m pytest -n $(WORKERS) --ignore=tests/protocol
 
-test-workers: $(VENV)/.installed-dev
-	@$(BIN)/python -m tests.nats_server
+peers: synapse nats
+
+synapse: $(VENV)/.installed
 	@$(BIN)/python -m benchmarks.synapse
+
+nats: $(VENV)/.installed
+	@$(BIN)/python -m tests.nats_server
+
+test-workers: $(VENV)/.installed-dev peers
 	HEARTH_TEST_WORKERS=4 HEARTH_TEST_BUS=$(BUS) $(BIN)/python -m pytest -n $(WORKERS) tests/homeserver tests/federation tests/scenarios tests/interop
 
-quick: check
-	@$(BIN)/python -m tests.nats_server
+quick: check nats
 	$(BIN)/python -m pytest -n $(WORKERS) --ignore=tests/scenarios -m 'not interoperability and not long'
 
 kill-test: $(VENV)/.installed-dev
@@ -87,8 +92,7 @@ chaos-test: $(VENV)/.installed-dev
 		$(BIN)/python -m pytest -m '' tests/scenarios/test_chaos.py tests/scenarios/test_stopped_workers.py \
 		tests/scenarios/test_failover.py
 
-partition-test: $(VENV)/.installed-dev
-	@$(BIN)/python -m benchmarks.synapse
+partition-test: $(VENV)/.installed-dev synapse
 	HEARTH_PARTITION_ROUNDS=$(ROUNDS) $(BIN)/python -m pytest tests/interop/test_cut_links.py
 
 hostile-test: $(VENV)/.installed-dev

@@ -7,7 +7,7 @@ import pytest
 import pytest_asyncio
 
 from federation.rooms import merging
-from federation.rooms.merging import EVENT_TYPE, MANY
+from federation.rooms.merging import EVENT_TYPE, MANY, Merger
 from tests.clients import Client, Server, quote
 from tests.federation.peer import Peer
 from tests.federation.remote_room import RemoteRoom, joined_room
@@ -36,9 +36,19 @@ async def ends_of(server: Server, room: RemoteRoom) -> set[str]:
     return set(row[0])
 
 
+@pytest.fixture(autouse=True)
+def looks_when_told(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server outlives a test, and looks each minute by itself: not in the midst of these."""
+
+    async def not_now() -> int:
+        return 0
+
+    monkeypatch.setattr(server.application.reception.merger, "merge", not_now)
+
+
 async def merged(server: Server, room: RemoteRoom) -> list[Any]:
     """Look once; the events that were sent into the room to merge it, ever."""
-    await server.application.reception.merger.merge()
+    await Merger.merge(server.application.reception.merger)
     return await pdus_of(server, room.room_id, EVENT_TYPE)
 
 
@@ -113,6 +123,7 @@ async def test_it_looks_by_itself(server: Server, alice: Client, peer: Peer, mon
     room = await joined_room(alice, peer)
     await fork(room, MANY)
     since = (await sync(alice))["next_batch"]
+    monkeypatch.delattr(server.application.reception.merger, "merge")
     looking = asyncio.create_task(server.application.reception.merger.run())
     answer = await sync(alice, since, timeout=10_000)
     looking.cancel()

@@ -174,3 +174,17 @@ def test_what_our_own_door_would_drop_is_not_built(draft: Draft) -> None:
         build(draft)
 
     assert raised.value.errcode == "M_BAD_JSON"
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_template_is_the_event_without_what_its_own_server_adds(version: str) -> None:
+    rules = get_rules(version)
+    draft = a_draft(version, event_type="m.room.member", state_key=ALICE, content={"membership": "join"})
+    placement = Placement(prev_events=[], auth_events=[], depth=7, origin_server_ts=NOW)
+
+    made = event_builder.template(draft, rules, placement)
+
+    built = build(draft, version)
+    assert set(built.json) - set(made.json) == {"hashes", "signatures"} | ({"event_id"} & set(built.json))
+    assert (made.event_id, made.json["depth"]) == ("", 7)
+    assert (made.type, made.state_key, made.sender, made.room_id) == (draft.type, ALICE, ALICE, draft.room_id)
