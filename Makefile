@@ -65,7 +65,7 @@ check: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
 test:
-	@$(MAKE) --no-print-directory --jobs=3 --output-sync=target check peers
+	@$(MAKE) --no-print-directory --jobs=3 check peers
 	$(BIN)/python -m pytest -n $(WORKERS) tests/protocol --cov=$(PROTOCOL) --cov-report=
 	$(BIN)/coverage report --fail-under=100
 	$(BIN)/python -m pytest -n $(WORKERS) --ignore=tests/protocol

@@ -6,7 +6,7 @@ from typing import Any
 from olm.account import Account
 from olm.pk import PkSigning
 
-from tests.clients import Client
+from tests.client import Client
 
 ALGORITHMS = ["m.olm.v1.curve25519-aes-sha2", "m.megolm.v1.aes-sha2"]
 

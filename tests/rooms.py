@@ -6,7 +6,7 @@ from typing import Any
 import orjson
 
 from storage.event_bytes import unpack
-from tests.clients import Client, Server, quote
+from tests.client import Client, Server, quote
 
 _txn_ids = itertools.count(1)
 

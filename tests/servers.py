@@ -13,7 +13,7 @@ from federation.protocol.signatures import SigningKey
 from homeserver.config import Config, Listener, RateLimits, Registration, RegistrationMode
 from homeserver.signing_keys import OwnKeys
 from tests import fellows, nats_server
-from tests.clients import Client, Server
+from tests.client import Client, Server
 
 _DATA = Path(tempfile.mkdtemp(prefix="hearth-test-"))
 atexit.register(shutil.rmtree, _DATA, ignore_errors=True)

@@ -17,7 +17,7 @@ import aiohttp
 import orjson
 import yarl
 
-from tests.clients import Client, Server
+from tests.client import Client, Server
 from tests.every_endpoint import world as worlds
 from tests.every_endpoint.beyond import operations_beyond
 from tests.every_endpoint.damage import Prepared, damage

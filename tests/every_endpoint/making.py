@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from tests.clients import PASSWORD
+from tests.client import PASSWORD
 from tests.devices import CrossSigning
 from tests.every_endpoint.damage import Prepared
 from tests.every_endpoint.values import Values

@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 
 from federation.protocol.types import UserID
-from tests.clients import PASSWORD, Client, Server, quote, unique
+from tests.client import PASSWORD, Client, Server, quote, unique
 from tests.devices import Device, a_device, cross_signing
 from tests.rooms import create_room, join, put_state, send, send_event
 

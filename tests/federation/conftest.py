@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 import pytest_asyncio
 
-from tests.clients import Server
+from tests.client import Server
 from tests.federation.authority import Authority
 from tests.federation.peer import Peer
 from tests.federation.policy_peer import PolicyPeer

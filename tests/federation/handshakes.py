@@ -4,7 +4,7 @@ from typing import Any
 
 from federation.protocol.room_versions import ROOM_VERSIONS, get_rules
 from federation.protocol.types import JsonObject
-from tests.clients import Answer, Client, Server
+from tests.client import Answer, Client, Server
 from tests.federation.peer import Peer, path_of
 from tests.rooms import create_room, state_of
 

@@ -11,7 +11,7 @@ import orjson
 from aiohttp import web
 
 from federation.protocol.types import ServerName
-from tests.clients import Server
+from tests.client import Server
 from tests.federation.authority import Authority
 from tests.federation.peer import Peer
 

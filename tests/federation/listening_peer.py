@@ -9,7 +9,7 @@ from typing import Any
 from aiohttp import web
 
 from federation.protocol.types import JsonObject
-from tests.clients import Server
+from tests.client import Server
 from tests.federation.authority import Authority
 from tests.federation.peer import Peer, Reached
 from tests.federation.servers import free_port

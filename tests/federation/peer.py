@@ -26,7 +26,7 @@ from federation.protocol.room_versions import RoomVersionRules
 from federation.protocol.signatures import SigningKey
 from federation.protocol.types import EventID, JsonObject, ServerName, UserID
 from storage import server_keys as stored_keys
-from tests.clients import Answer, Client, Server
+from tests.client import Answer, Client, Server
 from tests.federation.specified import check_answer
 
 _numbers = itertools.count(1)

@@ -11,7 +11,7 @@ from federation.protocol.request_signing import SignedRequest, parse_header, ver
 from federation.protocol.room_versions import RoomVersionRules
 from federation.protocol.signatures import SigningKey
 from federation.protocol.types import JsonObject
-from tests.clients import Client, Server
+from tests.client import Client, Server
 from tests.federation.authority import Authority
 from tests.federation.listening_peer import ListeningPeer
 from tests.federation.remote_room import RemoteRoom, join_room

@@ -14,7 +14,7 @@ from federation.protocol.auth_events import auth_keys_for
 from federation.protocol.redaction import redact
 from federation.protocol.room_versions import RoomVersionRules, get_rules
 from federation.protocol.types import EventID, JsonObject, StateKey, UserID
-from tests.clients import Client
+from tests.client import Client
 from tests.federation.peer import Peer, now_ms, path_of
 from tests.rooms import create_room
 

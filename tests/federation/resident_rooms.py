@@ -18,7 +18,7 @@ from federation.rooms.heads import to_pdu
 from storage import events, rooms
 from storage.events import StoredEvent
 from storage.rooms import Room
-from tests.clients import Client, Server
+from tests.client import Client, Server
 from tests.federation.peer import Peer
 from tests.homeserver.rooms import a_room
 

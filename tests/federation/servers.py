@@ -1,7 +1,7 @@
 """Several whole servers in one process that reach each other over TLS on loopback.
 
     async def test_something(pair: Pair) -> None:
-        alice = await pair.near.register("alice")  # a tests.clients.Client
+        alice = await pair.near.register("alice")  # a tests.client.Client
         bob = await pair.far.register("bob")
 
 `pair` (tests/federation/conftest.py) is shared by all tests of a worker: they use users and rooms of their own. A test
@@ -27,7 +27,7 @@ from homeserver.app import Application
 from homeserver.config import ExistingFile, Federation, Listener
 from homeserver.signing_keys import OwnKeys
 from tests import fellows
-from tests.clients import Client, Server
+from tests.client import Client, Server
 from tests.clusters import TEMPLATE, create_database, drop_database
 from tests.federation.authority import Authority
 from tests.federation.specified import watch

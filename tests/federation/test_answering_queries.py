@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from federation.outbound.query_answers import MAX_NAME, MAX_ROOMS, MAX_TOPIC
-from tests.clients import Client, Server, quote, unique
+from tests.client import Client, Server, quote, unique
 from tests.federation.answering_peer import answering_peer
 from tests.federation.peer import Peer
 from tests.federation.servers import Pair, federating

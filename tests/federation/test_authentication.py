@@ -19,7 +19,7 @@ from federation.web import Answer as WebAnswer
 from federation.web import Call, Route
 from homeserver.config import API, Listener
 from homeserver.listening import Listening
-from tests.clients import Client, Server
+from tests.client import Client, Server
 from tests.federation.peer import Peer
 from tests.servers import SIGNING_KEY
 

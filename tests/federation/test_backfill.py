@@ -15,7 +15,7 @@ from federation.rooms.heads import to_pdu
 from storage import event_pages, events, room_state
 from storage import history as stored_history
 from storage.events import Flag
-from tests.clients import Client, Server, quote
+from tests.client import Client, Server, quote
 from tests.federation.servers import Pair, two_servers
 from tests.homeserver.rooms import a_room, bodies, history, leave, page, redact, set_state, set_visibility
 from tests.rooms import send

@@ -10,7 +10,7 @@ from federation.protocol.signatures import VerifyKey
 from federation.protocol.types import JsonObject, ServerName
 from federation.rooms import invited
 from homeserver.config import RateLimit, RateLimits
-from tests.clients import Client, Server
+from tests.client import Client, Server
 from tests.federation.handshakes import a_public_room, joined
 from tests.federation.peer import Peer, path_of
 from tests.federation.remote_room import joined_room

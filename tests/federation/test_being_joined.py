@@ -7,7 +7,7 @@ from federation.protocol import event_format, signatures
 from federation.protocol.room_versions import get_rules
 from federation.protocol.signatures import VerifyKey
 from federation.protocol.types import ServerName
-from tests.clients import Client, Server
+from tests.client import Client, Server
 from tests.federation.handshakes import VERSIONS, a_public_room, make, member_event, membership_in, path_for, send_join
 from tests.federation.peer import Peer
 from tests.homeserver.syncs import state, sync, timeline

@@ -22,7 +22,7 @@ from federation.protocol.signatures import SigningKey
 from federation.protocol.types import ServerName
 from homeserver import configured
 from homeserver.config import Federation
-from tests.clients import Server
+from tests.client import Server
 from tests.federation.authority import Authority
 from tests.federation.https_servers import (
     AnswerFunction,

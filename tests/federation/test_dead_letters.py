@@ -11,7 +11,7 @@ from homeserver import dead_letters as shown
 from storage import dead_letters
 from storage.database import Database
 from storage.dead_letters import MAX_ATTEMPTS, DeadLetter
-from tests.clients import Client, Server
+from tests.client import Client, Server
 from tests.federation.peer import Peer
 from tests.federation.remote_room import joined_room
 from tests.rooms import pdus_of

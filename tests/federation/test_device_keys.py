@@ -9,7 +9,7 @@ from olm.utility import ed25519_verify
 from federation.protocol.errors import InvalidInput
 from federation.protocol.types import DeviceID, UserID
 from homeserver.services.remote_key_checks import checked_answer, checked_claims, checked_keys, checked_list
-from tests.clients import Client, Server, quote
+from tests.client import Client, Server, quote
 from tests.devices import CrossSigning, a_device, claim, cross_signing, query, signable
 from tests.federation.peer import Peer, path_of
 from tests.federation.servers import Pair

@@ -1,6 +1,6 @@
 """Changes of devices of other servers' users (Server-Server API, "Device Management")."""
 
-from tests.clients import Client, quote
+from tests.client import Client, quote
 from tests.devices import a_device, cross_signing, query
 from tests.federation.servers import Pair
 

@@ -19,7 +19,7 @@ from storage import events, room_state, rooms
 from storage.events import Flag
 from storage.room_state import TRUNK
 from storage.tail import Tail
-from tests.clients import Server, quote
+from tests.client import Server, quote
 from tests.clusters import TEMPLATE, create_database, drop_database
 from tests.federation import servers
 from tests.federation.authority import Authority

@@ -9,7 +9,7 @@ from federation.rooms.learning import learn_members
 from storage import events, remote_joins, room_state
 from storage.room_completeness import RoomCompleteness
 from storage.strings import MEMBER
-from tests.clients import Server, quote
+from tests.client import Server, quote
 from tests.federation import servers
 from tests.federation.authority import Authority
 from tests.federation.remote_room import push

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from homeserver.config import API
-from tests.clients import Server
+from tests.client import Server
 from tests.federation.peer import Peer
 from tests.openapi import SERVERS, specification
 

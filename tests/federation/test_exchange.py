@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest_asyncio
 
-from tests.clients import Client, unique
+from tests.client import Client, unique
 from tests.federation.servers import Pair
 from tests.homeserver.rooms import a_room
 from tests.rooms import send

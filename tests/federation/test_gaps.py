@@ -12,7 +12,7 @@ from federation.inbound import transactions
 from federation.protocol.types import ServerName
 from federation.rooms import receive
 from storage import dead_letters
-from tests.clients import Client
+from tests.client import Client
 from tests.federation.answering_peer import AnsweringPeer, answering_peer
 from tests.federation.authority import Authority
 from tests.federation.remote_room import RemoteRoom, join_room, joined_room

@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from tests.clients import Client, Server, quote
+from tests.client import Client, Server, quote
 from tests.federation.answering_peer import answering_peer
 from tests.federation.handshakes import joined, member_event, send_leave
 from tests.federation.peer import Peer, path_of

@@ -13,7 +13,7 @@ from federation.protocol import signatures
 from federation.protocol.types import JsonObject
 from federation.rooms import received_state
 from storage.events import Flag
-from tests.clients import Client, Server, quote
+from tests.client import Client, Server, quote
 from tests.federation.authority import Authority
 from tests.federation.lying_resident import LyingResident, resident
 from tests.federation.servers import federating

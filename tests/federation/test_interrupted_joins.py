@@ -12,7 +12,7 @@ from federation.protocol.types import RoomID, ServerName, UserID
 from homeserver import federation_commands
 from storage import remote_joins
 from storage.remote_joins import RemoteJoin
-from tests.clients import Client, Server, quote
+from tests.client import Client, Server, quote
 from tests.clusters import TEMPLATE, create_database, drop_database
 from tests.federation.authority import Authority
 from tests.federation.lying_resident import LyingResident, resident

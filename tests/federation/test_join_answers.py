@@ -10,7 +10,7 @@ import pytest_asyncio
 from federation.protocol.room_versions import get_rules
 from federation.protocol.types import JsonObject
 from federation.rooms.join_answers import JoinAnswer
-from tests.clients import Client, Server, unique
+from tests.client import Client, Server, unique
 from tests.federation.handshakes import a_public_room, joined, make, member_event, membership_in, path_for, send_join
 from tests.federation.peer import Peer
 from tests.rooms import pdus_of, put_state, state_of

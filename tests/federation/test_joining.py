@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.clients import Answer, Client, quote
+from tests.client import Answer, Client, quote
 from tests.federation.servers import Pair
 from tests.homeserver.syncs import sync, token
 from tests.protocol.builders import VERSIONS

@@ -12,7 +12,7 @@ from psycopg.conninfo import make_conninfo
 from federation.protocol import event_format
 from federation.protocol.types import JsonObject
 from federation.rooms import join_requests
-from tests.clients import Client, Server, quote
+from tests.client import Client, Server, quote
 from tests.clusters import TEMPLATE, create_database, drop_database
 from tests.federation.authority import Authority
 from tests.federation.lying_resident import LyingResident, resident

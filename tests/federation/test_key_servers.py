@@ -23,7 +23,7 @@ from federation.protocol.server_keys import OldKey
 from federation.protocol.signatures import SigningKey
 from federation.protocol.types import JsonObject, KeyID, ServerName
 from homeserver.signing_keys import OwnKeys
-from tests.clients import Server
+from tests.client import Server
 from tests.federation.key_servers import KeyServer, key_server
 from tests.federation.peer import Peer, now_ms
 from tests.federation.servers import Pair

@@ -15,7 +15,7 @@ from federation.rooms.join_answers import BATCH, JoinAnswer
 from federation.rooms.resident import Entered
 from storage import events, rooms
 from storage.database import Tx
-from tests.clients import Client, Server
+from tests.client import Client, Server
 from tests.federation.handshakes import a_public_room, member_event, path_for
 from tests.federation.peer import Peer
 

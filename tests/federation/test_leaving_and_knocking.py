@@ -6,7 +6,7 @@ from federation.protocol import event_format, signatures
 from federation.protocol.room_versions import get_rules
 from federation.protocol.signatures import VerifyKey
 from federation.protocol.types import ServerName
-from tests.clients import Client, Server
+from tests.client import Client, Server
 from tests.federation.handshakes import (
     VERSIONS,
     a_public_room,

@@ -16,7 +16,7 @@ from federation.outbound import remote_media
 from federation.protocol.multipart import MultipartReader, boundary_of
 from homeserver.config import ByteCount, Media
 from homeserver.services import content_repository
-from tests.clients import Answer, Client, Server
+from tests.client import Answer, Client, Server
 from tests.federation.authority import Authority
 from tests.federation.listening_peer import ListeningPeer
 from tests.federation.peer import Peer

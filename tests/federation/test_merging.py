@@ -8,7 +8,7 @@ import pytest_asyncio
 
 from federation.rooms import merging
 from federation.rooms.merging import EVENT_TYPE, MANY, Merger
-from tests.clients import Client, Server, quote
+from tests.client import Client, Server, quote
 from tests.federation.peer import Peer
 from tests.federation.remote_room import RemoteRoom, joined_room
 from tests.homeserver.syncs import sync, timeline

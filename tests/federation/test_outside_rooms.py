@@ -4,7 +4,7 @@ from typing import Any
 
 from federation.protocol.types import UserID
 from storage import outside_memberships
-from tests.clients import Client, quote
+from tests.client import Client, quote
 from tests.federation.handshakes import membership_in
 from tests.federation.servers import Pair
 from tests.homeserver.syncs import sync

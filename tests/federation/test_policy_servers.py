@@ -9,7 +9,7 @@ import pytest_asyncio
 from federation.protocol.event_hashes import encode_base64
 from federation.protocol.types import JsonObject
 from storage.database import Tx
-from tests.clients import Client, quote, unique
+from tests.client import Client, quote, unique
 from tests.federation.policy_peer import OTHER_KEY, PolicyPeer, guarded_room
 from tests.federation.remote_room import RemoteRoom
 from tests.federation.servers import Pair

@@ -9,7 +9,7 @@ import pytest_asyncio
 
 from federation.protocol.event_hashes import encode_base64
 from federation.protocol.types import JsonObject
-from tests.clients import Client
+from tests.client import Client
 from tests.federation.answering_peer import AnsweringPeer, answering_peer
 from tests.federation.peer import Peer, path_of
 from tests.federation.policy_peer import OTHER_KEY, PolicyPeer, guarded_room

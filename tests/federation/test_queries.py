@@ -8,7 +8,7 @@ import pytest
 from federation.outbound.queries import MAX_PROFILES, MAX_REMEMBERED, PROFILE_SECONDS, Queries
 from federation.protocol.errors import Forbidden, NotFound, PeerRefused, PeerUnreachable
 from federation.protocol.types import JsonObject, RoomAlias, ServerName, UserID
-from tests.clients import quote, unique
+from tests.client import quote, unique
 from tests.federation.servers import Pair
 
 THERE = ServerName("there.example")

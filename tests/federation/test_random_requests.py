@@ -16,7 +16,7 @@ import yarl
 from federation.protocol.signatures import sign_json
 from federation.protocol.types import JsonObject
 from homeserver.config import API
-from tests.clients import Client, Server, quote
+from tests.client import Client, Server, quote
 from tests.every_endpoint.damage import BODIES, JUNK, SEGMENTS, encode
 from tests.federation.peer import Peer, now_ms
 from tests.federation.remote_room import RemoteRoom, join_room, joined_room, push, transaction

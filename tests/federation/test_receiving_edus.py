@@ -7,7 +7,7 @@ import pytest
 from federation.inbound import edus
 from homeserver.services import inbox_limits
 from storage.log_entries import Conflict
-from tests.clients import Client, Server, unique
+from tests.client import Client, Server, unique
 from tests.federation.peer import Peer, now_ms
 from tests.federation.remote_room import RemoteRoom, join_room, joined_room, push, transaction
 from tests.homeserver.syncs import joined, sync

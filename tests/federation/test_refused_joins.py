@@ -9,7 +9,7 @@ from federation.protocol import canonical_json, signatures
 from federation.protocol.errors import MatrixError
 from federation.protocol.room_versions import get_rules
 from federation.protocol.types import JsonObject
-from tests.clients import Client, Server
+from tests.client import Client, Server
 from tests.federation.handshakes import (
     VERSIONS,
     a_public_room,

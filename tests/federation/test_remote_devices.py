@@ -12,7 +12,7 @@ import pytest_asyncio
 
 from federation.protocol.types import JsonObject
 from homeserver.services import remote_devices
-from tests.clients import Client, Server, quote
+from tests.client import Client, Server, quote
 from tests.devices import CrossSigning, a_device, cross_signing, query
 from tests.federation.answering_peer import AnsweringPeer, answering_peer
 from tests.federation.authority import Authority

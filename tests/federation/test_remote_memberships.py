@@ -8,7 +8,7 @@ import pytest
 import pytest_asyncio
 
 from federation.protocol import canonical_json
-from tests.clients import Client, Server, quote
+from tests.client import Client, Server, quote
 from tests.federation.authority import Authority
 from tests.federation.lying_resident import resident
 from tests.federation.peer import path_of

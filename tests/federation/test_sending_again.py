@@ -17,7 +17,7 @@ from federation.protocol.types import JsonObject
 from homeserver import federation_commands
 from homeserver.config import ExistingFile, Federation, Listener
 from storage import destinations, outbox
-from tests.clients import Client, Server, unique
+from tests.client import Client, Server, unique
 from tests.federation import sending_process
 from tests.federation.authority import Authority
 from tests.federation.listening_peer import ListeningPeer, listening

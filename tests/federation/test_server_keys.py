@@ -10,7 +10,7 @@ from federation.protocol.server_keys import OldKey
 from federation.protocol.signatures import SigningKey
 from federation.protocol.types import JsonObject
 from homeserver.signing_keys import OwnKeys
-from tests.clients import Server
+from tests.client import Server
 from tests.federation.peer import Peer, now_ms
 from tests.servers import SIGNING_KEY, running
 

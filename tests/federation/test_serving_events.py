@@ -13,7 +13,7 @@ from federation.rooms.incomplete_rooms import IncompleteRooms
 from federation.rooms.server_access import ServerAccess
 from federation.rooms.server_reader import ServerReader
 from storage.database import Database
-from tests.clients import Client, Server
+from tests.client import Client, Server
 from tests.federation.peer import Peer, path_of
 from tests.federation.resident_rooms import SharedRoom
 from tests.homeserver.rooms import redact, set_state, set_visibility

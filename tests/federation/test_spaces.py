@@ -9,7 +9,7 @@ from federation.protocol.errors import InvalidInput, PeerRefused, PeerUnreachabl
 from federation.protocol.types import JsonObject, RoomID, ServerName
 from federation.rooms import remote_spaces
 from federation.rooms.remote_spaces import RemoteSpaces, parse_answer
-from tests.clients import Client, quote
+from tests.client import Client, quote
 from tests.federation.servers import Pair
 from tests.homeserver.rooms import a_room, set_state
 

@@ -8,7 +8,7 @@ from federation.protocol import canonical_json
 from federation.protocol.event_hashes import encode_base64
 from federation.protocol.signatures import SigningKey
 from federation.protocol.types import JsonObject
-from tests.clients import Answer, Client, Server
+from tests.client import Answer, Client, Server
 from tests.federation.handshakes import membership_in, refusal
 from tests.federation.peer import Peer, path_of
 from tests.federation.servers import Pair

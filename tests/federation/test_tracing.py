@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from homeserver.config import Tracing
-from tests.clients import quote
+from tests.client import quote
 from tests.collector import attributes, collecting
 from tests.federation.authority import Authority
 from tests.federation.listening_peer import listening

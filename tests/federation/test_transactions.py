@@ -10,7 +10,7 @@ import pytest_asyncio
 from federation.inbound import transactions
 from federation.protocol import event_hashes
 from federation.rooms.placing import MAX_EXTREMITIES
-from tests.clients import Client, Server
+from tests.client import Client, Server
 from tests.federation.peer import Peer, path_of
 from tests.federation.remote_room import RemoteRoom, joined_room, push, transaction
 from tests.homeserver.syncs import ids, sync, timeline

@@ -4,7 +4,7 @@ from typing import Any
 
 from federation.protocol.room_versions import get_rules
 from federation.protocol.types import JsonObject, RoomID
-from tests.clients import unique
+from tests.client import unique
 from tests.federation.peer import Peer, path_of
 
 

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 import pytest_asyncio
 
 from federation.protocol.types import UserID
-from tests.clients import Client, Server
+from tests.client import Client, Server
 from tests.servers import running
 
 

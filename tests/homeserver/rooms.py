@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from tests.clients import Client, quote, unique
+from tests.client import Client, quote, unique
 from tests.rooms import create_room, put_state
 from tests.rooms import join as join
 

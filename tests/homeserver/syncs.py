@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from tests.clients import Client, quote
+from tests.client import Client, quote
 from tests.rooms import send
 
 

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from federation.protocol.types import UserID
-from tests.clients import Client, Server, quote
+from tests.client import Client, Server, quote
 
 
 def path(client: Client, name: str = "org.example.data", room_id: str | None = None) -> str:

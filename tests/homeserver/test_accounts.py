@@ -3,7 +3,7 @@
 import psycopg
 from psycopg import sql
 
-from tests.clients import Client, Server
+from tests.client import Client, Server
 from tests.homeserver.test_login import is_logged_in
 from tests.servers import running
 

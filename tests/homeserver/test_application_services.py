@@ -10,7 +10,7 @@ import yaml
 
 from federation.protocol.types import ServerName
 from homeserver.services.application_services import ApplicationServiceError, load_all, parse
-from tests.clients import PASSWORD, Client, Server, quote, unique
+from tests.client import PASSWORD, Client, Server, quote, unique
 from tests.rooms import create_room, pdus_of
 from tests.servers import running
 

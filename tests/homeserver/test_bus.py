@@ -18,7 +18,7 @@ from storage.account_data import AccountDataChanged
 from storage.bus import Hear, PostgresBus
 from storage.log_entries import Entry
 from storage.nats_bus import NatsBus
-from tests.clients import Client, Server, quote
+from tests.client import Client, Server, quote
 from tests.federation.authority import Authority
 from tests.homeserver.syncs import ids, joined, sync, timeline, token
 from tests.homeserver.test_sync_equivalence import FILTERS, a_story, at, comparable, differences

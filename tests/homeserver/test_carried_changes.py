@@ -10,7 +10,7 @@ from storage.announcements import Announcement
 from storage.bus import PostgresBus
 from storage.database import Memory, Tx
 from storage.log_entries import Change
-from tests.clients import Server
+from tests.client import Server
 from tests.homeserver.test_sync_equivalence import Story
 from tests.rooms import create_room
 from tests.servers import running

@@ -10,7 +10,7 @@ import psycopg
 import pytest
 
 from homeserver.config import ByteCount, Media
-from tests.clients import Answer, Client, Server, quote
+from tests.client import Answer, Client, Server, quote
 from tests.servers import TEST_CONFIG, running
 
 UPLOAD = "/_matrix/media/v3/upload"

@@ -7,7 +7,7 @@ import pytest
 from olm.pk import PkSigning
 from olm.utility import ed25519_verify
 
-from tests.clients import Client, Server
+from tests.client import Client, Server
 from tests.devices import USAGES, CrossSigning, a_device, cross_signing, query, signable
 
 UPLOAD = "/v3/keys/device_signing/upload"

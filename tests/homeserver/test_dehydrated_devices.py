@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.clients import Client, unique
+from tests.client import Client, unique
 from tests.devices import CrossSigning, Device, claim, cross_signing, query
 
 PATH = "/unstable/org.matrix.msc3814.v1/dehydrated_device"

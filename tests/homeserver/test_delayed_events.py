@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from federation.protocol.types import UserID
-from tests.clients import Client, Server, quote
+from tests.client import Client, Server, quote
 from tests.rooms import create_room, join, pdus_of, put_state, state_of
 
 TYPE = "org.matrix.msc3401.call.member"

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from olm.utility import ed25519_verify
 
-from tests.clients import Client, Server
+from tests.client import Client, Server
 from tests.devices import Device, a_device, claim, query, signable
 
 

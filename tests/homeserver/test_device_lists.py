@@ -14,7 +14,7 @@ from storage.database import Tx
 from storage.device_lists import DeviceListChanged
 from storage.end_to_end_keys import KeyCounts
 from storage.send_to_device import ToDeviceMessages
-from tests.clients import Client, Server, quote
+from tests.client import Client, Server, quote
 from tests.devices import CrossSigning, Device, a_device, claim, cross_signing
 from tests.servers import running
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.clients import Client
+from tests.client import Client
 from tests.homeserver.test_login import is_logged_in
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from homeserver.config import Federation, Support
-from tests.clients import Client, Server
+from tests.client import Client, Server
 from tests.servers import running
 
 

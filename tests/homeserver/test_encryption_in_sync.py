@@ -5,7 +5,7 @@ from typing import Any
 
 from olm.session import InboundSession, OlmPreKeyMessage, OutboundSession
 
-from tests.clients import Client, Server, quote, unique
+from tests.client import Client, Server, quote, unique
 from tests.devices import CrossSigning, a_device, claim, cross_signing, query
 from tests.homeserver.rooms import a_room
 

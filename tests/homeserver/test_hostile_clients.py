@@ -11,7 +11,7 @@ from homeserver import listening
 from homeserver.config import RateLimit, RateLimits, Registration, RegistrationMode
 from homeserver.services.sync import SyncService
 from homeserver.services.user_views import LARGE_AT_ONCE
-from tests.clients import Client, Server, quote
+from tests.client import Client, Server, quote
 from tests.rooms import create_room
 from tests.servers import running
 

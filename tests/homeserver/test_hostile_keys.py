@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from federation.protocol import canonical_json
-from tests.clients import Client, quote
+from tests.client import Client, quote
 from tests.devices import CrossSigning, Device, query
 
 WRONG: list[Any] = [

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.clients import Client, Server, quote
+from tests.client import Client, Server, quote
 from tests.homeserver.test_hostile_keys import variants
 from tests.rooms import create_room, pdus_of, send, send_event
 

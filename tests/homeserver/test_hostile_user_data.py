@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.clients import Client, quote, unique
+from tests.client import Client, quote, unique
 from tests.homeserver.test_hostile_keys import variants
 
 RULE: Any = {

@@ -9,7 +9,7 @@ import pytest
 import yarl
 
 from homeserver.config import Listener
-from tests.clients import Client, Server
+from tests.client import Client, Server
 from tests.servers import running
 
 LOGIN = "/v3/login"

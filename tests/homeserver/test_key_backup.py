@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from yarl import URL
 
-from tests.clients import Client, quote
+from tests.client import Client, quote
 
 ALGORITHM = "m.megolm_backup.v1.curve25519-aes-sha2"
 ROOM, OTHER_ROOM = "!room:hearth.test", "!other:hearth.test"

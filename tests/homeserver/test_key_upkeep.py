@@ -6,7 +6,7 @@ import pytest
 import pytest_asyncio
 
 from homeserver.services import key_upkeep
-from tests.clients import Client, Server
+from tests.client import Client, Server
 from tests.devices import Device
 from tests.servers import running
 

@@ -6,7 +6,7 @@ from federation.rooms.timelines import Timelines
 from homeserver.services.sync_filter import RoomEventFilter
 from homeserver.tokens import parse_stream_token
 from storage import events, rooms
-from tests.clients import Client, Server, quote
+from tests.client import Client, Server, quote
 from tests.rooms import create_room, join, pdus_of, put_state, send
 
 

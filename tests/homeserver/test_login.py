@@ -7,7 +7,7 @@ import psycopg
 import pytest
 
 from homeserver.config import Milliseconds, RateLimit, RateLimits, Sessions
-from tests.clients import Client, Server
+from tests.client import Client, Server
 from tests.rooms import create_room, send
 from tests.servers import running
 

@@ -15,7 +15,7 @@ from homeserver import logs
 from homeserver.config import API, Listener, LogFormat, Logging
 from homeserver.listening import Listening
 from homeserver.services.requester import Requester
-from tests.clients import Server
+from tests.client import Server
 from tests.rooms import create_room, send
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from homeserver import media_commands
 from homeserver.config import S3, ByteCount, Media
 from homeserver.media_commands import NotMovedError
-from tests.clients import Server
+from tests.client import Server
 from tests.federation.authority import Authority
 from tests.federation.servers import federating
 from tests.homeserver.test_content_repository import download, files_below, upload

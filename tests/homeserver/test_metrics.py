@@ -20,7 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from homeserver import figure_files
 from homeserver.config import API, Listener, RateLimit, RateLimits
 from homeserver.figure_names import FIGURES, table
-from tests.clients import Client, quote
+from tests.client import Client, quote
 from tests.rooms import create_room, join, send
 from tests.scenarios.hearth_process import HearthProcess, a_visitor, serving
 from tests.servers import running

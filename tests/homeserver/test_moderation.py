@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.clients import Client, Server, quote
+from tests.client import Client, Server, quote
 from tests.rooms import create_room, join, send
 
 REPORTS = "/_synapse/admin/v1/event_reports"

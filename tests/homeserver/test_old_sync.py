@@ -3,7 +3,7 @@
 import asyncio
 from typing import Any
 
-from tests.clients import Client, Server, quote
+from tests.client import Client, Server, quote
 from tests.homeserver.rooms import a_room, act, bodies, join, leave, page, set_state, set_visibility
 from tests.rooms import send
 

@@ -6,7 +6,7 @@ import hmac
 import time
 
 from homeserver.config import Federation, Secret, Turn
-from tests.clients import Client, Server, quote
+from tests.client import Client, Server, quote
 from tests.servers import running
 
 USER_INFO = "/_matrix/federation/v1/openid/userinfo"

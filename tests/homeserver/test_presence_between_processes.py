@@ -8,7 +8,7 @@ import pytest
 
 from federation.protocol.types import UserID
 from storage.ephemeral import IDLE_AFTER_MS, OFFLINE_AFTER_MS, now_ms
-from tests.clients import Client, Server, quote
+from tests.client import Client, Server, quote
 from tests.homeserver.test_user_data_between_processes import at, pair, sync
 from tests.homeserver.test_workers import until
 from tests.rooms import create_room, join

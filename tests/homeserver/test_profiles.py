@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from federation.protocol.types import UserID
-from tests.clients import Client, Server, quote
+from tests.client import Client, Server, quote
 
 
 def path(client: Client, key: str | None = None) -> str:

@@ -8,7 +8,7 @@ import pytest
 from federation.protocol.types import UserID
 from homeserver.services.account_data import client_event
 from storage import account_data
-from tests.clients import Client, Server
+from tests.client import Client, Server
 
 GLOBAL = "/v3/pushrules/global"
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.clients import Answer, Client, Server, quote
+from tests.client import Answer, Client, Server, quote
 from tests.homeserver.rooms import a_room, act, join, leave, set_state
 from tests.rooms import send
 

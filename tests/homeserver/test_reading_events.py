@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from storage.database import Tx
-from tests.clients import Client, Server, quote
+from tests.client import Client, Server, quote
 from tests.homeserver.rooms import a_room, bodies, history, join, leave, page, redact, set_state, set_visibility
 from tests.queries import is_answering
 from tests.rooms import send, send_event

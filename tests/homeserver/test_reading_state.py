@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.clients import Client, quote
+from tests.client import Client, quote
 from tests.homeserver.rooms import a_room, act, join, leave, page, redact, set_state
 from tests.rooms import send
 

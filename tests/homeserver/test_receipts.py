@@ -15,7 +15,7 @@ from storage.log_entries import Entry
 from storage.memberships import Membership
 from storage.receipts import ReceiptBehind, ReceiptMoved
 from tests.bare_rooms import BareRoom, a_bare_room
-from tests.clients import Answer, Client, Server, quote
+from tests.client import Answer, Client, Server, quote
 
 
 async def a_room(server: Server, *members: Client) -> BareRoom:

@@ -7,7 +7,7 @@ import pytest
 import pytest_asyncio
 
 from homeserver.config import RateLimit, RateLimits, Registration, RegistrationMode, TermsDocument
-from tests.clients import PASSWORD, Client, Server, unique
+from tests.client import PASSWORD, Client, Server, unique
 from tests.servers import running
 
 DUMMY = {"type": "m.login.dummy"}

@@ -10,7 +10,7 @@ from federation.protocol.errors import NotFound
 from homeserver.config import Database, Secret
 from storage import database
 from storage.database import Tx
-from tests.clients import Client, Server, quote
+from tests.client import Client, Server, quote
 from tests.homeserver.rooms import history, leave, page, redact
 from tests.rooms import create_room, join, send
 from tests.servers import running

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from federation.protocol.room_versions import ROOM_VERSIONS
-from tests.clients import Client, Server, quote, unique
+from tests.client import Client, Server, quote, unique
 from tests.rooms import create_room, membership_of, pdus_of, state_of
 
 PRESETS = [

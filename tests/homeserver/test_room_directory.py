@@ -6,7 +6,7 @@ import pytest
 
 from federation.protocol.types import UserID
 from homeserver.services import room_directory
-from tests.clients import Client, Server, quote, unique
+from tests.client import Client, Server, quote, unique
 from tests.rooms import create_room, join, put_state, state_of
 
 

@@ -9,7 +9,7 @@ import pytest_asyncio
 from federation.protocol import canonical_json
 from federation.protocol.event_hashes import encode_base64
 from federation.protocol.signatures import SigningKey
-from tests.clients import Client, Server, quote
+from tests.client import Client, Server, quote
 from tests.rooms import create_room, join, membership_of, pdus_of, put_state, send, state_of
 
 MEMBERSHIPS = ("leave", "invite", "knock", "join", "ban")

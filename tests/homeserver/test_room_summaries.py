@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tests.clients import Client, Server, quote
+from tests.client import Client, Server, quote
 from tests.homeserver.rooms import a_room, act, join, leave, set_state
 from tests.rooms import create_room
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from federation.protocol.room_versions import ROOM_VERSIONS
-from tests.clients import Client, Server, quote, unique
+from tests.client import Client, Server, quote, unique
 from tests.rooms import create_room, join, pdus_of, put_state, send, state_of
 
 

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 
 import pytest_asyncio
 
-from tests.clients import Client, Server
+from tests.client import Client, Server
 from tests.rooms import create_room, join, membership_of, pdus_of, put_state, send
 from tests.servers import running
 

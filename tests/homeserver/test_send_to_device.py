@@ -10,7 +10,7 @@ from yarl import URL
 from homeserver.services import send_to_device as send_to_device_service
 from storage import send_to_device
 from storage.database import Tx
-from tests.clients import Client, Server, unique
+from tests.client import Client, Server, unique
 
 PATH = "/v3/sendToDevice/m.test"
 

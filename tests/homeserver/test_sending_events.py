@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 
 from federation.protocol.types import UserID
-from tests.clients import Client, Server, quote
+from tests.client import Client, Server, quote
 from tests.rooms import create_room, join, pdus_of, put_state, send, send_event, state_of
 
 TEXT = {"msgtype": "m.text", "body": "hello"}

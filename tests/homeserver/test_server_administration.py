@@ -9,7 +9,7 @@ import pytest
 import pytest_asyncio
 
 from homeserver.config import Registration, RegistrationMode, Secret
-from tests.clients import PASSWORD, Answer, Client, Server, quote, unique
+from tests.client import PASSWORD, Answer, Client, Server, quote, unique
 from tests.servers import running
 
 SECRET = "a secret of some length"

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tests.clients import Client, Server, quote
+from tests.client import Client, Server, quote
 from tests.homeserver.rooms import a_room, act, leave, set_state
 
 PRIVATE = {"preset": "private_chat"}

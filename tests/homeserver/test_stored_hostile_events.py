@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from storage.event_bytes import pack
-from tests.clients import Client, Server, quote
+from tests.client import Client, Server, quote
 from tests.homeserver.rooms import a_room, act, bodies, history, join, leave, page, set_state, set_visibility
 from tests.rooms import send
 from tests.servers import running

@@ -9,7 +9,7 @@ import pytest
 from federation.protocol.types import UserID
 from homeserver.services.push_conditions import Situation
 from homeserver.services.push_rules import Ruleset
-from tests.clients import Client, Server, quote, unique
+from tests.client import Client, Server, quote, unique
 from tests.homeserver.rooms import a_room, join, leave
 from tests.homeserver.syncs import counts, ignore, joined, read, say_with, set_state, sync, token
 from tests.rooms import send, send_event

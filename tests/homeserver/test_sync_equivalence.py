@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.clients import Client, Server, quote, unique
+from tests.client import Client, Server, quote, unique
 from tests.homeserver.syncs import own, sync
 from tests.servers import running
 

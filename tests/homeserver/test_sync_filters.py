@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tests.clients import Client, Server, quote
+from tests.client import Client, Server, quote
 from tests.homeserver.rooms import a_room, history
 from tests.homeserver.syncs import ids, joined, own, read, say_with, set_state, state, sync, timeline, token
 from tests.rooms import send, send_event

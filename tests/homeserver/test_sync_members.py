@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from storage.database import Tx
-from tests.clients import Client, Server, quote
+from tests.client import Client, Server, quote
 from tests.homeserver.rooms import a_room, join, leave
 from tests.homeserver.syncs import members, state, sync, timeline
 from tests.queries import is_answering

@@ -8,7 +8,7 @@ from federation.protocol.types import EventID, RoomID, UserID
 from storage.log_entries import Entry
 from storage.memberships import Membership
 from storage.outside_memberships import OutsideMembership
-from tests.clients import Client, Server, unique
+from tests.client import Client, Server, unique
 from tests.homeserver.syncs import sync
 
 EVE = "@eve:elsewhere.test"

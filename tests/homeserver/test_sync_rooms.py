@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.clients import Client, Server, quote
+from tests.client import Client, Server, quote
 from tests.homeserver.rooms import a_room, act, history, join, leave, redact
 from tests.homeserver.syncs import (
     ids,

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from tests.clients import Client, Server, quote, unique
+from tests.client import Client, Server, quote, unique
 from tests.homeserver.rooms import a_room, act, join, leave
 from tests.homeserver.syncs import sync, token
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.clients import Client, Server, quote, unique
+from tests.client import Client, Server, quote, unique
 from tests.homeserver.rooms import a_room, act
 from tests.homeserver.syncs import own, read, sync, timeline, whole_state
 from tests.rooms import send

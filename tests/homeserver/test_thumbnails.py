@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from homeserver.config import Media
-from tests.clients import Answer, Client
+from tests.client import Answer, Client
 from tests.homeserver.test_content_repository import upload
 from tests.servers import running
 

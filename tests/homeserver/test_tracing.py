@@ -12,7 +12,7 @@ import pytest_asyncio
 from homeserver.config import Secret, Tracing
 from homeserver.config_loading import ConfigurationError, parse
 from homeserver.tracing import Tracer
-from tests.clients import Client, Server
+from tests.client import Client, Server
 from tests.collector import Collector, attributes, collecting
 from tests.rooms import create_room, send
 from tests.servers import running

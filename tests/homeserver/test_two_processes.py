@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from federation.rooms import building
-from tests.clients import Client, Server, quote
+from tests.client import Client, Server, quote
 from tests.rooms import create_room, join, send
 from tests.servers import running
 

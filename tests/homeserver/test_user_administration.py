@@ -1,6 +1,6 @@
 """Accounts as administrators manage them."""
 
-from tests.clients import PASSWORD, Client, Server, quote, unique
+from tests.client import PASSWORD, Client, Server, quote, unique
 from tests.homeserver.test_login import is_logged_in
 from tests.rooms import create_room
 

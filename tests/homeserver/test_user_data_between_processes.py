@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest_asyncio
 
-from tests.clients import Client, Server, quote, unique
+from tests.client import Client, Server, quote, unique
 from tests.servers import running
 
 

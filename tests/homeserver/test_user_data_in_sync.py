@@ -7,7 +7,7 @@ import pytest
 
 from federation.protocol.types import UserID
 from storage.ephemeral import OFFLINE_AFTER_MS, now_ms
-from tests.clients import Client, Server, quote
+from tests.client import Client, Server, quote
 from tests.homeserver.rooms import a_room
 from tests.rooms import send
 from tests.servers import running

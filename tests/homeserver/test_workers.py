@@ -10,7 +10,7 @@ import psutil
 import pytest
 import pytest_asyncio
 
-from tests.clients import Client, unique
+from tests.client import Client, unique
 from tests.rooms import create_room, send
 from tests.scenarios.hearth_process import HearthProcess, a_visitor, serving
 

@@ -19,7 +19,7 @@ from benchmarks.peering import Peering
 from benchmarks.server import Server
 from benchmarks.synapse import Synapse
 from tests import fellows
-from tests.clients import Client
+from tests.client import Client
 from tests.clusters import drop_database
 from tests.federation.authority import Authority
 from tests.interop.links import Links

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from tests.clients import Answer, Client, quote, unique
+from tests.client import Answer, Client, quote, unique
 
 T = TypeVar("T")
 

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from benchmarks.hearth import Hearth
-from tests.clients import quote
+from tests.client import quote
 from tests.interop.border import Border, retry_all
 from tests.interop.people import Person
 from tests.interop.test_membership import a_shared_room

@@ -14,7 +14,7 @@ import pytest
 
 from benchmarks.hearth import Hearth
 from benchmarks.server import Server
-from tests.clients import quote
+from tests.client import quote
 from tests.interop.border import Border, retry_all
 from tests.interop.people import Person
 from tests.interop.test_membership import a_shared_room

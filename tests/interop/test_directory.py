@@ -1,6 +1,6 @@
 """Rooms of the other server: in its list, by alias."""
 
-from tests.clients import quote, unique
+from tests.client import quote, unique
 from tests.interop.border import Border
 from tests.interop.people import Person
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from tests.clients import quote
+from tests.client import quote
 from tests.interop.border import Border
 from tests.interop.people import Person, Seen
 from tests.interop.test_membership import a_shared_room

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.clients import quote
+from tests.client import quote
 from tests.interop.people import Person
 from tests.interop.test_membership import a_shared_room
 

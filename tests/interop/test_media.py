@@ -9,7 +9,7 @@ import pytest
 from aiohttp.multipart import content_disposition_filename, parse_content_disposition
 from PIL import Image
 
-from tests.clients import Answer, quote
+from tests.client import Answer, quote
 from tests.interop.people import Person
 from tests.interop.test_membership import a_shared_room
 

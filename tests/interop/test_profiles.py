@@ -1,6 +1,6 @@
 """What people of the other server are called."""
 
-from tests.clients import quote
+from tests.client import quote
 from tests.interop.people import Person
 
 

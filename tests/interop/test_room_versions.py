@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.clients import quote
+from tests.client import quote
 from tests.interop.people import Person
 
 LEVELS = ("m.room.power_levels", "")

@@ -3,7 +3,7 @@
 import asyncio
 import json
 
-from tests.clients import quote
+from tests.client import quote
 from tests.interop.border import Border
 from tests.interop.links import SWIFT_BYTES
 from tests.interop.people import Person

@@ -3,7 +3,7 @@
 import asyncio
 from typing import Any
 
-from tests.clients import unique
+from tests.client import unique
 from tests.interop.border import Border
 from tests.interop.people import Person, Seen
 from tests.interop.test_membership import a_shared_room

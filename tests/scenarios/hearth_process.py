@@ -20,7 +20,7 @@ import psutil
 
 from storage.embedded import find_running
 from tests import fellows
-from tests.clients import Client
+from tests.client import Client
 
 ROOT = Path(__file__).parents[2]
 READY_SECONDS = 90

@@ -15,7 +15,7 @@ from typing import Any
 
 import aiohttp
 
-from tests.clients import Client, quote
+from tests.client import Client, quote
 from tests.devices import Device
 
 ANSWER_SECONDS = 30

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 import aiohttp
 import pytest
 
-from tests.clients import Client, quote
+from tests.client import Client, quote
 from tests.homeserver.test_workers import until, workers
 from tests.rooms import create_room, join
 from tests.scenarios.hearth_process import HearthProcess, a_visitor, serving, signal_all

@@ -9,7 +9,7 @@ from typing import Any
 from psycopg.conninfo import conninfo_to_dict
 
 from homeserver import signing_keys
-from tests.clients import Client, quote
+from tests.client import Client, quote
 from tests.rooms import create_room, join
 from tests.scenarios.hearth_process import HearthProcess, a_directory, a_visitor, serving
 

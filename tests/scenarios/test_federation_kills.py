@@ -18,7 +18,7 @@ import pytest
 import pytest_asyncio
 
 from benchmarks.server import Server
-from tests.clients import quote
+from tests.client import quote
 from tests.interop.border import Border, a_border, retry_all
 from tests.interop.people import Person
 

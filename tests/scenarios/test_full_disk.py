@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.clients import Client, quote
+from tests.client import Client, quote
 from tests.rooms import create_room, join
 from tests.scenarios.hearth_process import HearthProcess, a_directory, a_visitor, serving
 from tests.scenarios.load import Counts, Journal, Syncer, check_refusal, until_answered

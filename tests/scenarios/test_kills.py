@@ -19,7 +19,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from homeserver import signing_keys
-from tests.clients import Answer, Client, quote
+from tests.client import Answer, Client, quote
 from tests.scenarios.hearth_process import HearthProcess, a_directory, a_visitor, serving, signal_all
 from tests.scenarios.load import Counts, Journal, Stage, Syncer, User, repeat
 from tests.scenarios.stored_truth import StoredTruth

@@ -14,7 +14,7 @@ import pytest_asyncio
 from storage import database, migrate
 from storage.cluster_settings import ClusterSettings
 from storage.embedded import EmbeddedPostgres
-from tests.clients import Answer, Client, Server, quote
+from tests.client import Answer, Client, Server, quote
 from tests.rooms import create_room, join, send
 from tests.scenarios.cutting_proxy import Cut, cutting_proxy
 from tests.scenarios.hearth_process import a_directory, signal_all

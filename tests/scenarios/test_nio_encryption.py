@@ -14,7 +14,7 @@ import nio
 import pytest
 import pytest_asyncio
 
-from tests.clients import Client
+from tests.client import Client
 from tests.scenarios.hearth_process import HearthProcess, a_visitor, serving
 from tests.scenarios.plaintext import places_of
 

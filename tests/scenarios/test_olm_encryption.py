@@ -14,7 +14,7 @@ from olm.group_session import InboundGroupSession, OlmGroupSessionError, Outboun
 from olm.session import InboundSession, OlmMessage, OlmPreKeyMessage, OutboundSession
 from olm.utility import OlmVerifyError, ed25519_verify
 
-from tests.clients import Client, quote
+from tests.client import Client, quote
 from tests.devices import ALGORITHMS, CrossSigning, Device, claim, cross_signing, query, signable
 from tests.rooms import create_room, send_event
 from tests.scenarios.hearth_process import HearthProcess, a_visitor, serving

@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 from homeserver import supervisor
-from tests.clients import Client
+from tests.client import Client
 from tests.homeserver.test_workers import until, workers
 from tests.rooms import create_room
 from tests.scenarios.hearth_process import HearthProcess, a_visitor, serving

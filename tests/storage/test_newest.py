@@ -4,7 +4,7 @@ import asyncio
 import os
 
 from storage.newest import Newest, shared_memory
-from tests.clients import Client
+from tests.client import Client
 from tests.servers import running
 
 

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from federation.protocol.types import JsonObject
-from tests.clients import Answer, quote
+from tests.client import Answer, quote
 from tests.federation.hostile.faults import FAULTS, Fate, canonical
 from tests.federation.hostile.world import Case, Stage, transaction_body
 from tests.federation.peer import path_of

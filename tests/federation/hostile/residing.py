@@ -8,7 +8,7 @@ from aiohttp import web
 
 from federation.protocol import signatures
 from federation.protocol.types import JsonObject
-from tests.clients import Answer, Client, quote
+from tests.client import Answer, Client, quote
 from tests.federation.hostile.faults import FAULTS, SIGNATURES, Fault, Forger, canonical
 from tests.federation.hostile.pulling import array
 from tests.federation.hostile.pushing import Way, batches

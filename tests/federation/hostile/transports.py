@@ -9,7 +9,7 @@ from typing import Any
 
 from aiohttp import web
 
-from tests.clients import Answer, quote
+from tests.client import Answer, quote
 from tests.federation.hostile.flooding import flood
 from tests.federation.hostile.pushing import Way
 from tests.federation.hostile.residing import HostileResident, a_resident, join

@@ -39,7 +39,7 @@ from federation.protocol.signatures import is_signature_of
 from federation.protocol.types import JsonObject
 from storage.event_bytes import unpack
 from storage.events import Flag
-from tests.clients import Client, quote
+from tests.client import Client, quote
 from tests.federation.answering_peer import Answerer, AnsweringPeer, listening
 from tests.federation.authority import Authority
 from tests.federation.hostile.faults import NONE, Fate, Fault, Forger, canonical

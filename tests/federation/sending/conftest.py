@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 
 import pytest_asyncio
 
-from tests.clients import Client, Server
+from tests.client import Client, Server
 from tests.federation.authority import Authority
 from tests.federation.listening_peer import ListeningPeer, listening
 from tests.federation.resident_rooms import SharedRoom

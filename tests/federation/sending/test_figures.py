@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from storage.figures import Figures, Tally
-from tests.clients import Client, Server, quote
+from tests.client import Client, Server, quote
 from tests.federation.listening_peer import ListeningPeer, until_left_alone
 from tests.federation.resident_rooms import SharedRoom
 from tests.federation.servers import Pair

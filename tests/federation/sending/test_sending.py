@@ -5,7 +5,7 @@ import random
 import pytest
 
 from federation.protocol.types import EventID
-from tests.clients import Client, Server, unique
+from tests.client import Client, Server, unique
 from tests.federation.authority import Authority
 from tests.federation.listening_peer import ListeningPeer, listening, until_left_alone
 from tests.federation.peer import path_of

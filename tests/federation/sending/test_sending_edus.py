@@ -10,7 +10,7 @@ import pytest
 
 from federation.outbound import sender
 from homeserver.config import ExistingFile, Federation
-from tests.clients import Client, Server, quote, unique
+from tests.client import Client, Server, quote, unique
 from tests.devices import a_device, cross_signing
 from tests.federation.authority import Authority
 from tests.federation.listening_peer import ListeningPeer, listening, until_left_alone
