@@ -41,7 +41,11 @@ def away(maintenance_conninfo: str, conninfo: str) -> Iterator[None]:
     name = conninfo_to_dict(conninfo)["dbname"]
     with psycopg.connect(maintenance_conninfo, autocommit=True) as connection:
         connection.execute(f"alter database {name} with allow_connections false".encode())
-        connection.execute("select pg_terminate_backend(pid) from pg_stat_activity where datname = %s", (name,))
+        connection.execute(
+            "select pg_terminate_backend(pid) from pg_stat_activity"
+            " where datname = %s and backend_type = 'client backend'",
+            (name,),
+        )
         try:
             yield
         finally:
