@@ -60,6 +60,7 @@ from storage.append_events import RoomEvents
 from storage.database import Database
 from storage.device_lists import DeviceListChanged
 from storage.figures import Counting, Figures
+from storage.followers import Followers
 from storage.invalidations import Invalidated
 from storage.log import Log
 from storage.log_entries import Change
@@ -202,6 +203,9 @@ class Application:
             if config.federation.send_presence:
                 self.user_data.presence.observers.append(self.sender.presence)
 
+        # what follows the log from a cursor of its own, in one process at a time
+        self.followers = Followers(self.database, self.tail, ())
+
         # what each listener serves
         client_routes = [
             *self.accounts.routes,
@@ -341,6 +345,7 @@ class Application:
         await self.tail.start()
         await self.incomplete.start(self.database)
         await self.event_counter.start()
+        await self.followers.start()
         if self.config.federation.enabled:
             await self.outbound.shared_availability.start()
             await self.sender.start()
@@ -349,6 +354,7 @@ class Application:
         self._run("bus", self.bus.run(hear, self.tail.look))
         self._run("tail", self.tail.run())
         self._run("event counter", self.event_counter.run())
+        self._run("followers", self.followers.run())
         self._run("device activity", self.accounts.activity.run())
         self._run("delayed events", self.rooms.delayed_events.run())
         self._run("forgetting what expired", self._sweep())

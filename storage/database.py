@@ -436,4 +436,4 @@ def is_passing(error: BaseException) -> bool:
 
 async def wait_before_retry(attempt: int) -> None:
     """Capped back-off between attempts to reach the database again."""
-    await asyncio.sleep(min(0.1 * 2**attempt, 3))
+    await asyncio.sleep(min(0.1 * 2 ** min(attempt, 5), 3))

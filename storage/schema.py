@@ -59,6 +59,24 @@ invalidations = Table(
     comment="Entries that carry no data of their own: what a process must forget or look up again.",
 )
 
+followers = Table(
+    "followers",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("position", BigInteger, nullable=False),
+    Column("process", Text, comment="Who runs it, for as long as its lease is valid."),
+    comment="Consumers of the log: each was told of all that stands there up to `position` (storage/followers.py).",
+)
+
+follower_processes = Table(
+    "follower_processes",
+    metadata,
+    Column("process", Text, primary_key=True),
+    Column("expires_ts", BigInteger, nullable=False),
+    prefixes=["UNLOGGED"],
+    comment="Leases: the processes that run followers.",
+)
+
 # --- rooms and their events ----------------------------------------------------------------------------------
 
 strings = Table(

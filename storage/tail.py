@@ -12,7 +12,7 @@ import logging
 import time
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 from federation.protocol.errors import Unavailable
 from federation.protocol.types import UserID
@@ -369,11 +369,15 @@ class Tail:
         index = self._by_user.get(user_id)
         return () if index is None else index.after(after)
 
-    def since(self, after: int) -> Iterator[tuple[int, Change]]:
-        """All of the window's changes above `after`, oldest first."""
-        for at, change in self._window:
-            if at + change.width - 1 > after:
-                yield at, change
+    def since(self, after: int) -> list[tuple[int, Change]]:
+        """All of the window's changes above `after`, oldest first; it costs what it gives."""
+        found: list[tuple[int, Change]] = []
+        for at, change in reversed(self._window):
+            if at + change.width - 1 <= after:
+                break
+            found.append((at, change))
+        found.reverse()
+        return found
 
     async def wait_beyond(self, position: int, timeout_seconds: float) -> bool:
         """Wait until something is applied after `position`; whether it was (for followers)."""

@@ -156,6 +156,25 @@ CREATE TABLE filters (
 
 COMMENT ON TABLE filters IS 'Stored filters, numbered for each user. The same filter is stored once.';
 
+CREATE UNLOGGED TABLE follower_processes (
+	process TEXT NOT NULL,
+	expires_ts BIGINT NOT NULL,
+	CONSTRAINT follower_processes_pkey PRIMARY KEY (process)
+);
+
+COMMENT ON TABLE follower_processes IS 'Leases: the processes that run followers.';
+
+CREATE TABLE followers (
+	name TEXT NOT NULL,
+	position BIGINT NOT NULL,
+	process TEXT,
+	CONSTRAINT followers_pkey PRIMARY KEY (name)
+);
+
+COMMENT ON TABLE followers IS 'Consumers of the log: each was told of all that stands there up to `position` (storage/followers.py).';
+
+COMMENT ON COLUMN followers.process IS 'Who runs it, for as long as its lease is valid.';
+
 CREATE TABLE forgotten_rooms (
 	user_id TEXT NOT NULL,
 	room INTEGER NOT NULL,
