@@ -48,6 +48,7 @@ from homeserver.listening import Listening, Observer
 from homeserver.media_parts import MediaParts
 from homeserver.room_parts import RoomParts
 from homeserver.services.event_counts import EventCounter
+from homeserver.services.mail import Mailer
 from homeserver.services.sync import SyncService, SyncSources
 from homeserver.services.sync_rooms import SyncRooms
 from homeserver.services.user_views import UserViews
@@ -169,6 +170,7 @@ class Application:
             signer=(server_name, keys.signing_key),
         )
         self.reader = RoomReader(self.database)
+        self.mailer = Mailer(self.database, configured.mail_server(config.mail))
         self.rate_limits = configured.rate_limits(config.rate_limits, shared.budgets)
         ground = Ground(
             config=config,
@@ -283,7 +285,7 @@ class Application:
             *(self.outbound.egress, self.bus),
             *(self.sender, self.reception.transactions, self.reception.dead_letters, self.rate_limits, self.accounts),
             *(self.user_data.account_data, self.user_data.push_rules, self.user_data.inbox_limits),
-            self.media.repository,
+            *(self.media.repository, self.mailer),
         )
         places = (self.accounts.places, self.media.thumbnails.places, self.fetching.spaces.places)
         readings = [
@@ -359,6 +361,8 @@ class Application:
         self._run("delayed events", self.rooms.delayed_events.run())
         self._run("forgetting what expired", self._sweep())
         self._run("clock", self._keep_time())
+        if self.mailer.is_enabled:
+            self._run("mail", self.mailer.run())
         if self.config.federation.enabled:
             self._run("dead letters", self.reception.dead_letters.run())
             self._run("forked rooms", self.reception.merger.run())

@@ -10,6 +10,7 @@ import enum
 import importlib.util
 import ipaddress
 from collections.abc import Iterator
+from email.utils import parseaddr
 from pathlib import Path
 from typing import Any, NewType
 
@@ -54,6 +55,14 @@ class RegistrationMode(enum.StrEnum):
     CLOSED = "closed"
     OPEN = "open"
     TOKEN = "token"  # noqa: S105  # the name of a mode
+
+
+class MailTLS(enum.StrEnum):
+    """How a connection to the mail server is encrypted."""
+
+    STARTTLS = "starttls"
+    TLS = "tls"
+    NONE = "none"
 
 
 class BusKind(enum.StrEnum):
@@ -364,6 +373,39 @@ class Turn:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Mail:
+    """The server that takes mail; without a host there is none."""
+
+    host: str | None = None
+    port: int | None = setting(None, minimum=1, maximum=65535)
+    tls: MailTLS = MailTLS.STARTTLS
+    username: str | None = None
+    password: Secret | None = None
+    sender: str | None = None
+    certificate_authorities: tuple[ExistingFile, ...] = ()
+
+    def complaints(self) -> Iterator[tuple[str, str]]:
+        """Settings that do not go together."""
+        if self.host is None:
+            return
+        if self.sender is None or not is_sender(self.sender):
+            yield "sender", "needed with host: write an address, or 'NAME <ADDRESS>'"
+        if (self.username is None) != (self.password is None):
+            yield "username", "set both username and password, or neither"
+        if self.password is not None and self.tls is MailTLS.NONE:
+            yield (
+                "tls",
+                "a password would be sent in the clear: choose starttls or tls, or remove username",
+            )
+
+
+def is_sender(text: str) -> bool:
+    """Whether mail may be from this: an address of ASCII, which may have a name."""
+    address = parseaddr(text)[1]
+    return address.isascii() and address.isprintable() and 0 < address.find("@") < len(address) - 1 and "\n" not in text
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Config:
     """All settings of a server."""
 
@@ -389,6 +431,7 @@ class Config:
     tracing: Tracing = Tracing()
     support: Support = Support()
     turn: Turn = Turn()
+    mail: Mail = Mail()
 
     @property
     def base_url(self) -> str:

@@ -16,6 +16,7 @@ from homeserver.config import Config, RegistrationMode
 from homeserver.services import application_services as registrations
 from homeserver.services.application_services import ApplicationServiceError, ApplicationServices
 from homeserver.services.budget_table import BudgetTable
+from homeserver.services.mail import MailServer
 from homeserver.services.rate_limits import Limit, RateLimits
 from homeserver.services.sessions import Lifetimes
 from homeserver.startup import StartupError
@@ -112,6 +113,23 @@ def turn_servers(configured: settings.Turn) -> TurnServers:
         username=configured.username,
         password=None if password is None else password.value,
         lifetime_ms=configured.lifetime,
+    )
+
+
+def mail_server(configured: settings.Mail) -> MailServer | None:
+    """Who takes mail, if anybody does."""
+    if configured.host is None or configured.sender is None:
+        return None
+    ports = {settings.MailTLS.STARTTLS: 587, settings.MailTLS.TLS: 465, settings.MailTLS.NONE: 25}
+    return MailServer(
+        host=configured.host,
+        port=configured.port or ports[configured.tls],
+        uses_tls=configured.tls is settings.MailTLS.TLS,
+        starts_tls=configured.tls is settings.MailTLS.STARTTLS,
+        username=configured.username,
+        password=None if configured.password is None else configured.password.value,
+        sender=configured.sender,
+        authorities=configured.certificate_authorities,
     )
 
 

@@ -445,6 +445,20 @@ short_lived_tokens = Table(
     comment="Login tokens and OpenID tokens.",
 )
 
+outgoing_mail = Table(
+    "outgoing_mail",
+    metadata,
+    Column("mail", BigInteger, Identity(), primary_key=True),
+    Column("recipient", Text, nullable=False),
+    Column("message", LargeBinary, nullable=False, comment="Whole, as RFC 5322 has it."),
+    Column("created_ts", BigInteger, nullable=False),
+    Column("expires_ts", BigInteger, nullable=False, comment="After which it is of no use to anybody."),
+    Column("next_try_ts", BigInteger, nullable=False, comment="While a process sends it: when another may."),
+    Column("tries", Integer, nullable=False, server_default=text("0")),
+    Index("outgoing_mail_next_try_ts_idx", "next_try_ts"),
+    comment="Mail that no mail server has taken yet.",
+)
+
 reports = Table(
     "reports",
     metadata,

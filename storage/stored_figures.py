@@ -38,6 +38,8 @@ _PARTS = {
     "device_lists_overdue_seconds": _age("remote_device_lists", "retry_ts", "is_stale and retry_ts > 0"),
     "device_lists_failing": _count("remote_device_lists", "is_stale and failures > 2"),
     "delayed_events_overdue_seconds": _age("delayed_events", "running_since_ts + delay_ms"),
+    "mail_waiting": _count("outgoing_mail"),
+    "mail_oldest_seconds": _age("outgoing_mail", "created_ts"),
     "database_notify_queue_ratio": "pg_notification_queue_usage()",
     "database_size_bytes": "pg_database_size(current_database())",
     "database_server_connections": "(select count(*) from pg_stat_activity where datname = current_database())",
