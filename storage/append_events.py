@@ -282,7 +282,7 @@ class RoomEvents:
                 trunk=changed,
                 personal=[(event.position, count) for count in personal.get(event.position, ())],
             )
-            change.redacted = redacted if event.type == "m.room.redaction" else {}
+            change.redacted = redacted if event.is_a("m.room.redaction") else {}
             change.is_after_gap = event.position in gaps
             answer.append((event.position, change))
         return answer
@@ -318,7 +318,7 @@ def trunk_change(write: StateWrite) -> TrunkChange:
 def _concerned(event: StoredEvent, trunk: Sequence[TrunkChange]) -> tuple[UserID, ...]:
     """Whose membership an event, or what it changed in the room's state, is about."""
     users = [change.state_key for change in trunk if change.type == "m.room.member"]
-    if event.type == "m.room.member" and event.state_key is not None and not event.flags & HIDDEN:
+    if not event.flags & HIDDEN and event.is_a("m.room.member") and event.state_key is not None:
         users.append(event.state_key)
     return tuple(UserID(user_id) for user_id in dict.fromkeys(users))
 

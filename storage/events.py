@@ -36,9 +36,9 @@ class Flag(IntFlag):
     """Fetched after what follows it: shown to whoever pages back to it, and no news to anybody."""
 
 
-HIDDEN = Flag.REJECTED | Flag.SOFT_FAILED | Flag.OUTLIER
+HIDDEN = int(Flag.REJECTED | Flag.SOFT_FAILED | Flag.OUTLIER)
 """Neither shown nor followed by what is made here."""
-UNSEEN = HIDDEN | Flag.UNAPPLIED
+UNSEEN = HIDDEN | int(Flag.UNAPPLIED)
 """Not shown to clients."""
 
 UNREADABLE: JsonObject = {"type": "", "sender": "", "content": {}, "origin_server_ts": 0}
@@ -100,6 +100,10 @@ class StoredEvent:
         """The event's type."""
         value: str = self.json["type"]
         return value
+
+    def is_a(self, event_type: str) -> bool:
+        """Whether it is of this type; where it is not, the event need hardly ever be parsed to see it."""
+        return f'"{event_type}"'.encode() in self.canonical and self.type == event_type
 
     @property
     def sender(self) -> UserID:

@@ -101,7 +101,7 @@ async def apply_pending(tx: Tx, arrived: Sequence[StoredEvent]) -> None:
 
 async def targets_of(tx: Tx, stored: Sequence[StoredEvent]) -> dict[EventID, int]:
     """By what the events are redacted that the redactions among these name, as far as they are."""
-    named = {target for event in stored if event.type == "m.room.redaction" for target in _named(event)}
+    named = {target for event in stored if event.is_a("m.room.redaction") for target in _named(event)}
     if not named:
         return {}
     rows = await tx.fetch(

@@ -60,6 +60,11 @@ class RoomServers:
         """Changes were missed."""
         self._rooms.clear()
 
+    def are_only(self, server: ServerName, room: int, version: int) -> bool:
+        """Whether this server is known to be alone in the room at a version that is the newest that was told of it."""
+        known = self._rooms.get(room)
+        return known is not None and known.version == version and known.servers <= {server}
+
     async def between(
         self, room: int, low: int, high: int, changes: Sequence[StateChange]
     ) -> tuple[Collection[ServerName], Collection[ServerName]]:

@@ -118,7 +118,9 @@ class Sender:
         """A view of the tail."""
         self._seen = position + change.width - 1
         if isinstance(change, RoomEvents):
-            if not change.trunk and not any(self._is_ours(event.sender) for event in change.stored):
+            if not change.trunk and (
+                self._stays_here(change) or not any(self._is_ours(event.sender) for event in change.stored)
+            ):
                 return
         elif isinstance(change, DeviceListChanged):
             if change.seen_by is not None or not change.changed_in or not self._is_ours(change.user_id):
@@ -151,6 +153,14 @@ class Sender:
     def wake(self, server: ServerName) -> None:
         """The server can be reached again, or should be tried."""
         self._queues.wake(server)
+
+    def _stays_here(self, change: RoomEvents) -> bool:
+        """Whether these are messages in a room that no other server is in: on most servers most are, and to see that
+        they need not be parsed."""
+        room, version = change.room.number, max(event.trunk_version for event in change.stored)
+        return self._room_servers.are_only(self._server_name, room, version) and all(
+            b'"state_key":' not in event.canonical for event in change.stored
+        )
 
     def _is_ours(self, user_id: str) -> bool:
         return user_id.endswith(self._server_name) and server_name_of(UserID(user_id)) == self._server_name
@@ -459,6 +469,8 @@ class Sender:
             if taken:
                 self._asked_for |= taken.keys()
                 self._put(self._seen, Taken(taken))
+        if not self._waiting and not self._was_lost:
+            self._position = max(self._position, self._seen)
         if self._queues.has_moved or self._position - self._saved > MAX_UNSAVED:
             await self._save()
         if began - self._forgot_at > FORGET_SECONDS:

@@ -1,16 +1,18 @@
 """What happens here reaches the servers that it concerns, once they can be reached, and nobody else."""
 
+import asyncio
 import random
 
 import pytest
 
+from federation.outbound import sender
 from federation.protocol.types import EventID
 from tests.client import Client, Server, unique
 from tests.federation.authority import Authority
 from tests.federation.listening_peer import ListeningPeer, listening, until_left_alone
 from tests.federation.peer import path_of
 from tests.federation.resident_rooms import SharedRoom
-from tests.rooms import send
+from tests.rooms import create_room, send
 
 
 async def test_a_message_reaches_the_servers_of_the_room(alice: Client, peer: ListeningPeer, room: SharedRoom) -> None:
@@ -248,3 +250,24 @@ async def _join(peer: ListeningPeer, room: SharedRoom, name: str) -> EventID:
     join_id = peer.id_of(join, rules)
     await peer.ok("PUT", path_of("/v2/send_join/{}/{}", room.room_id, join_id), join)
     return join_id
+
+
+async def test_what_concerns_no_server_is_not_looked_at_again(
+    server: Server, alice: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sender, "MAX_UNSAVED", 0)
+    room_id = await create_room(alice)
+    for text in ("nobody", "else", "is here"):
+        await send(alice, room_id, text)
+    end = server.application.tail.position
+    async with asyncio.timeout(30):
+        while await first_position(server) < end:  # noqa: ASYNC110  # in another task
+            await asyncio.sleep(0.05)
+
+
+async def first_position(server: Server) -> int:
+    """From where on the log is read again after a restart."""
+    async with server.application.database.read() as tx:
+        row = await tx.fetch_one("select min(position) from outbox_shards")
+    assert row is not None
+    return int(row[0])
