@@ -1,5 +1,6 @@
 """What users do in rooms, built in one place from arguments, with how clients ask for it."""
 
+from federation.rooms.aggregations import Aggregations
 from federation.rooms.hierarchy import Hierarchy
 from federation.rooms.pages import Pages
 from federation.rooms.sent import SentEvents
@@ -10,6 +11,7 @@ from homeserver.client_api.delayed_events import DelayedEventsAPI
 from homeserver.client_api.profiles import ProfilesAPI
 from homeserver.client_api.reading_events import ReadingEventsAPI, RoomReading
 from homeserver.client_api.reading_state import ReadingStateAPI
+from homeserver.client_api.relations import RelationsAPI
 from homeserver.client_api.room_creation import RoomCreationAPI
 from homeserver.client_api.room_directory import RoomDirectoryAPI
 from homeserver.client_api.room_membership import RoomMembershipAPI
@@ -80,7 +82,14 @@ class RoomParts:
         spaces = SpaceService(database, space_reader, fetching.spaces, ground.server_name)
         self.hierarchy = Hierarchy(database, space_reader, ground.server_name)
         self.reading = RoomReading(
-            database, tail, reader, Pages(reader), user_data.account_data, fetching.backfill, ground.incomplete
+            database,
+            tail,
+            reader,
+            Aggregations(reader),
+            Pages(reader),
+            user_data.account_data,
+            fetching.backfill,
+            ground.incomplete,
         )
         self.directory = RoomDirectory(
             database,
@@ -110,6 +119,7 @@ class RoomParts:
                 )
             ),
             *routes.reading_routes(ReadingEventsAPI(self.reading), ReadingStateAPI(self.reading)),
+            *RelationsAPI(self.reading).routes(),
             *routes.delayed_event_routes(DelayedEventsAPI(self.delayed_events)),
             *routes.directory_routes(self.directory_api),
             *RoomSummariesAPI(database, summary_service).routes(),

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from federation.protocol.types import EventID
-from storage import redactions
+from storage import redactions, relations
 from storage.arrays import Byteas, Int2, Int4, Int8, Texts
 from storage.database import Tx
 from storage.event_bytes import pack
@@ -156,22 +156,13 @@ async def replace_outliers(tx: Tx, held: Sequence[Placed], numbers: dict[str, in
 
 async def insert_relations(tx: Tx, placed: Sequence[Placed], numbers: dict[str, int]) -> None:
     """What events relate to, where they do."""
-    found = [
-        (stored, event.relation, numbers[event.pdu.sender]) for event, stored in placed if event.relation is not None
+    related = [
+        relations.Standing(event, stored.room, stored.position, stored.place)
+        for event, stored in placed
+        if event.relation is not None and stored.redacted_by is None
     ]
-    if found:
-        await tx.execute(
-            "insert into relations (position, room, type, sender, parent, key)"
-            " select * from unnest(%s::bigint[], %s::int[], %s::int[], %s::int[], %s::text[], %s::text[])",
-            (
-                [stored.position for stored, _, _ in found],
-                [stored.room for stored, _, _ in found],
-                [numbers[relation.type] for _, relation, _ in found],
-                [sender for _, _, sender in found],
-                [relation.parent for _, relation, _ in found],
-                [relation.key for _, relation, _ in found],
-            ),
-        )
+    if related:
+        await relations.insert(tx, related, numbers)
 
 
 async def insert_extras(tx: Tx, placed: Sequence[Placed], arrived: Sequence[StoredEvent]) -> dict[EventID, int]:

@@ -11,6 +11,7 @@ from enum import IntFlag
 import orjson
 
 from federation.protocol.pdu import VerifiedPDU
+from federation.protocol.relations import Relation
 from federation.protocol.types import EventID, JsonObject, ServerName, StateKey, UserID
 from storage.database import Row, Tx
 from storage.event_bytes import unpack
@@ -145,16 +146,6 @@ def _readable(event: StoredEvent) -> JsonObject:
         return UNREADABLE
     answer: JsonObject = json
     return answer
-
-
-@dataclass(frozen=True, slots=True)
-class Relation:
-    """What an event's `m.relates_to` says ("Forming relationships between events")."""
-
-    type: str
-    parent: EventID
-    key: str | None
-    """Of an annotation."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -313,28 +304,6 @@ async def find_transaction(tx: Tx, device: int, txn_id: str, room: int, event_ty
     return None if row is None else EventID(row[0])
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AnnotationKey:
-    """What makes two annotations of one room the same; sender and type as numbers."""
-
-    sender: int
-    type: int
-    parent: str
-    key: str | None
-
-
-async def has_annotated(tx: Tx, room: int, annotation: AnnotationKey) -> bool:
-    """Whether there is such an annotation that still stands."""
-    row = await tx.fetch_one(
-        "select exists (select from relations join events on events.room = relations.room"
-        " and events.position = relations.position where relations.room = %s and parent = %s"
-        " and relations.type = (select id from strings where value = 'm.annotation') and relations.sender = %s"
-        " and key is not distinct from %s and events.type = %s and redacted_by is null)",
-        (room, annotation.parent, annotation.sender, annotation.key, annotation.type),
-    )
-    return row is not None and bool(row[0])
-
-
 async def trunk_versions_at(tx: Tx, rooms: Collection[int], position: int) -> dict[int, int]:
     """The version of each room at a place in the log: 0 for a room that had no event yet."""
     rows = await tx.fetch(
@@ -345,13 +314,15 @@ async def trunk_versions_at(tx: Tx, rooms: Collection[int], position: int) -> di
     return {room: version for room, version in rows}
 
 
-async def trunk_versions_of(tx: Tx, room: int, positions: Collection[int]) -> dict[int, int]:
-    """The room's version once each of these events was appended."""
-    rows = await tx.fetch(
-        "select position, trunk_version from events where room = %s and position = any(%s::bigint[])",
-        (room, list(positions)),
+async def trunk_versions_of(tx: Tx, rooms: Collection[int], positions: Collection[int]) -> dict[int, int]:
+    """Of events of these rooms: their room's version once each was appended."""
+    if not positions:
+        return {}
+    found = await tx.fetch(
+        "select position, trunk_version from events where position = any(%s::bigint[]) and room = any(%s::int[])",
+        (list(positions), list(rooms)),
     )
-    return {position: version for position, version in rows}
+    return {position: version for position, version in found}
 
 
 async def find_follower(tx: Tx, room: int, event_id: str) -> int | None:

@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from federation.protocol.types import EventID
-from storage import events, redactions, state_writes, strings
+from storage import events, redactions, relations, state_writes, strings
 from storage.arrays import Byteas, Int2, Int4, Int8, Texts
 from storage.database import Row, Tx
 from storage.event_bytes import pack
@@ -145,12 +145,15 @@ async def insert(tx: Tx, room: int, placed: Sequence[Placed]) -> set[EventID]:
         for text in (each.event.pdu.type, each.event.pdu.sender, each.event.pdu.state_key)
         if text is not None
     }
-    relations = {each.event.relation.type for each in placed if each.event.relation is not None}
-    numbers = await strings.intern(tx, used | relations)
+    used |= {each.event.relation.type for each in placed if each.event.relation is not None}
+    numbers = await strings.intern(tx, used)
     written = await _insert_new(tx, room, [each for each in placed if not each.was_held], totals, numbers)
     written |= await _place_outliers(tx, room, [each for each in placed if each.was_held])
     arrived = [each for each in placed if each.event.pdu.event_id in written]
-    await _insert_relations(tx, room, arrived, numbers)
+    await relations.insert(
+        tx, (relations.Standing(each.event, room, each.position, each.place) for each in arrived), numbers
+    )
+    await relations.note_threads(tx, room, [each.event.thread for each in arrived if each.event.thread is not None])
     await _note_missing(tx, room, arrived)
     await _redact(tx, room, arrived)
     return written
@@ -229,24 +232,6 @@ async def _place_outliers(tx: Tx, room: int, placed: Sequence[Placed]) -> set[Ev
     return {EventID(event_id) for (event_id,) in rows}
 
 
-async def _insert_relations(tx: Tx, room: int, placed: Sequence[Placed], numbers: Mapping[str, int]) -> None:
-    found = [(each, each.event.relation) for each in placed if each.event.relation is not None]
-    if found:
-        await tx.execute(
-            "insert into relations (position, room, type, sender, parent, key)"
-            " select position, %s, type, sender, parent, key from unnest(%s::bigint[], %s::int[], %s::int[],"
-            " %s::text[], %s::text[]) as given(position, type, sender, parent, key) on conflict do nothing",
-            (
-                room,
-                Int8(each.position for each, _ in found),
-                Int4(numbers[relation.type] for _, relation in found),
-                Int4(numbers[each.event.pdu.sender] for each, _ in found),
-                Texts(relation.parent for _, relation in found),
-                Texts(relation.key for _, relation in found),
-            ),
-        )
-
-
 async def _note_missing(tx: Tx, room: int, placed: Sequence[Placed]) -> None:
     """These are missing no longer; what they follow may be."""
     await tx.execute(
@@ -268,6 +253,7 @@ async def _redact(tx: Tx, room: int, placed: Sequence[Placed]) -> None:
     held = await events.by_position(tx, room, [each.position for each in placed])
     if held:
         await redactions.apply_pending(tx, list(held.values()))
+        await relations.forget(tx, [event for event in held.values() if event.redacted_by is not None])
     redacting = [
         Redaction(
             held[each.position],

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 from federation.protocol.identifiers import server_name_of
 from federation.protocol.types import EventID, ServerName
+from storage import relations
 from storage.database import Tx
-from storage.events import Flag, StoredEvent
+from storage.events import COLUMNS, Flag, StoredEvent, from_row
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,15 +29,15 @@ async def apply(tx: Tx, redactions: Sequence[Redaction]) -> dict[EventID, int]:
     """
     rows = await tx.fetch(
         "with given as (select * from unnest(%s::int[], %s::text[], %s::bigint[], %s::text[])"
-        "  as given(room, event_id, position, only_of)),"
+        "  as given(room, target, position, only_of)),"
         " done as (update events set redacted_by = coalesce(redacted_by, given.position) from given, strings"
-        "  where events.event_id = given.event_id and events.room = given.room and strings.id = events.sender"
+        "  where events.event_id = target and events.room = given.room and strings.id = events.sender"
         "  and (only_of is null or only_of = substr(strings.value, strpos(strings.value, ':') + 1))"
-        "  returning events.event_id, events.redacted_by),"
+        f"  returning {COLUMNS}),"
         " kept as (insert into pending_redactions (room, event_id, position, only_of)"
-        "  select room, event_id, position, only_of from given"
-        "  where not exists (select from events where events.event_id = given.event_id) on conflict do nothing)"
-        " select event_id, redacted_by from done",
+        "  select room, target, position, only_of from given"
+        "  where not exists (select from events where events.event_id = target) on conflict do nothing)"
+        " select * from done",
         (
             [redaction.event.room for redaction in redactions],
             [redaction.target for redaction in redactions],
@@ -44,7 +45,9 @@ async def apply(tx: Tx, redactions: Sequence[Redaction]) -> dict[EventID, int]:
             [redaction.only_of for redaction in redactions],
         ),
     )
-    applied = {EventID(event_id): position for event_id, position in rows}
+    redacted = [from_row(row) for row in rows]
+    await relations.forget(tx, redacted)
+    applied = {event.event_id: event.redacted_by or 0 for event in redacted}
     unapplied = [each.event for each in redactions if each.target not in applied and not each.is_shown]
     if unapplied:
         for event in unapplied:
@@ -97,6 +100,7 @@ async def apply_pending(tx: Tx, arrived: Sequence[StoredEvent]) -> None:
                 [stored.redacted_by for stored in applied],
             ),
         )
+        await relations.forget(tx, applied)
 
 
 async def targets_of(tx: Tx, stored: Sequence[StoredEvent]) -> dict[EventID, int]:

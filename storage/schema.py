@@ -325,14 +325,23 @@ outside_memberships = Table(
 relations = Table(
     "relations",
     metadata,
-    Column("position", BigInteger, nullable=False, comment="The event that relates to `parent`."),
+    Column("place", BigInteger, nullable=False, comment="Where the event stands that relates to `parent`."),
+    Column("position", BigInteger, comment="Of that event, where that is not its place."),
+    Column("edited_ts", BigInteger, comment="`origin_server_ts` of an edit that may replace something."),
     Column("room", Integer, nullable=False),
     Column("type", Integer, nullable=False, comment="`rel_type`, as a number of `strings`."),
     Column("sender", Integer, nullable=False),
+    Column("event_type", Integer, nullable=False),
     Column("parent", Text, nullable=False, comment="The event related to, held or not."),
     Column("key", Text, comment="Of an annotation."),
-    PrimaryKeyConstraint("room", "parent", "type", "position"),
-    comment="Events that have `m.relates_to` with a `rel_type`.",
+    PrimaryKeyConstraint("room", "parent", "type", "place"),
+    Index(
+        "relations_edits_idx",
+        *("room", "parent", "sender", "event_type", "edited_ts"),
+        postgresql_where=text("edited_ts is not null"),
+    ),
+    Index("relations_threads_idx", "room", "parent", "sender", postgresql_where=text("type = 23")),
+    comment="What events say that they relate to, as long as they are neither hidden nor redacted.",
 )
 
 room_aliases = Table(

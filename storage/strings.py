@@ -28,6 +28,10 @@ WELL_KNOWN: dict[str, int] = {
     "m.room.server_acl": 18,
     "m.space.child": 19,
     "m.reaction": 20,
+    "m.reference": 21,
+    "m.replace": 22,
+    "m.thread": 23,
+    "m.annotation": 24,
 }
 """Numbers below 1000 are given here, so that index predicates and queries may name them."""
 

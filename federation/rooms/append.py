@@ -16,6 +16,7 @@ from federation.protocol.errors import AuthRuleViolated, Forbidden, MatrixError,
 from federation.protocol.pdu import Draft, VerifiedPDU
 from federation.protocol.policy_server import POLICY
 from federation.protocol.power_levels import PowerLevels
+from federation.protocol.relations import related_event, thread_of
 from federation.protocol.room_versions import RoomVersionRules
 from federation.protocol.signatures import SigningKey
 from federation.protocol.types import EventID, JsonObject, RoomID, ServerName, StateKey, UserID
@@ -26,7 +27,7 @@ from federation.rooms.append_remote import Outcome as Outcome
 from federation.rooms.append_remote import Received as Received
 from federation.rooms.building import Builder, keys_of, newest, template
 from federation.rooms.contention import Contention
-from federation.rooms.counting import Counter, related_event, thread_of
+from federation.rooms.counting import Counter
 from federation.rooms.heads import RoomHead, RoomHeads
 from federation.rooms.history import HistoryAppender
 from federation.rooms.incomplete_rooms import BeingJoined, StateBefore
@@ -406,7 +407,7 @@ class RoomWriter:
                 trunk_version=head.version,
                 device=device,
                 txn_id=txn_id,
-                thread=thread_of(pdu),
+                thread=thread_of(pdu.json),
                 relation=related_event(pdu.content),
                 notifies=counted.notifies,
                 highlights=counted.highlights,

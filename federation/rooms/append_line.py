@@ -16,11 +16,12 @@ from federation.protocol.errors import AuthRuleViolated
 from federation.protocol.pdu import VerifiedPDU
 from federation.protocol.policy_server import POLICY, PolicyServer, is_endorsed, is_policy
 from federation.protocol.power_levels import PowerLevels
+from federation.protocol.relations import related_event, thread_of
 from federation.protocol.types import EventID, StateKey, UserID
 from federation.rooms import outliers
 from federation.rooms.append_remote import Outcome, Received, keys_for, note_redaction
 from federation.rooms.contention import Contention
-from federation.rooms.counting import Counter, related_event, thread_of
+from federation.rooms.counting import Counter
 from federation.rooms.heads import RoomHead, RoomHeads, to_pdu
 from federation.rooms.ordering import cited_by
 from federation.rooms.policy_servers import PolicyServers
@@ -142,7 +143,7 @@ class LineAppender:
                 line=TRUNK,
                 version=version,
                 trunk_version=head.version,
-                thread=thread_of(pdu),
+                thread=thread_of(pdu.json),
                 relation=related_event(pdu.content),
                 notifies=counted.notifies,
                 highlights=counted.highlights,

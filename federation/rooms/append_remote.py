@@ -20,10 +20,11 @@ from federation.protocol.identifiers import server_name_of
 from federation.protocol.pdu import VerifiedPDU
 from federation.protocol.policy_server import POLICY, is_endorsed
 from federation.protocol.power_levels import PowerLevels
+from federation.protocol.relations import related_event, thread_of
 from federation.protocol.types import EventID, ServerName, StateKey, UserID
 from federation.rooms import outliers
 from federation.rooms.contention import Contention
-from federation.rooms.counting import NOT_COUNTED, Counted, Counter, related_event, thread_of
+from federation.rooms.counting import NOT_COUNTED, Counted, Counter
 from federation.rooms.incomplete_rooms import BeingJoined, StateBefore
 from federation.rooms.learning import learn_members
 from federation.rooms.ordering import cited_by
@@ -206,7 +207,7 @@ class RemoteAppender:
                 after=after,
                 trunk_version=change.new_version,
                 flags=int(placing.flags),
-                thread=thread_of(placing.pdu),
+                thread=thread_of(placing.pdu.json),
                 relation=related_event(placing.pdu.content),
                 notifies=counted.notifies,
                 highlights=counted.highlights,

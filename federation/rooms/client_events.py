@@ -55,15 +55,16 @@ def is_plain(event: StoredEvent) -> bool:
     return event.redacted_by is None and event.state_key is None
 
 
-def finish(event: StoredEvent, *, membership: str | None, device: int | None) -> bytes:
-    """The whole client event for one reader; `prepare` must have seen it."""
+def finish(event: StoredEvent, *, membership: str | None, device: int | None, relations: bytes | None = None) -> bytes:
+    """The whole client event for one reader, with what relates to it; `prepare` must have seen it."""
     if not event.client:
         raise ValueError("the event was not prepared, or cannot be read")
     age = b'"age":%d' % max(time.time_ns() // 1_000_000 - event.json["origin_server_ts"], 0)
     own = b""
     if event.txn_id is not None and device is not None and event.device == device:
         own = b',"transaction_id":' + orjson.dumps(event.txn_id)
-    return b"".join((event.client, age, _MEMBERSHIPS.get(membership or "", b""), own, b"}}"))
+    bundle = b"" if relations is None else b',"m.relations":' + relations
+    return b"".join((event.client, age, _MEMBERSHIPS.get(membership or "", b""), own, bundle, b"}}"))
 
 
 def is_presentable(event: StoredEvent) -> bool:

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field, replace
 from federation.protocol import auth_rules
 from federation.protocol.errors import AuthRuleViolated
 from federation.protocol.pdu import VerifiedPDU
+from federation.protocol.relations import related_event, thread_of
 from federation.protocol.types import EventID, StateKey
 from federation.rooms import outliers
 from federation.rooms.append_remote import keys_for, note_redaction
-from federation.rooms.counting import related_event, thread_of
 from federation.rooms.incomplete_rooms import BeingJoined, StateBefore, StateDifference
 from federation.rooms.ordering import cited_by
 from federation.rooms.placing import difference_view
@@ -303,7 +303,7 @@ async def _place(stretch: _Stretch, pdu: VerifiedPDU, place: int, arrival: int) 
         after=point_after,
         trunk_version=stretch.trunk_version,
         flags=int(flags),
-        thread=thread_of(pdu),
+        thread=thread_of(pdu.json),
         relation=related_event(pdu.content),
         missing=[event_id for event_id in pdu.prev_event_ids if event_id not in stretch.after],
         is_extremity=False,

@@ -120,7 +120,7 @@ class Pages:
             return page
         gap, floor = await _next_gap(tx, access.room, request, start)
         request = request if floor is None else replace(request, stop=floor)
-        ranges, is_narrowed = _clip([(BEGINNING, END)], request, start), False
+        ranges, is_narrowed = clip([(BEGINNING, END)], request, start), False
         budget = MAX_SCANNED
         while ranges:
             missing = limit - len(page.seen)
@@ -134,7 +134,7 @@ class Pages:
                 if not _passes(each.event, request):
                     continue
                 if len(page.seen) == limit:
-                    page.end = _end_of(page, request)
+                    page.end = end_of(page, request)
                     return page
                 page.seen.append(each)
             if scanned.last is None:
@@ -145,7 +145,7 @@ class Pages:
                 return page
             if not is_narrowed and len(seen) < len(scanned.events):
                 ranges, is_narrowed = await self._reader.ranges(tx, access), True
-            ranges = _clip(ranges, request, page.end)
+            ranges = clip(ranges, request, page.end)
         page.gap = gap
         page.end = None if gap is None else gap.bottom - 1
         return page
@@ -197,7 +197,7 @@ async def _next_gap(tx: Tx, room: Room, request: PageRequest, start: int) -> tup
     return None, floor
 
 
-def _clip(ranges: Collection[tuple[int, int]], request: PageRequest, place: int) -> list[tuple[int, int]]:
+def clip(ranges: Collection[tuple[int, int]], request: PageRequest, place: int) -> list[tuple[int, int]]:
     """What of the ranges lies between a place and the end of the request, in its direction."""
     if request.backwards:
         low, high = BEGINNING if request.stop is None else request.stop, place
@@ -207,7 +207,7 @@ def _clip(ranges: Collection[tuple[int, int]], request: PageRequest, place: int)
     return [(first, last) for first, last in clipped if first < last]
 
 
-def _end_of(page: Page, request: PageRequest) -> int:
+def end_of(page: Page, request: PageRequest) -> int:
     """Just behind the last event of the page; where it has none, where it started."""
     if not page.seen:
         return page.start

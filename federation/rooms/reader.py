@@ -23,6 +23,7 @@ from storage.rooms import Room
 VISIBILITY: StateKey = ("m.room.history_visibility", "")
 BEGINNING, END = -(1 << 62), 1 << 62
 """Before and after every position."""
+NOTHING: Mapping[int, bytes] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,37 +269,16 @@ class RoomReader:
         What stands elsewhere they may not see; what stands there, `visible` decides. For rooms whose graph forked
         this is a guess from the trunk: an event of a branch may be left out.
         """
-        key: StateKey = ("m.room.member", access.user_id)
-        history = (await room_state.histories(tx, [access.room.number], key)).get(access.room.number, [])
-        visibilities = await visibility_spans(tx, access.room)
-        own = _spans(history, [_word(span.membership) for span in history])
-        joined_last = max((span.since for span in history if span.membership is Membership.JOIN), default=-1)
-        positions = {
-            span.since: span.event for span in (*history, *visibilities[0]) if span.event is not None and span.since > 0
-        }
-        known = await events.trunk_versions_of(tx, access.room.number, positions.values())
-        found: list[tuple[int, int]] = []
-        low, is_open = BEGINNING, True  # before the first change: history that was fetched, and the room's beginning
-        for version in sorted(positions):
-            sees = may_see(
-                get_visibility({"history_visibility": visibilities[1].at(version)}),
-                own.at(version),
-                joins_later=joined_last > version,
-            )
-            position = positions[version]
-            if is_open and not sees and known.get(position) == version:
-                found.append((low, position))
-                is_open = False
-            elif sees and not is_open:
-                low, is_open = position - 1, True
-        if is_open:
-            found.append((low, END))
-        alone = [
-            (span.event - 1, span.event)
-            for span in history
-            if span.event is not None and not any(low < span.event <= high for low, high in found)
-        ]
-        return sorted({*found, *alone})
+        return (await self.ranges_in(tx, access.user_id, [access.room.number]))[access.room.number]
+
+    async def ranges_in(self, tx: Tx, user_id: UserID, rooms: Collection[int]) -> dict[int, list[tuple[int, int]]]:
+        """As `ranges`, for several rooms at once."""
+        histories = await room_state.histories(tx, rooms, ("m.room.member", user_id))
+        visibilities = await visibility_spans_of(tx, rooms)
+        spans = {room: (*histories.get(room, ()), *visibilities[room][0]) for room in rooms}
+        changes = {span.event for of_room in spans.values() for span in of_room if span.event is not None}
+        known = await events.trunk_versions_of(tx, rooms, changes)
+        return {room: _ranges(histories.get(room, ()), visibilities[room], known) for room in rooms}
 
     async def invites_at(self, tx: Tx, positions: Collection[int]) -> dict[int, tuple[UserID, bytes]]:
         """Who sent these events, and their client form; meant for the reader's own invites."""
@@ -310,11 +290,19 @@ class RoomReader:
             if client_events.is_presentable(event)
         }
 
-    async def render(self, tx: Tx, seen: Sequence[Seen], device: int | None = None) -> list[bytes]:
-        """The client form of events for one reader."""
+    async def render(
+        self,
+        tx: Tx,
+        seen: Sequence[Seen],
+        device: int | None = None,
+        bundles: Mapping[int, bytes] = NOTHING,
+    ) -> list[bytes]:
+        """The client form of events for one reader, with what is bundled with them (`aggregations.py`)."""
         await client_events.prepare(tx, [each.event for each in seen])
         return [
-            client_events.finish(each.event, membership=each.membership, device=device)
+            client_events.finish(
+                each.event, membership=each.membership, device=device, relations=bundles.get(each.event.position)
+            )
             for each in seen
             if client_events.is_presentable(each.event)
         ]
@@ -331,14 +319,53 @@ class RoomReader:
 
 async def visibility_spans(tx: Tx, room: Room) -> tuple[Sequence[Span], Spans]:
     """The history of the room's `m.room.history_visibility`: as stored, and what it says."""
-    history = (await room_state.history(tx, room.number, [VISIBILITY]))[VISIBILITY]
-    wanted = [span.event for span in history if span.event is not None]
-    stored = await events.by_position(tx, room.number, wanted) if wanted else {}
-    values = [
-        get_visibility(stored[span.event].content if span.event is not None and span.event in stored else None)
+    return (await visibility_spans_of(tx, [room.number]))[room.number]
+
+
+async def visibility_spans_of(tx: Tx, rooms: Collection[int]) -> dict[int, tuple[Sequence[Span], Spans]]:
+    """As `visibility_spans`, for several rooms at once."""
+    histories = await room_state.histories(tx, rooms, VISIBILITY)
+    wanted = {span.event for history in histories.values() for span in history if span.event is not None}
+    stored = await events.by_positions(tx, wanted) if wanted else {}
+    found: dict[int, tuple[Sequence[Span], Spans]] = {}
+    for room in rooms:
+        history = histories.get(room, [])
+        contents = [None if span.event not in stored else stored[span.event].content for span in history]
+        found[room] = history, _spans(history, [get_visibility(content) for content in contents])
+    return found
+
+
+def _ranges(
+    history: Sequence[Span], visibilities: tuple[Sequence[Span], Spans], known: Mapping[int, int]
+) -> list[tuple[int, int]]:
+    """Given a user's memberships, what the room's visibility was, and the versions after the events of both."""
+    own = _spans(history, [_word(span.membership) for span in history])
+    joined_last = max((span.since for span in history if span.membership is Membership.JOIN), default=-1)
+    positions = {
+        span.since: span.event for span in (*history, *visibilities[0]) if span.event is not None and span.since > 0
+    }
+    found: list[tuple[int, int]] = []
+    low, is_open = BEGINNING, True  # before the first change: history that was fetched, and the room's beginning
+    for version in sorted(positions):
+        sees = may_see(
+            get_visibility({"history_visibility": visibilities[1].at(version)}),
+            own.at(version),
+            joins_later=joined_last > version,
+        )
+        position = positions[version]
+        if is_open and not sees and known.get(position) == version:
+            found.append((low, position))
+            is_open = False
+        elif sees and not is_open:
+            low, is_open = position - 1, True
+    if is_open:
+        found.append((low, END))
+    alone = [
+        (span.event - 1, span.event)
         for span in history
+        if span.event is not None and not any(low < span.event <= high for low, high in found)
     ]
-    return history, _spans(history, values)
+    return sorted({*found, *alone})
 
 
 def _may_see(

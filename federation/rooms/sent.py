@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
+from federation.protocol.relations import related_event
 from federation.protocol.types import EventID, JsonObject, UserID
-from federation.rooms.counting import related_event
-from storage import events, strings
+from storage import events, relations, strings
 from storage.database import Database
 from storage.rooms import Room
 
@@ -62,10 +62,10 @@ class SentEvents:
             numbers = await strings.find(tx, [annotation.type, annotation.sender])
             if len(numbers) < 2:
                 return False
-            return await events.has_annotated(
+            return await relations.has_annotated(
                 tx,
                 room.number,
-                events.AnnotationKey(
+                relations.AnnotationKey(
                     sender=numbers[annotation.sender],
                     type=numbers[annotation.type],
                     parent=annotation.parent,

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from federation.protocol.types import StateKey, UserID
 from federation.rooms import client_events, room_news
+from federation.rooms.aggregations import NO_BUNDLES, Aggregations, Bundles, Onlooker
 from federation.rooms.reader import RoomReader, Seen
 from federation.rooms.room_news import BEGINNING, Delta, Reading, RoomNews, Span
 from storage import event_pages, events, room_state, rooms
@@ -27,6 +28,7 @@ class Timelines:
         self._database = database
         self._tail = tail
         self._reader = reader
+        self._aggregations = Aggregations(reader)
 
     # --- rooms that the reader was and is joined to
 
@@ -268,14 +270,27 @@ class Timelines:
                 client_events.encode_plain(event, room)
         return event.client is not None
 
-    async def render(self, shown: Sequence[Seen], device: int | None) -> list[bytes]:
+    async def bundle(self, onlooker: Onlooker, news: Collection[RoomNews]) -> Bundles:
+        """What relates to the timelines of these rooms that are cut off ("Aggregations of child events").
+
+        In one that is whole since the reader's token they see all of it come.
+        """
+        shown = [each for of_room in news if of_room.is_limited for each in of_room.timeline]
+        if not shown:
+            return NO_BUNDLES
+        async with self._database.read() as tx:
+            return await self._aggregations.bundle(tx, onlooker, shown)
+
+    async def render(self, shown: Sequence[Seen], device: int | None, bundles: Bundles = NO_BUNDLES) -> list[bytes]:
         """Events for one reader; asks the database only for what replaced or redacted something."""
         # Again after waiting: a redaction may have come meanwhile, and taken the form of an event away.
         while hard := [seen.event for seen in shown if not self._is_encoded(seen.event)]:
             async with self._database.read() as tx:
                 await client_events.prepare(tx, hard)
         return [
-            client_events.finish(seen.event, membership=seen.membership, device=device)
+            client_events.finish(
+                seen.event, membership=seen.membership, device=device, relations=bundles.get(seen.event.position)
+            )
             for seen in shown
             if client_events.is_presentable(seen.event)
         ]

@@ -12,9 +12,11 @@ from homeserver.client_api.routing import requester
 # instance, js-sdk leaves threads to the server, without it puts them together itself. What a client can use of later
 # versions is named below, one by one. r0 and v1.1 are named although some of their modules (pushers, search)
 # are not there yet and answer M_UNRECOGNIZED: nobody switches by them, and clients refuse a server without them.
-# Missing before the next: v1.3 relations; v1.4 list of threads; v1.7 pings of application services; v1.11 previews
-# of URLs.
-VERSIONS = ("r0.0.1", "r0.1.0", "r0.2.0", "r0.3.0", "r0.4.0", "r0.5.0", "r0.6.0", "r0.6.1", "v1.1", "v1.2")
+# Missing before the next: v1.7 pings of application services; v1.11 previews of URLs.
+VERSIONS = (
+    *("r0.0.1", "r0.1.0", "r0.2.0", "r0.3.0", "r0.4.0", "r0.5.0", "r0.6.0", "r0.6.1"),
+    *("v1.1", "v1.2", "v1.3", "v1.4", "v1.5", "v1.6"),
+)
 
 # Names that clients look for where no version tells them, each served whole.
 UNSTABLE_FEATURES: dict[str, bool] = {
@@ -22,10 +24,14 @@ UNSTABLE_FEATURES: dict[str, bool] = {
     "org.matrix.msc2285.stable": True,  # private receipts
     "org.matrix.msc3030": True,  # events by timestamp
     "org.matrix.msc3391": True,  # account data can be deleted
+    "org.matrix.msc3440.stable": True,  # threads
+    "org.matrix.msc3715.stable": True,  # relations in either direction
     "org.matrix.msc3771": True,  # receipts in threads
     "org.matrix.msc3773": True,  # unread counts by thread
     "org.matrix.msc3827.stable": True,  # published rooms by type
+    "org.matrix.msc3856.stable": True,  # lists of threads
     "org.matrix.msc3916.stable": True,  # media for who is logged in; previews of URLs are not there yet
+    "org.matrix.msc3981": True,  # relations of relations
     "org.matrix.msc4140": True,  # delayed events
     "uk.half-shot.msc2666.query_mutual_rooms": True,
     "uk.half-shot.msc2666.query_mutual_rooms.stable": True,

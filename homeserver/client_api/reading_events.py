@@ -13,6 +13,7 @@ import orjson
 from federation.protocol import canonical_json
 from federation.protocol.errors import Forbidden, InvalidInput, NotFound
 from federation.protocol.types import UserID
+from federation.rooms.aggregations import Aggregations, Onlooker
 from federation.rooms.backfill import Backfill, Moment
 from federation.rooms.incomplete_rooms import BeingJoined, IncompleteRooms
 from federation.rooms.pages import Page, PageRequest, Pages
@@ -20,6 +21,7 @@ from federation.rooms.reader import Access, Point, RoomReader, Seen, StoredEvent
 from federation.web import Answer, Call
 from homeserver.client_api.routing import requester
 from homeserver.services.account_data import AccountDataService
+from homeserver.services.requester import Requester
 from homeserver.services.sync_filter import MAX_LIMIT, RoomEventFilter, parse_room_event_filter
 from homeserver.tokens import page_token, parse_page_token
 from storage import rooms
@@ -38,10 +40,17 @@ class RoomReading:
     database: Database
     tail: Tail
     reader: RoomReader
+    aggregations: Aggregations
     pages: Pages
     account_data: AccountDataService
     backfill: Backfill
     incomplete: IncompleteRooms
+
+    async def render(self, tx: Tx, who: Requester, seen: Sequence[Seen]) -> list[bytes]:
+        """The client form of events, with what relates to them."""
+        ignored = await self.account_data.ignored_users(tx, who.user_id)
+        bundles = await self.aggregations.bundle(tx, Onlooker(who.user_id, ignored, who.device), seen)
+        return await self.reader.render(tx, seen, who.device, bundles)
 
     async def until_complete(self, room_id: str) -> None:
         """Wait for the members of a room that was joined without them; raises BeingJoined when that takes too long."""
@@ -73,7 +82,7 @@ class ReadingEventsAPI:
         """GET /rooms/{roomId}/messages."""
         who = requester(call)
         backwards, wanted = direction(call), room_event_filter(call)
-        start, stop = _place(call, "from"), _place(call, "to")
+        start, stop = place(call, "from"), place(call, "to")
         limit = _limit(call, wanted)
         if start is None:
             start = self._tail.position if backwards else None
@@ -106,7 +115,7 @@ class ReadingEventsAPI:
         """The answer that a page makes."""
         answer: dict[str, Any] = {
             "start": call.query_text("from") or page_token(page.start),
-            "chunk": fragments(await self._reader.render(tx, page.seen, requester(call).device)),
+            "chunk": fragments(await self._reading.render(tx, requester(call), page.seen)),
         }
         if page.end is not None:
             answer["end"] = page_token(page.end)
@@ -134,14 +143,14 @@ class ReadingEventsAPI:
             except Forbidden as error:
                 raise NotFound("There is no such event") from error
             seen = await self._reader.event(tx, access, call.path["event_id"])
-            return one(await self._reader.render(tx, [seen], who.device))
+            return one(await self._reading.render(tx, who, [seen]))
 
     async def find_event(self, call: Call) -> Answer:
         """GET /events/{eventId}: as `get_event`, in whatever room it is."""
         who = requester(call)
         async with self._database.read() as tx:
             seen = await self._reader.event_anywhere(tx, call.path["event_id"], who.user_id)
-            return one(await self._reader.render(tx, [seen], who.device))
+            return one(await self._reading.render(tx, who, [seen]))
 
     async def get_context(self, call: Call) -> Answer:
         """GET /rooms/{roomId}/context/{eventId}."""
@@ -188,12 +197,18 @@ class ReadingEventsAPI:
         after = await self._pages.read(tx, access, request)
         shown = [*reversed(before.seen), target, *after.seen]
         state = await self._state_for(tx, access, shown, wanted)
+        onlooker = Onlooker(who.user_id, request.ignored, who.device)
+        bundles = await self._reading.aggregations.bundle(tx, onlooker, shown)
+
+        async def render(seen: Sequence[Seen]) -> list[bytes]:
+            return await self._reader.render(tx, seen, who.device, bundles)
+
         answer = {
             "start": page_token(shown[0].event.place - 1),
             "end": page_token(shown[-1].event.place),
-            "events_before": fragments(await self._reader.render(tx, before.seen, who.device)),
-            "event": orjson.Fragment(one(await self._reader.render(tx, [target], who.device))),
-            "events_after": fragments(await self._reader.render(tx, after.seen, who.device)),
+            "events_before": fragments(await render(before.seen)),
+            "event": orjson.Fragment(one(await render([target]))),
+            "events_after": fragments(await render(after.seen)),
             "state": fragments(await self._reader.render_state(tx, state)),
         }
         return orjson.dumps(answer)
@@ -269,7 +284,8 @@ def _limit(call: Call, wanted: RoomEventFilter) -> int:
     return call.query_int("limit", wanted.limit or DEFAULT_LIMIT, maximum=MAX_LIMIT)
 
 
-def _place(call: Call, name: str) -> int | None:
+def place(call: Call, name: str) -> int | None:
+    """The place that a token in the query stands for."""
     text = call.query_text(name)
     return parse_page_token(text) if text else None
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 from federation.protocol.errors import InvalidInput, MatrixError
 from federation.protocol.identifiers import fits, is_event_id, is_room_alias
 from federation.protocol.pdu import Draft
+from federation.protocol.relations import ANNOTATION, THREAD, related_event
 from federation.protocol.types import EventID, JsonObject, RoomAlias, RoomID, StateKey
 from federation.rooms.append import RoomWriter, content_of
 from federation.rooms.contention import Contention
-from federation.rooms.counting import related_event
 from federation.rooms.sent import Annotation, SentEvents
 from homeserver.services.requester import Requester
 from storage.log_entries import AlreadyWritten, Conflict
@@ -139,9 +139,9 @@ class MessageService:
     async def _send_related(self, who: Requester, room: Room, draft: Draft, txn_id: str | None) -> EventID:
         """Refuse threads within threads, and what somebody has annotated already with the same."""
         relation = related_event(draft.content)
-        if relation is not None and relation.type == "m.thread":
+        if relation is not None and relation.type == THREAD:
             await self._check_root(room, relation.parent)
-        if relation is None or relation.type != "m.annotation":
+        if relation is None or relation.type != ANNOTATION:
             return await self._append(who, draft, txn_id)
         annotation = Annotation(draft.sender, draft.type, relation.parent, relation.key)
         pending = (room.number, annotation)

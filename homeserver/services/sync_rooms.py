@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from federation.protocol.types import JsonObject, RoomID, StateKey, UserID
+from federation.rooms.aggregations import NO_BUNDLES, Bundles, Onlooker
 from federation.rooms.client_events import stripped
 from federation.rooms.heroes import heroes_of_many
 from federation.rooms.incomplete_rooms import IncompleteRooms
@@ -255,16 +256,25 @@ class SyncRooms:
         besides: Mapping[int, Besides],
     ) -> None:
         unread = await self._views.unread(moment.view, list(news))
+        bundles = await self._bundle(request, moment.view.user_id, moment.ignored, news.values())
         for room, each in news.items():
             is_quiet = request.since is not None and not request.full_state and not is_news(request, each)
             if is_quiet and room not in besides:
                 continue
-            made = await section(self._timelines, request, each, besides.get(room, NOTHING))
+            made = await section(self._timelines, request, each, besides.get(room, NOTHING), bundles)
             add_counts(made, unread.get(room), by_thread=request.filter.unread_thread_notifications)
             sections.join[each.room.room_id] = made
             for member, membership in each.members.items():
                 if membership in (Membership.LEAVE, Membership.BAN):
                     sections.parted_from.add(member)
+
+    async def _bundle(
+        self, request: RoomsRequest, user_id: UserID, ignored: Collection[UserID], news: Collection[RoomNews]
+    ) -> Bundles:
+        """What relates to the events of timelines that begin in the middle; servers exchange events without it."""
+        if request.filter.federation_format:
+            return NO_BUNDLES
+        return await self._timelines.bundle(Onlooker(user_id, ignored, request.device), news)
 
     async def _note_met(
         self,
@@ -392,7 +402,8 @@ class SyncRooms:
             for room, member in left:
                 until = Span(span.since, member.position, span.limit)
                 news = await self._timelines.left(tx, reading, known[room], until)
-                made = await section(self._timelines, request, news, NOTHING)
+                bundles = await self._bundle(request, reading.user_id, reading.ignored, [news])
+                made = await section(self._timelines, request, news, NOTHING, bundles)
                 made.pop("ephemeral", None)
                 sections.leave[known[room].room_id] = made
                 if request.since is not None:

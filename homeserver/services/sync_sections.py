@@ -9,6 +9,7 @@ from typing import Any
 import orjson
 
 from federation.protocol.types import JsonObject, UserID
+from federation.rooms.aggregations import Bundles
 from federation.rooms.client_events import as_sent
 from federation.rooms.room_news import RoomNews, StoredEvent
 from federation.rooms.timelines import Timelines
@@ -42,14 +43,16 @@ def is_news(request: RoomsRequest, news: RoomNews) -> bool:
     return bool(news.timeline or news.is_limited or shown_state(request, news))
 
 
-async def section(timelines: Timelines, request: RoomsRequest, news: RoomNews, besides: Besides) -> JsonObject:
+async def section(
+    timelines: Timelines, request: RoomsRequest, news: RoomNews, besides: Besides, bundles: Bundles
+) -> JsonObject:
     """One room."""
     shown = shown_state(request, news)
     timeline = [each.event for each in news.timeline]
     if request.filter.federation_format:
         events, state = _as_sent(request, news, timeline), _as_sent(request, news, shown)
     else:
-        events = _fragments(request, await timelines.render(news.timeline, request.device))
+        events = _fragments(request, await timelines.render(news.timeline, request.device, bundles))
         rendered = await timelines.render_state(shown, request.device, is_shared=news.is_shared)
         state = _fragments(request, rendered)
     return {

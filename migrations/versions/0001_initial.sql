@@ -500,18 +500,29 @@ CREATE TABLE registration_tokens (
 COMMENT ON TABLE registration_tokens IS 'What lets people register where registration is by token.';
 
 CREATE TABLE relations (
-	position BIGINT NOT NULL,
+	place BIGINT NOT NULL,
+	position BIGINT,
+	edited_ts BIGINT,
 	room INTEGER NOT NULL,
 	type INTEGER NOT NULL,
 	sender INTEGER NOT NULL,
+	event_type INTEGER NOT NULL,
 	parent TEXT NOT NULL,
 	key TEXT,
-	CONSTRAINT relations_pkey PRIMARY KEY (room, parent, type, position)
+	CONSTRAINT relations_pkey PRIMARY KEY (room, parent, type, place)
 );
 
-COMMENT ON TABLE relations IS 'Events that have `m.relates_to` with a `rel_type`.';
+CREATE INDEX relations_edits_idx ON relations (room, parent, sender, event_type, edited_ts) WHERE edited_ts is not null;
 
-COMMENT ON COLUMN relations.position IS 'The event that relates to `parent`.';
+CREATE INDEX relations_threads_idx ON relations (room, parent, sender) WHERE type = 23;
+
+COMMENT ON TABLE relations IS 'What events say that they relate to, as long as they are neither hidden nor redacted.';
+
+COMMENT ON COLUMN relations.place IS 'Where the event stands that relates to `parent`.';
+
+COMMENT ON COLUMN relations.position IS 'Of that event, where that is not its place.';
+
+COMMENT ON COLUMN relations.edited_ts IS '`origin_server_ts` of an edit that may replace something.';
 
 COMMENT ON COLUMN relations.type IS '`rel_type`, as a number of `strings`.';
 
@@ -957,5 +968,9 @@ INSERT INTO strings (id, value) VALUES
 	(17, 'm.room.tombstone'),
 	(18, 'm.room.server_acl'),
 	(19, 'm.space.child'),
-	(20, 'm.reaction');
+	(20, 'm.reaction'),
+	(21, 'm.reference'),
+	(22, 'm.replace'),
+	(23, 'm.thread'),
+	(24, 'm.annotation');
 
