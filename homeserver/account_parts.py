@@ -5,25 +5,40 @@ from homeserver import configured
 from homeserver.client_api import admin_routes, routes
 from homeserver.client_api import interactive_auth as uia
 from homeserver.client_api.accounts import AccountsAPI
-from homeserver.client_api.auth_stages import DummyStage, PasswordStage, RegistrationTokenStage, TermsStage
+from homeserver.client_api.auth_stages import (
+    CaptchaStage,
+    DummyStage,
+    EmailStage,
+    PasswordStage,
+    RegistrationTokenStage,
+    TermsStage,
+)
 from homeserver.client_api.authentication import TokenAuthenticator
+from homeserver.client_api.confirmation_page import ConfirmationPageAPI
 from homeserver.client_api.device_management import DeviceManagementAPI
 from homeserver.client_api.discovery import DiscoveryAPI
-from homeserver.client_api.interactive_auth import InteractiveAuth
+from homeserver.client_api.interactive_auth import InteractiveAuth, Stage
 from homeserver.client_api.login import LoginAPI
 from homeserver.client_api.moderation import ModerationAPI
 from homeserver.client_api.outside_services import OutsideServicesAPI
 from homeserver.client_api.pages import PagesAPI
 from homeserver.client_api.routing import ClientRoute
 from homeserver.client_api.server_administration import ServerAdministrationAPI, SharedSecretRegistrationAPI
+from homeserver.client_api.stage_pages import StagePagesAPI
+from homeserver.client_api.third_party_identifiers import ThirdPartyIdentifiersAPI
 from homeserver.client_api.user_administration import UserAdministrationAPI
-from homeserver.federation_parts import Ground
+from homeserver.config import Config
+from homeserver.federation_parts import Ground, Outbound
 from homeserver.room_parts import RoomParts
 from homeserver.services import device_keys
 from homeserver.services.accounts import AccountService
 from homeserver.services.application_services import ApplicationServices
+from homeserver.services.captcha import Captcha
 from homeserver.services.device_activity import DeviceActivity
+from homeserver.services.identifiers import IdentifierService
+from homeserver.services.identity_servers import Identity, IdentityServers
 from homeserver.services.impersonation import Impersonation
+from homeserver.services.mail import Mailer
 from homeserver.services.passwords import Passwords
 from homeserver.services.sessions import SessionService
 from homeserver.services.user_names import UserNames
@@ -32,7 +47,14 @@ from homeserver.services.user_names import UserNames
 class AccountParts:
     """Who may act, how they prove it, and what administrators do about them."""
 
-    def __init__(self, ground: Ground, rooms: RoomParts, application_services: ApplicationServices) -> None:
+    def __init__(
+        self,
+        ground: Ground,
+        outbound: Outbound,
+        rooms: RoomParts,
+        application_services: ApplicationServices,
+        mailer: Mailer,
+    ) -> None:
         config, database = ground.config, ground.database
         passwords = Passwords(min_length=config.registration.minimum_password_length)
         names = UserNames(ground.server_name, application_services)
@@ -64,24 +86,23 @@ class AccountParts:
             ground.tail,
             query_string_tokens=config.query_string_tokens,
         )
-        self.interactive_auth = InteractiveAuth(
+        self.identifiers = IdentifierService(database, mailer, ground.rate_limits, configured.identifier_policy(config))
+        self.identity_servers = IdentityServers(
             database,
-            {
-                uia.DUMMY: DummyStage(),
-                uia.PASSWORD: PasswordStage(self.service),
-                uia.REGISTRATION_TOKEN: RegistrationTokenStage(self.service),
-                uia.TERMS: TermsStage(configured.policies(config.registration)),
-            },
+            outbound.egress,
+            Identity(server_name=ground.server_name, signing_key=outbound.keys.signing_key),
+            trusts=configured.trusts(config.identifiers),
         )
+        self.interactive_auth = InteractiveAuth(database, self._stages(config, outbound))
         login = LoginAPI(
             self.service, sessions, self.authenticator, self.interactive_auth, base_url=config.public_base_url
         )
         accounts = AccountsAPI(
             self.service,
             sessions,
-            passwords,
             self.interactive_auth,
             self.authenticator,
+            identity_servers=self.identity_servers,
             registration=configured.registration_policy(config.registration),
         )
         discovery = DiscoveryAPI(configured.description(config))
@@ -96,6 +117,9 @@ class AccountParts:
             *routes.discovery_routes(discovery),
             *routes.login_routes(login),
             *routes.account_routes(accounts),
+            *routes.identifier_routes(
+                ThirdPartyIdentifiersAPI(self.identifiers, self.identity_servers, self.interactive_auth)
+            ),
             *routes.device_routes(DeviceManagementAPI(database, sessions, self.activity, self.interactive_auth)),
             *routes.administration_routes(administration),
             *routes.report_routes(moderation),
@@ -103,10 +127,34 @@ class AccountParts:
         ]
         self.page_routes: list[Route] = [
             *routes.well_known_routes(discovery),
-            *routes.page_routes(PagesAPI(self.interactive_auth, server_name=ground.server_name)),
+            *routes.page_routes(
+                PagesAPI(server_name=ground.server_name),
+                StagePagesAPI(
+                    self.interactive_auth,
+                    self.identifiers,
+                    server_name=ground.server_name,
+                    captcha_script=config.registration.captcha.script_url,
+                ),
+                ConfirmationPageAPI(self.identifiers, server_name=ground.server_name),
+            ),
         ]
         self.admin_routes: list[Route] = [
             *admin_routes.server_routes(administration, registration, self.authenticator),
             *admin_routes.user_routes(users, self.authenticator),
             *admin_routes.report_routes(moderation, self.authenticator),
         ]
+
+    def _stages(self, config: Config, outbound: Outbound) -> dict[str, Stage]:
+        """What somebody can be asked to prove here."""
+        stages: dict[str, Stage] = {
+            uia.DUMMY: DummyStage(),
+            uia.PASSWORD: PasswordStage(self.service),
+            uia.REGISTRATION_TOKEN: RegistrationTokenStage(self.service),
+            uia.TERMS: TermsStage(configured.policies(config.registration)),
+        }
+        if self.identifiers.is_enabled:
+            stages[uia.EMAIL] = EmailStage(self.identifiers)
+        keys = configured.captcha(config.registration.captcha)
+        if keys is not None:
+            stages[uia.RECAPTCHA] = CaptchaStage(Captcha(outbound.egress, keys))
+        return stages

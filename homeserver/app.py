@@ -193,7 +193,7 @@ class Application:
         self.rooms = RoomParts(
             ground, self.outbound, self.fetching, self.handshaking, self.user_data, application_services
         )
-        self.accounts = AccountParts(ground, self.rooms, application_services)
+        self.accounts = AccountParts(ground, self.outbound, self.rooms, application_services, self.mailer)
         self.keys = KeyParts(ground, self.outbound, self.accounts.interactive_auth)
         self.media = MediaParts(config, self.database, self.outbound)
         sync_api, old_sync_api = self._build_sync()
@@ -428,6 +428,7 @@ class Application:
             await asyncio.sleep(SWEEP_SECONDS)
             try:
                 await self.accounts.interactive_auth.forget_expired()
+                await self.accounts.identifiers.forget_expired()
                 self.views.drop_unused()
                 await self.keys.upkeep.run_once()
                 await self.user_data.inbox_limits.give_up()

@@ -65,6 +65,14 @@ class MailTLS(enum.StrEnum):
     NONE = "none"
 
 
+class EmailOnRegistration(enum.StrEnum):
+    """Whether who registers proves to have an e-mail address."""
+
+    NEVER = "never"
+    OPTIONAL = "optional"
+    REQUIRED = "required"
+
+
 class BusKind(enum.StrEnum):
     """What tells processes of each other's entries."""
 
@@ -174,6 +182,24 @@ class TermsDocument:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Captcha:
+    """Google's reCAPTCHA 2, or what is made like it; without a site key there is none."""
+
+    site_key: str | None = None
+    secret: Secret | None = None
+    verify_url: str = "https://www.google.com/recaptcha/api/siteverify"
+    script_url: str = "https://www.google.com/recaptcha/api.js"
+
+    def complaints(self) -> Iterator[tuple[str, str]]:
+        """A captcha that is named in part."""
+        if self.site_key is not None and self.secret is None:
+            yield "secret", "needed with site_key"
+        for name in ("verify_url", "script_url"):
+            if not getattr(self, name).startswith("https://"):
+                yield name, "not an address: write https://HOST/PATH"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Registration:
     """Who may make an account."""
 
@@ -185,6 +211,8 @@ class Registration:
     """For `/_synapse/admin/v1/register`; without it that endpoint refuses."""
     minimum_password_length: int = setting(8, minimum=1, maximum=512)
     terms: tuple[TermsDocument, ...] = ()
+    email: EmailOnRegistration = EmailOnRegistration.NEVER
+    captcha: Captcha = Captcha()
 
     def complaints(self) -> Iterator[tuple[str, str]]:
         """Values that are too weak."""
@@ -223,6 +251,7 @@ class RateLimits:
     login: RateLimit = RateLimit(0.2, 10)
     failed_login: RateLimit = RateLimit(0.1, 5)
     registration: RateLimit = RateLimit(0.1, 5)
+    verification: RateLimit = RateLimit(0.005, 5)
     federation: RateLimit = RateLimit(50.0, 500)
 
 
@@ -399,6 +428,18 @@ class Mail:
             )
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Identifiers:
+    """E-mail addresses of accounts."""
+
+    reveal_use: bool = False
+    """Whether who asks is told that an address is some account's, or nobody's."""
+    link_lifetime: Milliseconds = setting(Milliseconds(3_600_000), minimum=60_000, maximum=7 * 86_400_000)
+    next_link_hosts: tuple[str, ...] = ()
+    """Where somebody may be led on to who has followed a link in mail."""
+    identity_servers: tuple[str, ...] = ("*",)
+
+
 def is_sender(text: str) -> bool:
     """Whether mail may be from this: an address of ASCII, which may have a name."""
     address = parseaddr(text)[1]
@@ -432,6 +473,7 @@ class Config:
     support: Support = Support()
     turn: Turn = Turn()
     mail: Mail = Mail()
+    identifiers: Identifiers = Identifiers()
 
     @property
     def base_url(self) -> str:
@@ -454,6 +496,8 @@ class Config:
             yield "server_name", "not a server name: write the domain of your users' IDs, such as example.org"
         if self.public_base_url is not None and not self.public_base_url.startswith(("http://", "https://")):
             yield "public_base_url", "not an address: write https://HOST"
+        if self.registration.email is not EmailOnRegistration.NEVER and self.mail.host is None:
+            yield "registration", "email: addresses are proven by mail: set mail.host, too, or write never"
         if not self.listeners:
             yield "listeners", "a server without a listener serves nobody: add one, or remove the setting"
         if self.default_room_version not in room_versions.ROOM_VERSIONS:

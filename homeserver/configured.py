@@ -12,10 +12,12 @@ from homeserver.client_api.accounts import RegistrationPolicy
 from homeserver.client_api.auth_stages import Policy
 from homeserver.client_api.discovery import ServerDescription
 from homeserver.client_api.outside_services import TurnServers
-from homeserver.config import Config, RegistrationMode
+from homeserver.config import Config, EmailOnRegistration, RegistrationMode
 from homeserver.services import application_services as registrations
 from homeserver.services.application_services import ApplicationServiceError, ApplicationServices
 from homeserver.services.budget_table import BudgetTable
+from homeserver.services.captcha import CaptchaKeys
+from homeserver.services.identifiers import IdentifierPolicy
 from homeserver.services.mail import MailServer
 from homeserver.services.rate_limits import Limit, RateLimits
 from homeserver.services.sessions import Lifetimes
@@ -91,14 +93,20 @@ def policies(configured: settings.Registration) -> list[Policy]:
 
 def registration_policy(configured: settings.Registration) -> RegistrationPolicy:
     """Who may make an account, and what it takes."""
-    terms = [uia.TERMS] if configured.terms else []
-    flows: dict[RegistrationMode, uia.Flows | None] = {
-        RegistrationMode.CLOSED: None,
-        RegistrationMode.OPEN: [terms or [uia.DUMMY]],
-        RegistrationMode.TOKEN: [[uia.REGISTRATION_TOKEN, *terms]],
+    first = [uia.REGISTRATION_TOKEN] if configured.mode is RegistrationMode.TOKEN else []
+    if configured.captcha.site_key is not None:
+        first.append(uia.RECAPTCHA)
+    if configured.terms:
+        first.append(uia.TERMS)
+    by_email = {
+        # No flow may be the beginning of another ("Dummy Auth"): who completes it could not take the longer one.
+        EmailOnRegistration.OPTIONAL: [[*first, uia.DUMMY], [*first, uia.EMAIL]],
+        EmailOnRegistration.REQUIRED: [[*first, uia.EMAIL]],
+        EmailOnRegistration.NEVER: [first or [uia.DUMMY]],
     }
+    is_closed = configured.mode is RegistrationMode.CLOSED
     return RegistrationPolicy(
-        flows=flows[configured.mode],
+        flows=None if is_closed else by_email[configured.email],
         allows_guests=configured.allow_guests,
         uses_tokens=configured.mode is RegistrationMode.TOKEN,
     )
@@ -133,12 +141,37 @@ def mail_server(configured: settings.Mail) -> MailServer | None:
     )
 
 
+def captcha(configured: settings.Captcha) -> CaptchaKeys | None:
+    """What who registers has to solve, if anything."""
+    if configured.site_key is None or configured.secret is None:
+        return None
+    return CaptchaKeys(site_key=configured.site_key, secret=configured.secret.value, verify_url=configured.verify_url)
+
+
+def identifier_policy(config: Config) -> IdentifierPolicy:
+    """What is decided of e-mail addresses."""
+    configured = config.identifiers
+    return IdentifierPolicy(
+        server_name=config.server_name,
+        base_url=config.base_url,
+        reveals_use=configured.reveal_use,
+        lifetime_ms=configured.link_lifetime,
+        next_link_hosts=frozenset(host.lower() for host in configured.next_link_hosts),
+    )
+
+
+def trusts(configured: settings.Identifiers) -> Callable[[ServerName], bool]:
+    """Whether users may use an identity server."""
+    return ServerACL({"allow": list(configured.identity_servers), "deny": []}).allows
+
+
 def description(config: Config) -> ServerDescription:
     """What the server says of itself."""
     return ServerDescription(
         base_url=config.base_url,
         federation_server=config.federation.well_known_server,
         default_room_version=config.default_room_version,
+        changes_identifiers=config.mail.host is not None,
         support_page=config.support.page,
         support_email=config.support.email,
         support_matrix_id=config.support.matrix_id,

@@ -3,7 +3,10 @@
 The client's session ID is not stored, only its hash; what the client sent is encrypted with the ID.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import orjson
 
 from storage.database import Tx
 
@@ -18,13 +21,14 @@ class StoredAttempt:
     body_hash: bytes
     body: bytes | None
     completed: tuple[str, ...] = ()
-    registration_token: str | None = None
+    proofs: Mapping[str, str] = field(default_factory=dict)
+    """By stage what it proved, where that is of use afterwards."""
 
 
 async def find(tx: Tx, session_hash: bytes, now_ts: int) -> StoredAttempt | None:
     """The authentication of that session, unless it has expired."""
     row = await tx.fetch_one(
-        "select expires_ts, operation, body_hash, body, completed, registration_token"
+        "select expires_ts, operation, body_hash, body, completed, proofs"
         " from interactive_auth_sessions where session_hash = %s and expires_ts > %s",
         (session_hash, now_ts),
     )
@@ -37,7 +41,7 @@ async def find(tx: Tx, session_hash: bytes, now_ts: int) -> StoredAttempt | None
         body_hash=row[2],
         body=row[3],
         completed=tuple(row[4]),
-        registration_token=row[5],
+        proofs=dict(row[5]),
     )
 
 
@@ -49,13 +53,13 @@ async def put(tx: Tx, attempt: StoredAttempt) -> None:
     is_free = "known.completed = '{}' or known.body is null"
     await tx.execute(
         "insert into interactive_auth_sessions as known"
-        " (session_hash, expires_ts, operation, body_hash, body, completed, registration_token)"
-        " values (%s, %s, %s, %s, %s, %s, %s)"
+        " (session_hash, expires_ts, operation, body_hash, body, completed, proofs)"
+        " values (%s, %s, %s, %s, %s, %s, %s::jsonb)"
         " on conflict (session_hash) do update set"
         f" body_hash = case when {is_free} then excluded.body_hash else known.body_hash end,"
         f" body = case when {is_free} then excluded.body else known.body end,"
         " completed = array(select unnest(known.completed) union select unnest(excluded.completed)),"
-        " registration_token = coalesce(excluded.registration_token, known.registration_token)",
+        " proofs = known.proofs || excluded.proofs",
         (
             attempt.session_hash,
             attempt.expires_ts,
@@ -63,7 +67,7 @@ async def put(tx: Tx, attempt: StoredAttempt) -> None:
             attempt.body_hash,
             attempt.body,
             list(attempt.completed),
-            attempt.registration_token,
+            orjson.dumps(dict(attempt.proofs)).decode(),
         ),
     )
 

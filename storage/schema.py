@@ -27,7 +27,7 @@ from sqlalchemy import (
     text,
     true,
 )
-from sqlalchemy.dialects.postgresql import ExcludeConstraint
+from sqlalchemy.dialects.postgresql import JSONB, ExcludeConstraint
 
 metadata = MetaData(
     naming_convention={
@@ -437,7 +437,7 @@ interactive_auth_sessions = Table(
     Column("body_hash", LargeBinary, nullable=False, comment="Keyed with the session ID, which is not stored."),
     Column("body", LargeBinary, comment="Encrypted with the session ID."),
     Column("completed", ARRAY(Text), nullable=False, server_default=text("'{}'")),
-    Column("registration_token", Text),
+    Column("proofs", JSONB, nullable=False, comment="By stage what it proved, where that is of use afterwards."),
     Index("interactive_auth_sessions_expires_ts_idx", "expires_ts"),
     comment="User-interactive authentication in progress.",
 )
@@ -452,6 +452,47 @@ short_lived_tokens = Table(
     Index("short_lived_tokens_expires_ts_idx", "expires_ts"),
     Index("short_lived_tokens_user_id_idx", "user_id"),
     comment="Login tokens and OpenID tokens.",
+)
+
+identifiers = Table(
+    "identifiers",
+    metadata,
+    Column("medium", Text, primary_key=True),
+    Column("address", Text, primary_key=True, comment="In the form in which such are compared."),
+    Column("user_id", Text, ForeignKey("users.user_id"), nullable=False),
+    Column("validated_ts", BigInteger, nullable=False),
+    Column("added_ts", BigInteger, nullable=False),
+    Index("identifiers_user_id_idx", "user_id"),
+    comment="Third-party identifiers of accounts: each is one account's.",
+)
+
+identifier_validations = Table(
+    "identifier_validations",
+    metadata,
+    Column("sid", Text, primary_key=True),
+    Column("secret_hash", LargeBinary, nullable=False, comment="Of the client's secret."),
+    Column("purpose", Text, nullable=False),
+    Column("medium", Text, nullable=False),
+    Column("address", Text, nullable=False),
+    Column("send_attempt", BigInteger, nullable=False),
+    Column("next_link", Text),
+    Column("token_hashes", ARRAY(LargeBinary), nullable=False, comment="Of what was sent; none, if it proves nothing."),
+    Column("failures", Integer, nullable=False, server_default=text("0")),
+    Column("expires_ts", BigInteger, nullable=False),
+    Column("validated_ts", BigInteger),
+    Index("identifier_validations_expires_ts_idx", "expires_ts"),
+    UniqueConstraint("secret_hash", "purpose", "medium", "address"),
+    comment="Proofs that somebody has a third-party identifier, given or awaited.",
+)
+
+identity_server_bindings = Table(
+    "identity_server_bindings",
+    metadata,
+    Column("user_id", Text, ForeignKey("users.user_id"), primary_key=True),
+    Column("medium", Text, primary_key=True),
+    Column("address", Text, primary_key=True),
+    Column("id_server", Text, primary_key=True),
+    comment="What was bound at identity servers through this server, so that it can be unbound.",
 )
 
 outgoing_mail = Table(

@@ -2,16 +2,17 @@
 
 from dataclasses import dataclass
 
-from federation.protocol.errors import Forbidden, InvalidInput, MatrixError
+from federation.protocol.errors import Forbidden, InvalidInput, Unauthorized
 from federation.protocol.identifiers import server_name_of
 from federation.protocol.types import JsonObject, UserID
 from federation.web import Answer, Call
 from homeserver.client_api.authentication import TokenAuthenticator
-from homeserver.client_api.interactive_auth import Attempt, Flows, InteractiveAuth
+from homeserver.client_api.fields import find_text
+from homeserver.client_api.interactive_auth import EMAIL, PASSWORD, REGISTRATION_TOKEN, Attempt, Flows, InteractiveAuth
 from homeserver.client_api.login import APPLICATION_SERVICE, new_login, token_fields
-from homeserver.client_api.routing import requester
+from homeserver.client_api.routing import optional_requester, requester
 from homeserver.services.accounts import AccountService, NewAccount
-from homeserver.services.passwords import Passwords
+from homeserver.services.identity_servers import IdentityServers
 from homeserver.services.sessions import NewLogin, SessionService
 
 MAX_REGISTRATION_BODY = 64 * 1024
@@ -34,17 +35,17 @@ class AccountsAPI:
         self,
         accounts: AccountService,
         sessions: SessionService,
-        passwords: Passwords,
         interactive_auth: InteractiveAuth,
         authenticator: TokenAuthenticator,
         *,
+        identity_servers: IdentityServers,
         registration: RegistrationPolicy,
     ) -> None:
         self._accounts = accounts
         self._sessions = sessions
-        self._passwords = passwords
         self._interactive_auth = interactive_auth
         self._authenticator = authenticator
+        self._identity_servers = identity_servers
         self._registration = registration
 
     async def register(self, call: Call) -> Answer:
@@ -64,7 +65,7 @@ class AccountsAPI:
         localpart = _localpart(body)
         if localpart is not None:
             await self._accounts.check_available(localpart)
-        password = None if body.get("password") is None else self._passwords.check_new(body["password"])
+        password = None if body.get("password") is None else self._accounts.check_new_password(body["password"])
         new, inhibit_login = new_login(body), _inhibit_login(body)
         await self._interactive_auth.complete(attempt, self._registration.flows)
         if password is None:
@@ -115,10 +116,6 @@ class AccountsAPI:
             raise Forbidden("Registration is closed on this server")
         return {"valid": self._registration.uses_tokens and await self._accounts.is_registration_token_usable(token)}
 
-    async def request_third_party_token(self, _call: Call) -> Answer:
-        """POST /{register,account/password,account/3pid}/{email,msisdn}/requestToken: we send neither mail nor SMS."""
-        raise MatrixError("M_THREEPID_DENIED", "This server does not use third-party identifiers", 403)
-
     # --- an account that is logged in
 
     async def whoami(self, call: Call) -> Answer:
@@ -130,15 +127,22 @@ class AccountsAPI:
         return answer
 
     async def change_password(self, call: Call) -> Answer:
-        """POST /account/password."""
-        who = requester(call)
+        """POST /account/password: also of who has lost it, and proves to have the account's e-mail address."""
+        who = optional_requester(call)
+        by_email = [[EMAIL]] if self._interactive_auth.has_stage(EMAIL) else []
+        if who is None and not by_email:
+            raise Unauthorized("An access token is required", "M_MISSING_TOKEN")
         attempt = await self._interactive_auth.begin(call, await call.body(max_bytes=MAX_REGISTRATION_BODY), who)
-        password = self._passwords.check_new(attempt.body.get("new_password"))
+        password = self._accounts.check_new_password(attempt.body.get("new_password"))
         end_others = attempt.body.get("logout_devices", True)
         if not isinstance(end_others, bool):
             raise InvalidInput("logout_devices must be true or false")
-        await self._interactive_auth.complete(attempt, [["m.login.password"]])
-        await self._accounts.change_password(who.user_id, password, keep=who.device_id, end_others=end_others)
+        if who is None:
+            await self._interactive_auth.complete(attempt, by_email)
+            await self._accounts.reset_password(attempt.proofs[EMAIL], password, end_others=end_others)
+        else:
+            await self._interactive_auth.complete(attempt, [[PASSWORD], *by_email])
+            await self._accounts.change_password(who.user_id, password, keep=who.device_id, end_others=end_others)
         return {}
 
     async def deactivate(self, call: Call) -> Answer:
@@ -148,25 +152,11 @@ class AccountsAPI:
         erase = body.get("erase", False)
         if not isinstance(erase, bool):
             raise InvalidInput("erase must be true or false")
+        find_text(body, "id_server")
         body = await self._interactive_auth.require(call, body, who)
         await self._accounts.deactivate(who.user_id, erase=body.get("erase") is True)
-        return {"id_server_unbind_result": "no-support"}
-
-    async def list_third_party_identifiers(self, _call: Call) -> Answer:
-        """GET /account/3pid: there are none."""
-        return {"threepids": []}
-
-    async def refuse_third_party_identifier(self, _call: Call) -> Answer:
-        """POST /account/3pid, .../add, .../bind: as `m.3pid_changes` says."""
-        raise MatrixError("M_THREEPID_DENIED", "This server does not use third-party identifiers", 403)
-
-    async def remove_third_party_identifier(self, call: Call) -> Answer:
-        """POST /account/3pid/delete, .../unbind: none is there, and none bound by us."""
-        body = await call.body()
-        for name in ("medium", "address"):
-            if not isinstance(body.get(name), str):
-                raise InvalidInput(f"{name} is required", "M_MISSING_PARAM")
-        return {"id_server_unbind_result": "no-support"}
+        is_unbound = await self._identity_servers.unbind_all(who.user_id, body.get("id_server"))
+        return {"id_server_unbind_result": "success" if is_unbound else "no-support"}
 
 
 def _localpart(body: JsonObject) -> str | None:
@@ -189,6 +179,7 @@ def _new_account(localpart: str | None, password: str, attempt: Attempt) -> NewA
     return NewAccount(
         localpart=localpart,
         password=password,
-        registration_token=attempt.registration_token,
+        registration_token=attempt.proofs.get(REGISTRATION_TOKEN),
+        email_proof=attempt.proofs.get(EMAIL),
         address=attempt.address,
     )

@@ -5,9 +5,13 @@ from dataclasses import dataclass
 
 from federation.protocol.errors import Forbidden, InvalidInput
 from federation.protocol.types import JsonObject
+from homeserver.client_api.fields import find_text, get_object, get_text
 from homeserver.client_api.identifiers import user_of_login
+from homeserver.client_api.interactive_auth import Asker
 from homeserver.services.accounts import AccountService
-from homeserver.services.requester import Requester
+from homeserver.services.captcha import Captcha
+from homeserver.services.identifiers import IdentifierService
+from storage.identifier_validations import Purpose
 
 
 class DummyStage:
@@ -17,7 +21,7 @@ class DummyStage:
         """Nothing to know."""
         return None
 
-    async def check(self, _auth: JsonObject, _requester: Requester | None, _address: str) -> None:
+    async def check(self, _auth: JsonObject, _asker: Asker) -> None:
         """Succeed."""
 
 
@@ -31,14 +35,14 @@ class PasswordStage:
         """Nothing to know."""
         return None
 
-    async def check(self, auth: JsonObject, requester: Requester | None, address: str) -> None:
+    async def check(self, auth: JsonObject, asker: Asker) -> None:
         """Raise M_FORBIDDEN unless the password is that of who asks."""
         password = auth.get("password")
-        if requester is None or not isinstance(password, str):
+        if asker.user_id is None or not isinstance(password, str):
             raise InvalidInput("A password is required", "M_MISSING_PARAM")
         has_identifier = "identifier" in auth or "user" in auth
-        user = user_of_login(auth) if has_identifier else requester.user_id
-        if await self._accounts.check_password(user, password, address=address) != requester.user_id:
+        user = user_of_login(auth) if has_identifier else asker.user_id
+        if await self._accounts.check_password(user, password, address=asker.address) != asker.user_id:
             raise Forbidden("Invalid user name or password")
 
 
@@ -52,13 +56,51 @@ class RegistrationTokenStage:
         """Nothing to know."""
         return None
 
-    async def check(self, auth: JsonObject, _requester: Requester | None, address: str) -> None:
+    async def check(self, auth: JsonObject, asker: Asker) -> str:
         """Raise M_UNAUTHORIZED unless the token could be used now; registering then uses it."""
         token = auth.get("token")
         if not isinstance(token, str):
             raise InvalidInput("A registration token is required", "M_MISSING_PARAM")
-        if not await self._accounts.is_registration_token_usable(token, address=address):
+        if not await self._accounts.is_registration_token_usable(token, address=asker.address):
             raise Forbidden("The registration token is not valid", "M_UNAUTHORIZED")
+        return token
+
+
+class EmailStage:
+    """An e-mail address that was proven ("Email-based"): one to register with, or who lost a password has."""
+
+    def __init__(self, identifiers: IdentifierService) -> None:
+        self._identifiers = identifiers
+
+    def params(self) -> JsonObject | None:
+        """Nothing to know."""
+        return None
+
+    async def check(self, auth: JsonObject, asker: Asker) -> str:
+        """Raise M_THREEPID_AUTH_FAILED until the link that was mailed has been followed; the ID of the proof."""
+        credentials = get_object(auth, "threepid_creds") or get_object(auth, "threepidCreds")
+        sid, client_secret = get_text(credentials, "sid"), get_text(credentials, "client_secret")
+        resets = asker.path.endswith("/account/password")
+        purpose = Purpose.RESET_PASSWORD if resets else Purpose.REGISTER
+        proven = await self._identifiers.check_proven(purpose, sid, client_secret)
+        if asker.user_id is not None and await self._identifiers.find_user(proven.identifier) != asker.user_id:
+            raise Forbidden("This is not an address of yours", "M_THREEPID_AUTH_FAILED")
+        return proven.sid
+
+
+class CaptchaStage:
+    """A captcha, solved ("Google ReCaptcha")."""
+
+    def __init__(self, captcha: Captcha) -> None:
+        self._captcha = captcha
+
+    def params(self) -> JsonObject | None:
+        """What shows it."""
+        return {"public_key": self._captcha.site_key}
+
+    async def check(self, auth: JsonObject, asker: Asker) -> None:
+        """Raise M_CAPTCHA_NEEDED, M_CAPTCHA_INVALID."""
+        await self._captcha.check(find_text(auth, "response") or "", asker.address)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,5 +128,5 @@ class TermsStage:
         """The documents."""
         return self._params
 
-    async def check(self, _auth: JsonObject, _requester: Requester | None, _address: str) -> None:
+    async def check(self, _auth: JsonObject, _asker: Asker) -> None:
         """Submitting the stage is agreeing."""

@@ -48,6 +48,8 @@ class ServerDescription:
     federation_server: str | None
     """What `/.well-known/matrix/server` delegates to."""
     default_room_version: str
+    changes_identifiers: bool = False
+    """Whether users can add and remove e-mail addresses."""
     support_page: str | None = None
     support_email: str | None = None
     support_matrix_id: str | None = None
@@ -75,7 +77,7 @@ class DiscoveryAPI:
             "m.set_displayname": {"enabled": True},
             "m.set_avatar_url": {"enabled": True},
             "m.profile_fields": {"enabled": True},
-            "m.3pid_changes": {"enabled": False},
+            "m.3pid_changes": {"enabled": self._description.changes_identifiers},
             "m.get_login_token": {"enabled": not who.is_guest},
         }
         if who.is_admin:

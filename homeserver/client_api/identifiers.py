@@ -3,16 +3,18 @@
 from federation.protocol.errors import Forbidden, InvalidInput
 from federation.protocol.types import JsonObject
 from homeserver.client_api.fields import get_text
+from homeserver.services.email_addresses import canonical_email
+from homeserver.services.identifiers import EMAIL, PHONE
+from storage.identifiers import Identifier
 
 
-def user_of_login(body: JsonObject) -> str:
-    """The user ID or localpart in `identifier`, or in the older `user`; raises where it is of another kind."""
+def user_of_login(body: JsonObject) -> str | Identifier:
+    """The user ID or localpart in `identifier`, or in the older `user`, or the address there; raises for others."""
     identifier = body.get("identifier")
     if identifier is None:
-        user = body.get("user")
-        if user is None and "address" in body:
-            raise Forbidden("No account has this third-party identifier")
-        if user is None:
+        if body.get("user") is None and "address" in body:
+            return canonical(get_text(body, "medium"), get_text(body, "address"))
+        if body.get("user") is None:
             raise InvalidInput("identifier is required", "M_MISSING_PARAM")
         return get_text(body, "user")
     if not isinstance(identifier, dict):
@@ -20,6 +22,28 @@ def user_of_login(body: JsonObject) -> str:
     kind = identifier.get("type")
     if kind == "m.id.user":
         return get_text(identifier, "user")
-    if kind in ("m.id.thirdparty", "m.id.phone"):
-        raise Forbidden("No account has this third-party identifier")
+    if kind == "m.id.thirdparty":
+        return canonical(get_text(identifier, "medium"), get_text(identifier, "address"))
+    if kind == "m.id.phone":
+        number = identifier.get("phone") or identifier.get("number")  # as it was once called
+        if not isinstance(number, str):
+            raise InvalidInput("phone is required", "M_MISSING_PARAM")
+        return canonical(PHONE, number)
     raise InvalidInput("Unknown type of identifier", "M_UNKNOWN")
+
+
+def canonical(medium: str, address: str) -> Identifier:
+    """The identifier as such are kept; raises M_FORBIDDEN for what no account can have."""
+    if medium == EMAIL:
+        try:
+            return Identifier(EMAIL, canonical_email(address))
+        except InvalidInput:
+            raise _unknown() from None
+    number = address.removeprefix("+")
+    if medium != PHONE or not number.isascii() or not number.isdigit() or len(number) > 20:
+        raise _unknown()
+    return Identifier(PHONE, number)
+
+
+def _unknown() -> Forbidden:
+    return Forbidden("No account has this third-party identifier")

@@ -17,7 +17,7 @@ import orjson
 from nacl.secret import SecretBox
 
 from federation.protocol.errors import Forbidden, InvalidInput, LimitExceeded, MatrixError
-from federation.protocol.types import JsonObject
+from federation.protocol.types import JsonObject, UserID
 from federation.web import Call
 from homeserver.services.requester import Requester
 from storage import interactive_auth
@@ -32,6 +32,8 @@ PASSWORD = "m.login.password"  # noqa: S105  # the name of a stage
 DUMMY = "m.login.dummy"
 REGISTRATION_TOKEN = "m.login.registration_token"  # noqa: S105  # the name of a stage
 TERMS = "m.login.terms"
+RECAPTCHA = "m.login.recaptcha"
+EMAIL = "m.login.email.identity"
 
 Flows = Sequence[Sequence[str]]
 
@@ -44,14 +46,25 @@ class AuthenticationRequired(MatrixError):
         return super().body() if self.errcode else dict(self.fields)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asker:
+    """Who authenticates, and what for."""
+
+    user_id: UserID | None
+    """None: somebody who is not logged in."""
+    address: str
+    path: str
+    """Of the endpoint that is asked in the end."""
+
+
 class Stage(Protocol):
     """One kind of proof."""
 
     def params(self) -> JsonObject | None:
         """What a client must know to complete it."""
 
-    async def check(self, auth: JsonObject, requester: Requester | None, address: str) -> None:
-        """Raise a MatrixError unless `auth` proves it."""
+    async def check(self, auth: JsonObject, asker: Asker) -> str | None:
+        """Raise a MatrixError unless `auth` proves it; what exactly it proved, where that is of use afterwards."""
 
 
 @dataclass(slots=True)
@@ -66,7 +79,8 @@ class Attempt:
     auth: JsonObject | None
     session_id: str
     completed: list[str] = field(default_factory=list)
-    registration_token: str | None = None
+    proofs: dict[str, str] = field(default_factory=dict)
+    """By stage what it proved, where that is of use afterwards."""
 
 
 class InteractiveAuth:
@@ -114,7 +128,7 @@ class InteractiveAuth:
             return  # expired, or not this operation's: the client starts again with a new session
         attempt.session_id = session_id
         attempt.completed = list(known.completed)
-        attempt.registration_token = known.registration_token
+        attempt.proofs = dict(known.proofs)
         if not attempt.body and known.body is not None:
             attempt.body = _open(known.body, session_id)
         # Who registers may have asked for the flows, and completed stages on our pages, with an empty request.
@@ -144,16 +158,22 @@ class InteractiveAuth:
 
     async def complete_by_page(self, session_id: str, stage_type: str, auth: JsonObject, address: str) -> None:
         """Complete a stage from the fallback page; raises M_NOT_FOUND-like errors and what the stage raises."""
+        known = await self._find_known(session_id)
+        proof = await self._stage(stage_type).check(auth, _asker(known.operation, address))
+        proofs = {} if proof is None else {stage_type: proof}
+        async with self._database.transaction() as tx:
+            await interactive_auth.put(tx, replace(known, completed=(*known.completed, stage_type), proofs=proofs))
+
+    async def asker_of(self, session_id: str, address: str) -> Asker:
+        """Who authenticates, and what for, in a session of somebody at this address; raises where it has expired."""
+        return _asker((await self._find_known(session_id)).operation, address)
+
+    async def _find_known(self, session_id: str) -> StoredAttempt:
         async with self._database.read() as tx:
             known = await interactive_auth.find(tx, _session_hash(session_id), self._database.now_ms())
         if known is None:
             raise InvalidInput("This session has expired: go back to your client and start again", "M_UNKNOWN")
-        await self._stage(stage_type).check(auth, None, address)
-        token = auth.get("token") if stage_type == REGISTRATION_TOKEN else None
-        async with self._database.transaction() as tx:
-            await interactive_auth.put(
-                tx, replace(known, completed=(*known.completed, stage_type), registration_token=token)
-            )
+        return known
 
     def has_stage(self, stage_type: str) -> bool:
         """Whether there is such a stage."""
@@ -173,11 +193,10 @@ class InteractiveAuth:
         stage = self._stage(stage_type)
         if not any(stage_type in flow for flow in flows):
             raise InvalidInput("This authentication type is not part of any flow", "M_UNRECOGNIZED")
-        auth = attempt.auth or {}
-        await stage.check(auth, attempt.requester, attempt.address)
+        proof = await stage.check(attempt.auth or {}, _asker(attempt.operation, attempt.address))
         attempt.completed.append(str(stage_type))
-        if stage_type == REGISTRATION_TOKEN:
-            attempt.registration_token = auth["token"]
+        if proof is not None:
+            attempt.proofs[str(stage_type)] = proof
 
     async def _store(self, attempt: Attempt) -> None:
         raw = orjson.dumps(attempt.body)
@@ -188,7 +207,7 @@ class InteractiveAuth:
             body_hash=_body_hash(attempt.body, attempt.session_id),
             body=_seal(raw, attempt.session_id) if attempt.body and len(raw) <= MAX_REMEMBERED_BODY else None,
             completed=tuple(attempt.completed),
-            registration_token=attempt.registration_token,
+            proofs=attempt.proofs,
         )
         async with self._database.transaction() as tx:
             await interactive_auth.put(tx, stored)
@@ -216,6 +235,12 @@ class InteractiveAuth:
         """Remove the sessions that nobody finished."""
         async with self._database.transaction() as tx:
             await interactive_auth.delete_expired(tx, self._database.now_ms())
+
+
+def _asker(operation: str, address: str) -> Asker:
+    _, path_and_user = operation.split(" ", 1)
+    path, _, user_id = path_and_user.rpartition(" ")
+    return Asker(user_id=UserID(user_id) if user_id else None, address=address, path=path)
 
 
 def _session_hash(session_id: str) -> bytes:

@@ -60,7 +60,10 @@ class LoginAPI:
         elif kind == TOKEN:
             user_id = await self._accounts.use_login_token(get_text(body, "token"), address=call.request.remote or "")
         elif kind == APPLICATION_SERVICE:
-            user_id = await self._accounts.find_for_service(self._authenticator.service(call), user_of_login(body))
+            service, user = self._authenticator.service(call), user_of_login(body)
+            if not isinstance(user, str):
+                raise InvalidInput("Application services log users in by their user IDs")
+            user_id = await self._accounts.find_for_service(service, user)
         else:
             raise InvalidInput("Unknown login type", "M_UNKNOWN")
         answer = token_fields(await self._sessions.start(user_id, new))

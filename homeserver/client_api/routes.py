@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from federation.web import Endpoint, Route
 from homeserver.client_api.account_data import AccountDataAPI
 from homeserver.client_api.accounts import AccountsAPI
+from homeserver.client_api.confirmation_page import ConfirmationPageAPI
 from homeserver.client_api.content_repository import ContentRepositoryAPI
 from homeserver.client_api.dehydrated_devices import DehydratedDevicesAPI
 from homeserver.client_api.delayed_events import DelayedEventsAPI
@@ -29,6 +30,10 @@ from homeserver.client_api.routing import ClientRoute, Login
 from homeserver.client_api.send_to_device import SendToDeviceAPI
 from homeserver.client_api.sending_events import SendingEventsAPI
 from homeserver.client_api.server_administration import ServerAdministrationAPI
+from homeserver.client_api.stage_pages import StagePagesAPI
+from homeserver.client_api.third_party_identifiers import ThirdPartyIdentifiersAPI
+from homeserver.services.identifiers import CONFIRM_PATH
+from storage.identifier_validations import Purpose
 
 NONE, OPTIONAL = Login.NONE, Login.OPTIONAL
 
@@ -69,17 +74,6 @@ def login_routes(api: LoginAPI) -> Sequence[ClientRoute]:
 
 def account_routes(api: AccountsAPI) -> Sequence[ClientRoute]:
     """Registration and account management."""
-    request_tokens = [
-        ClientRoute(
-            method="POST",
-            path=f"v3/{where}/{medium}/requestToken",
-            endpoint=api.request_third_party_token,
-            login=NONE,
-            limit="requests",
-        )
-        for where in ("register", "account/password", "account/3pid")
-        for medium in ("email", "msisdn")
-    ]
     return [
         ClientRoute(method="POST", path="v3/register", endpoint=api.register, login=NONE, limit="requests"),
         ClientRoute(
@@ -93,17 +87,42 @@ def account_routes(api: AccountsAPI) -> Sequence[ClientRoute]:
             limit="login",
         ),
         ClientRoute(method="GET", path="v3/account/whoami", endpoint=api.whoami, guests=True),
-        ClientRoute(method="POST", path="v3/account/password", endpoint=api.change_password, limit="requests"),
+        ClientRoute(
+            method="POST",
+            path="v3/account/password",
+            endpoint=api.change_password,
+            login=OPTIONAL,
+            limit="requests",
+        ),
         ClientRoute(method="POST", path="v3/account/deactivate", endpoint=api.deactivate, limit="requests"),
-        ClientRoute(method="GET", path="v3/account/3pid", endpoint=api.list_third_party_identifiers),
-        *[
-            ClientRoute(method="POST", path=f"v3/account/3pid{end}", endpoint=api.refuse_third_party_identifier)
-            for end in ("", "/add", "/bind")
-        ],
-        *[
-            ClientRoute(method="POST", path=f"v3/account/3pid/{end}", endpoint=api.remove_third_party_identifier)
-            for end in ("delete", "unbind")
-        ],
+    ]
+
+
+def identifier_routes(api: ThirdPartyIdentifiersAPI) -> Sequence[ClientRoute]:
+    """Third-party identifiers."""
+    request_tokens = [
+        ClientRoute(
+            method="POST", path=f"v3/{where}/{medium}/requestToken", endpoint=endpoint, login=NONE, limit="requests"
+        )
+        for where, purpose in (
+            ("register", Purpose.REGISTER),
+            ("account/password", Purpose.RESET_PASSWORD),
+            ("account/3pid", Purpose.ADD),
+        )
+        for medium, endpoint in (("email", api.email_request(purpose)), ("msisdn", api.request_phone_token))
+    ]
+    return [
+        ClientRoute(method="GET", path="v3/account/3pid", endpoint=api.list_identifiers),
+        *(
+            ClientRoute(method="POST", path=f"v3/account/3pid{end}", endpoint=endpoint, limit="requests")
+            for end, endpoint in (
+                ("", api.bind_as_before),
+                ("/add", api.add),
+                ("/bind", api.bind),
+                ("/delete", api.delete),
+                ("/unbind", api.unbind),
+            )
+        ),
         *request_tokens,
     ]
 
@@ -394,17 +413,19 @@ def directory_routes(api: RoomDirectoryAPI) -> Sequence[ClientRoute]:
     ]
 
 
-def page_routes(api: PagesAPI) -> Sequence[Route]:
+def page_routes(api: PagesAPI, stages: StagePagesAPI, confirmation: ConfirmationPageAPI) -> Sequence[Route]:
     """Web pages."""
     stage_pages = [
         Route(method, f"/_matrix/client/{version}/auth/{{auth_type}}/fallback/web", endpoint)
         for version in ("v3", "r0")
-        for method, endpoint in (("GET", api.get_stage), ("POST", api.post_stage))
+        for method, endpoint in (("GET", stages.get_stage), ("POST", stages.post_stage))
     ]
     return [
         Route("GET", "/", api.get_landing),
         Route("GET", "/_matrix/static/client/login/", api.get_login),
         *stage_pages,
+        Route("GET", CONFIRM_PATH, confirmation.get),
+        Route("POST", CONFIRM_PATH, confirmation.post),
     ]
 
 

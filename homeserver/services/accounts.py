@@ -8,12 +8,16 @@ from dataclasses import dataclass
 from federation.protocol.errors import Forbidden, InvalidInput, NotFound
 from federation.protocol.types import DeviceID, UserID
 from homeserver.services.application_services import ApplicationService
+from homeserver.services.identifiers import find_proven, give, use_up
 from homeserver.services.passwords import Passwords
 from homeserver.services.rate_limits import RateLimits
 from homeserver.services.sessions import SessionService
 from homeserver.services.user_names import UserNames
-from storage import accounts, erasure, short_lived_tokens
+from storage import accounts, erasure, identifiers, short_lived_tokens
 from storage.database import Database, Tx
+from storage.identifier_validations import Purpose as ProofPurpose
+from storage.identifier_validations import Validation
+from storage.identifiers import Identifier
 from storage.short_lived_tokens import Purpose
 
 LOGIN_TOKEN_LIFETIME_MS = 120_000
@@ -33,6 +37,8 @@ class NewAccount:
     application_service: str | None = None
     registration_token: str | None = None
     """Used up together with the making of the account."""
+    email_proof: str | None = None
+    """The ID of a validation, used up together with the making of the account, which then has the address."""
     address: str | None = None
     """Who registers, if it is not an administrator: their budget is spent."""
 
@@ -88,6 +94,10 @@ class AccountService:
                 tx, new.registration_token, self._database.now_ms()
             ):
                 raise Forbidden("The registration token is no longer valid")
+            if new.email_proof is not None:
+                now_ts = self._database.now_ms()
+                proven = await find_proven(tx, ProofPurpose.REGISTER, new.email_proof, None, now_ts=now_ts)
+                await give(tx, user_id, proven, now_ts)
         return user_id
 
     async def register_for_service(self, service: ApplicationService, localpart: object) -> UserID:
@@ -105,10 +115,16 @@ class AccountService:
 
     # --- passwords
 
-    async def check_password(self, user: str, password: str, *, address: str) -> UserID:
+    async def check_password(self, user: str | Identifier, password: str, *, address: str) -> UserID:
         """The user whose password this is; raises M_FORBIDDEN, the same for no such user, or LimitExceeded."""
-        user_id = self._names.find(user)
-        key = (user_id or "?").lower()  # other capitals are the same account, as a rule: they share its budget
+        if isinstance(user, Identifier):
+            async with self._database.read() as tx:
+                user_id = await identifiers.find_user(tx, user)
+            key = user_id or user.address
+        else:
+            user_id = self._names.find(user)
+            key = user_id or "?"
+        key = key.lower()  # other capitals are the same account, as a rule: they share its budget
         self._rate_limits.spend("login", address)
         self._rate_limits.spend("login", key)
         self._rate_limits.check("failed_login", key)
@@ -118,6 +134,10 @@ class AccountService:
             self._rate_limits.spend("failed_login", key)
             raise Forbidden("Invalid user name or password")
         return account.user_id
+
+    def check_new_password(self, password: object) -> str:
+        """The password, if it may be one; raises M_WEAK_PASSWORD, M_INVALID_PARAM or M_MISSING_PARAM."""
+        return self._passwords.check_new(password)
 
     async def make_login_token(self, user_id: UserID) -> str:
         """What logs this user in once, within `LOGIN_TOKEN_LIFETIME_MS`."""
@@ -143,11 +163,21 @@ class AccountService:
             found = await accounts.find_many(tx, {user_id, folded})
         return found.get(user_id) or found.get(folded)
 
-    async def change_password(self, user_id: UserID, password: str, *, keep: DeviceID | None, end_others: bool) -> None:
-        """Set a new password; `end_others` ends all devices but `keep`."""
+    async def change_password(
+        self,
+        user_id: UserID,
+        password: str,
+        *,
+        keep: DeviceID | None,
+        end_others: bool,
+        proven: Validation | None = None,
+    ) -> None:
+        """Set a new password; `end_others` ends all devices but `keep`. What allows it, if given, is used up."""
         password_hash = await self._passwords.hash(password)
 
         async def work(tx: Tx) -> None:
+            if proven is not None:
+                await use_up(tx, proven)
             if not await accounts.set_password(tx, user_id, password_hash):
                 raise NotFound("There is no such account")
             await short_lived_tokens.delete_of_user(tx, user_id)
@@ -157,6 +187,15 @@ class AccountService:
         else:
             await self._sessions.change_standing(user_id, work)
 
+    async def reset_password(self, proof: str, password: str, *, end_others: bool) -> None:
+        """Set a new password for whose e-mail address was proven; raises M_THREEPID_AUTH_FAILED."""
+        async with self._database.read() as tx:
+            proven = await find_proven(tx, ProofPurpose.RESET_PASSWORD, proof, None, now_ts=self._database.now_ms())
+            user_id = await identifiers.find_user(tx, proven.identifier)
+        if user_id is None:
+            raise Forbidden("No account has this address any longer", "M_THREEPID_AUTH_FAILED")
+        await self.change_password(user_id, password, keep=None, end_others=end_others, proven=proven)
+
     # --- standing
 
     async def deactivate(self, user_id: UserID, *, erase: bool) -> None:
@@ -165,6 +204,7 @@ class AccountService:
         async def work(tx: Tx) -> None:
             await accounts.deactivate(tx, user_id, now_ts=self._database.now_ms(), erase=erase)
             await erasure.end_keys(tx, user_id)
+            await identifiers.delete_of_user(tx, user_id)
             await short_lived_tokens.delete_of_user(tx, user_id)
             if erase:
                 await erasure.erase(tx, user_id)

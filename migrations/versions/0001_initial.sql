@@ -206,6 +206,30 @@ COMMENT ON COLUMN history_gaps.is_first IS 'Nothing of the room stands below.';
 
 COMMENT ON COLUMN history_gaps.frontier IS 'What to ask for next; empty once the gap is filled.';
 
+CREATE TABLE identifier_validations (
+	sid TEXT NOT NULL,
+	secret_hash BYTEA NOT NULL,
+	purpose TEXT NOT NULL,
+	medium TEXT NOT NULL,
+	address TEXT NOT NULL,
+	send_attempt BIGINT NOT NULL,
+	next_link TEXT,
+	token_hashes BYTEA[] NOT NULL,
+	failures INTEGER DEFAULT 0 NOT NULL,
+	expires_ts BIGINT NOT NULL,
+	validated_ts BIGINT,
+	CONSTRAINT identifier_validations_pkey PRIMARY KEY (sid),
+	CONSTRAINT identifier_validations_secret_hash_purpose_medium_address_key UNIQUE (secret_hash, purpose, medium, address)
+);
+
+CREATE INDEX identifier_validations_expires_ts_idx ON identifier_validations (expires_ts);
+
+COMMENT ON TABLE identifier_validations IS 'Proofs that somebody has a third-party identifier, given or awaited.';
+
+COMMENT ON COLUMN identifier_validations.secret_hash IS 'Of the client''s secret.';
+
+COMMENT ON COLUMN identifier_validations.token_hashes IS 'Of what was sent; none, if it proves nothing.';
+
 CREATE TABLE interactive_auth_sessions (
 	session_hash BYTEA NOT NULL,
 	expires_ts BIGINT NOT NULL,
@@ -213,7 +237,7 @@ CREATE TABLE interactive_auth_sessions (
 	body_hash BYTEA NOT NULL,
 	body BYTEA,
 	completed TEXT[] DEFAULT '{}' NOT NULL,
-	registration_token TEXT,
+	proofs JSONB NOT NULL,
 	CONSTRAINT interactive_auth_sessions_pkey PRIMARY KEY (session_hash)
 );
 
@@ -226,6 +250,8 @@ COMMENT ON COLUMN interactive_auth_sessions.operation IS 'Method, path and user:
 COMMENT ON COLUMN interactive_auth_sessions.body_hash IS 'Keyed with the session ID, which is not stored.';
 
 COMMENT ON COLUMN interactive_auth_sessions.body IS 'Encrypted with the session ID.';
+
+COMMENT ON COLUMN interactive_auth_sessions.proofs IS 'By stage what it proved, where that is of use afterwards.';
 
 CREATE TABLE invalidations (
 	position BIGINT NOT NULL,
@@ -826,6 +852,33 @@ CREATE TABLE devices (
 );
 
 COMMENT ON TABLE devices IS 'Devices of local users. `device` is never given twice, so what refers to a deleted one finds nothing.';
+
+CREATE TABLE identifiers (
+	medium TEXT NOT NULL,
+	address TEXT NOT NULL,
+	user_id TEXT NOT NULL,
+	validated_ts BIGINT NOT NULL,
+	added_ts BIGINT NOT NULL,
+	CONSTRAINT identifiers_pkey PRIMARY KEY (medium, address),
+	CONSTRAINT identifiers_user_id_fkey FOREIGN KEY(user_id) REFERENCES users (user_id)
+);
+
+CREATE INDEX identifiers_user_id_idx ON identifiers (user_id);
+
+COMMENT ON TABLE identifiers IS 'Third-party identifiers of accounts: each is one account''s.';
+
+COMMENT ON COLUMN identifiers.address IS 'In the form in which such are compared.';
+
+CREATE TABLE identity_server_bindings (
+	user_id TEXT NOT NULL,
+	medium TEXT NOT NULL,
+	address TEXT NOT NULL,
+	id_server TEXT NOT NULL,
+	CONSTRAINT identity_server_bindings_pkey PRIMARY KEY (user_id, medium, address, id_server),
+	CONSTRAINT identity_server_bindings_user_id_fkey FOREIGN KEY(user_id) REFERENCES users (user_id)
+);
+
+COMMENT ON TABLE identity_server_bindings IS 'What was bound at identity servers through this server, so that it can be unbound.';
 
 CREATE TABLE key_backup_keys (
 	version BIGINT NOT NULL,

@@ -31,7 +31,7 @@ DAMAGED = 0.5
 PATIENCE_SECONDS = 0.5
 """How long a client waits for an answer that may wait; 60 s for any other."""
 WAITING = frozenset(("sync", "getEvents", "peekEvents"))
-PAGES = ("/fallback/web", "/static/client/login/")
+PAGES = ("/fallback/web", "/static/client/login/", "/hearth.email/confirm")
 """What answers people in browsers, also errors."""
 HARVESTED = {
     "filter_id": "filter_id",

@@ -320,7 +320,21 @@ async def test_the_fallback_page_escapes_what_it_shows(server: Server) -> None:
 
     assert b"<script>alert" not in shown.body
     assert "default-src 'none'" in shown.headers["Content-Security-Policy"]
-    assert (await server.anonymous.get("/v3/auth/m.login.password/fallback/web", session="x")).status == 404
+    assert (await server.anonymous.get("/v3/auth/m.login.sso/fallback/web", session="x")).status == 404
+
+
+async def test_the_fallback_page_asks_who_is_logged_in_for_their_password(server: Server, alice: Client) -> None:
+    path = "/v3/auth/m.login.password/fallback/web"
+    _, challenge = await alice.post("/v3/delete_devices", {"devices": [alice.device_id]})
+    session = challenge["session"]
+    assert b'type="password"' in (await server.anonymous.get(path, session=session)).body
+
+    refused = await server.anonymous.request("POST", path, f"password=wrong&session={session}".encode())
+    assert refused.status == 403
+    form = f"password={PASSWORD.replace(' ', '+')}&session={session}".encode()
+    assert b"onAuthDone" in (await server.anonymous.request("POST", path, form)).body
+
+    assert (await alice.post("/v3/delete_devices", {"auth": {"session": session}})).status == 200
 
 
 async def test_registrations_from_an_address_are_limited(conninfo: str) -> None:
@@ -336,11 +350,3 @@ async def test_registrations_from_an_address_are_limited(conninfo: str) -> None:
     assert (answer.status, answer.body["errcode"]) == (429, "M_LIMIT_EXCEEDED")
     assert answer.body["retry_after_ms"] > 0
     assert int(answer.headers["Retry-After"]) > 0
-
-
-async def test_no_message_of_third_party_identifiers_is_sent(server: Server) -> None:
-    status, error = await server.anonymous.post(
-        "/v3/register/email/requestToken", {"client_secret": "s", "email": "a@hearth.test", "send_attempt": 1}
-    )
-
-    assert (status, error["errcode"]) == (403, "M_THREEPID_DENIED")
