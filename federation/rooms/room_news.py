@@ -125,6 +125,15 @@ def drop_members(reading: Reading, news: RoomNews) -> None:
         ]
 
 
+def add_own_membership(reading: Reading, news: RoomNews, seen: Sequence[Seen]) -> None:
+    """After a stay, or without one, the reader's membership may go on changing: the state afterwards has the last."""
+    key: StateKey = ("m.room.member", reading.user_id)
+    own = [each.event for each in seen if (each.event.type, each.event.state_key) == key]
+    if own:
+        others = [event for event in news.state_after if (event.type, event.state_key) != key]
+        news.state_after = [*others, own[-1]]
+
+
 def last_stay(history: Sequence[StateSpan], left_at: int) -> tuple[int, int] | None:
     """The versions at which the user last came into the room, and left it; None for who never was in it.
 

@@ -222,6 +222,7 @@ class Timelines:
         stay = room_news.last_stay((await room_state.histories(tx, [number], key)).get(number, []), left_at)
         then = (await events.trunk_versions_at(tx, [number], span.since))[number]
         if stay is None or stay[1] <= then:
+            room_news.add_own_membership(reading, news, seen[number])
             return news
         came, went = stay
         start = min(room_news.version_at_start(news, went), went)
@@ -230,6 +231,7 @@ class Timelines:
         else:
             await self._set_changed_state(tx, {number: news}, {number: then}, {number: start}, {number: went})
             room_news.drop_members(reading, news)
+        room_news.add_own_membership(reading, news, seen[number])
         for version in {max(then, came), went}:
             members = await room_state.members_at(tx, number, version, (Membership.JOIN,))
             news.parted_from.update(user_id for user_id, _, _ in members)

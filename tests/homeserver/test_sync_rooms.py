@@ -339,6 +339,21 @@ async def test_state_that_changed_in_the_gap_before_a_leave_is_told(alice: Clien
     }
 
 
+async def test_state_after_says_what_became_of_a_ban_and_of_an_invite(alice: Client, bob: Client) -> None:
+    room_id, other = await a_room(alice, bob), await a_room(alice)
+    await act(alice, "ban", room_id, bob)
+    await act(alice, "invite", other, bob)
+    since = await token(bob)
+    await act(alice, "unban", room_id, bob)
+    await leave(bob, other)
+
+    answer = await sync(bob, since, use_state_after="true")
+    for each in (room_id, other):
+        told = state(answer, each, "leave", "state_after")
+        assert list(told) == [("m.room.member", bob.user_id)]
+        assert told["m.room.member", bob.user_id]["content"]["membership"] == "leave"
+
+
 async def test_rooms_left_long_ago_are_told_when_asked_for(alice: Client, bob: Client) -> None:
     room_id, forgotten = await a_room(alice, bob), await a_room(alice, bob)
     await send(alice, room_id, "heard")
