@@ -29,7 +29,7 @@ from homeserver import configured
 from homeserver.account_parts import AccountParts
 from homeserver.client_api import routes
 from homeserver.client_api.old_sync import OldSyncAPI
-from homeserver.client_api.routing import build_routes
+from homeserver.client_api.routing import ClientRoute, build_routes
 from homeserver.client_api.syncing import SyncAPI
 from homeserver.config import API, Config
 from homeserver.federation_parts import (
@@ -54,6 +54,7 @@ from homeserver.services.sync_rooms import SyncRooms
 from homeserver.services.user_views import UserViews
 from homeserver.shared_memory import Shared
 from homeserver.signing_keys import OwnKeys
+from homeserver.sliding_parts import SlidingParts
 from homeserver.user_data_parts import UserDataParts
 from storage import background, carrying, exchange, log, short_lived_tokens, stored_figures
 from storage.account_data import AccountDataChanged
@@ -196,7 +197,7 @@ class Application:
         self.accounts = AccountParts(ground, self.outbound, self.rooms, application_services, self.mailer)
         self.keys = KeyParts(ground, self.outbound, self.accounts.interactive_auth)
         self.media = MediaParts(config, self.database, self.outbound)
-        sync_api, old_sync_api = self._build_sync()
+        sync_routes = self._build_sync(ground)
         self.sender = build_sender(self.outbound, config, self.database, self.tail, self.user_data.presence.told)
         if config.federation.enabled:
             self.tail.add_view(self.outbound.shared_availability.on_change)
@@ -213,9 +214,8 @@ class Application:
             *self.accounts.routes,
             *self.keys.routes,
             *self.user_data.routes,
-            *sync_api.routes(),
+            *sync_routes,
             *self.rooms.routes,
-            *old_sync_api.routes(),
             *routes.media_routes(self.media.api),
         ]
         self.reception = Reception(
@@ -311,7 +311,7 @@ class Application:
         """The listeners' ports in their order, as bound."""
         return self.listening.ports
 
-    def _build_sync(self) -> tuple[SyncAPI, OldSyncAPI]:
+    def _build_sync(self, ground: Ground) -> list[ClientRoute]:
         """What syncs are answered from; the views of users come last, when all else knows of an entry."""
         self.views = UserViews(self.database, self.tail)
         self.tail.add_view(self.views.apply)
@@ -332,10 +332,14 @@ class Application:
             presence=kept.board,
         )
         self.syncs = SyncService(self.database, self.tail, self.views, sources)
-        return (
-            SyncAPI(self.syncs, kept.filters, kept.presence),
-            OldSyncAPI(self.rooms.reading, timelines, self.views, kept.board),
+        self.sliding = SlidingParts(
+            ground, views=self.views, timelines=timelines, user_data=kept, key_counts=self.keys.counts
         )
+        return [
+            *SyncAPI(self.syncs, kept.filters, kept.presence).routes(),
+            *OldSyncAPI(self.rooms.reading, timelines, self.views, kept.board).routes(),
+            *self.sliding.routes,
+        ]
 
     async def start(self, sockets: Sequence[socket.socket] = ()) -> None:
         """Open the database, follow the log, listen: on these sockets, one a listener, if they are bound already.
@@ -431,6 +435,7 @@ class Application:
                 await self.accounts.identifiers.forget_expired()
                 self.views.drop_unused()
                 await self.keys.upkeep.run_once()
+                await self.sliding.connections.forget_unused()
                 await self.user_data.inbox_limits.give_up()
                 await self.outbound.keyring.forget_old_lists()
                 await self.media.repository.forget_unused()

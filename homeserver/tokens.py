@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from federation.protocol.errors import InvalidInput
 
 _STREAM = re.compile(r"s(\d{1,18})_(\d{1,18})_(\d{1,18})_(\d{1,18})")
+_SLIDING = re.compile(r"c(\d{1,18})_(s[\d_]{1,80})")
 _PAGE = re.compile(r"t(-?\d{1,18})")
 
 
@@ -37,12 +38,36 @@ def parse_stream_token(text: str) -> StreamToken:
     return StreamToken(*(int(number) for number in match.groups()))
 
 
+@dataclass(frozen=True, slots=True)
+class SlidingToken:
+    """The place of a client in sliding sync: a state of its connection, and where it was in the log."""
+
+    number: int
+    """Of the connection's state."""
+    stream: StreamToken
+
+    def __str__(self) -> str:
+        return f"c{self.number}_{self.stream}"
+
+
+def find_sliding_token(text: str) -> SlidingToken | None:
+    """What sliding sync gave out as `pos`; None for anything else."""
+    match = _SLIDING.fullmatch(text)
+    stream = None if match is None else _STREAM.fullmatch(match[2])
+    if match is None or stream is None:
+        return None
+    return SlidingToken(int(match[1]), StreamToken(*(int(number) for number in stream.groups())))
+
+
 def page_token(position: int) -> str:
     """The place just after a position in a room."""
     return f"t{position}"
 
 
 def parse_page_token(text: str) -> int:
-    """The position after which a page begins or ends, from a token of `/messages` or `/sync`."""
+    """The position after which a page begins or ends, from a token of `/messages`, `/sync` or sliding sync."""
     match = _PAGE.fullmatch(text)
-    return int(match[1]) if match is not None else parse_stream_token(text).position
+    if match is not None:
+        return int(match[1])
+    sliding = find_sliding_token(text)
+    return parse_stream_token(text).position if sliding is None else sliding.stream.position

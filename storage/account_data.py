@@ -4,7 +4,7 @@ A change is heard of through the log as `AccountDataChanged`. Data that depends 
 is changed in an entry's `work` by `write`, under the log's lock, so that no change is lost.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -127,6 +127,27 @@ async def all_of_type(tx: Tx, name: str) -> dict[UserID, bytes]:
         "select user_id, content from account_data where room = 0 and type = %s and content <> ''", (name,)
     )
     return {UserID(user_id): content for user_id, content in rows}
+
+
+async def of_rooms(tx: Tx, user_id: UserID, name: str) -> dict[int, bytes]:
+    """The content of one type of a user's data, of every room that has it."""
+    rows = await tx.fetch(
+        "select room, content from account_data where user_id = %s and type = %s and room > 0 and content <> ''",
+        (user_id, name),
+    )
+    return {room: content for room, content in rows}
+
+
+async def in_rooms(tx: Tx, user_id: UserID, after: Mapping[int, int], upto: int) -> list[AccountDataChanged]:
+    """A user's data of these rooms that changed up to a place in the log, after another one for each room; deletions
+    included, oldest first. Before every place is -1."""
+    rows = await tx.fetch(
+        "select account_data.room, type, content from unnest(%s::int[], %s::bigint[]) as given (room, after)"
+        " join account_data on user_id = %s and account_data.room = given.room"
+        " where position > after and position <= %s order by position",
+        (list(after), list(after.values()), user_id, upto),
+    )
+    return [AccountDataChanged(user_id, room, name, content) for room, name, content in rows]
 
 
 async def size_of(tx: Tx, user_id: UserID) -> tuple[int, int]:

@@ -216,6 +216,7 @@ class RoomEvents:
                     _json=pdu.json,
                 )
             )
+            room.note_shown(position, pdu.type, int(event.flags))
         room.state_version = max(room.state_version, self.new_version)
         room.joined += self.members_ahead[0]
         room.invited += self.members_ahead[1]

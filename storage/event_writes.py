@@ -9,8 +9,9 @@ from storage import redactions, relations
 from storage.arrays import Byteas, Int2, Int4, Int8, Texts
 from storage.database import Tx
 from storage.event_bytes import pack
-from storage.events import Flag, NewEvent, StoredEvent
+from storage.events import UNSEEN, Flag, NewEvent, StoredEvent
 from storage.redactions import Redaction
+from storage.rooms import BUMPING
 from storage.unread import PersonalCount
 
 Placed = tuple[NewEvent, StoredEvent]
@@ -28,6 +29,17 @@ class Standing:
     highlight_total: int
     joined: int
     invited: int
+    last_event: int = 0
+    """The newest of the batch that is shown; 0 where none is."""
+    last_bump: int = 0
+    """The newest of the batch that is of `BUMPING`."""
+
+    def note_shown(self, position: int, event_type: str, flags: int) -> None:
+        """An event takes this position: where clients are shown it, it is the room's newest."""
+        if not flags & UNSEEN:
+            self.last_event = position
+            if event_type in BUMPING:
+                self.last_bump = position
 
 
 _APPEND = (
@@ -44,9 +56,12 @@ _APPEND = (
     " notify_total = excluded.notify_total, highlight_total = excluded.highlight_total)"
     " update rooms set state_version = given.state_version, extremities = string_to_array(given.extremities, ' '),"
     " last_line = given.last_line, notify_total = given.notify_total, highlight_total = given.highlight_total,"
-    " joined_members = given.joined, invited_members = given.invited"
-    " from unnest(%s::int[], %s::int[], %s::text[], %s::int[], %s::int[], %s::int[], %s::int[], %s::int[])"
-    " as given(room, state_version, extremities, last_line, notify_total, highlight_total, joined, invited)"
+    " joined_members = given.joined, invited_members = given.invited,"
+    " last_event = greatest(rooms.last_event, given.last_event), last_bump = greatest(rooms.last_bump, given.last_bump)"
+    " from unnest(%s::int[], %s::int[], %s::text[], %s::int[], %s::int[], %s::int[], %s::int[], %s::int[],"
+    " %s::bigint[], %s::bigint[])"
+    " as given(room, state_version, extremities, last_line, notify_total, highlight_total, joined, invited,"
+    " last_event, last_bump)"
     " where rooms.room = given.room"
 )
 """Events, what their senders have read by sending them, and where their rooms stand: one round trip."""
@@ -88,6 +103,8 @@ async def append(
             Int4(room.highlight_total for room in standings.values()),
             Int4(room.joined for room in standings.values()),
             Int4(room.invited for room in standings.values()),
+            Int8(room.last_event for room in standings.values()),
+            Int8(room.last_bump for room in standings.values()),
         ),
     )
 

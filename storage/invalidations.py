@@ -17,6 +17,8 @@ class Kind(IntEnum):
     PROFILE = 2
     KEY_COUNTS = 3
     """One-time or fallback keys of the device in `detail` were taken or uploaded."""
+    FORGOTTEN_ROOM = 4
+    """The user forgot a room that they had left."""
     DESTINATION = 10
     """Whether the server in `detail` can be reached is not what it was; of no user."""
 

@@ -125,6 +125,28 @@ async def stayed(tx: Tx, members: Collection[tuple[int, UserID]], since: int) ->
     return {(room, UserID(user_id)) for room, user_id, was_joined in rows if was_joined}
 
 
+async def removed_from(tx: Tx, user_id: UserID) -> dict[int, tuple[Membership, int]]:
+    """The rooms that the user was in and that somebody else removed them from, as far as they have not forgotten them:
+    room -> membership, position of the member event.
+    """
+    numbers = await strings.find(tx, [user_id])
+    if user_id not in numbers:
+        return {}
+    own = numbers[user_id]
+    rows = await tx.fetch(
+        "select room_state.room, membership, event from room_state"
+        " join events on events.room = room_state.room and events.position = event and events.sender <> %s"
+        " where room_state.state_key = %s and room_state.line = 0 and until_version is null"
+        " and membership is not null and membership = any(%s::smallint[])"
+        " and exists (select from room_state earlier where earlier.room = room_state.room and earlier.type = %s"
+        "  and earlier.state_key = %s and earlier.line = 0 and earlier.membership = %s)"
+        " and not exists (select from forgotten_rooms where user_id = %s and forgotten_rooms.room = room_state.room"
+        "  and forgotten_rooms.position >= event)",
+        (own, own, [int(Membership.LEAVE), int(Membership.BAN)], strings.MEMBER, own, int(Membership.JOIN), user_id),
+    )
+    return {room: (Membership(membership), event) for room, membership, event in rows}
+
+
 async def forgotten(tx: Tx, user_id: UserID) -> set[int]:
     """The rooms that the user left and asked to forget, and in which nothing became of them since."""
     numbers = await strings.find(tx, [user_id])

@@ -1,6 +1,6 @@
 """Receipts: up to which event somebody has read (table `receipts`)."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, Self
 
@@ -166,6 +166,36 @@ async def changed_between(tx: Tx, rooms: Collection[int], reader: UserID, after:
             f"select {_COLUMNS} from receipts where room = any(%s::int[]) and position > %s and position <= %s"
             " and (receipt_type = 'm.read' or user_id = %s) order by position",
             (list(rooms), after, upto, reader),
+        )
+    )
+
+
+async def moved_after(
+    tx: Tx, reader: UserID, after: Mapping[int, int], upto: int, *, own_only: bool = False
+) -> list[ReceiptMoved]:
+    """The receipts of these rooms that the reader may know of and that moved up to a place in the log, after another
+    one for each room; or the reader's own alone."""
+    who = "user_id = %s" if own_only else "(receipt_type = 'm.read' or user_id = %s)"
+    return _receipts(
+        await tx.fetch(
+            f"select receipts.{_COLUMNS} from unnest(%s::int[], %s::bigint[]) as given (number, after)"
+            f" join receipts on receipts.room = number and position > after and position <= %s and {who}"
+            " order by position",
+            (list(after), list(after.values()), upto, reader),
+        )
+    )
+
+
+async def at_events(tx: Tx, reader: UserID, shown: Mapping[int, Collection[str]], upto: int) -> list[ReceiptMoved]:
+    """The receipts of these rooms that the reader may know of: those at these events, and the reader's own."""
+    rooms = [room for room, event_ids in shown.items() for _ in event_ids]
+    event_ids = [event_id for of_room in shown.values() for event_id in of_room]
+    return _receipts(
+        await tx.fetch(
+            f"select {_COLUMNS} from receipts where room = any(%s::int[]) and user_id = %s and position <= %s"
+            f" union select {_COLUMNS} from receipts where room = any(%s::int[]) and receipt_type = 'm.read'"
+            "  and (room, event_id) in (select * from unnest(%s::int[], %s::text[])) and position <= %s",
+            (list(shown), reader, upto, list(shown), rooms, event_ids, upto),
         )
     )
 

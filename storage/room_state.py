@@ -151,6 +151,30 @@ async def first_members(
     return found
 
 
+async def first_member_events(
+    tx: Tx, rooms: Collection[int], memberships: Collection[Membership], *, besides: UserID, limit: int
+) -> dict[int, list[int]]:
+    """As `first_members`: the positions of their member events."""
+    numbers = await strings.find(tx, [besides])
+    rows = await tx.fetch(
+        "select number, event from unnest(%s::int[]) as wanted(number), lateral ("
+        "  select event, since_version from room_state where room = number and type = %s and line = 0"
+        "  and until_version is null and membership = any(%s::smallint[]) and state_key <> %s"
+        "  order by since_version limit %s) as found order by number, since_version",
+        (
+            list(rooms),
+            strings.MEMBER,
+            [int(membership) for membership in memberships],
+            numbers.get(besides, 0),
+            limit,
+        ),
+    )
+    found: dict[int, list[int]] = {room: [] for room in rooms}
+    for room, event in rows:
+        found[room].append(event)
+    return found
+
+
 async def changed_between(tx: Tx, spans: Mapping[int, tuple[int, int]]) -> dict[int, dict[StateKey, int | None]]:
     """What the trunk of each room holds at the second version and did not hold at the first (None: taken away)."""
     rows = await tx.fetch(

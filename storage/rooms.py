@@ -37,6 +37,21 @@ class RoomRow:
         return self.completed_at == 0
 
 
+BUMPING = frozenset(
+    {
+        "m.room.create",
+        "m.room.message",
+        "m.room.encrypted",
+        "m.sticker",
+        "m.call.invite",
+        "m.poll.start",
+        "org.matrix.msc3381.poll.start",
+        "m.beacon_info",
+        "org.matrix.msc3672.beacon_info",
+    }
+)
+"""What people do in a room, by which clients sort their rooms (MSC4186, `bump_stamp`)."""
+
 _REMEMBERED = 50_000
 
 
@@ -139,6 +154,12 @@ async def rows(tx: Tx, numbers: Collection[int]) -> dict[int, RoomRow]:
     """Where these rooms stand."""
     (found,) = await tx.run(rows_query(numbers))
     return from_rows(found)
+
+
+async def newest_events(tx: Tx, numbers: Collection[int]) -> dict[int, tuple[int, int]]:
+    """Of each of these rooms the newest event that is shown, and the newest that people sent: positions, or 0."""
+    rows = await tx.fetch("select room, last_event, last_bump from rooms where room = any(%s::int[])", (list(numbers),))
+    return {room: (last_event, last_bump) for room, last_event, last_bump in rows}
 
 
 def rows_query(numbers: Collection[int]) -> str:

@@ -106,6 +106,8 @@ rooms = Table(
     Column("joined_members", Integer, nullable=False, server_default=text("0")),
     Column("invited_members", Integer, nullable=False, server_default=text("0")),
     Column("completed_at", BigInteger, comment="Position of members that a join left out; 0 while they are awaited."),
+    Column("last_event", BigInteger, nullable=False, server_default=text("0"), comment="The newest that is shown."),
+    Column("last_bump", BigInteger, nullable=False, server_default=text("0"), comment="The newest that people sent."),
     Index("rooms_incomplete_idx", "room", postgresql_where=text("completed_at = 0")),
     postgresql_with={"fillfactor": "50"},
     comment="Counts and extremities change with every event: room on the page keeps those updates in place.",
@@ -594,6 +596,22 @@ presence = Table(
     Column("status_msg", Text),
     prefixes=["UNLOGGED"],
     comment="The presence that local users last had; lost in a crash.",
+)
+
+sync_connections = Table(
+    "sync_connections",
+    metadata,
+    Column("number", BigInteger, Identity(), nullable=False, comment="Of `state`: clients name it."),
+    Column("previous_number", BigInteger),
+    Column("used_day", Integer, nullable=False, comment="Days since 1970: changed so seldom that updates stay cheap."),
+    Column("device", Integer, nullable=False, comment="0 for who has none."),
+    Column("user_id", Text, nullable=False),
+    Column("conn_id", Text, nullable=False),
+    Column("state", LargeBinary, nullable=False, comment="What the client has of which rooms."),
+    Column("previous_state", LargeBinary, comment="What `state` was made from."),
+    PrimaryKeyConstraint("user_id", "device", "conn_id"),
+    Index("sync_connections_used_day_idx", "used_day"),
+    comment="Connections of sliding sync (MSC4186). No foreign key: a device is deleted under the log's lock.",
 )
 
 

@@ -26,6 +26,18 @@ async def heroes_of_many(tx: Tx, numbers: Sequence[int], user_id: UserID) -> dic
     return heroes
 
 
+async def hero_events(tx: Tx, nameless: Sequence[int], user_id: UserID) -> dict[int, list[StoredEvent]]:
+    """The member events of who names each of these rooms, which have no name."""
+    present = (Membership.JOIN, Membership.INVITE)
+    found = await room_state.first_member_events(tx, nameless, present, besides=user_id, limit=5)
+    alone = [room for room in nameless if not found[room]]
+    if alone:
+        gone = (Membership.LEAVE, Membership.BAN)
+        found |= await room_state.first_member_events(tx, alone, gone, besides=user_id, limit=5)
+    held = await events.by_positions(tx, [position for of_room in found.values() for position in of_room])
+    return {room: [held[position] for position in of_room if position in held] for room, of_room in found.items()}
+
+
 def _is_name(event: StoredEvent) -> bool:
     """Whether an event names a room: one that is empty, or redacted, does not."""
     name = event.content.get("name" if event.type == "m.room.name" else "alias")

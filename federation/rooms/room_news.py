@@ -90,6 +90,8 @@ class RoomNews:
     """State that changed between `since` and the timeline, and what changed later without standing in the timeline."""
     state_after: list[StoredEvent] = field(default_factory=list)
     """State that changed between `since` and the timeline's end."""
+    removed: list[StateKey] = field(default_factory=list)
+    """Entries that the state held at `since` and no longer holds."""
     members: dict[UserID, Membership] = field(default_factory=dict)
     """Whose membership changed, to what."""
     parted_from: set[UserID] = field(default_factory=set)
@@ -105,6 +107,8 @@ class Delta:
     before: dict[StateKey, int] = field(default_factory=dict)
     """Up to the timeline's start."""
     whole: dict[StateKey, int] = field(default_factory=dict)
+    removed: set[StateKey] = field(default_factory=set)
+    """What is no longer there."""
 
 
 def shown_members(reading: Reading, news: RoomNews) -> Collection[UserID] | None:
@@ -188,9 +192,11 @@ def window_delta(trunk: Sequence[TrunkChange], news: RoomNews) -> Delta:
     start = news.timeline[0].event.position if news.timeline else None
     delta = Delta()
     for entry in trunk:
-        if entry.event is None:
-            continue
         key = (entry.type, entry.state_key)
+        if entry.event is None:
+            delta.removed.add(key)
+            continue
+        delta.removed.discard(key)
         delta.whole[key] = entry.event
         if start is None or entry.event < start:
             delta.before[key] = entry.event
@@ -205,6 +211,7 @@ def set_state(news: RoomNews, delta: Delta, held: Mapping[int, StoredEvent]) -> 
     before.update({key: event for key, event in delta.whole.items() if event not in shown})
     news.state = [held[event] for event in before.values() if event in held and event not in shown]
     news.state_after = [held[event] for event in delta.whole.values() if event in held]
+    news.removed = sorted(delta.removed)
 
 
 def version_at_start(news: RoomNews, now: int) -> int:

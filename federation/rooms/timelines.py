@@ -8,9 +8,10 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from federation.protocol.types import StateKey, UserID
-from federation.rooms import client_events, room_news
+from federation.rooms import client_events, required_state, room_news
 from federation.rooms.aggregations import NO_BUNDLES, Aggregations, Bundles, Onlooker
 from federation.rooms.reader import RoomReader, Seen
+from federation.rooms.required_state import Wish
 from federation.rooms.room_news import BEGINNING, Delta, Reading, RoomNews, Span
 from storage import event_pages, events, room_state, rooms
 from storage.append_events import RoomEvents
@@ -19,6 +20,9 @@ from storage.events import StoredEvent
 from storage.memberships import Membership
 from storage.rooms import Room
 from storage.tail import Tail
+
+_MAX_OF_TYPE = 5_000
+_MAX_BYTES_OF_TYPE = 8 * 1024
 
 
 class Timelines:
@@ -153,6 +157,7 @@ class Timelines:
             room: Delta(
                 {key: event for key, event in before[room].items() if event is not None},
                 {key: event for key, event in whole[room].items() if event is not None},
+                {key for key, event in whole[room].items() if event is None},
             )
             for room in ends
         }
@@ -173,14 +178,19 @@ class Timelines:
     async def fresh(self, tx: Tx, reading: Reading, wanted_rooms: Collection[Room], span: Span) -> dict[int, RoomNews]:
         """Rooms as for somebody who knows nothing of them: the newest events, up to a gap, and the whole state."""
         numbers = [room.number for room in wanted_rooms]
-        fetched, cut = await self._fetch(tx, reading, numbers, span)
+        found = await self.newest(tx, reading, wanted_rooms, span)
+        now = await events.trunk_versions_at(tx, numbers, span.upto)
+        starts = {number: room_news.version_at_start(news, now[number]) for number, news in found.items()}
+        await self._set_whole_state(tx, reading, found, starts, now)
+        return found
+
+    async def newest(self, tx: Tx, reading: Reading, wanted_rooms: Collection[Room], span: Span) -> dict[int, RoomNews]:
+        """As `fresh`, without any state."""
+        fetched, cut = await self._fetch(tx, reading, [room.number for room in wanted_rooms], span)
         looked_at = {room: fetched[room.number] for room in wanted_rooms}
         seen = await self._reader.visible_in(tx, reading.user_id, looked_at)
         found = await self._cut_all(tx, reading, looked_at, seen, span)
         room_news.set_limited(found, cut, span)
-        now = await events.trunk_versions_at(tx, numbers, span.upto)
-        starts = {number: room_news.version_at_start(news, now[number]) for number, news in found.items()}
-        await self._set_whole_state(tx, reading, found, starts, now)
         return found
 
     async def _set_whole_state(
@@ -256,6 +266,32 @@ class Timelines:
         stored = await events.by_position(tx, room, positions.values())
         return list(stored.values())
 
+    async def wished(self, tx: Tx, upto: int, wishes: Mapping[int, Wish]) -> dict[int, list[StoredEvent]]:
+        """Parts of the states that rooms had at a place in the log, of rooms that the reader was joined to there."""
+        for room, version in (await events.trunk_versions_at(tx, list(wishes), upto)).items():
+            wishes[room].version = version
+        return await required_state.read(tx, wishes)
+
+    async def current_of_many(
+        self, tx: Tx, numbers: Collection[int], keys: Sequence[StateKey]
+    ) -> dict[int, list[StoredEvent]]:
+        """As `current`, for several rooms."""
+        positions = await room_state.current_of_many(tx, numbers, keys)
+        held = await events.by_positions(tx, [event for of_room in positions.values() for event in of_room.values()])
+        return {
+            room: [held[event] for event in of_room.values() if event in held] for room, of_room in positions.items()
+        }
+
+    async def current_of_type(self, tx: Tx, numbers: Collection[int], event_type: str) -> dict[int, list[StoredEvent]]:
+        """As `current`, of several rooms and for all state keys of one type, up to a bound."""
+        return await room_state.current_of_type(
+            tx, numbers, event_type, limit=_MAX_OF_TYPE, max_bytes=_MAX_BYTES_OF_TYPE
+        )
+
+    async def which_have(self, tx: Tx, numbers: Collection[int], key: StateKey) -> set[int]:
+        """Those of these rooms whose current state has an entry."""
+        return {room for room, state in (await room_state.current_of_many(tx, numbers, [key])).items() if state}
+
     async def current(self, tx: Tx, room: int, keys: Sequence[StateKey]) -> list[StoredEvent]:
         """Current state that everybody who is invited may see."""
         positions = await room_state.current(tx, room, keys)
@@ -296,6 +332,15 @@ class Timelines:
             for seen in shown
             if client_events.is_presentable(seen.event)
         ]
+
+    async def prepare(self, shown: Sequence[StoredEvent], state: Sequence[StoredEvent]) -> None:
+        """Make what `render` and `render_state` need for many rooms at once."""
+        fresh = [event for event in state if event.client is None]
+        hard = [event for event in shown if not self._is_encoded(event)]
+        if fresh or hard:
+            async with self._database.read() as tx:
+                await client_events.prepare(tx, hard)
+                await client_events.prepare(tx, fresh, is_state=True)
 
     async def render_state(
         self, stored: Sequence[StoredEvent], device: int | None, *, is_shared: bool = False

@@ -9,7 +9,7 @@ from homeserver.services.sync import SyncRequest, SyncService
 from homeserver.tokens import parse_stream_token
 from storage.ephemeral import PresenceState
 
-_PRESENCE: dict[str | None, PresenceState] = {
+PRESENCE: dict[str | None, PresenceState] = {
     None: "online",
     "online": "online",
     "unavailable": "unavailable",
@@ -37,7 +37,7 @@ class SyncAPI:
         since = call.query_text("since")
         unstable = call.query_bool("org.matrix.msc4222.use_state_after")
         presence = call.query_text("set_presence")
-        if presence not in _PRESENCE:
+        if presence not in PRESENCE:
             raise InvalidInput("set_presence must be online, unavailable or offline")
         request = SyncRequest(
             requester=who,
@@ -48,5 +48,5 @@ class SyncAPI:
             use_state_after=unstable or call.query_bool("use_state_after"),
             is_msc4222=unstable,
         )
-        await self._presence.synced(who.user_id, _PRESENCE[presence])
+        await self._presence.synced(who.user_id, PRESENCE[presence])
         return await self._syncs.sync(request)

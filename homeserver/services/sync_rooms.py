@@ -24,7 +24,7 @@ from storage.memberships import Membership
 from storage.receipts import ReceiptMoved
 from storage.tail import Tail
 
-_STRIPPED: tuple[StateKey, ...] = (
+STRIPPED: tuple[StateKey, ...] = (
     ("m.room.create", ""),
     ("m.room.name", ""),
     ("m.room.avatar", ""),
@@ -376,7 +376,7 @@ class SyncRooms:
         own: StateKey = ("m.room.member", moment.view.user_id)
         async with self._database.read() as tx:
             for room in numbers:
-                state = await self._timelines.current(tx, room, [*_STRIPPED, own])
+                state = await self._timelines.current(tx, room, [*STRIPPED, own])
                 invite = next((event for event in state if event.type == own[0]), None)
                 if invite is not None and invite.sender in moment.ignored:
                     continue

@@ -1,0 +1,263 @@
+"""Which of a user's rooms a sliding sync is about: its lists, sorted by activity, and its subscriptions (MSC4186)."""
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+
+from federation.protocol.types import RoomID, UserID
+from federation.rooms.required_state import Patterns
+from homeserver.services.list_facts import ListFacts, UserFacts
+from homeserver.services.outside_summaries import OutsideSummaries
+from homeserver.services.room_recency import RoomSummaries, RoomSummary
+from homeserver.services.sliding_connections import ACCOUNT_DATA, NO_ROOM, RECEIPTS, TYPING, RoomKey, Rooms
+from homeserver.services.sliding_request import Extensions, RoomConfig, RoomFilter, Scope, Wanted
+from homeserver.services.user_views import Member, UserView, UserViews
+from homeserver.tokens import StreamToken
+from storage import memberships
+from storage.account_data import AccountDataChanged
+from storage.database import Database
+from storage.memberships import Membership
+
+PRESENT = (Membership.JOIN, Membership.INVITE, Membership.KNOCK)
+
+
+@dataclass(slots=True)
+class SlidingMoment:
+    """A user's rooms at one place of the log, and what of them the client has."""
+
+    view: UserView
+    since: StreamToken | None
+    """Where the client is; None at the beginning of a connection."""
+    upto: StreamToken
+    members: dict[int, Member]
+    outside: dict[RoomID, Member]
+    sent: Rooms
+    ignored: Collection[UserID]
+    changed_data: list[AccountDataChanged] | None = None
+    """The user's account data that changed since; None: it was not looked at."""
+
+
+@dataclass(slots=True)
+class Rule:
+    """What of a room is wanted, by all lists and subscriptions that it is in."""
+
+    patterns: Patterns
+    limit: int
+    flags: int
+    """The extensions that are wanted for it."""
+    lists: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class Arranged:
+    """The rooms that an answer may be about."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+    rules: dict[RoomKey, Rule] = field(default_factory=dict)
+    members: dict[RoomKey, Member] = field(default_factory=dict)
+    """How the user stands to every room that they may be told of."""
+    direct: frozenset[RoomKey] = frozenset()
+    summaries: dict[int, RoomSummary] = field(default_factory=dict)
+    """Of the rooms that the user is joined to."""
+
+
+class RoomLists:
+    """Arranges users' rooms."""
+
+    def __init__(
+        self,
+        database: Database,
+        views: UserViews,
+        summaries: RoomSummaries,
+        facts: ListFacts,
+        outside: OutsideSummaries,
+    ) -> None:
+        self._database = database
+        self._views = views
+        self._summaries = summaries
+        self._facts = facts
+        self._outside = outside
+
+    async def arrange(self, wanted: Wanted, moment: SlidingMoment) -> Arranged:
+        """The rooms of each list, and what of each room is wanted."""
+        facts = await self._facts.get(
+            moment.view.user_id, with_tags=any(each.filter.needs_tags for each in wanted.lists)
+        )
+        found = Arranged(members=await self._members(moment, facts), direct=facts.direct or frozenset())
+        joined = [room for room, member in moment.members.items() if member.membership is Membership.JOIN]
+        found.summaries = await self._summaries.load(joined)
+        entries = sorted(found.members, key=lambda key: _activity(found, key), reverse=True)
+        matched: dict[RoomKey, list[int]] = {}
+        for index, each in enumerate(wanted.lists):
+            passing = entries
+            if each.filter != _EVERYTHING:
+                passes = await self._filter(each.filter, moment, facts, found)
+                passing = [key for key in entries if passes(key)]
+            found.counts[each.name] = len(passing)
+            for key in _in_ranges(passing, each.ranges):
+                matched.setdefault(key, []).append(index)
+        await self._subscribe(wanted, found, matched)
+        merged: dict[tuple[int, ...], Rule] = {}
+        for key, indices in matched.items():
+            rule = merged.get(tuple(indices))
+            if rule is None:
+                rule = merged[tuple(indices)] = _merge(wanted, indices)
+            found.rules[key] = rule
+        return found
+
+    async def _members(self, moment: SlidingMoment, facts: UserFacts) -> dict[RoomKey, Member]:
+        """The rooms that the user may be told of: those that they left only if the client knows them."""
+        removed = facts.removed or {}
+        found: dict[RoomKey, Member] = {
+            **removed,
+            **{
+                room: member
+                for room, member in moment.members.items()
+                if member.membership in PRESENT or room in removed or room in moment.sent
+            },
+            **{
+                room_id: member
+                for room_id, member in moment.outside.items()
+                if member.membership in PRESENT or room_id in moment.sent
+            },
+        }
+        gone = [key for key in moment.sent if isinstance(key, int) and key not in found and key != NO_ROOM]
+        unknown = [room for room in gone if not moment.sent[room].left_at]
+        left = await self._left(moment.view.user_id) if unknown else {}
+        for room in gone:
+            found[room] = left.get(room) or Member(Membership.LEAVE, moment.sent[room].left_at)
+        if moment.ignored:
+            for key in await self._outside.invited_by(moment.view.user_id, found, moment.ignored):
+                del found[key]
+        return found
+
+    async def _left(self, user_id: UserID) -> dict[int, Member]:
+        """All rooms that the user left, for what they left before this process followed them."""
+        async with self._database.read() as tx:
+            left = await memberships.rooms_of(tx, user_id, (Membership.LEAVE, Membership.BAN))
+        return {room: Member(*found) for room, found in left.items()}
+
+    async def _subscribe(self, wanted: Wanted, found: Arranged, matched: dict[RoomKey, list[int]]) -> None:
+        """Subscriptions count after the lists; to rooms that are none of the user's they are as if they were not."""
+        if not wanted.subscriptions:
+            return
+        room_ids = [room_id for room_id, _ in wanted.subscriptions]
+        keys = {room_id: number for number, room_id in (await self._ids(found)).items()}
+        for index, room_id in enumerate(room_ids, len(wanted.lists)):
+            key = keys.get(room_id, room_id)
+            if key in found.members:
+                matched.setdefault(key, []).append(index)
+
+    async def _ids(self, found: Arranged) -> dict[int, RoomID]:
+        known = await self._views.rooms_by_number([key for key in found.members if isinstance(key, int)])
+        return {number: room.room_id for number, room in known.items()}
+
+    # --- filters
+
+    async def _filter(
+        self, wanted: RoomFilter, moment: SlidingMoment, facts: UserFacts, found: Arranged
+    ) -> Callable[[RoomKey], bool]:
+        """What says whether a room passes; all that it needs is loaded."""
+        tests: list[Callable[[RoomKey], bool]] = []
+        members, direct = found.members, found.direct
+        numbers = [key for key in members if isinstance(key, int)]
+        if wanted.is_invited is not None:
+            tests.append(lambda key: (members[key].membership is Membership.INVITE) is wanted.is_invited)
+        if wanted.is_dm is not None:
+            tests.append(lambda key: (key in direct) is wanted.is_dm)
+        if wanted.needs_tags:
+            tests.append(_tag_test(wanted, facts.tags or {}))
+        if wanted.is_encrypted is not None:
+            summaries = await self._summaries.load(numbers)
+            encrypted: Mapping[RoomKey, bool] = {
+                **(await self._summaries.load_encryption(summaries)),
+                **(await self._outside.encrypted(moment.view.user_id, moment.outside)),
+            }
+            tests.append(lambda key: encrypted.get(key) is wanted.is_encrypted)
+        if wanted.needs_types:
+            tests.append(await self._type_test(wanted, moment, numbers))
+        if wanted.spaces is not None:
+            tests.append(await self._space_test(wanted.spaces, moment, found))
+        return lambda key: all(test(key) for test in tests)
+
+    async def _type_test(
+        self, wanted: RoomFilter, moment: SlidingMoment, numbers: Collection[int]
+    ) -> Callable[[RoomKey], bool]:
+        types: Mapping[RoomKey, str | None] = {
+            **(await self._summaries.load_types(await self._summaries.load(numbers))),
+            **(await self._outside.types(moment.view.user_id, moment.outside)),
+        }
+
+        def passes(key: RoomKey) -> bool:
+            if key not in types or types[key] in wanted.not_room_types:
+                return False
+            return wanted.room_types is None or types[key] in wanted.room_types
+
+        return passes
+
+    async def _space_test(
+        self, spaces: Collection[str], moment: SlidingMoment, found: Arranged
+    ) -> Callable[[RoomKey], bool]:
+        ids = await self._ids(found)
+        joined = [
+            room
+            for room, room_id in ids.items()
+            if room_id in spaces and found.members[room].membership is Membership.JOIN
+        ]
+        children = await self._summaries.load_children(joined)
+        return lambda key: (ids.get(key, "") if isinstance(key, int) else key) in children
+
+
+_EVERYTHING = RoomFilter()
+
+
+def _activity(found: Arranged, key: RoomKey) -> int:
+    """By what rooms are sorted: the newest event, or for rooms that the user is not in their own membership."""
+    member = found.members[key]
+    if member.membership is Membership.JOIN and isinstance(key, int):
+        return max(found.summaries[key].last_event, member.position)
+    return member.position
+
+
+def _tag_test(wanted: RoomFilter, tags: Mapping[int, frozenset[str]]) -> Callable[[RoomKey], bool]:
+    def passes(key: RoomKey) -> bool:
+        own = tags.get(key, frozenset()) if isinstance(key, int) else frozenset()
+        return own.isdisjoint(wanted.not_tags) and (wanted.tags is None or not own.isdisjoint(wanted.tags))
+
+    return passes
+
+
+def _in_ranges(entries: list[RoomKey], ranges: tuple[tuple[int, int], ...] | None) -> Collection[RoomKey]:
+    if ranges is None:
+        return entries
+    if len(ranges) == 1:
+        return entries[ranges[0][0] : ranges[0][1] + 1]
+    return dict.fromkeys(key for first, last in ranges for key in entries[first : last + 1])
+
+
+# --- putting together what is wanted of one room
+
+
+def _merge(wanted: Wanted, indices: list[int]) -> Rule:
+    lists = [wanted.lists[index] for index in indices if index < len(wanted.lists)]
+    subscribed = [wanted.subscriptions[index - len(wanted.lists)] for index in indices[len(lists) :]]
+    configs: list[RoomConfig] = [*(each.config for each in lists), *(config for _, config in subscribed)]
+    patterns = tuple(dict.fromkeys(config.required_state for config in configs))
+    names = tuple(each.name for each in lists)
+    room_ids = [room_id for room_id, _ in subscribed]
+    return Rule(
+        patterns, max(config.timeline_limit for config in configs), _flags(wanted.extensions, names, room_ids), names
+    )
+
+
+def _flags(extensions: Extensions, lists: Collection[str], room_ids: Collection[str]) -> int:
+    """The extensions that are wanted for a room in these lists, or with these subscriptions."""
+
+    def has(scope: Scope | None) -> bool:
+        return scope is not None and (
+            any(scope.lists is None or name in scope.lists for name in lists)
+            or any(scope.rooms is None or room_id in scope.rooms for room_id in room_ids)
+        )
+
+    flags = ACCOUNT_DATA if has(extensions.account_data) else 0
+    flags |= RECEIPTS if has(extensions.receipts) else 0
+    return flags | (TYPING if has(extensions.typing) else 0)
