@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import orjson
 
 from federation.protocol.types import JsonObject, RoomID, StateKey, UserID
+from federation.rooms.aggregations import Onlooker
 from federation.rooms.client_events import stripped
 from federation.rooms.heroes import hero_events
 from federation.rooms.incomplete_rooms import IncompleteRooms
@@ -136,7 +137,7 @@ class SlidingRooms:
             unread = await self._views.unread(moment.view, list(tellings))
             for room, counts in unread.items():
                 tellings[room].unread = counts.total
-        await self._render(request, tellings.values())
+        await self._render(request, moment, tellings.values())
         return tellings
 
     async def _read_news(
@@ -247,7 +248,7 @@ class SlidingRooms:
             if each.user_id == user_id
         }
 
-    async def _render(self, request: SlidingRequest, tellings: Iterable[Telling]) -> None:
+    async def _render(self, request: SlidingRequest, moment: SlidingMoment, tellings: Iterable[Telling]) -> None:
         """The events as clients see them: what has to be read for that is read for all rooms together."""
         tellings = list(tellings)
         for telling in tellings:
@@ -257,9 +258,11 @@ class SlidingRooms:
             [event for telling in tellings for event in telling.required],
         )
         device = request.requester.device
+        onlooker = Onlooker(moment.view.user_id, moment.ignored, device)
+        bundles = await self._timelines.bundle(onlooker, [each.news for each in tellings if each.news is not None])
         for telling in tellings:
             if telling.news is not None:
-                telling.timeline = await self._timelines.render(telling.news.timeline, device)
+                telling.timeline = await self._timelines.render(telling.news.timeline, device, bundles)
             telling.state = await self._timelines.render_state(telling.required, device)
 
     def _note(self, found: Sorted, room: int, telling: Telling, part: RoomsPart) -> None:
@@ -327,7 +330,8 @@ class SlidingRooms:
             if (event.type, event.state_key) == own or matches(left.rule.patterns, event.type, event.state_key or "")
         ]
         device = request.requester.device
-        timeline = await self._timelines.render(news.timeline, device)
+        bundles = await self._timelines.bundle(Onlooker(moment.view.user_id, moment.ignored, device), [news])
+        timeline = await self._timelines.render(news.timeline, device, bundles)
         rendered = await self._timelines.render_state(state, device, is_shared=True)
         since = BEGINNING if moment.since is None else moment.since.position
         told: JsonObject = {
