@@ -47,6 +47,7 @@ from homeserver.key_parts import KeyParts
 from homeserver.listening import Listening, Observer
 from homeserver.media_parts import MediaParts
 from homeserver.room_parts import RoomParts
+from homeserver.search_parts import SearchParts
 from homeserver.services.event_counts import EventCounter
 from homeserver.services.mail import Mailer
 from homeserver.services.sync import SyncService, SyncSources
@@ -207,7 +208,8 @@ class Application:
                 self.user_data.presence.observers.append(self.sender.presence)
 
         # what follows the log from a cursor of its own, in one process at a time
-        self.followers = Followers(self.database, self.tail, ())
+        self.search = SearchParts(ground, self.rooms.reading)
+        self.followers = Followers(self.database, self.tail, self.search.followers)
 
         # what each listener serves
         client_routes = [
@@ -216,6 +218,7 @@ class Application:
             *self.user_data.routes,
             *sync_routes,
             *self.rooms.routes,
+            *self.search.routes,
             *routes.media_routes(self.media.api),
         ]
         self.reception = Reception(
@@ -351,6 +354,7 @@ class Application:
         await self.tail.start()
         await self.incomplete.start(self.database)
         await self.event_counter.start()
+        await self.search.start()
         await self.followers.start()
         if self.config.federation.enabled:
             await self.outbound.shared_availability.start()
@@ -361,6 +365,8 @@ class Application:
         self._run("tail", self.tail.run())
         self._run("event counter", self.event_counter.run())
         self._run("followers", self.followers.run())
+        if self.search.indexer is not None:
+            self._run("older messages' index", self.search.indexer.run())
         self._run("device activity", self.accounts.activity.run())
         self._run("delayed events", self.rooms.delayed_events.run())
         self._run("forgetting what expired", self._sweep())

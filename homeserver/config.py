@@ -80,6 +80,28 @@ class BusKind(enum.StrEnum):
     NATS = "nats"
 
 
+class Language(enum.StrEnum):
+    """Languages whose forms of words PostgreSQL knows."""
+
+    NONE = "none"
+    ARABIC = "arabic"
+    DANISH = "danish"
+    DUTCH = "dutch"
+    ENGLISH = "english"
+    FINNISH = "finnish"
+    FRENCH = "french"
+    GERMAN = "german"
+    HUNGARIAN = "hungarian"
+    ITALIAN = "italian"
+    NORWEGIAN = "norwegian"
+    PORTUGUESE = "portuguese"
+    ROMANIAN = "romanian"
+    RUSSIAN = "russian"
+    SPANISH = "spanish"
+    SWEDISH = "swedish"
+    TURKISH = "turkish"
+
+
 class LogLevel(enum.StrEnum):
     """The least important kind of line that is written."""
 
@@ -333,6 +355,24 @@ class Media:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Search:
+    """Searching messages."""
+
+    SHORTHAND = "enabled"
+
+    enabled: bool = True
+    language: Language = Language.ENGLISH
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class UserDirectory:
+    """Searching users."""
+
+    all_local_users: bool = False
+    """Whether everybody finds every user of this server."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Logging:
     """What the server says of itself."""
 
@@ -466,6 +506,8 @@ class Config:
     default_room_version: str = "12"
     media: Media = Media()
     presence: bool = True
+    search: Search = Search()
+    user_directory: UserDirectory = UserDirectory()
     query_string_tokens: bool = True
     application_service_files: tuple[ExistingFile, ...] = ()
     log: Logging = Logging()

@@ -12,12 +12,13 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from federation.protocol.types import EventID
-from storage import events, redactions, relations, state_writes, strings
+from storage import events, redactions, relations, search_index, state_writes, strings
 from storage.arrays import Byteas, Int2, Int4, Int8, Texts
 from storage.database import Row, Tx
 from storage.event_bytes import pack
 from storage.events import Flag, NewEvent, NewLine, StateWrite, StoredEvent
 from storage.redactions import Redaction
+from storage.search_index import SEARCHED
 
 HOLE = 1 << 24
 """Places that an event leaves free for what precedes it."""
@@ -156,6 +157,9 @@ async def insert(tx: Tx, room: int, placed: Sequence[Placed]) -> set[EventID]:
     await relations.note_threads(tx, room, [each.event.thread for each in arrived if each.event.thread is not None])
     await _note_missing(tx, room, arrived)
     await _redact(tx, room, arrived)
+    searched = [each.position for each in arrived if each.event.pdu.type in SEARCHED]
+    if searched:
+        await search_index.note_history(tx, room, searched)
     return written
 
 

@@ -346,6 +346,48 @@ relations = Table(
     comment="What events say that they relate to, as long as they are neither hidden nor redacted.",
 )
 
+search_messages = Table(
+    "search_messages",
+    metadata,
+    Column("position", BigInteger, nullable=False),
+    Column("edit", BigInteger, comment="Where the edit stands whose words these are."),
+    Column("room", Integer, nullable=False),
+    Column("key", SmallInteger, nullable=False),
+    Column("words", ARRAY(Integer), nullable=False, comment="Numbers of words, with those of the band before them."),
+    PrimaryKeyConstraint("room", "position"),
+    Index("search_messages_words_idx", "words", postgresql_using="gin", postgresql_with={"fastupdate": "off"}),
+    comment="What events are found by (storage/search_index.py).",
+)
+
+search_bands = Table(
+    "search_bands",
+    metadata,
+    Column("band", Integer, Identity(), primary_key=True),
+    Column("low", BigInteger, nullable=False),
+    Column("high", BigInteger, nullable=False, comment="Positions: the first and the last that it may hold."),
+    Column("messages", Integer, nullable=False, comment="As many were written to it."),
+    Column("kind", SmallInteger, nullable=False),
+    Index("search_bands_kind_band_idx", "kind", "band"),
+    comment="Parts of the index that are looked through one after the other.",
+)
+
+search_backlog = Table(
+    "search_backlog",
+    metadata,
+    Column("high", BigInteger, primary_key=True, autoincrement=False),
+    Column("low", BigInteger, nullable=False),
+    Column("room", Integer, primary_key=True, autoincrement=False, comment="0 for all rooms."),
+    comment="Positions, after `low` up to `high`, whose events are still to be indexed.",
+)
+
+search_state = Table(
+    "search_state",
+    metadata,
+    Column("id", SmallInteger, primary_key=True, autoincrement=False),
+    Column("version", Text, nullable=False, comment="How words are made of texts: if it changes, all is made anew."),
+    comment="One row, if there is an index.",
+)
+
 room_aliases = Table(
     "room_aliases",
     metadata,

@@ -1,0 +1,402 @@
+"""The index of messages: which events have which words (Client-Server API, "Server Side Search").
+
+A row of `search_messages` holds the words of one event as numbers, in a GIN index; no text. Rows are written in *bands*
+of `BAND_SIZE` whose number is part of each of theirs, so that whoever looks for the newest matches looks through one
+band after the other, and stops: a word that half of all messages have costs no more than a rare one. A band's row says
+which positions it spans. Matches are candidates: two words may have the same number, and who searches checks each
+event anyway.
+
+Everything is written under the lock of the follower's row (`lock`), by which what is indexed and what is taken out
+follow each other: what was redacted before is not indexed, what is redacted later is taken out later.
+"""
+
+import time
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from zlib import crc32
+
+from storage.arrays import Int2, Int4, Int8, Texts
+from storage.database import Tx
+from storage.strings import WELL_KNOWN
+
+FOLLOWER = "search"
+"""The name of the follower that writes here."""
+BAND_SIZE = 32_768
+_BANDS = 4_096
+"""Beyond so many their numbers begin anew, and two bands share what they hold."""
+_BITS = 20
+MAX_ROOM_WORDS = 200
+"""Rooms that the index is asked for; of more rooms each row found is looked at."""
+_PROBED = 32
+"""Bands that are looked through at once."""
+
+SEARCHED = frozenset(("m.room.message", "m.room.name", "m.room.topic", "m.room.redaction"))
+"""Types of events that change what is to be found."""
+
+NOWHERE = -(1 << 62)
+
+
+class Key(IntEnum):
+    """What of an event is indexed. The numbers are stored."""
+
+    BODY = 1
+    NAME = 2
+    TOPIC = 3
+
+
+class Kind(IntEnum):
+    """What a band is for. The numbers are stored."""
+
+    NEW = 1
+    """What comes, in the order of positions."""
+    OLD = 2
+    """What comes and belongs among what is older: it spans much."""
+    REBUILT = 3
+    """What was there before the index was, the newest first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """An event to be found."""
+
+    room: int
+    position: int
+    key: Key
+    words: Collection[str]
+    sender: str
+    edit: int | None = None
+    """Where the edit stands from which the words come."""
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """An event that seems to have all words."""
+
+    position: int
+    room: int
+    key: Key
+    edit: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The newest matches below a position."""
+
+    matches: Sequence[Match]
+    low: int
+    """Above it there are no more; `NOWHERE` once these are all."""
+    looked_at: float
+    left: float
+    """About how many events of the index stand above and below `low`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What is looked for: all words, in one of these rooms, by one of these senders if any, under one of these keys."""
+
+    words: Collection[str]
+    rooms: Collection[int]
+    keys: Collection[Key]
+    senders: Collection[str] | None = None
+
+
+# --- numbers of words
+
+
+def _number(band: int, word: str) -> int:
+    return ((band % _BANDS) << _BITS | crc32(word.encode("utf-8", "replace")) & (1 << _BITS) - 1) - (1 << 31)
+
+
+def _numbers(band: int, words: Iterable[str]) -> list[int]:
+    return sorted({_number(band, word) for word in words})
+
+
+def _room_word(room: int) -> str:
+    return f"\0r{room}"
+
+
+def _sender_word(sender: str) -> str:
+    return f"\0s{sender}"
+
+
+def _key_word(key: Key) -> str:
+    return f"\0k{key:d}"
+
+
+def _literal(numbers: Iterable[int]) -> str:
+    return f"{{{','.join(map(str, numbers))}}}"
+
+
+# --- writing
+
+
+async def lock(tx: Tx, *, wait: bool = True) -> bool:
+    """Have nobody else write to the index until this transaction ends; whether that succeeded, and there is one."""
+    row = await tx.fetch_one(
+        f"select 1 from followers where name = %s for update{'' if wait else ' skip locked'}", (FOLLOWER,)
+    )
+    return row is not None
+
+
+async def prepare(tx: Tx, version: str, position: int) -> bool:
+    """Empty the index, and note what it has to be filled with up to a position, unless it is of this version already;
+    whether that was to be done. The caller holds the lock."""
+    row = await tx.fetch_one("select version from search_state")
+    if row is not None and row[0] == version:
+        return False
+    await clear(tx)
+    await tx.execute("insert into search_state (id, version) values (1, %s)", (version,))
+    await tx.execute("insert into search_backlog (room, low, high) values (0, 0, %s)", (position,))
+    return True
+
+
+async def exists(tx: Tx) -> bool:
+    """Whether there is an index, complete or not."""
+    return await tx.fetch_one("select 1 from search_state") is not None
+
+
+async def forget_follower(tx: Tx) -> None:
+    """Have the follower begin at the log's end when there is one again."""
+    await tx.execute("delete from followers where name = %s", (FOLLOWER,))
+
+
+async def clear(tx: Tx) -> None:
+    """Forget the whole index."""
+    await tx.execute("truncate search_messages, search_bands, search_backlog, search_state")
+
+
+async def write(tx: Tx, documents: Sequence[Document], *, rebuilding: bool = False) -> None:
+    """Index these events, or index them anew, except those that are redacted. The caller holds the lock."""
+    if not documents:
+        return
+    bands = await _open_bands(tx)
+    new = bands.get(Kind.NEW)
+    by_kind: dict[Kind, list[Document]] = {}
+    for document in documents:
+        is_old = new is not None and document.position < new.low
+        kind = Kind.REBUILT if rebuilding else Kind.OLD if is_old else Kind.NEW
+        by_kind.setdefault(kind, []).append(document)
+    rows: list[tuple[Document, list[int]]] = []
+    for kind, of_kind in by_kind.items():
+        band = bands.get(kind)
+        number = await _extend(tx, None if band is None else band.number, kind, of_kind)
+        for each in of_kind:
+            special = [_room_word(each.room), _sender_word(each.sender)]
+            if each.key is not Key.BODY:
+                special.append(_key_word(each.key))
+            rows.append((each, _numbers(number, [*each.words, *special])))
+    await tx.execute(
+        "insert into search_messages (position, edit, room, key, words)"
+        " select given.position, edit, given.room, key, words::int[] from unnest(%s::bigint[], %s::bigint[], %s::int[],"
+        "  %s::smallint[], %s::text[]) as given(position, edit, room, key, words)"
+        " join events on events.room = given.room and events.position = given.position and redacted_by is null"
+        " on conflict (room, position) do update set edit = excluded.edit, words = excluded.words",
+        (
+            Int8(document.position for document, _ in rows),
+            Int8(document.edit for document, _ in rows),
+            Int4(document.room for document, _ in rows),
+            Int2(int(document.key) for document, _ in rows),
+            Texts(_literal(numbers) for _, numbers in rows),
+        ),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Band:
+    number: int
+    low: int
+    high: int
+    messages: int
+
+    def messages_below(self, position: int) -> float:
+        """About how many."""
+        span = self.high - self.low + 1
+        return self.messages * min(max(position - self.low, 0), span) / span
+
+
+async def _open_bands(tx: Tx) -> dict[Kind, _Band]:
+    """The band of each kind that is written to; none where it is full."""
+    rows = await tx.fetch(
+        "select distinct on (kind) kind, band, low, high, messages from search_bands order by kind, band desc"
+    )
+    return {
+        Kind(kind): _Band(band, low, high, messages) for kind, band, low, high, messages in rows if messages < BAND_SIZE
+    }
+
+
+async def _extend(tx: Tx, band: int | None, kind: Kind, documents: Sequence[Document]) -> int:
+    """Make room for documents in a band, or in a new one; its number."""
+    low, high = min(each.position for each in documents), max(each.position for each in documents)
+    if band is None:
+        row = await tx.fetch_one(
+            "insert into search_bands (kind, low, high, messages) values (%s, %s, %s, %s) returning band",
+            (int(kind), low, high, len(documents)),
+        )
+        return 0 if row is None else int(row[0])
+    await tx.execute(
+        "update search_bands set low = least(low, %s), high = greatest(high, %s), messages = messages + %s"
+        " where band = %s",
+        (low, high, len(documents), band),
+    )
+    return band
+
+
+async def remove(tx: Tx, events: Collection[tuple[int, int]]) -> None:
+    """Take events (room, position) out of the index. The caller holds the lock."""
+    if events:
+        await tx.execute(
+            "delete from search_messages using unnest(%s::int[], %s::bigint[]) as given(room, position)"
+            " where search_messages.room = given.room and search_messages.position = given.position",
+            (Int4(room for room, _ in events), Int8(position for _, position in events)),
+        )
+
+
+async def remove_rooms(tx: Tx, rooms: Collection[int], *, limit: int) -> int:
+    """Take some of what is indexed of these rooms out of it; how many. The caller holds the lock."""
+    return await tx.execute(
+        "delete from search_messages where (room, position) in"
+        " (select room, position from search_messages where room = any(%s::int[]) limit %s)",
+        (list(rooms), limit),
+    )
+
+
+async def encrypted(tx: Tx, rooms: Collection[int]) -> set[int]:
+    """Those of these rooms that are encrypted: they are not searched."""
+    rows = await tx.fetch(
+        "select room from room_state where room = any(%s::int[]) and line = 0 and until_version is null"
+        " and event is not null and type = %s and state_key = %s",
+        (list(rooms), WELL_KNOWN["m.room.encryption"], WELL_KNOWN[""]),
+    )
+    return {room for (room,) in rows}
+
+
+# --- what is still to be indexed
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """A part of a room's history, or of that of all rooms, that is to be indexed."""
+
+    room: int
+    """0: of all rooms."""
+    low: int
+    high: int
+    """Positions: after the first, up to the second."""
+
+
+async def note_history(tx: Tx, room: int, positions: Collection[int]) -> None:
+    """Have events indexed that came without being told of: history."""
+    await tx.execute(
+        "insert into search_backlog (room, low, high) select %s, %s, %s from search_state"
+        " on conflict (room, high) do update set low = least(search_backlog.low, excluded.low)",
+        (room, min(positions) - 1, max(positions)),
+    )
+
+
+async def has_backlog(tx: Tx) -> bool:
+    """Whether something is still to be indexed."""
+    return await tx.fetch_one("select 1 from search_backlog limit 1") is not None
+
+
+async def next_backlog(tx: Tx) -> Backlog | None:
+    """What is to be indexed next: the newest. The caller holds the lock."""
+    row = await tx.fetch_one("select room, low, high from search_backlog order by high desc, room desc limit 1")
+    return None if row is None else Backlog(*row)
+
+
+async def shorten_backlog(tx: Tx, backlog: Backlog, upto: int) -> None:
+    """What of it stands above a position is indexed. The caller holds the lock."""
+    await tx.execute("delete from search_backlog where room = %s and high = %s", (backlog.room, backlog.high))
+    if upto > backlog.low:
+        await tx.execute(
+            "insert into search_backlog (room, low, high) values (%s, %s, %s)"
+            " on conflict (room, high) do update set low = least(search_backlog.low, excluded.low)",
+            (backlog.room, backlog.low, upto),
+        )
+
+
+# --- searching
+
+
+async def search(tx: Tx, wanted: Wanted, *, below: int, limit: int, seconds: float) -> Found:
+    """The newest matches below a position: `limit` of them or more, if there are; fewer when the time is up."""
+    deadline = time.monotonic() + seconds
+    bands = await _bands_below(tx, below)
+    pending: list[Match] = []
+    first, size, cut_at = 0, 1, NOWHERE
+    low = NOWHERE
+    await tx.execute("set local enable_seqscan to off")
+    while first < len(bands):
+        group = bands[first : first + size]
+        matches = await _probe(tx, wanted, [band.number for band in group], below, limit)
+        for of_band in matches.values():
+            if len(of_band) == limit:  # there may be more of it
+                cut_at = max(cut_at, of_band[-1].position - 1)
+            pending.extend(of_band)
+        first, size = first + size, min(2 * size, _PROBED)
+        low = max(cut_at, bands[first].high if first < len(bands) else NOWHERE)
+        is_enough = sum(match.position > low for match in pending) >= limit
+        if is_enough or (time.monotonic() > deadline and low < below - 1):
+            break
+    found = sorted((match for match in pending if match.position > low), key=lambda match: -match.position)
+    left = sum(band.messages_below(low) for band in bands)
+    return Found(found, low, sum(band.messages_below(below) for band in bands) - left, left)
+
+
+async def _bands_below(tx: Tx, below: int) -> list[_Band]:
+    rows = await tx.fetch(
+        "select band, low, high, messages from search_bands where low < %s order by high desc", (below,)
+    )
+    return [_Band(*row) for row in rows]
+
+
+async def _probe(tx: Tx, wanted: Wanted, bands: Sequence[int], below: int, limit: int) -> Mapping[int, Sequence[Match]]:
+    """For each of these bands its newest matches below a position, newest first."""
+    conditions = ["words @> probe.all_of", "room = any(%s::int[])", "position < %s", "key = any(%s::smallint[])"]
+    probes: list[str] = []
+    values: list[object] = []
+    only_key = next(iter(wanted.keys)) if len(wanted.keys) == 1 else Key.BODY
+    of_key = [] if only_key is Key.BODY else [_key_word(only_key)]
+    in_rooms = [_room_word(room) for room in wanted.rooms] if len(wanted.rooms) <= MAX_ROOM_WORDS else []
+    by_senders = [_sender_word(sender) for sender in wanted.senders or ()]
+    if in_rooms:
+        conditions.append("words && probe.in_rooms")
+    if wanted.senders is not None:
+        conditions.append("words && probe.by_senders")
+    for band in bands:
+        probes.append("(%s::int, %s::int[], %s::int[], %s::int[])")
+        values += [
+            band,
+            _numbers(band, [*wanted.words, *of_key]),
+            _numbers(band, in_rooms),
+            _numbers(band, by_senders),
+        ]
+    rows = await tx.fetch(
+        "select band, found.position, found.room, found.key, found.edit"
+        f" from (values {', '.join(probes)}) as probe(band, all_of, in_rooms, by_senders), lateral"
+        f" (select position, room, key, edit from search_messages where {' and '.join(conditions)}"
+        "  order by position desc limit %s) as found order by band, found.position desc",
+        (*values, list(wanted.rooms), below, [int(key) for key in wanted.keys], limit),
+    )
+    answer: dict[int, list[Match]] = {}
+    for band, position, room, key, edit in rows:
+        answer.setdefault(band, []).append(Match(position, room, Key(key), edit))
+    return answer
+
+
+async def stems(tx: Tx, dictionary: str, words: Collection[str]) -> dict[str, str]:
+    """What PostgreSQL's dictionary makes of words: forms of one word become the same. What it would leave out stays."""
+    rows = await tx.fetch(
+        "select word, coalesce((ts_lexize(%s::regdictionary, word))[1], word) from unnest(%s::text[]) as word",
+        (dictionary, Texts(words)),
+    )
+    return {word: stem for word, stem in rows}
+
+
+async def size(tx: Tx) -> tuple[int, int]:
+    """How many events are indexed, as far as the database knows, and the bytes that this takes on disk."""
+    row = await tx.fetch_one(
+        "select coalesce(sum(messages), 0)::bigint, pg_total_relation_size('search_messages') from search_bands"
+    )
+    return (0, 0) if row is None else (int(row[0]), int(row[1]))

@@ -1,0 +1,118 @@
+"""The words of a text, as messages are indexed and searched by them. Pure.
+
+Case, accents and widths of characters make no difference. What is written without spaces (Chinese, Japanese, Thai,
+...), or with endings that are written to the word (Korean), is indexed by pairs of characters, and by single ones
+where these are words; a query of several characters finds them where they stand next to each other.
+"""
+
+import re
+import unicodedata
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+
+VERSION = 1
+"""To be raised when other words are made of the same text: the index is then made anew."""
+MAX_WORDS = 1_000
+"""Different ones of one text."""
+MAX_LENGTH = 64
+"""Of a word, after which it is cut off."""
+MAX_QUERY_WORDS = 32
+
+_HAN = "\u3005-\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_HANGUL = "\uac00-\ud7af"
+_OTHERS = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff"
+"""Thai, Lao, Burmese, Khmer, Hiragana and Katakana."""
+_UNSPACED = _HAN + _HANGUL + _OTHERS
+_MARKS = "\u0900-\u0963\u0966-\u0dff\u0f71-\u0f84\u200d"
+"""Signs within words of India and Tibet, which are no letters."""
+_SIGNS = "\u2600-\u27bf\U0001f000-\U0001faff"
+"""Emoji are words, each."""
+_FOUND = re.compile(rf"([{_UNSPACED}]+)|((?:[^\W_{_UNSPACED}]|[{_MARKS}])+)|([{_SIGNS}])")
+_DROPPED = re.compile("[\u0300-\u036f\u0591-\u05bd\u05bf\u05c1\u05c2\u05c4\u05c5\u05c7\u064b-\u065f\u0670\u0640\ufe0f]")
+"""Accents, and vowel signs that are often left out."""
+_SINGLE = re.compile(f"[{_HAN}{_HANGUL}]")
+
+
+def fold(text: str) -> str:
+    """The text with what makes no difference taken away."""
+    if text.isascii():
+        return text.lower()
+    text = _DROPPED.sub("", unicodedata.normalize("NFKD", text.casefold()))
+    return unicodedata.normalize("NFC", text).casefold()
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """What stands in a text, folded."""
+
+    plain: tuple[str, ...]
+    """Words between spaces, in order, which may have other endings elsewhere."""
+    exact: frozenset[str]
+    """Characters and pairs of characters of runs without spaces; emoji."""
+
+
+def words_of(text: str) -> Words:
+    """What a text is to be found by."""
+    plain: dict[str, None] = {}
+    exact: dict[str, None] = {}
+    for match in _FOUND.finditer(fold(text)):
+        run, word, sign = match.groups()
+        if word is not None:
+            plain[word[:MAX_LENGTH]] = None
+        elif sign is not None:
+            exact[sign] = None
+        elif len(run) == 1:
+            exact[run] = None
+        else:
+            exact.update(dict.fromkeys(_pairs(run)))
+            exact.update(dict.fromkeys(_SINGLE.findall(run)))
+        if len(plain) + len(exact) >= MAX_WORDS:
+            break
+    return Words(tuple(plain)[:MAX_WORDS], frozenset(tuple(exact)[:MAX_WORDS]))
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """What somebody searches for: a text that has all of it."""
+
+    plain: tuple[str, ...]
+    exact: tuple[str, ...]
+    """What the index is asked for besides: as `Words.exact`."""
+    runs: tuple[str, ...]
+    """Characters that must stand next to each other; emoji."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is searched for."""
+        return not self.plain and not self.exact
+
+
+@lru_cache(256)
+def query_of(text: str) -> Query:
+    """What a search term asks for; what is longer than any sensible one is cut off."""
+    plain: dict[str, None] = {}
+    exact: dict[str, None] = {}
+    runs: dict[str, None] = {}
+    for match in _FOUND.finditer(fold(text)):
+        run, word, sign = match.groups()
+        if len(plain) + len(exact) >= MAX_QUERY_WORDS:
+            break
+        if word is not None:
+            plain[word[:MAX_LENGTH]] = None
+            continue
+        found = sign or run[:MAX_QUERY_WORDS]
+        runs[found] = None
+        exact.update(dict.fromkeys(_pairs(found) if len(found) > 1 else (found,)))
+    return Query(tuple(plain), tuple(exact), tuple(runs))
+
+
+def _pairs(run: str) -> list[str]:
+    return [run[index : index + 2] for index in range(len(run) - 1)]
+
+
+def spellings(text: str) -> Iterable[tuple[str, str]]:
+    """The words between spaces as they are written in a text, in small letters, each with its folded form."""
+    for match in re.finditer(rf"(?:[^\W_]|[{_MARKS}\u0300-\u036f])+", text):
+        written = match[0].lower()
+        yield written, fold(written)[:MAX_LENGTH]
