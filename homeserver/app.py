@@ -75,6 +75,7 @@ from storage.room_completeness import RoomCompleteness
 from storage.send_to_device import ToDeviceMessages
 from storage.spans import NO_SPANS, Spans
 from storage.tail import Tail
+from storage.thread_subscriptions import ThreadSubscription
 
 logger = logging.getLogger(__name__)
 
@@ -84,6 +85,7 @@ KINDS: Sequence[type[Change]] = (
     ToDeviceMessages,
     AccountDataChanged,
     ReceiptMoved,
+    ThreadSubscription,
     OutgoingMessages,
     EventRelayed,
     OutsideMembership,

@@ -7,6 +7,7 @@ from homeserver.client_api.filtering import FilteringAPI
 from homeserver.client_api.push import PushRulesAPI
 from homeserver.client_api.routing import ClientRoute
 from homeserver.client_api.send_to_device import SendToDeviceAPI
+from homeserver.client_api.thread_subscriptions import ThreadSubscriptionsAPI
 from homeserver.federation_parts import Ground
 from homeserver.services.account_data import AccountDataService
 from homeserver.services.event_counts import EventCounter
@@ -16,6 +17,7 @@ from homeserver.services.presence import PresenceService
 from homeserver.services.push import PushRuleService
 from homeserver.services.receipts import ReceiptService
 from homeserver.services.send_to_device import SendToDeviceService
+from homeserver.services.thread_subscriptions import ThreadSubscriptionService
 from homeserver.services.typing import TypingService
 from storage import send_to_device
 from storage.bus import Bus
@@ -24,7 +26,7 @@ from storage.exchange import Exchange
 
 
 class UserDataParts:
-    """Account data, filters, push rules, receipts, to-device messages, typing and presence."""
+    """Account data, filters, push rules, receipts, followed threads, to-device messages, typing and presence."""
 
     def __init__(self, ground: Ground, event_counter: EventCounter, bus: Bus) -> None:
         database, log, tail = ground.database, ground.log, ground.tail
@@ -35,6 +37,7 @@ class UserDataParts:
         tail.add_view(self.push_rules.on_change)
         self.filters = FilterService(database)
         self.receipts = ReceiptService(database, log)
+        self.thread_subscriptions = ThreadSubscriptionService(database, log, ground.reader)
         self.inbox_limits = InboxLimits(database, message_lifetime_ms=ground.config.federation.message_lifetime)
         self.to_device = SendToDeviceService(log, ground.server_name, self.inbox_limits)
         tail.add_view(send_to_device.drop_large_contents)
@@ -48,6 +51,7 @@ class UserDataParts:
             *routes.account_data_routes(AccountDataAPI(self.account_data)),
             *routes.push_rule_routes(PushRulesAPI(self.push_rules)),
             *routes.send_to_device_routes(SendToDeviceAPI(self.to_device)),
+            *ThreadSubscriptionsAPI(database, tail, self.thread_subscriptions).routes(),
             *routes.ephemeral_routes(EphemeralAPI(self.typing, self.receipts, self.presence)),
         ]
 

@@ -15,10 +15,11 @@ async def end_keys(tx: Tx, user_id: UserID) -> None:
 
 
 async def erase(tx: Tx, user_id: UserID) -> None:
-    """Delete what the user kept here that is no event: profile, account data, filters, status."""
+    """Delete what the user kept here that is no event: profile, account data, filters, subscriptions, status."""
     await profiles.delete(tx, user_id)
     await tx.execute("delete from account_data where user_id = %s", (user_id,))
     await tx.execute("delete from filters where user_id = %s", (user_id,))
+    await tx.execute("delete from thread_subscriptions where user_id = %s", (user_id,))
     await tx.execute("delete from presence where user_id = %s", (user_id,))
 
 

@@ -388,6 +388,21 @@ search_state = Table(
     comment="One row, if there is an index.",
 )
 
+thread_subscriptions = Table(
+    "thread_subscriptions",
+    metadata,
+    Column("position", BigInteger, nullable=False),
+    Column("room", Integer, nullable=False),
+    Column("is_subscribed", Boolean, nullable=False),
+    Column("is_automatic", Boolean, nullable=False),
+    Column("user_id", Text, nullable=False),
+    Column("thread", Text, nullable=False),
+    PrimaryKeyConstraint("user_id", "room", "thread"),
+    Index("thread_subscriptions_position_idx", "position"),
+    Index("thread_subscriptions_user_id_position_idx", "user_id", "position"),
+    comment="Threads, by their roots, that users follow or no longer do.",
+)
+
 room_aliases = Table(
     "room_aliases",
     metadata,

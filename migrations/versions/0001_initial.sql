@@ -846,6 +846,22 @@ COMMENT ON COLUMN sync_connections.state IS 'What the client has of which rooms.
 
 COMMENT ON COLUMN sync_connections.previous_state IS 'What `state` was made from.';
 
+CREATE TABLE thread_subscriptions (
+	position BIGINT NOT NULL,
+	room INTEGER NOT NULL,
+	is_subscribed BOOLEAN NOT NULL,
+	is_automatic BOOLEAN NOT NULL,
+	user_id TEXT NOT NULL,
+	thread TEXT NOT NULL,
+	CONSTRAINT thread_subscriptions_pkey PRIMARY KEY (user_id, room, thread)
+);
+
+CREATE INDEX thread_subscriptions_position_idx ON thread_subscriptions (position);
+
+CREATE INDEX thread_subscriptions_user_id_position_idx ON thread_subscriptions (user_id, position);
+
+COMMENT ON TABLE thread_subscriptions IS 'Threads, by their roots, that users follow or no longer do.';
+
 CREATE TABLE threads (
 	room INTEGER NOT NULL,
 	thread TEXT NOT NULL,
