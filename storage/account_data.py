@@ -103,6 +103,16 @@ async def find(tx: Tx, user_id: UserID, room: int | None, name: str) -> bytes | 
     return row[0] if row is not None and row[0] else None
 
 
+async def find_many(tx: Tx, user_ids: Collection[UserID], name: str) -> dict[UserID, bytes]:
+    """The content of one type of global data, of those of these users who have it."""
+    rows = await tx.fetch(
+        "select user_id, content from account_data where user_id = any(%s::text[]) and room = 0 and type = %s"
+        " and content <> ''",
+        (list(user_ids), name),
+    )
+    return {UserID(user_id): content for user_id, content in rows}
+
+
 async def all_of(tx: Tx, user_id: UserID) -> list[AccountDataChanged]:
     """All data of a user, of all rooms."""
     rows = await tx.fetch(

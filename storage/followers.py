@@ -206,6 +206,11 @@ class Followers:
             "follower_failures_total": self._failures,
         }
 
+    def runs(self, name: str) -> bool:
+        """Whether this process runs a follower as far as it knows, for who acts on what that found. Where it no longer
+        does, `begin` comes before it does again."""
+        return name in self._running
+
     async def start(self) -> None:
         """Give followers that are new a cursor: they are told of what is appended from now on."""
         async with self._database.transaction() as tx:

@@ -19,6 +19,8 @@ class Kind(IntEnum):
     """One-time or fallback keys of the device in `detail` were taken or uploaded."""
     FORGOTTEN_ROOM = 4
     """The user forgot a room that they had left."""
+    PUSHERS = 5
+    """The user's pushers changed; of no user: those of several users did."""
     DESTINATION = 10
     """Whether the server in `detail` can be reached is not what it was; of no user."""
 

@@ -136,6 +136,15 @@ async def find(tx: Tx, user_id: UserID, room_id: str) -> OutsideMembership | Non
     return found[0] if found else None
 
 
+async def at_positions(tx: Tx, positions: Collection[int]) -> list[OutsideMembership]:
+    """Those that stand at these places in the log, as far as they count."""
+    rows = await tx.fetch(
+        f"select {_COLUMNS} from outside_memberships where position = any(%s::bigint[]) and {_COUNTS}",
+        (list(positions),),
+    )
+    return [OutsideMembership._from_row(row) for row in rows]
+
+
 async def count_invites(tx: Tx, user_id: UserID, server: ServerName, most: int) -> tuple[int, int]:
     """How many invites by way of this server the user has not answered, up to `most`, and the bytes that tell of
     their rooms."""

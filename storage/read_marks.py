@@ -1,6 +1,6 @@
 """Up to where local users have read, with the counts at that place (table `read_marks`)."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 from federation.protocol.types import UserID
@@ -35,3 +35,18 @@ async def advance(tx: Tx, marks: Mapping[Mark, int]) -> None:
             list(marks.values()),
         ),
     )
+
+
+async def of_users_in(tx: Tx, user_ids: Collection[UserID], rooms: Collection[int]) -> dict[Mark, int]:
+    """The positions of these users' marks in these rooms."""
+    rows = await tx.fetch(
+        "select user_id, room, thread, position from read_marks"
+        " where user_id = any(%s::text[]) and room = any(%s::int[])",
+        (list(user_ids), list(rooms)),
+    )
+    return {Mark(UserID(user_id), room, thread): position for user_id, room, thread, position in rows}
+
+
+def is_read(marks: Mapping[Mark, int], user_id: UserID, room: int, thread: str, position: int) -> bool:
+    """Whether one of these marks is at an event of a thread, or of `main`, or beyond it."""
+    return position <= max(marks.get(Mark(user_id, room, ""), 0), marks.get(Mark(user_id, room, thread), 0))

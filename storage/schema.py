@@ -568,6 +568,40 @@ outgoing_mail = Table(
     comment="Mail that no mail server has taken yet.",
 )
 
+pushers = Table(
+    "pushers",
+    metadata,
+    Column("pusher", BigInteger, Identity(), primary_key=True),
+    Column("created_ts", BigInteger, nullable=False),
+    Column("pushkey_ts", BigInteger, nullable=False, comment="When the client last set it."),
+    Column("device", Integer, ForeignKey("devices.device", ondelete="cascade"), comment="It ends with this one."),
+    Column("user_id", Text, ForeignKey("users.user_id"), nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("app_id", Text, nullable=False),
+    Column("pushkey", Text, nullable=False),
+    Column("is_enabled", Boolean, nullable=False, server_default=true()),
+    Column("description", LargeBinary, nullable=False, comment="What else the client said, as a JSON object."),
+    UniqueConstraint("user_id", "app_id", "pushkey"),
+    Index("pushers_app_id_pushkey_idx", "app_id", "pushkey"),
+    Index("pushers_device_idx", "device"),
+    comment="Where users want to be told of what notifies them.",
+)
+
+pushes = Table(
+    "pushes",
+    metadata,
+    Column("pusher", BigInteger, nullable=False),
+    Column("position", BigInteger, nullable=False, comment="Of the event; 0 where only the count is told."),
+    Column("created_ts", BigInteger, nullable=False),
+    Column("room", Integer, nullable=False, comment="0 for an invite to a room that this server is not in."),
+    Column("shard", SmallInteger, nullable=False),
+    Column("thread", Text, nullable=False),
+    Column("tweaks", Text, nullable=False, comment="A JSON object."),
+    PrimaryKeyConstraint("shard", "pusher", "position"),
+    Index("pushes_created_ts_idx", "created_ts"),
+    comment="What push gateways still have to be told. No foreign key: a pusher may go while an event is looked at.",
+)
+
 reports = Table(
     "reports",
     metadata,
