@@ -178,6 +178,30 @@ class RoomReader:
             answer[event.position] = get_visibility(stored[visibility].content if visibility is not None else None)
         return answer
 
+    async def told_members(self, tx: Tx, room: Room, event: StoredEvent, user_ids: Collection[UserID]) -> set[UserID]:
+        """Those of these users, who are joined to the room now, who were joined when the event came and may see it."""
+        keys: list[StateKey] = [("m.room.member", user_id) for user_id in user_ids]
+        histories = await room_state.history(tx, room.number, keys)
+        spans = {
+            key[1]: _spans(history, [_word(span.membership) for span in history]) for key, history in histories.items()
+        }
+        were_joined = {key[1] for key in keys if spans[key[1]].at(event.trunk_version) == "join"}
+        if event.line == TRUNK:
+            before = {user_id: spans[user_id].at(event.version) for user_id in were_joined}
+            visibility = get_visibility({"history_visibility": (await visibility_spans(tx, room))[1].at(event.version)})
+        else:
+            point = (event.line, event.version)
+            state = (await room_state.at(tx, room.number, {point}, [VISIBILITY, *keys]))[point]
+            stored = await events.by_position(tx, room.number, state.values())
+            held = {key: stored[position].content for key, position in state.items() if position in stored}
+            before = {user_id: held.get(("m.room.member", user_id), {}).get("membership") for user_id in were_joined}
+            visibility = get_visibility(held.get(VISIBILITY))
+        return {
+            UserID(user_id)
+            for user_id in were_joined
+            if _may_see(event, visibility, (before[user_id],), joins_later=True)
+        }
+
     async def event(self, tx: Tx, access: Access, event_id: str) -> Seen:
         """One event of the room; raises NotFound where there is none that the reader may see."""
         stored = (await events.by_id(tx, [event_id])).get(EventID(event_id))
