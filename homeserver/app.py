@@ -42,10 +42,12 @@ from homeserver.federation_parts import (
     Reception,
     build_sender,
 )
+from homeserver.followers import push
 from homeserver.health import Health
 from homeserver.key_parts import KeyParts
 from homeserver.listening import Listening, Observer
 from homeserver.media_parts import MediaParts
+from homeserver.push_parts import PushNotificationParts
 from homeserver.room_parts import RoomParts
 from homeserver.search_parts import SearchParts
 from homeserver.services.event_counts import EventCounter
@@ -211,13 +213,17 @@ class Application:
 
         # what follows the log from a cursor of its own, in one process at a time
         self.search = SearchParts(ground, self.rooms.reading)
-        self.followers = Followers(self.database, self.tail, self.search.followers)
+        self.push = PushNotificationParts(
+            ground, self.outbound, self.user_data, sees_to=lambda shard: self.followers.runs(push.name_of(shard))
+        )
+        self.followers = Followers(self.database, self.tail, [*self.search.followers, *self.push.followers])
 
         # what each listener serves
         client_routes = [
             *self.accounts.routes,
             *self.keys.routes,
             *self.user_data.routes,
+            *self.push.routes,
             *sync_routes,
             *self.rooms.routes,
             *self.search.routes,
@@ -369,6 +375,7 @@ class Application:
         self._run("followers", self.followers.run())
         if self.search.indexer is not None:
             self._run("older messages' index", self.search.indexer.run())
+        self._run("push", self.push.delivery.run())
         self._run("device activity", self.accounts.activity.run())
         self._run("delayed events", self.rooms.delayed_events.run())
         self._run("forgetting what expired", self._sweep())
@@ -407,6 +414,7 @@ class Application:
         await self.media.repository.close()
         await background.end(self._tasks[2:])
         await self.outbound.stop()
+        await self.push.egress.close()
         self.user_data.typists.close()
         await self.accounts.activity.flush()
         await background.end(self._tasks[:1])

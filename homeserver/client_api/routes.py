@@ -21,6 +21,7 @@ from homeserver.client_api.outside_services import OutsideServicesAPI
 from homeserver.client_api.pages import PagesAPI
 from homeserver.client_api.profiles import ProfilesAPI
 from homeserver.client_api.push import PushRulesAPI
+from homeserver.client_api.pushers import PushersAPI
 from homeserver.client_api.reading_events import ReadingEventsAPI
 from homeserver.client_api.reading_state import ReadingStateAPI
 from homeserver.client_api.room_creation import RoomCreationAPI
@@ -264,6 +265,14 @@ def push_rule_routes(api: PushRulesAPI) -> Sequence[ClientRoute]:
         ClientRoute(method="PUT", path=f"{rule}/enabled", endpoint=api.put_enabled, limit="requests"),
         ClientRoute(method="GET", path=f"{rule}/actions", endpoint=api.get_actions),
         ClientRoute(method="PUT", path=f"{rule}/actions", endpoint=api.put_actions, limit="requests"),
+    ]
+
+
+def pusher_routes(api: PushersAPI) -> Sequence[ClientRoute]:
+    """Pushers."""
+    return [
+        ClientRoute(method="GET", path="v3/pushers", endpoint=api.list_pushers),
+        ClientRoute(method="POST", path="v3/pushers/set", endpoint=api.set_pusher, limit="requests"),
     ]
 
 

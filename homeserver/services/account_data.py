@@ -1,6 +1,6 @@
 """Account data and room tags (Client-Server API, "Client Config", "Room Tagging", "Ignoring Users")."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from typing import Any
 
 import orjson
@@ -56,6 +56,10 @@ class AccountDataService:
     async def ignored_users(self, tx: Tx, user_id: UserID) -> frozenset[UserID]:
         """Whom the user ignores; from memory as a rule."""
         return await self._ignored.get(tx, user_id)
+
+    async def ignored_by_many(self, tx: Tx, user_ids: Collection[UserID]) -> dict[UserID, frozenset[UserID]]:
+        """Whom each of these users ignores; from memory as a rule."""
+        return await self._ignored.get_many(tx, user_ids)
 
     def known_ignored_users(self, user_id: UserID) -> frozenset[UserID] | None:
         """Whom the user ignores, if this is remembered."""

@@ -13,7 +13,7 @@ from homeserver.services.passwords import Passwords
 from homeserver.services.rate_limits import RateLimits
 from homeserver.services.sessions import SessionService
 from homeserver.services.user_names import UserNames
-from storage import accounts, erasure, identifiers, short_lived_tokens
+from storage import accounts, erasure, identifiers, pushers, short_lived_tokens
 from storage.database import Database, Tx
 from storage.identifier_validations import Purpose as ProofPurpose
 from storage.identifier_validations import Validation
@@ -181,6 +181,7 @@ class AccountService:
             if not await accounts.set_password(tx, user_id, password_hash):
                 raise NotFound("There is no such account")
             await short_lived_tokens.delete_of_user(tx, user_id)
+            await pushers.delete_of_sessions(tx, user_id, keep=keep)
 
         if end_others:
             await self._sessions.end_devices_with(user_id, keep=keep, work=work)
@@ -205,6 +206,7 @@ class AccountService:
             await accounts.deactivate(tx, user_id, now_ts=self._database.now_ms(), erase=erase)
             await erasure.end_keys(tx, user_id)
             await identifiers.delete_of_user(tx, user_id)
+            await pushers.delete_of_user(tx, user_id)
             await short_lived_tokens.delete_of_user(tx, user_id)
             if erase:
                 await erasure.erase(tx, user_id)

@@ -1,6 +1,6 @@
 """Something built from one type of users' global account data, remembered while the log says that it did not change."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Generic, TypeVar
 
 from federation.protocol.types import UserID
@@ -55,3 +55,23 @@ class FollowedCache(Generic[V]):
                     self._values.clear()
                 self._values[user_id] = value
         return value
+
+    async def get_many(self, tx: Tx, user_ids: Collection[UserID]) -> dict[UserID, V]:
+        """Several users' values, by one query at most."""
+        found: dict[UserID, V] = {}
+        for user_id in user_ids:
+            value = self._values.get(user_id)
+            self._lookups.note(is_hit=value is not None)
+            if value is not None:
+                found[user_id] = value
+        missing = [user_id for user_id in user_ids if user_id not in found]
+        if missing:
+            changes = self._changes
+            stored = await account_data.find_many(tx, missing, self._name)
+            built = {user_id: self._build(user_id, stored.get(user_id)) for user_id in missing}
+            if changes == self._changes:
+                if len(self._values) + len(built) > MAX_REMEMBERED:
+                    self._values.clear()
+                self._values.update(built)
+            found.update(built)
+        return found

@@ -1,6 +1,6 @@
 """Users' push rules where they are kept: read, changed, remembered. What they mean is in `push_rules.py`."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 
 import orjson
 
@@ -43,6 +43,10 @@ class PushRuleService:
             return known
         async with self._database.read() as tx:
             return await self._rulesets.get(tx, user_id)
+
+    async def rulesets(self, tx: Tx, user_ids: Collection[UserID]) -> dict[UserID, Ruleset]:
+        """The rules of several users, from memory as a rule."""
+        return await self._rulesets.get_many(tx, user_ids)
 
     async def change(self, user_id: UserID, edit: Callable[[JsonObject], JsonObject]) -> None:
         """Apply one of `push_edits` to what is stored; all the user's sessions hear. Raises what `edit` raises."""

@@ -90,6 +90,11 @@ class Ruleset:
         """
         return self._scope is None or room_id.lower() in self._scope
 
+    @property
+    def is_default(self) -> bool:
+        """Whether the user changed nothing of the defaults, so that the same holds for them as for everybody."""
+        return not self.changed_defaults and not any(self._stored.get(kind) for kind in KINDS)
+
     def own_rules(self, kind: str) -> list[JsonObject]:
         """The user's own rules of a kind, most important first, in the form of the API."""
         return [{**rule, "default": False} for rule in self._stored.get(kind, ())]

@@ -2,10 +2,12 @@
 
 from collections.abc import AsyncIterator
 
+import pytest
 import pytest_asyncio
 
 from federation.protocol.types import UserID
 from tests.client import Client, Server
+from tests.push_gateway import Pushing, pushing_server
 from tests.servers import running
 
 
@@ -34,3 +36,10 @@ async def admin(server: Server) -> Client:
     client = await server.register("admin")
     await server.application.accounts.service.set_admin(UserID(client.user_id), is_admin=True)
     return client
+
+
+@pytest_asyncio.fixture(scope="session")
+async def pushing(maintenance_conninfo: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Pushing]:
+    """A server that may reach a push gateway on loopback, and that gateway: tests use users of their own."""
+    async with pushing_server(maintenance_conninfo, tmp_path_factory.mktemp("push")) as pushing:
+        yield pushing
