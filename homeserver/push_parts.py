@@ -8,12 +8,14 @@ from federation.outbound.name_lookup import SystemNameLookup
 from federation.outbound.turns import Places
 from homeserver import release
 from homeserver.client_api import routes
+from homeserver.client_api.notifications import NotificationsAPI
 from homeserver.client_api.pushers import PushersAPI
 from homeserver.client_api.routing import ClientRoute
 from homeserver.federation_parts import Ground, Outbound
 from homeserver.followers.push import PushFollower, PushParts
 from homeserver.followers.push_badges import Badges
 from homeserver.followers.push_delivery import PushDelivery
+from homeserver.services.notifications import NotificationService
 from homeserver.services.push_gateway import PushGateways
 from homeserver.services.pushers import PusherService
 from homeserver.user_data_parts import UserDataParts
@@ -56,4 +58,9 @@ class PushNotificationParts:
             delivery=self.delivery,
         )
         self.followers = [PushFollower(shard, parts) for shard in range(SHARDS)]
-        self.routes: list[ClientRoute] = [*routes.pusher_routes(PushersAPI(self.pushers))]
+        notifications = NotificationService(
+            ground.database, ground.reader, user_data.push_rules, user_data.account_data
+        )
+        self.routes: list[ClientRoute] = [
+            *routes.push_routes(PushersAPI(self.pushers), NotificationsAPI(notifications))
+        ]

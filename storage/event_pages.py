@@ -195,3 +195,19 @@ async def find_by_timestamp(
         (room, ts, ts, beyond, limit),
     )
     return [from_row(row) for row in rows]
+
+
+async def newest_in(tx: Tx, rooms: Collection[int], before: int, limit: int) -> list[StoredEvent]:
+    """The newest events below a position in all of these rooms together, the newest first, whatever their flags.
+
+    Of the rooms only those are read in which there can be some: as many, with the newest events, as events are wanted.
+    """
+    rows = await tx.fetch(
+        f"select {COLUMNS} from (select number, (select position from events where room = number and position < %s"
+        "  order by position desc limit 1) as newest from unnest(%s::int[]) as given(number)"
+        "  order by newest desc nulls last limit %s) as chosen,"
+        " lateral (select * from events where events.room = chosen.number and events.position < %s"
+        "  order by events.position desc limit %s) as events order by events.position desc limit %s",
+        (before, list(rooms), limit, before, limit, limit),
+    )
+    return [from_row(row) for row in rows]

@@ -17,6 +17,7 @@ from homeserver.client_api.filtering import FilteringAPI
 from homeserver.client_api.key_backup import KeyBackupAPI
 from homeserver.client_api.login import LoginAPI
 from homeserver.client_api.moderation import ModerationAPI
+from homeserver.client_api.notifications import NotificationsAPI
 from homeserver.client_api.outside_services import OutsideServicesAPI
 from homeserver.client_api.pages import PagesAPI
 from homeserver.client_api.profiles import ProfilesAPI
@@ -268,9 +269,11 @@ def push_rule_routes(api: PushRulesAPI) -> Sequence[ClientRoute]:
     ]
 
 
-def pusher_routes(api: PushersAPI) -> Sequence[ClientRoute]:
-    """Pushers."""
+def push_routes(api: PushersAPI, notifications: NotificationsAPI) -> Sequence[ClientRoute]:
+    """Pushers, and what users were notified of."""
+    path = "v3/notifications"
     return [
+        ClientRoute(method="GET", path=path, endpoint=notifications.list_notifications, limit="requests"),
         ClientRoute(method="GET", path="v3/pushers", endpoint=api.list_pushers),
         ClientRoute(method="POST", path="v3/pushers/set", endpoint=api.set_pusher, limit="requests"),
     ]
