@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any, NewType
 
 from federation.protocol import room_versions
+from federation.protocol.event_hashes import decode_base64
 from federation.protocol.identifiers import is_server_name, is_user_id
+from federation.protocol.server_keys import is_public_key
 
 IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -409,6 +411,20 @@ class Tracing:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class PolicyServer:
+    """What `/.well-known/matrix/policy_server` answers; nothing if nothing is set."""
+
+    SHORTHAND = "public_key"
+
+    public_key: str | None = None
+
+    def complaints(self) -> Iterator[tuple[str, str]]:
+        """A key that is none."""
+        if self.public_key is not None and not is_public_key(decode_base64(self.public_key) or b""):
+            yield "public_key", "not an Ed25519 key in base64, as the policy server prints it"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Support:
     """What `/.well-known/matrix/support` answers; nothing if nothing is set."""
 
@@ -513,6 +529,7 @@ class Config:
     log: Logging = Logging()
     tracing: Tracing = Tracing()
     support: Support = Support()
+    policy_server: PolicyServer = PolicyServer()
     turn: Turn = Turn()
     mail: Mail = Mail()
     identifiers: Identifiers = Identifiers()

@@ -50,6 +50,7 @@ class ServerDescription:
     default_room_version: str
     changes_identifiers: bool = False
     """Whether users can add and remove e-mail addresses."""
+    policy_server_key: str | None = None
     support_page: str | None = None
     support_email: str | None = None
     support_matrix_id: str | None = None
@@ -93,6 +94,12 @@ class DiscoveryAPI:
         if self._description.federation_server is None:
             raise NotFound("This server is not reached by delegation")
         return {"m.server": self._description.federation_server}
+
+    async def get_well_known_policy_server(self, _call: Call) -> Answer:
+        """GET /.well-known/matrix/policy_server."""
+        if self._description.policy_server_key is None:
+            raise NotFound("No policy server runs under this name")
+        return {"public_keys": {"ed25519": self._description.policy_server_key}}
 
     async def get_well_known_support(self, _call: Call) -> Answer:
         """GET /.well-known/matrix/support."""

@@ -54,6 +54,7 @@ def well_known_routes(api: DiscoveryAPI) -> Sequence[Route]:
         Route("GET", "/.well-known/matrix/client", api.get_well_known_client),
         Route("GET", "/.well-known/matrix/server", api.get_well_known_server),
         Route("GET", "/.well-known/matrix/support", api.get_well_known_support),
+        Route("GET", "/.well-known/matrix/policy_server", api.get_well_known_policy_server),
     ]
 
 

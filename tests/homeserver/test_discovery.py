@@ -2,7 +2,7 @@
 
 import pytest
 
-from homeserver.config import Federation, Support
+from homeserver.config import Federation, PolicyServer, Support
 from tests.client import Client, Server
 from tests.servers import running
 
@@ -57,6 +57,7 @@ async def test_the_well_known_files(conninfo: str) -> None:
         public_base_url="https://matrix.hearth.test/",
         federation=Federation(well_known_server="matrix.hearth.test:443"),
         support=Support(page="https://hearth.test/help", email="help@hearth.test"),
+        policy_server=PolicyServer("6yhHGKhCiXTSEN2ksjV7kX_N6rBQZ3Xb-M7LlC6NS-s"),
     ) as server:
         client = await server.anonymous.get("/.well-known/matrix/client")
         assert client.body == {"m.homeserver": {"base_url": "https://matrix.hearth.test"}}
@@ -66,10 +67,13 @@ async def test_the_well_known_files(conninfo: str) -> None:
             "contacts": [{"role": "m.role.admin", "email_address": "help@hearth.test"}],
             "support_page": "https://hearth.test/help",
         }
+        assert (await server.anonymous.get("/.well-known/matrix/policy_server")).body == {
+            "public_keys": {"ed25519": "6yhHGKhCiXTSEN2ksjV7kX_N6rBQZ3Xb-M7LlC6NS-s"}
+        }
 
 
 async def test_what_is_not_configured_is_not_found(server: Server) -> None:
-    for name in ("server", "support"):
+    for name in ("server", "support", "policy_server"):
         answer = await server.anonymous.get(f"/.well-known/matrix/{name}")
         assert (answer.status, answer.body["errcode"]) == (404, "M_NOT_FOUND")
 
