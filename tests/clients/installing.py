@@ -22,6 +22,16 @@ _NPM = _NODE_HOME / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
 _LOCK = HERE / "package-lock.json"
 _MARKER = HERE / "node_modules" / ".installed"
 
+_NPM_OPTIONS = (
+    "--ignore-scripts",  # what those of these packages would do is not needed
+    "--prefer-offline",
+    "--fetch-retry-mintimeout=1000",
+    "--fetch-retry-maxtimeout=5000",
+    "--no-audit",
+    "--no-fund",
+    "--loglevel=error",
+)
+
 
 def are_installed() -> bool:
     """Whether the clients are here, in the versions that package-lock.json names."""
@@ -37,8 +47,7 @@ def install() -> None:
         sys.stdout.write(f"Installing clients into {HERE / 'node_modules'} ...\n")
         sys.stdout.flush()
         try:
-            # Scripts of packages are not run: what they would do is not needed.
-            _node(_NPM, "ci", "--ignore-scripts", "--prefer-offline", "--no-audit", "--no-fund", "--loglevel=error")
+            _node(_NPM, "ci", *_NPM_OPTIONS)
         except subprocess.CalledProcessError as error:
             sys.stdout.write(f"Tests of clients will be skipped, npm gave none: {error.stderr.strip()[-1000:]}\n")
             return
@@ -49,7 +58,9 @@ def install() -> None:
 
 
 def _node(*arguments: Path | str, **environment: str) -> None:
-    environment = {**os.environ, **environment, "PATH": f"{NODE.parent}{os.pathsep}{os.environ.get('PATH', '')}"}
+    path = f"{NODE.parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    # Node has a list of authorities of its own; the machine's counts, too, as it does for pip.
+    environment = {**os.environ, "NODE_USE_SYSTEM_CA": "1", "PATH": path, **environment}
     subprocess.run([NODE, *arguments], cwd=HERE, env=environment, check=True, capture_output=True, text=True)
 
 

@@ -15,7 +15,9 @@ SCREENSHOTS = Path(__file__).parents[2] / "build" / "screenshots"
 pytestmark = pytest.mark.skipif(not are_installed(), reason="no clients: `make clients` gets them from npm's registry")
 
 
-@pytest.mark.parametrize("story", [each for each in stories() if each.file != "bots"], ids=lambda story: f"{story.file}-{story.name}")
+@pytest.mark.parametrize(
+    "story", [each for each in stories() if each.file != "bots"], ids=lambda story: f"{story.file}-{story.name}"
+)
 async def test_story(story: Story, server: Server, storyteller: Storyteller) -> None:
     if story.file == "hydrogen" and platform.machine() != "x86_64":
         pytest.skip("the Chromium from npm is for x86_64")

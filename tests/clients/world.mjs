@@ -79,7 +79,7 @@ export class World {
      * The client of a login, which has had its first sync; ended with the story. With `encrypts` it has keys.
      * When it asks for the recovery key, its owner types in `client.owner.recoveryKey`.
      */
-    async client({ user_id, device_id, access_token }, { encrypts = false, start = {}, ...options } = {}) {
+    async client({ user_id, device_id, access_token }, { encrypts = false, start = () => ({}), ...options } = {}) {
         const owner = { recoveryKey: undefined };
         const client = createClient({
             baseUrl: this.base_url,
@@ -102,7 +102,7 @@ export class World {
             lazyLoadMembers: true,
             pendingEventOrdering: PendingEventOrdering.Detached,
             threadSupport: true,
-            ...start,
+            ...start(client),
         });
         await until("the first sync", () => client.isInitialSyncComplete());
         return client;
