@@ -296,7 +296,7 @@ class Application:
             *(self.outbound.egress, self.bus),
             *(self.sender, self.reception.transactions, self.reception.dead_letters, self.rate_limits, self.accounts),
             *(self.user_data.account_data, self.user_data.push_rules, self.user_data.inbox_limits),
-            *(self.media.repository, self.mailer),
+            *(self.media.repository, self.mailer, self.push.delivery),
         )
         places = (self.accounts.places, self.media.thumbnails.places, self.fetching.spaces.places)
         readings = [

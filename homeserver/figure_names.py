@@ -168,6 +168,15 @@ _PLACES = {
     "places_waiting": _state("What waits for its turn at it", "work"),
     "places_limit": _state("How much of it may be done at once", "work"),
 }
+_PUSH = {
+    "pushes_total": _total("What gateways were told, or would not be told, by what became of it", ("result",)),
+    "push_seconds": _seconds("How long gateways took to answer"),
+    "pushes_held": _state("Pushes that wait in memory"),
+    "push_gateways": _state("Gateways that something waits for"),
+    "push_gateways_failing": _state("Those of them that do not answer"),
+    "pushes_waiting": _state("Pushes that gateways have not been told", across=Across.NEWEST),
+    "pushes_oldest_seconds": _state("Age of the oldest of them", across=Across.NEWEST),
+}
 _REST = {
     "to_device_waiting": _state("To-device messages that devices have not taken", across=Across.NEWEST),
     "to_device_dropped_total": _total("Other servers' messages to devices that did not ask for them: too many, or old"),
@@ -201,6 +210,7 @@ FIGURES: Mapping[str, Described] = {
     **_SENDING,
     **_RECEIVING,
     **_PLACES,
+    **_PUSH,
     **_REST,
 }
 

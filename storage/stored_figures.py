@@ -25,6 +25,8 @@ _PARTS = {
     "federation_to_device_oldest_seconds": f"(select coalesce((select greatest({_NOW} - created_ts, 0) / 1000.0"
     " from outbox_messages order by sequence limit 1), 0))::float8",
     "to_device_waiting": _count("to_device_messages"),
+    "pushes_waiting": _count("pushes"),
+    "pushes_oldest_seconds": _age("pushes", "created_ts"),
     "federation_servers_failing": _count("destinations", "failing_since_ts is not null"),
     "federation_undeliverable": _count("undeliverable"),
     "federation_shards_unheld": "(select count(*) from outbox_shards where not exists (select from outbox_processes"
