@@ -458,6 +458,19 @@ class Turn:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Calls:
+    """What carries the sound and pictures of group calls (MatrixRTC)."""
+
+    livekit_service_urls: tuple[str, ...] = ()
+
+    def complaints(self) -> Iterator[tuple[str, str]]:
+        """What clients could not connect to."""
+        for url in self.livekit_service_urls:
+            if not url.startswith(("https://", "http://")):
+                yield "livekit_service_urls", f"{url!r} is no address of a service: write https://HOST/..."
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Mail:
     """The server that takes mail; without a host there is none."""
 
@@ -531,6 +544,7 @@ class Config:
     support: Support = Support()
     policy_server: PolicyServer = PolicyServer()
     turn: Turn = Turn()
+    calls: Calls = Calls()
     mail: Mail = Mail()
     identifiers: Identifiers = Identifiers()
 

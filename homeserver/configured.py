@@ -172,6 +172,7 @@ def description(config: Config) -> ServerDescription:
         federation_server=config.federation.well_known_server,
         default_room_version=config.default_room_version,
         changes_identifiers=config.mail.host is not None,
+        livekit_service_urls=config.calls.livekit_service_urls,
         policy_server_key=config.policy_server.public_key,
         support_page=config.support.page,
         support_email=config.support.email,

@@ -1,5 +1,6 @@
 """What clients ask first: versions, well-known, capabilities (Client-Server API, "API Versions", "Well-known URIs")."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from federation.protocol.errors import NotFound
@@ -50,6 +51,7 @@ class ServerDescription:
     default_room_version: str
     changes_identifiers: bool = False
     """Whether users can add and remove e-mail addresses."""
+    livekit_service_urls: Sequence[str] = ()
     policy_server_key: str | None = None
     support_page: str | None = None
     support_email: str | None = None
@@ -87,7 +89,17 @@ class DiscoveryAPI:
 
     async def get_well_known_client(self, _call: Call) -> Answer:
         """GET /.well-known/matrix/client."""
-        return {"m.homeserver": {"base_url": self._description.base_url}}
+        answer: JsonObject = {"m.homeserver": {"base_url": self._description.base_url}}
+        if foci := self._livekit():
+            answer["org.matrix.msc4143.rtc_foci"] = foci
+        return answer
+
+    async def get_rtc_transports(self, _call: Call) -> Answer:
+        """GET /rtc/transports (MSC4143, MSC4195): what carries group calls."""
+        return {"rtc_transports": self._livekit()}
+
+    def _livekit(self) -> list[JsonObject]:
+        return [{"type": "livekit", "livekit_service_url": url} for url in self._description.livekit_service_urls]
 
     async def get_well_known_server(self, _call: Call) -> Answer:
         """GET /.well-known/matrix/server."""

@@ -45,6 +45,12 @@ def discovery_routes(api: DiscoveryAPI) -> Sequence[ClientRoute]:
     return [
         ClientRoute(method="GET", path="versions", endpoint=api.get_versions, login=NONE),
         ClientRoute(method="GET", path="v3/capabilities", endpoint=api.get_capabilities, guests=True),
+        ClientRoute(
+            method="GET",
+            path="unstable/org.matrix.msc4143/rtc/transports",
+            endpoint=api.get_rtc_transports,
+            guests=True,
+        ),
     ]
 
 

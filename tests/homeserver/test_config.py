@@ -199,6 +199,7 @@ media: 3
         ("server_name: a.example\nfederation: {well_known_server: 'a b'}", "not a server name"),
         ("server_name: a.example\nfederation: {notary_servers: ['a b']}", "not a server name"),
         ("server_name: a.example\nsupport: {matrix_id: someone}", "not a user ID"),
+        ("server_name: a.example\ncalls: {livekit_service_urls: [lk.example]}", "no address of a service"),
         ("server_name: a.example\npolicy_server: {public_key: AAAA}", "not an Ed25519 key"),
         ("server_name: a.example\n? [a]\n: b", "unknown setting"),
     ],

@@ -2,7 +2,7 @@
 
 import pytest
 
-from homeserver.config import Federation, PolicyServer, Support
+from homeserver.config import Calls, Federation, PolicyServer, Support
 from tests.client import Client, Server
 from tests.servers import running
 
@@ -57,10 +57,19 @@ async def test_the_well_known_files(conninfo: str) -> None:
         public_base_url="https://matrix.hearth.test/",
         federation=Federation(well_known_server="matrix.hearth.test:443"),
         support=Support(page="https://hearth.test/help", email="help@hearth.test"),
+        calls=Calls(("https://calls.hearth.test/jwt",)),
         policy_server=PolicyServer("6yhHGKhCiXTSEN2ksjV7kX_N6rBQZ3Xb-M7LlC6NS-s"),
     ) as server:
         client = await server.anonymous.get("/.well-known/matrix/client")
-        assert client.body == {"m.homeserver": {"base_url": "https://matrix.hearth.test"}}
+        livekit = {"type": "livekit", "livekit_service_url": "https://calls.hearth.test/jwt"}
+        assert client.body == {
+            "m.homeserver": {"base_url": "https://matrix.hearth.test"},
+            "org.matrix.msc4143.rtc_foci": [livekit],
+        }
+        member = await server.register("member")
+        path = "/unstable/org.matrix.msc4143/rtc/transports"
+        assert await member.ok("GET", path) == {"rtc_transports": [livekit]}
+        assert (await server.anonymous.get(path)).status == 401
         assert client.headers["Access-Control-Allow-Origin"] == "*"
         assert (await server.anonymous.get("/.well-known/matrix/server")).body == {"m.server": "matrix.hearth.test:443"}
         assert (await server.anonymous.get("/.well-known/matrix/support")).body == {
