@@ -20,7 +20,7 @@ MAX_EDITS_OF_ONE_TIME = 20
 """That are compared by their IDs."""
 MAX_KINDS = 100
 """Of relations to one event."""
-MAX_PARENTS = 5_000
+MAX_PARENTS = 2_000
 """Direct children, the newest ones, whose own children are looked for."""
 MAX_DESCENDANTS = 20_000
 MAX_THREADS = 10_000
@@ -140,15 +140,13 @@ async def threads_from(tx: Tx, eyes: Eyes, roots: Collection[StoredEvent]) -> di
     if not roots:
         return {}
     conditions, values = eyes.conditions()
+    replies = f"from relations where room = in_room and parent = target_id and type = {REPLIES:d}"
     rows = await tx.fetch(
-        f"select target, replies, exists (select from relations where room = in_room"
-        f"  and parent = target_id and type = {REPLIES:d} and relations.sender = %s), {COLUMNS}"
-        f" from {_PARENTS} cross join lateral (select count(*) as replies, max(place) as newest from relations"
-        f"  where room = in_room and parent = target_id and type = {REPLIES:d} {conditions}) as counted"
-        " cross join lateral (select coalesce(relations.position, place) as at from relations where room = in_room"
-        f"  and parent = target_id and type = {REPLIES:d} and place = newest) as found"
+        f"select target, (select count(*) {replies} {conditions}), exists (select {replies} and relations.sender = %s),"
+        f" {COLUMNS} from {_PARENTS} cross join lateral (select coalesce(relations.position, place) as at {replies}"
+        f"  {conditions} order by place desc limit 1) as newest"
         " join events on events.room = in_room and events.position = at",
-        (eyes.user or 0, *_given(roots), *values),
+        (*values, eyes.user or 0, *_given(roots), *values),
     )
     return {row[0]: Thread(from_row(row[3:]), row[1], row[2]) for row in rows}
 
@@ -200,18 +198,23 @@ def _filter(wanted: Children, *, with_type: bool) -> tuple[str, list[Any]]:
     return conditions, values
 
 
+def _kinds(wanted: Children) -> tuple[str, list[Any]]:
+    """In which ways others relate to the parent, as a table: one look into the index each, however many do."""
+    if wanted.type is not None:
+        return "select %s::int", [wanted.type]
+    first = "select type from relations where room = %s and parent = %s"
+    kinds = (
+        f"(({first} order by type limit 1) union all select ({first} and relations.type > kinds.type"
+        " order by relations.type limit 1) from kinds where kinds.type is not null)"
+    )
+    return kinds, [wanted.room, wanted.parent] * 2
+
+
 async def children(tx: Tx, wanted: Children) -> list[StoredEvent]:
     """Events that relate to the parent, those first that are asked for first, hidden ones left out."""
     order = "desc" if wanted.newest_first else "asc"
     conditions, values = _filter(wanted, with_type=False)
-    first = "select type from relations where room = %s and parent = %s"
-    kinds, given = "select %s::int", list[Any]([wanted.type])
-    if wanted.type is None:  # one after the other: each is a look into the index, however many relate in each way
-        kinds = (
-            f"(({first} order by type limit 1) union all select ({first} and relations.type > kinds.type"
-            " order by relations.type limit 1) from kinds where kinds.type is not null)"
-        )
-        given = [wanted.room, wanted.parent] * 2
+    kinds, given = _kinds(wanted)
     rows = await tx.fetch(
         f"with recursive kinds(type) as ({kinds}), found as (select nearest.* from"
         f"  (select type from kinds where type is not null limit {MAX_KINDS:d}) as kinds,"
@@ -243,15 +246,21 @@ async def descendants(tx: Tx, wanted: Children) -> list[StoredEvent]:
     """
     order = "desc" if wanted.newest_first else "asc"
     conditions, values = _filter(wanted, with_type=True)
-    columns = "events.event_id, relations.place, events.position"
-    at = "events.room = relations.room and events.position = coalesce(relations.position, relations.place)"
+    kinds, given = _kinds(wanted)
     rows = await tx.fetch(
-        "with recursive closure(depth, id, standing, at) as ("
-        f" (select 1, {columns} from relations join events on {at} where relations.room = %s"
-        f"  and relations.parent = %s {conditions} order by relations.place desc limit {MAX_PARENTS:d})"
-        f" union all select depth + 1, {columns} from closure join relations on relations.room = %s"
-        f"  and relations.parent = closure.id join events on {at}"
-        f"  where depth < {DEPTH:d} and closure.id <> %s {conditions}),"
+        f"with recursive kinds(type) as ({kinds}), direct as (select newest.* from"
+        f"  (select type from kinds where type is not null limit {MAX_KINDS:d}) as kinds, lateral ("
+        "   select place, coalesce(relations.position, place) as at from relations where room = %s and parent = %s"
+        f"   and relations.type = kinds.type {conditions} order by place desc limit {MAX_PARENTS:d}) as newest"
+        f"  order by place desc limit {MAX_PARENTS:d}),"
+        " closure(depth, id, standing, at) as ("
+        "  select 1, event_id, direct.place, at from direct join events on events.room = %s and events.position = at"
+        "  union all select depth + 1, event_id, further.place, further.at from closure cross join lateral ("
+        "   select place, coalesce(relations.position, place) as at from relations where room = %s"
+        # The limit has each be looked up by its parent; without it, the whole room's relations may be read.
+        f"   and parent = closure.id {conditions} order by type, place limit {MAX_PARENTS:d}) as further"
+        "  join events on events.room = %s and events.position = further.at"
+        f"  where depth < {DEPTH:d} and closure.id <> %s),"
         f" found as (select distinct at, standing from"
         f"  (select depth, standing, at from closure limit {MAX_DESCENDANTS:d}) as closure"
         "  where depth > 1 and exists (select from unnest(%s::bigint[], %s::bigint[]) as shown(low, high)"
@@ -259,12 +268,15 @@ async def descendants(tx: Tx, wanted: Children) -> list[StoredEvent]:
         f" select {COLUMNS} from found join events on events.room = %s and events.position = at"
         f" where flags & {UNSEEN:d} = 0 order by standing {order}",
         (
+            *given,
             wanted.room,
             wanted.parent,
             *values,
             wanted.room,
-            wanted.parent,
+            wanted.room,
             *values,
+            wanted.room,
+            wanted.parent,
             *_bounds(wanted),
             wanted.limit,
             wanted.room,
@@ -292,24 +304,33 @@ class Threads:
     """Those alone whose root or any reply the reader has sent."""
 
 
-async def list_threads(tx: Tx, eyes: Eyes, wanted: Threads) -> list[tuple[StoredEvent, int]]:
-    """The roots that are here, with the places of their newest replies that the reader sees, the newest first."""
+async def list_threads(tx: Tx, eyes: Eyes, wanted: Threads) -> list[tuple[EventID, int]]:
+    """The roots, here or not, with the places of their newest replies that the reader sees, the newest first."""
     conditions, values = eyes.conditions()
     participated, own = "", list[Any]()
     if wanted.participated:
         participated = (
-            " and (events.sender = %s or exists (select from relations where relations.room = events.room"
-            f" and parent = events.event_id and relations.type = {REPLIES:d} and relations.sender = %s))"
+            " and (exists (select from relations where relations.room = %s and parent = root"
+            f" and relations.type = {REPLIES:d} and relations.sender = %s)"
+            " or exists (select from events where events.event_id = root and events.room = %s and events.sender = %s))"
         )
-        own = [eyes.user or 0] * 2
+        own = [wanted.room, eyes.user or 0] * 2
     rows = await tx.fetch(
-        f"select newest, {COLUMNS} from (select thread as root from threads where room = %s"
+        "select root, newest from (select thread as root from threads where room = %s"
         f"  order by last_position desc limit {MAX_THREADS:d}) as given cross join lateral ("
         "  select place as newest from relations where room = %s and parent = root"
         f"  and type = {REPLIES:d} {conditions} order by place desc limit 1) as replies"
-        " join events on events.event_id = root and events.room = %s"
-        f" where newest < %s and events.flags & {UNSEEN:d} = 0 and events.state_key is null {participated}"
-        " order by newest desc limit %s",
-        (wanted.room, wanted.room, *values, wanted.room, wanted.before, *own, wanted.limit),
+        f" where newest < %s {participated} order by newest desc limit %s",
+        (wanted.room, wanted.room, *values, wanted.before, *own, wanted.limit),
     )
-    return [(from_row(row[1:]), row[0]) for row in rows]
+    return [(EventID(root), newest) for root, newest in rows]
+
+
+async def roots(tx: Tx, room: int, event_ids: Collection[EventID]) -> list[StoredEvent]:
+    """Those of these events that are here and may be shown, in their order."""
+    rows = await tx.fetch(
+        f"select {COLUMNS} from events where event_id = any(%s::text[]) and room = %s and flags & {UNSEEN:d} = 0",
+        (Texts(event_ids), room),
+    )
+    found = {row[2]: from_row(row) for row in rows}
+    return [found[event_id] for event_id in event_ids if event_id in found]

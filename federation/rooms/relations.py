@@ -89,13 +89,14 @@ class RelationReader:
         roots: list[Seen] = []
         for _ in range(ROUNDS):
             found = await related_events.list_threads(tx, eyes, wanted)
-            places = {root.position: place for root, place in found}
-            stored = [_as_shown(root, onlooker) for root, _ in found if may_be_root(root)]
+            places = dict(found)
+            stored = await related_events.roots(tx, access.room.number, list(places))
+            stored = [_as_shown(root, onlooker) for root in stored if may_be_root(root)]
             seen = await self._reader.visible(tx, access.room, access.user_id, stored)
             room_left = limit - len(roots)
             roots += seen[:room_left]
             if len(seen) > room_left:
-                end = places[roots[-1].event.position] - 1 if room_left else wanted.before - 1
+                end = places[roots[-1].event.event_id] - 1 if room_left else wanted.before - 1
                 return await self._with_bundles(tx, onlooker, roots, end)
             if len(found) <= limit:
                 return await self._with_bundles(tx, onlooker, roots, None)

@@ -109,14 +109,18 @@ async def test_what_is_not_accepted_relates_to_nothing(alice: Client, peer: Answ
 async def test_fetched_history_brings_its_relations(pair: Pair, alice: Client, version: str) -> None:
     bob = await pair.far.register("bob")
     room_id = await a_room(alice, room_version=version)
-    for number in range(6):
-        root = await send(alice, room_id, f"root {number}")
+    roots = [await send(alice, room_id, f"root {number}") for number in range(6)]
+    for root in roots:
         last = await reply(alice, room_id, root)
         await edit(alice, room_id, last, "edited")
         await redact(alice, room_id, await edit(alice, room_id, root, "redacted"))
         await refer(alice, room_id, root)
         await redact(alice, room_id, await reply(alice, room_id, root))
         await react(alice, room_id, root)
+    path = f"/v3/rooms/{quote(room_id)}/state/m.room.power_levels"  # which is here before it gets its place
+    levels = await alice.ok("GET", path)
+    await alice.ok("PUT", path, {**levels, **relates_to("m.reference", roots[-1])})
+    await send(alice, room_id, "the last")
     await join(bob, room_id, pair.near.name)
     await history(bob, room_id, limit=9)
 
