@@ -69,6 +69,8 @@ LIMITS: Mapping[str, Limit] = {
     "growth of send": Limit(1.5),
     "growth of state change": Limit(1.5),
     "growth of join": Limit(1.5),
+    "growth of send, members without pushers": Limit(2),
+    "a push, server and PostgreSQL": Limit(1),
 }
 
 FACTORS: Mapping[str, float] = {

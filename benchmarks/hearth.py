@@ -42,6 +42,8 @@ class Hearth(Server):
         self.workers = 0
         """0 for a single process, without one that looks after workers."""
         self.shows_metrics = False
+        self.trusted_authority: Path | None = None
+        """Of whose certificates servers on this machine may be asked."""
         self.nats: str | None = None
         """The address of the NATS server that is its bus; None: PostgreSQL is."""
 
@@ -71,6 +73,11 @@ class Hearth(Server):
             settings["bus"] = {"kind": "nats", "servers": [self.nats]}
         if self.shows_metrics:
             settings["listeners"][0]["apis"] = ["client", "metrics"]
+        if self.trusted_authority is not None:
+            settings["federation"] = {
+                "allowed_ranges": ["127.0.0.0/8"],
+                "certificate_authorities": [str(self.trusted_authority)],
+            }
         if self.peering is not None:
             settings |= _settings_among_others(settings["listeners"], self.peering)
         file = self.cluster.directory / f"{self.name}.yaml"

@@ -31,6 +31,10 @@ class Sizes:
     growth_rounds: int = 6
     growth_operations: int = 50
     """Of each kind, in each room, a round."""
+    push_members: int = 1000
+    push_rounds: int = 4
+    push_messages: int = 100
+    """In each room, a round."""
     replicated: int = 2000
     replicated_slowly: int = 100
     remote_members: Mapping[int, int] = field(default_factory=lambda: {10: 10, 500: 3, 5000: 1})
@@ -55,6 +59,7 @@ class Sizes:
             joins=times(self.joins),
             page_readers=times(self.page_readers),
             growth_rounds=times(self.growth_rounds),
+            push_rounds=times(self.push_rounds),
             replicated=max(64, times(self.replicated)),
             replicated_slowly=times(self.replicated_slowly),
         )

@@ -21,8 +21,8 @@ from homeserver.services.pushers import PusherService
 from homeserver.user_data_parts import UserDataParts
 from storage.pushes import SHARDS
 
-PLACES = Places(prompt=256, prompt_seconds=5.0, slow=256, per_host=16, unproven=2)
-"""Of its own, so that gateways take no place from other servers."""
+PLACES = Places(prompt=256, prompt_seconds=5.0, slow=256, per_host=16, unproven=2, kept=16)
+"""Of its own, so that gateways take no place from other servers; few gateways are told of much."""
 
 
 class PushNotificationParts:

@@ -36,8 +36,7 @@ IDLE_SECONDS = 30.0
 
 KEEP_ALIVE_SECONDS = 60.0
 MAX_KEPT_HOSTS = 500
-MAX_KEPT_OF_HOST = 4
-"""Connections that are kept for the next request, each with up to 300 KB for TLS. Others end with their answer."""
+"""To which connections are kept, as many as `Places` says."""
 PLACES = Places(prompt=512, prompt_seconds=5.0, slow=512, per_host=16, unproven=2)
 ADDRESS_SECONDS = 60
 """For so long a host's addresses are remembered, for the next connection to it."""
@@ -192,6 +191,7 @@ class Egress:
         self._authorities = authorities
         self._user_agent = user_agent
         self._turns = Turns(places)
+        self._kept_of_host = places.kept
         self._kept: OrderedDict[str, float] = OrderedDict()
         """The hosts to which connections are kept, and until when."""
         self._session: aiohttp.ClientSession | None = None
@@ -291,7 +291,7 @@ class Egress:
         now = asyncio.get_running_loop().time()
         while self._kept and next(iter(self._kept.values())) < now:
             self._kept.popitem(last=False)
-        if turn.beside >= MAX_KEPT_OF_HOST or (turn.host not in self._kept and len(self._kept) >= MAX_KEPT_HOSTS):
+        if turn.beside >= self._kept_of_host or (turn.host not in self._kept and len(self._kept) >= MAX_KEPT_HOSTS):
             return False
         self._kept[turn.host] = now + KEEP_ALIVE_SECONDS
         self._kept.move_to_end(turn.host)

@@ -28,6 +28,9 @@ class Places:
     """Of both."""
     unproven: int
     """Prompt ones of a host that has not answered another in time of late."""
+    kept: int = 4
+    """Connections to a host that are kept for the next request, each with up to 300 KB for TLS; others end with their
+    answer."""
 
 
 MAX_PROVEN = 10_000
