@@ -44,7 +44,8 @@ MAX_ATTEMPTS = 5
 
 _NOW = "(extract(epoch from clock_timestamp()) * 1000)::bigint"
 
-Work = Callable[[Tx], Awaitable[None]]
+Work = Callable[[Tx], Awaitable[Callable[[], None] | None]]
+"""What it returns is called once that is committed."""
 
 
 class Follower(Protocol):
@@ -326,8 +327,10 @@ class Followers:
         if work is not None:
             async with self._database.transaction() as tx:
                 await _move(tx, self._process, running.follower.name, upto)
-                await work(tx)
+                when_committed = await work(tx)
             running.saved = upto
+            if when_committed is not None:
+                when_committed()
         running.position = upto
 
     async def _read(self, running: _Running, limit: int) -> tuple[Sequence[tuple[int, Change]], int]:

@@ -42,6 +42,8 @@ class Gateway:
     """What it answers for a pushkey, where that is not 200."""
     is_open: asyncio.Event = field(default_factory=asyncio.Event)
     """While this is not set, requests wait."""
+    delay_seconds: float = 0.0
+    """Before each answer."""
     holds: set[str] = field(default_factory=set)
     """Pushkeys whose requests wait for that."""
     _news: asyncio.Condition = field(default_factory=asyncio.Condition)
@@ -61,6 +63,7 @@ class Gateway:
             self._news.notify_all()
         if pushkey in self.holds:
             await self.is_open.wait()
+        await asyncio.sleep(self.delay_seconds)
         status = self.statuses.get(pushkey, 200)
         if status != 200:
             return web.json_response({"errcode": "M_UNKNOWN"}, status=status)

@@ -1,12 +1,11 @@
 """Who is told of what is new, by push: a follower of the log for each shard of users (`docs/how-it-works.md`).
 
 For each event it looks at those members of its room who have pushers, whose rules decide; what gateways are to be told
-is written to the table `pushes` before the cursor moves, and handed to `push_delivery.py`. An event that comes again
-after a crash is told again at most: gateways tell it by its ID. Events that clients are not shown are never told, nor
-is history that was fetched, which is no news to the log.
+is written to the table `pushes` with the move of the cursor, so exactly once, and handed to `push_delivery.py`. Events
+that clients are not shown are never told, nor is history that was fetched, which is no news to the log.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import orjson
@@ -40,8 +39,8 @@ from storage.room_completeness import RoomCompleteness
 
 GATHERS_SECONDS = 0.05
 """So that what comes at once is looked at together, and what is read at once is never told."""
-WRITTEN_AT_ONCE = 1_000
-"""Pushes."""
+MAX_TOLD = 5_000
+"""Notifications that are kept until the cursor moves; where there are more, they are written before."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +66,14 @@ class _Notification:
     outcome: Outcome
     counts: bool
     """Whether it is among the unread events of the user's rooms: not an invite."""
+
+
+@dataclass(frozen=True, slots=True)
+class _ToTell:
+    """What is to be told, and the pushers that it is for, by number."""
+
+    pushers: Mapping[int, Pusher]
+    pushes: Sequence[Push]
 
 
 def name_of(shard: int) -> str:
@@ -99,21 +106,28 @@ class PushFollower:
         await self._delivery.resume(self._shard)
 
     async def act(self, changes: Sequence[tuple[int, Change]], _upto: int) -> Work | None:
-        """Write and hand out what is to be told of these changes."""
+        """Look who is to be told, and hand out what is to be told of these changes."""
         await self._follow_pushers([change for _, change in changes if isinstance(change, Invalidated)])
         if not self._recipients.users:
             return None
         have_read = await self._follow_reading(changes)
         found = [(at, change) for at, change in changes if isinstance(change, RoomEvents | OutsideMembership)]
+        new = _ToTell({}, [])
         if found or have_read:
             async with self._database.read() as tx:
-                told = await self._look_at(tx, found)
-                await self._tell(tx, told, have_read)
+                new = await self._to_tell(tx, await self._look_at(tx, found), have_read)
         for _, change in changes:
             if isinstance(change, RoomCompleteness):
                 self._recipients.forget_room(change.room)
         self._recipients.drop_oldest()
-        return None
+        return self._writing(new) if new.pushes else None
+
+    def _writing(self, new: _ToTell) -> Work:
+        async def work(tx: Tx) -> Callable[[], None]:
+            await pushes.insert(tx, new.pushes)
+            return lambda: self._delivery.add(new.pushers, new.pushes)
+
+        return work
 
     # --- what changes who is told
 
@@ -176,6 +190,12 @@ class PushFollower:
             else:
                 told.extend(await self._look_at_events(tx, change))
                 self._recipients.apply(change)
+            if len(told) >= MAX_TOLD:  # too many to be kept until the cursor moves
+                new = await self._to_tell(tx, told, ())
+                if new.pushes:
+                    await pushes.insert(tx, new.pushes)
+                    self._delivery.add(new.pushers, new.pushes)
+                told = []
         return told
 
     async def _look_at_events(self, tx: Tx, change: RoomEvents) -> list[_Notification]:
@@ -241,8 +261,8 @@ class PushFollower:
 
     # --- what is told
 
-    async def _tell(self, tx: Tx, told: Sequence[_Notification], have_read: Collection[UserID]) -> None:
-        """Write what gateways are to be told, and have it told."""
+    async def _to_tell(self, tx: Tx, told: Sequence[_Notification], have_read: Collection[UserID]) -> _ToTell:
+        """What gateways are to be told."""
         users = {each.user_id for each in told}
         marks = await read_marks.of_users_in(tx, users, {each.room for each in told}) if users else {}
         told = [
@@ -282,10 +302,7 @@ class PushFollower:
                 if push_gateway.wants_badge(pusher):
                     owned[pusher.number] = pusher
                     new.append(_badge(pusher, self._shard, now_ts))
-        for start in range(0, len(new), WRITTEN_AT_ONCE):
-            part = new[start : start + WRITTEN_AT_ONCE]
-            await pushes.insert(tx, part)
-            self._delivery.add(owned, part)
+        return _ToTell(owned, new)
 
 
 def _usable(of_user: Sequence[Pusher]) -> list[Pusher]:
