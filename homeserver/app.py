@@ -296,9 +296,14 @@ class Application:
             *(self.outbound.egress, self.bus),
             *(self.sender, self.reception.transactions, self.reception.dead_letters, self.rate_limits, self.accounts),
             *(self.user_data.account_data, self.user_data.push_rules, self.user_data.inbox_limits),
-            *(self.media.repository, self.mailer, self.push.delivery),
+            *(self.media.repository, self.media.previews, self.mailer, self.push.delivery),
         )
-        places = (self.accounts.places, self.media.thumbnails.places, self.fetching.spaces.places)
+        places = (
+            self.accounts.places,
+            self.media.thumbnails.places,
+            self.media.previews.places,
+            self.fetching.spaces.places,
+        )
         readings = [
             *(part.figures for part in parts),
             lambda: figures_of((*places, self.fetching.backfill.places)),
@@ -411,6 +416,7 @@ class Application:
         if self.metrics is not None:
             await self.metrics.close()
         await self.reception.transactions.close()
+        await self.media.previews.close()
         await self.media.repository.close()
         await background.end(self._tasks[2:])
         await self.outbound.stop()
@@ -455,6 +461,7 @@ class Application:
                 await self.user_data.inbox_limits.give_up()
                 await self.outbound.keyring.forget_old_lists()
                 await self.media.repository.forget_unused()
+                await self.media.previews.forget_old()
                 self.views.drop_unused()
                 async with self.database.transaction() as tx:
                     await short_lived_tokens.delete_expired(tx, self.database.now_ms())

@@ -9,6 +9,7 @@ import dataclasses
 import enum
 import importlib.util
 import ipaddress
+import re
 from collections.abc import Iterator
 from email.utils import parseaddr
 from pathlib import Path
@@ -275,6 +276,7 @@ class RateLimits:
     login: RateLimit = RateLimit(0.2, 10)
     failed_login: RateLimit = RateLimit(0.1, 5)
     registration: RateLimit = RateLimit(0.1, 5)
+    previews: RateLimit = RateLimit(0.5, 30)
     verification: RateLimit = RateLimit(0.005, 5)
     federation: RateLimit = RateLimit(50.0, 500)
 
@@ -354,6 +356,28 @@ class Media:
     max_image_pixels: int = setting(32_000_000, minimum=1)
     max_size_per_user: ByteCount | None = None
     s3: S3 = S3()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class URLPreviews:
+    """Previews of pages that users write of."""
+
+    SHORTHAND = "enabled"
+
+    enabled: bool = True
+    allowed_hosts: tuple[str, ...] = ("*",)
+    denied_hosts: tuple[str, ...] = ()
+    allowed_ranges: tuple[IPNetwork, ...] = ()
+    """Exceptions from `federation.denied_ranges`; those of federation do not count here."""
+    accept_language: tuple[str, ...] = ("en",)
+    lifetime: Milliseconds = setting(Milliseconds(3_600_000), minimum=1000)
+    max_image_size: ByteCount = setting(10_000_000, minimum=1000)
+
+    def complaints(self) -> Iterator[tuple[str, str]]:
+        """Languages that are none."""
+        for language in self.accept_language:
+            if re.fullmatch(r"[A-Za-z0-9*-]{1,40}(;q=[01](\.[0-9]{1,3})?)?", language) is None:
+                yield "accept_language", f"{language!r} is no language: write en, or de;q=0.5"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -534,6 +558,7 @@ class Config:
     federation: Federation = Federation()
     default_room_version: str = "12"
     media: Media = Media()
+    url_previews: URLPreviews = URLPreviews()
     presence: bool = True
     search: Search = Search()
     user_directory: UserDirectory = UserDirectory()

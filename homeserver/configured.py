@@ -21,6 +21,7 @@ from homeserver.services.identifiers import IdentifierPolicy
 from homeserver.services.mail import MailServer
 from homeserver.services.rate_limits import Limit, RateLimits
 from homeserver.services.sessions import Lifetimes
+from homeserver.services.url_previews import PreviewPolicy
 from homeserver.startup import StartupError
 from storage.bus import Bus, PostgresBus
 from storage.database import Database
@@ -165,12 +166,27 @@ def trusts(configured: settings.Identifiers) -> Callable[[ServerName], bool]:
     return ServerACL({"allow": list(configured.identity_servers), "deny": []}).allows
 
 
+def preview_policy(config: Config) -> PreviewPolicy:
+    """What is decided of previews."""
+    configured = config.url_previews
+    return PreviewPolicy(
+        enabled=configured.enabled,
+        allowed_hosts=tuple(host.lower() for host in configured.allowed_hosts),
+        denied_hosts=tuple(host.lower() for host in configured.denied_hosts),
+        accept_language=", ".join(configured.accept_language) or "*",
+        lifetime_ms=configured.lifetime,
+        max_image_bytes=configured.max_image_size,
+        max_image_pixels=config.media.max_image_pixels,
+    )
+
+
 def description(config: Config) -> ServerDescription:
     """What the server says of itself."""
     return ServerDescription(
         base_url=config.base_url,
         federation_server=config.federation.well_known_server,
         default_room_version=config.default_room_version,
+        makes_previews=config.url_previews.enabled,
         changes_identifiers=config.mail.host is not None,
         livekit_service_urls=config.calls.livekit_service_urls,
         policy_server_key=config.policy_server.public_key,

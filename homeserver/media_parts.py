@@ -1,15 +1,18 @@
 """All of media built in one place from arguments, as `federation_parts.py` does with federation."""
 
 from federation.inbound.content_repository import MediaAnswers, ServedFile
+from federation.outbound.addresses import AddressPolicy
+from federation.outbound.egress import Egress
 from federation.outbound.remote_media import RemoteMedia
 from federation.protocol.types import ServerName
 from federation.web import Call
-from homeserver import configured
+from homeserver import configured, release
 from homeserver.client_api.content_repository import ContentRepositoryAPI, content_disposition, thumbnail_request
 from homeserver.config import Config
 from homeserver.federation_parts import Outbound
 from homeserver.services.content_repository import DEFAULT_TIMEOUT_MS, ContentRepository, MediaLimits
 from homeserver.services.thumbnails import Thumbnails
+from homeserver.services.url_previews import URLPreviews
 from storage.database import Database
 
 
@@ -31,7 +34,19 @@ class MediaParts:
             ),
         )
         self.thumbnails = Thumbnails(files, server_name, max_pixels=settings.max_image_pixels)
-        self.api = ContentRepositoryAPI(self.repository, self.thumbnails)
+        self.previews = URLPreviews(
+            database,
+            files,
+            Egress(
+                AddressPolicy(config.federation.denied_ranges, config.url_previews.allowed_ranges),
+                outbound.egress.lookup,
+                config.federation.certificate_authorities,
+                user_agent=f"Hearth/{release.number()} (bot)",
+            ),
+            configured.preview_policy(config),
+            server_name,
+        )
+        self.api = ContentRepositoryAPI(self.repository, self.thumbnails, self.previews)
         self.answers = MediaAnswers(download=self._download, thumbnail=self._thumbnail)
 
     async def _download(self, media_id: str, call: Call) -> ServedFile:

@@ -554,6 +554,17 @@ identity_server_bindings = Table(
     comment="What was bound at identity servers through this server, so that it can be unbound.",
 )
 
+url_previews = Table(
+    "url_previews",
+    metadata,
+    Column("url_hash", LargeBinary, primary_key=True),
+    Column("fetched_ts", BigInteger, primary_key=True),
+    Column("expires_ts", BigInteger, nullable=False),
+    Column("answer", LargeBinary, comment="JSON; null where there was nothing to be had."),
+    Index("url_previews_expires_ts_idx", "expires_ts"),
+    comment="What pages that users write of say of themselves.",
+)
+
 outgoing_mail = Table(
     "outgoing_mail",
     metadata,

@@ -17,6 +17,7 @@ from federation.web import CORS_HEADERS, Answer, Call
 from homeserver.client_api.routing import requester
 from homeserver.services.content_repository import DEFAULT_TIMEOUT_MS, ContentRepository, Upload
 from homeserver.services.thumbnails import ThumbnailRequest, Thumbnails
+from homeserver.services.url_previews import URLPreviews
 from storage.media_files import StoredFile
 
 STALLED_SECONDS = 60
@@ -71,9 +72,10 @@ _HEADERS = {
 class ContentRepositoryAPI:
     """Uploads, downloads, thumbnails."""
 
-    def __init__(self, media: ContentRepository, thumbnails: Thumbnails) -> None:
+    def __init__(self, media: ContentRepository, thumbnails: Thumbnails, previews: URLPreviews) -> None:
         self._media = media
         self._thumbnails = thumbnails
+        self._previews = previews
 
     async def get_config(self, _call: Call) -> Answer:
         """GET /media/config."""
@@ -121,6 +123,14 @@ class ContentRepositoryAPI:
         )
         made = await self._thumbnails.get(found, request)
         return await _answer(call, made.file, made.content_type, content_disposition("inline", made.filename))
+
+    async def preview(self, call: Call) -> Answer:
+        """GET /media/preview_url."""
+        url = call.query_text("url")
+        if not url:
+            raise InvalidInput("url is required", "M_MISSING_PARAM")
+        ts = None if call.query_text("ts") is None else call.query_int("ts", 0, maximum=1 << 53)
+        return await self._previews.get(url, ts)
 
     async def refuse_frozen(self, _call: Call) -> NoReturn:
         """The endpoints without a login: all media is from after the freeze."""

@@ -49,6 +49,7 @@ class ServerDescription:
     federation_server: str | None
     """What `/.well-known/matrix/server` delegates to."""
     default_room_version: str
+    makes_previews: bool = False
     changes_identifiers: bool = False
     """Whether users can add and remove e-mail addresses."""
     livekit_service_urls: Sequence[str] = ()
@@ -82,6 +83,7 @@ class DiscoveryAPI:
             "m.profile_fields": {"enabled": True},
             "m.3pid_changes": {"enabled": self._description.changes_identifiers},
             "m.get_login_token": {"enabled": not who.is_guest},
+            "io.element.msc4452.preview_url": {"enabled": self._description.makes_previews and not who.is_guest},
         }
         if who.is_admin:
             capabilities["m.account_moderation"] = {"suspend": True, "lock": True}

@@ -513,6 +513,17 @@ def media_routes(api: ContentRepositoryAPI) -> Sequence[ClientRoute]:
             guests=True,
             unstable=(f"{old}/v3/config", f"{old}/r0/config"),
         ),
+        ClientRoute(
+            method="GET",
+            path="v1/media/preview_url",
+            endpoint=api.preview,
+            limit="previews",
+            waits=True,
+            unstable=(
+                "unstable/org.matrix.msc3916/media/preview_url",
+                *(f"{old}/{version}/preview_url" for version in ("v3", "r0", "v1")),
+            ),
+        ),
         given(f"download/{one}", api.download),
         given(f"download/{one}/{{file_name}}", api.download),
         given(f"thumbnail/{one}", api.thumbnail),

@@ -4,14 +4,12 @@ They are kept on the disk under the hash of what they were made from. The sizes 
 fills the disk by asking for one pixel more each time.
 """
 
-import asyncio
-import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from federation.protocol.errors import InvalidInput, MatrixError, TooLarge
 from federation.protocol.types import ServerName
+from homeserver.services import limited_process
 from homeserver.services.content_repository import Found
 from storage.media_files import EXTENSIONS, MediaStore, StoredFile, opened
 from storage.places import Places
@@ -98,38 +96,11 @@ class Thumbnails:
         return Thumbnail(await self._files.put_thumbnail(found.sha256, variant, data, content_type), content_type)
 
     async def _run(self, image: StoredFile, *arguments: str) -> tuple[int, bytes]:
-        """The exit code and the output of the process, which is killed when it takes too long or says too much."""
+        """The exit code and the output of the process."""
         async with opened(image) as file:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-B",
-                "-P",
-                "-s",
-                str(_PROGRAM),
-                *arguments,
-                stdin=file,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.DEVNULL,
-                env={name: os.environ[name] for name in ("PYTHONPATH",) if name in os.environ},
-                cwd="/",
+            return await limited_process.run(
+                _PROGRAM, list(arguments), file, seconds=SECONDS, max_bytes=MAX_RESULT_BYTES
             )
-        assert process.stdout is not None
-        output = bytearray()
-        try:
-            async with asyncio.timeout(SECONDS):
-                while chunk := await process.stdout.read(65_536):
-                    output += chunk
-                    if len(output) > MAX_RESULT_BYTES:
-                        break
-                else:
-                    return await process.wait(), bytes(output)
-        except TimeoutError:
-            pass
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
-        return -1, b""
 
     def _too_large(self, found: Found) -> MatrixError:
         if found.media.server_name == self._server_name:

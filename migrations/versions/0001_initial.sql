@@ -943,6 +943,20 @@ COMMENT ON COLUMN undeliverable.kind IS '`event`, or the EDU''s type.';
 
 COMMENT ON COLUMN undeliverable.name IS 'The event''s ID, or what else tells the item.';
 
+CREATE TABLE url_previews (
+	url_hash BYTEA NOT NULL,
+	fetched_ts BIGINT NOT NULL,
+	expires_ts BIGINT NOT NULL,
+	answer BYTEA,
+	CONSTRAINT url_previews_pkey PRIMARY KEY (url_hash, fetched_ts)
+);
+
+CREATE INDEX url_previews_expires_ts_idx ON url_previews (expires_ts);
+
+COMMENT ON TABLE url_previews IS 'What pages that users write of say of themselves.';
+
+COMMENT ON COLUMN url_previews.answer IS 'JSON; null where there was nothing to be had.';
+
 CREATE TABLE users (
 	user_id TEXT NOT NULL,
 	password_hash TEXT,
