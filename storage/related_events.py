@@ -289,6 +289,42 @@ def _bounds(wanted: Children) -> tuple[Int8, Int8]:
     return Int8(low for low, _ in wanted.ranges), Int8(high for _, high in wanted.ranges)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Redactable:
+    """Which events are to be redacted with the one that they relate to (MSC3912)."""
+
+    room: int
+    parent: EventID
+    types: Collection[str] | None
+    """How they relate to it; None: in whatever way."""
+    sender: int | None
+    """Only what this user sent; None: anybody."""
+    not_types: Collection[str]
+    """Types of events that are never redacted."""
+
+
+async def redactable(tx: Tx, wanted: Redactable, *, after: int, limit: int) -> list[tuple[EventID, int]]:
+    """Such events, with their places, in the order of these; edits only where they are valid."""
+    conditions, values = "", list[Any]()
+    if wanted.types is not None:
+        conditions += " and relations.type in (select id from strings where value = any(%s::text[]))"
+        values.append(Texts(wanted.types))
+    if wanted.sender is not None:
+        conditions += " and relations.sender = %s"
+        values.append(wanted.sender)
+    rows = await tx.fetch(
+        "select events.event_id, relations.place from events as target join relations on relations.room = target.room"
+        f" and parent = target.event_id {conditions} and (relations.type <> {EDITS:d} or (edited_ts is not null"
+        "  and relations.sender = target.sender and relations.event_type = target.type))"
+        " join events on events.room = target.room and events.position = coalesce(relations.position, relations.place)"
+        " where target.event_id = %s and target.room = %s and relations.place > %s"
+        " and events.type not in (select id from strings where value = any(%s::text[]))"
+        " order by relations.place limit %s",
+        (*values, wanted.parent, wanted.room, after, Texts(wanted.not_types), limit),
+    )
+    return [(EventID(event_id), place) for event_id, place in rows]
+
+
 # --- threads
 
 

@@ -1,12 +1,19 @@
 """What a writer asks of events that were sent before: transactions, relations ("Transaction identifiers")."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from federation.protocol.relations import related_event
 from federation.protocol.types import EventID, JsonObject, UserID
-from storage import events, relations, strings
+from federation.rooms.append import PROTECTED_TYPES
+from federation.rooms.reader import BEGINNING as BEGINNING
+from storage import events, related_events, relations, strings
 from storage.database import Database
+from storage.related_events import Redactable
 from storage.rooms import Room
+
+AT_ONCE = 50
+"""Events that are redacted by one entry of the log."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +56,19 @@ class SentEvents:
             return False
         content: JsonObject = stored.content
         return related_event(content) is not None
+
+    async def redactable(
+        self, room: Room, parent: EventID, rel_types: Collection[str] | None, *, sender: UserID | None, after: int
+    ) -> list[tuple[EventID, int]]:
+        """Some of what relates to an event in these ways, in any if None, after a place: those that `sender` sent, or
+        all, which may be redacted, with their places.
+        """
+        async with self._database.read() as tx:
+            number = None if sender is None else (await strings.find(tx, [sender])).get(sender, 0)
+            wanted = Redactable(
+                room=room.number, parent=parent, types=rel_types, sender=number, not_types=PROTECTED_TYPES
+            )
+            return await related_events.redactable(tx, wanted, after=after, limit=AT_ONCE)
 
     async def is_redacted(self, room: Room, event_id: EventID) -> bool:
         """Whether this event of the room was redacted."""

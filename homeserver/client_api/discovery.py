@@ -31,6 +31,7 @@ UNSTABLE_FEATURES: dict[str, bool] = {
     "org.matrix.msc3773": True,  # unread counts by thread
     "org.matrix.msc3827.stable": True,  # published rooms by type
     "org.matrix.msc3856.stable": True,  # lists of threads
+    "org.matrix.msc3912": True,  # what relates to an event is redacted with it, as far as it is here by then
     "org.matrix.msc3916.stable": True,  # media for who is logged in; previews of URLs are not there yet
     "org.matrix.msc3981": True,  # relations of relations
     "org.matrix.msc4140": True,  # delayed events

@@ -1,5 +1,6 @@
 """Sending messages and state, redacting (Client-Server API v1.19, "Sending events to a room", "Redactions")."""
 
+from federation.protocol.errors import InvalidInput
 from federation.protocol.types import JsonObject
 from federation.web import Answer, Call
 from homeserver.client_api.routing import requester
@@ -9,6 +10,7 @@ from homeserver.services.membership import MembershipService
 from homeserver.services.messages import Message, MessageService
 from homeserver.services.presence import PresenceService
 
+MAX_REL_TYPES = 100
 MAX_EVENT_BODY = 128 * 1024
 """An event has at most 64 KiB; a body may spell it out longer, not much."""
 
@@ -48,6 +50,7 @@ class SendingEventsAPI:
     async def redact(self, call: Call) -> Answer:
         """PUT /rooms/{roomId}/redact/{eventId}/{txnId}."""
         body = await call.body(optional=True, max_bytes=MAX_EVENT_BODY)
+        rel_types = _with_rel_types(body)
         message = Message(
             room_id=call.path["room_id"],
             type="m.room.redaction",
@@ -56,7 +59,12 @@ class SendingEventsAPI:
             redacts=call.path["event_id"],
             origin_server_ts=_timestamp(call),
         )
-        return {"event_id": await self._messages.send(requester(call), message)}
+        event_id = await self._messages.send(requester(call), message)
+        if rel_types:
+            await self._messages.redact_related(
+                requester(call), message.room_id, call.path["event_id"], rel_types, message.content
+            )
+        return {"event_id": event_id}
 
     async def put_state(self, call: Call) -> Answer:
         """PUT /rooms/{roomId}/state/{eventType}/{stateKey}; the key may be left out with its slash when empty."""
@@ -72,6 +80,19 @@ class SendingEventsAPI:
         if event_type == "m.room.guest_access" and content.get("guest_access") != "can_join":
             await self._upkeep.remove_guests(room_id)
         return {"event_id": event_id}
+
+
+def _with_rel_types(body: JsonObject) -> list[str]:
+    """Takes out of a request how events relate to the one that are to be redacted with it (MSC3912)."""
+    found: list[str] = []
+    for name in ("with_rel_types", "org.matrix.msc3912.with_relations"):
+        given = body.pop(name, None) or []
+        if not isinstance(given, list) or len(given) > MAX_REL_TYPES:
+            raise InvalidInput(f"{name} must be a list of at most {MAX_REL_TYPES} types")
+        if not all(isinstance(each, str) and "\0" not in each for each in given):
+            raise InvalidInput(f"{name} must be a list of strings")
+        found += given
+    return found
 
 
 def _delay(call: Call) -> int | None:

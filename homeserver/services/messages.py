@@ -5,7 +5,7 @@ The hot path: a message into a room whose head is in memory costs no query befor
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, replace
 
 from federation.protocol.errors import InvalidInput, MatrixError
@@ -15,7 +15,7 @@ from federation.protocol.relations import ANNOTATION, THREAD, related_event
 from federation.protocol.types import EventID, JsonObject, RoomAlias, RoomID, StateKey
 from federation.rooms.append import RoomWriter, content_of
 from federation.rooms.contention import Contention
-from federation.rooms.sent import Annotation, SentEvents
+from federation.rooms.sent import AT_ONCE, BEGINNING, Annotation, SentEvents
 from homeserver.services.requester import Requester
 from storage.log_entries import AlreadyWritten, Conflict
 from storage.rooms import Room
@@ -23,6 +23,9 @@ from storage.rooms import Room
 REMEMBERED_TRANSACTIONS = 20_000
 REMEMBERED_ROOTS = 5_000
 MAX_NEW_ALIASES = 100
+MAX_RELATED_REDACTIONS = 1_000
+"""By one request."""
+ANY_RELATION = "*"
 ALIASES_AT_ONCE = 10
 """That are looked up, some of them by asking other servers."""
 
@@ -165,6 +168,32 @@ class MessageService:
         self._roots[key] = None
         if len(self._roots) > REMEMBERED_ROOTS:
             self._roots.popitem(last=False)
+
+    async def redact_related(
+        self, who: Requester, room_id: str, event_id: str, rel_types: Collection[str], reason: JsonObject
+    ) -> None:
+        """Redact what relates to an event in these ways, as far as the user may (MSC3912): at most so much of it.
+
+        What is redacted relates to nothing any more, so a repeat goes on where this ended.
+        """
+        content = {name: value for name, value in reason.items() if name != "redacts"}
+        room = await self._writer.get_room(room_id)
+        levels = await self._writer.power_levels(room)
+        sender = who.user_id if levels.of_user(who.user_id) < levels.redact else None
+        types = None if ANY_RELATION in rel_types else rel_types
+        last = BEGINNING
+        for _ in range(MAX_RELATED_REDACTIONS // AT_ONCE):
+            found = await self._sent.redactable(room, EventID(event_id), types, sender=sender, after=last)
+            if not found:
+                return
+            last = found[-1][1]
+            drafts = [
+                Draft(
+                    room_id=room.room_id, type="m.room.redaction", sender=who.user_id, content=content, redacts=target
+                )
+                for target, _ in found
+            ]
+            await self._writer.append(drafts, device=who.device)
 
     # --- state
 

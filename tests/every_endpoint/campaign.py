@@ -5,6 +5,7 @@ Every so often it makes a new world and looks whether the users of the old one c
 """
 
 import asyncio
+import io
 import logging
 import random
 import time
@@ -30,6 +31,8 @@ DAMAGED = 0.5
 """The share of requests that are made invalid."""
 PATIENCE_SECONDS = 0.5
 """How long a client waits for an answer that may wait; 60 s for any other."""
+LARGE_BYTES = 1_000_000
+"""More than aiohttp wants to be given as bytes."""
 WAITING = frozenset(("sync", "getEvents", "peekEvents"))
 PAGES = ("/fallback/web", "/static/client/login/", "/hearth.email/confirm")
 """What answers people in browsers, also errors."""
@@ -171,6 +174,7 @@ class Campaign:
         anonymous = self.server.anonymous
         url = yarl.URL(anonymous.base_url + request.target, encoded=True)
         headers = dict(request.headers)
+        content = request.content
         skipped = () if "Content-Type" in headers else ("Content-Type",)
         async with (
             asyncio.timeout(patience),
@@ -178,7 +182,7 @@ class Campaign:
                 request.method,
                 url,
                 headers=headers,
-                data=request.content,
+                data=io.BytesIO(content) if content is not None and len(content) > LARGE_BYTES else content,
                 skip_auto_headers=skipped,
                 allow_redirects=False,
             ) as response,
