@@ -378,8 +378,8 @@ class Application:
         self._run("tail", self.tail.run())
         self._run("event counter", self.event_counter.run())
         self._run("followers", self.followers.run())
-        if self.search.indexer is not None:
-            self._run("older messages' index", self.search.indexer.run())
+        for name, work in self.search.tasks().items():
+            self._run(name, work)
         self._run("push", self.push.delivery.run())
         self._run("device activity", self.accounts.activity.run())
         self._run("delayed events", self.rooms.delayed_events.run())

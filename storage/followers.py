@@ -171,6 +171,20 @@ async def position_of(tx: Tx, name: str) -> int | None:
     return None if row is None else int(row[0])
 
 
+async def hold(tx: Tx, name: str, *, wait: bool = True) -> bool:
+    """Have nobody move a follower's cursor until this transaction ends, and so nobody write what is written with that;
+    whether this succeeded, and there is a follower of this name."""
+    row = await tx.fetch_one(
+        f"select 1 from followers where name = %s for update{'' if wait else ' skip locked'}", (name,)
+    )
+    return row is not None
+
+
+async def forget(tx: Tx, name: str) -> None:
+    """Forget a cursor: if there is such a follower again, it begins at the log's end."""
+    await tx.execute("delete from followers where name = %s", (name,))
+
+
 # --- running them
 
 

@@ -349,13 +349,18 @@ relations = Table(
 search_messages = Table(
     "search_messages",
     metadata,
-    Column("position", BigInteger, nullable=False),
+    Column("position", BigInteger, primary_key=True, autoincrement=False),
     Column("edit", BigInteger, comment="Where the edit stands whose words these are."),
     Column("room", Integer, nullable=False),
     Column("key", SmallInteger, nullable=False),
     Column("words", ARRAY(Integer), nullable=False, comment="Numbers of words, with those of the band before them."),
-    PrimaryKeyConstraint("room", "position"),
-    Index("search_messages_words_idx", "words", postgresql_using="gin", postgresql_with={"fastupdate": "off"}),
+    # What was written last is looked through as a list: a little of it, or searches would feel it.
+    Index(
+        "search_messages_words_idx",
+        "words",
+        postgresql_using="gin",
+        postgresql_with={"gin_pending_list_limit": "256"},
+    ),
     comment="What events are found by (storage/search_index.py).",
 )
 
@@ -380,12 +385,48 @@ search_backlog = Table(
     comment="Positions, after `low` up to `high`, whose events are still to be indexed.",
 )
 
-search_state = Table(
-    "search_state",
+index_versions = Table(
+    "index_versions",
     metadata,
-    Column("id", SmallInteger, primary_key=True, autoincrement=False),
-    Column("version", Text, nullable=False, comment="How words are made of texts: if it changes, all is made anew."),
-    comment="One row, if there is an index.",
+    Column("name", Text, primary_key=True),
+    Column("version", Text, nullable=False, comment="How its rows are made: if that changes, all are made anew."),
+    comment="The indexes that followers keep, as far as there are any.",
+)
+
+directory_users = Table(
+    "directory_users",
+    metadata,
+    Column("number", Integer, primary_key=True, autoincrement=False, comment="Of the user ID, in `strings`."),
+    Column("display_name", Text),
+    Column("avatar_url", Text),
+    Column("words", Text, nullable=False, comment="Folded, with a space before each."),
+    comment="Everybody who is in a room or a user of ours (storage/user_directory.py).",
+)
+
+directory_words = Table(
+    "directory_words",
+    metadata,
+    Column("number", Integer, nullable=False),
+    Column("is_public", Boolean, nullable=False, comment="Whether the user is in a public room."),
+    Column("word", Text(collation="C"), nullable=False),
+    PrimaryKeyConstraint("is_public", "word", "number"),
+    Index("directory_words_number_idx", "number"),
+    comment="The words of those who are in public rooms, and of users of ours.",
+)
+
+directory_rooms = Table(
+    "directory_rooms",
+    metadata,
+    Column("room", Integer, primary_key=True, autoincrement=False),
+    comment="Rooms that everybody may join, or read: their members may be found by everybody.",
+)
+
+directory_backlog = Table(
+    "directory_backlog",
+    metadata,
+    Column("room", Integer, primary_key=True, autoincrement=False, comment="0 for all users of ours."),
+    Column("after", Integer, nullable=False, comment="Members up to this number were looked at; -1: nothing was."),
+    comment="Rooms whose members are still to be looked at for the user directory.",
 )
 
 thread_subscriptions = Table(

@@ -6,8 +6,8 @@ band after the other, and stops: a word that half of all messages have costs no 
 which positions it spans. Matches are candidates: two words may have the same number, and who searches checks each
 event anyway.
 
-Everything is written under the lock of the follower's row (`lock`), by which what is indexed and what is taken out
-follow each other: what was redacted before is not indexed, what is redacted later is taken out later.
+Everything is written under the lock of the follower's row (`followers.hold`), by which what is indexed and what is
+taken out follow each other: what was redacted before is not indexed, what is redacted later is taken out later.
 """
 
 import time
@@ -22,10 +22,11 @@ from storage.strings import WELL_KNOWN
 
 FOLLOWER = "search"
 """The name of the follower that writes here."""
-BAND_SIZE = 32_768
-_BANDS = 4_096
+BAND_SIZE = 65_536
+_BANDS = 32_768
 """Beyond so many their numbers begin anew, and two bands share what they hold."""
-_BITS = 20
+_BITS = 17
+"""Of a word's number: with more of them the index is larger, with fewer more matches are none."""
 MAX_ROOM_WORDS = 200
 """Rooms that the index is asked for; of more rooms each row found is looked at."""
 _PROBED = 32
@@ -131,39 +132,27 @@ def _literal(numbers: Iterable[int]) -> str:
 # --- writing
 
 
-async def lock(tx: Tx, *, wait: bool = True) -> bool:
-    """Have nobody else write to the index until this transaction ends; whether that succeeded, and there is one."""
-    row = await tx.fetch_one(
-        f"select 1 from followers where name = %s for update{'' if wait else ' skip locked'}", (FOLLOWER,)
-    )
-    return row is not None
-
-
 async def prepare(tx: Tx, version: str, position: int) -> bool:
     """Empty the index, and note what it has to be filled with up to a position, unless it is of this version already;
     whether that was to be done. The caller holds the lock."""
-    row = await tx.fetch_one("select version from search_state")
+    row = await tx.fetch_one("select version from index_versions where name = %s", (FOLLOWER,))
     if row is not None and row[0] == version:
         return False
     await clear(tx)
-    await tx.execute("insert into search_state (id, version) values (1, %s)", (version,))
+    await tx.execute("insert into index_versions (name, version) values (%s, %s)", (FOLLOWER, version))
     await tx.execute("insert into search_backlog (room, low, high) values (0, 0, %s)", (position,))
     return True
 
 
 async def exists(tx: Tx) -> bool:
     """Whether there is an index, complete or not."""
-    return await tx.fetch_one("select 1 from search_state") is not None
-
-
-async def forget_follower(tx: Tx) -> None:
-    """Have the follower begin at the log's end when there is one again."""
-    await tx.execute("delete from followers where name = %s", (FOLLOWER,))
+    return await tx.fetch_one("select 1 from index_versions where name = %s", (FOLLOWER,)) is not None
 
 
 async def clear(tx: Tx) -> None:
     """Forget the whole index."""
-    await tx.execute("truncate search_messages, search_bands, search_backlog, search_state")
+    await tx.execute("truncate search_messages, search_bands, search_backlog")
+    await tx.execute("delete from index_versions where name = %s", (FOLLOWER,))
 
 
 async def write(tx: Tx, documents: Sequence[Document], *, rebuilding: bool = False) -> None:
@@ -191,7 +180,7 @@ async def write(tx: Tx, documents: Sequence[Document], *, rebuilding: bool = Fal
         " select given.position, edit, given.room, key, words::int[] from unnest(%s::bigint[], %s::bigint[], %s::int[],"
         "  %s::smallint[], %s::text[]) as given(position, edit, room, key, words)"
         " join events on events.room = given.room and events.position = given.position and redacted_by is null"
-        " on conflict (room, position) do update set edit = excluded.edit, words = excluded.words",
+        " on conflict (position) do update set edit = excluded.edit, words = excluded.words",
         (
             Int8(document.position for document, _ in rows),
             Int8(document.edit for document, _ in rows),
@@ -242,22 +231,18 @@ async def _extend(tx: Tx, band: int | None, kind: Kind, documents: Sequence[Docu
     return band
 
 
-async def remove(tx: Tx, events: Collection[tuple[int, int]]) -> None:
-    """Take events (room, position) out of the index. The caller holds the lock."""
-    if events:
-        await tx.execute(
-            "delete from search_messages using unnest(%s::int[], %s::bigint[]) as given(room, position)"
-            " where search_messages.room = given.room and search_messages.position = given.position",
-            (Int4(room for room, _ in events), Int8(position for _, position in events)),
-        )
+async def remove(tx: Tx, positions: Collection[int]) -> None:
+    """Take the events at these positions out of the index. The caller holds the lock."""
+    if positions:
+        await tx.execute("delete from search_messages where position = any(%s::bigint[])", (Int8(positions),))
 
 
 async def remove_rooms(tx: Tx, rooms: Collection[int], *, limit: int) -> int:
     """Take some of what is indexed of these rooms out of it; how many. The caller holds the lock."""
     return await tx.execute(
-        "delete from search_messages where (room, position) in"
-        " (select room, position from search_messages where room = any(%s::int[]) limit %s)",
-        (list(rooms), limit),
+        "delete from search_messages where position in (select position from events join search_messages"
+        " using (position) where events.room = any(%s::int[]) and type = any(%s::int[]) limit %s)",
+        (list(rooms), [WELL_KNOWN[name] for name in SEARCHED], limit),
     )
 
 
@@ -288,9 +273,9 @@ class Backlog:
 async def note_history(tx: Tx, room: int, positions: Collection[int]) -> None:
     """Have events indexed that came without being told of: history."""
     await tx.execute(
-        "insert into search_backlog (room, low, high) select %s, %s, %s from search_state"
+        "insert into search_backlog (room, low, high) select %s, %s, %s from index_versions where name = %s"
         " on conflict (room, high) do update set low = least(search_backlog.low, excluded.low)",
-        (room, min(positions) - 1, max(positions)),
+        (room, min(positions) - 1, max(positions), FOLLOWER),
     )
 
 

@@ -116,3 +116,37 @@ def spellings(text: str) -> Iterable[tuple[str, str]]:
     for match in re.finditer(rf"(?:[^\W_]|[{_MARKS}\u0300-\u036f])+", text):
         written = match[0].lower()
         yield written, fold(written)[:MAX_LENGTH]
+
+
+# --- names
+
+
+MAX_NAME_WORDS = 24
+_MAX_RUN = 16
+"""Characters of a run without spaces whose ends are words, too."""
+
+
+def name_words(*texts: str) -> list[str]:
+    """The words of names, as users are found by how they begin; of a run without spaces each end is one."""
+    words: dict[str, None] = {}
+    for text in texts:
+        for match in _FOUND.finditer(fold(text)):
+            run, word, sign = match.groups()
+            if run is not None:
+                words.update(dict.fromkeys(run[start:][:_MAX_RUN] for start in range(min(len(run), _MAX_RUN))))
+            else:
+                words[(word or sign)[:MAX_LENGTH]] = None
+    return list(words)[:MAX_NAME_WORDS]
+
+
+def name_query(text: str) -> list[str]:
+    """How words have to begin for a user to be found; what begins with @ is the beginning of an ID."""
+    beginnings: dict[str, None] = {}
+    for part in text[: MAX_LENGTH * 4].split():
+        if part.startswith("@"):
+            beginnings[fold(part[1:]).replace("\0", "")] = None
+        else:
+            found = (match[0][:MAX_LENGTH] for match in _FOUND.finditer(fold(part)))
+            beginnings.update(dict.fromkeys(found))
+    beginnings.pop("", None)
+    return list(beginnings)[:MAX_NAME_WORDS]

@@ -19,7 +19,7 @@ from storage.search_documents import edited_text, find_text, stemmed
 from storage.search_index import NOWHERE, Key, Match
 from storage.search_words import Query, Words, fold, query_of, spellings, words_of
 
-RANKED = 200
+RANKED = 100
 """Results among which the most relevant come first."""
 MAX_CANDIDATES = 2_000
 """That are loaded for one answer."""
@@ -163,7 +163,7 @@ class MessageSearch:
                 tx,
                 wanted,
                 below=gathered.low + 1,
-                limit=min(max(2 * missing, 20), MAX_CANDIDATES),
+                limit=min(missing + max(missing // 4, 10), MAX_CANDIDATES),
                 seconds=deadline - time.monotonic(),
             )
             matches, low = found.matches, found.low

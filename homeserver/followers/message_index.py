@@ -1,12 +1,10 @@
 """Keeps the index of messages: a follower of the log, and what fills the index with what was there before it."""
 
-import asyncio
 import logging
-import time
 from collections.abc import Sequence
 
-from federation.protocol.errors import Unavailable
-from storage import search_documents, search_index, search_words
+from homeserver.followers.backlog import work_off
+from storage import followers, search_documents, search_index, search_words
 from storage.append_events import RoomEvents
 from storage.database import Database, Tx
 from storage.followers import Work
@@ -15,10 +13,6 @@ from storage.log_entries import Change
 logger = logging.getLogger(__name__)
 
 GATHERS_SECONDS = 0.25
-LOOK_SECONDS = 5.0
-"""How often a process looks whether there is something to be indexed that came before."""
-PAUSE = 1.0
-"""As long as indexing that took, times this, it rests."""
 REMOVED_AT_ONCE = 5_000
 
 
@@ -38,7 +32,7 @@ class MessageIndexer:
     async def begin(self, position: int) -> None:
         """Make the index, if there is none that this version can use."""
         async with self._database.transaction() as tx:
-            await search_index.lock(tx)
+            await followers.hold(tx, search_index.FOLLOWER)
             if await search_index.prepare(tx, self.version, position):
                 logger.info("the index of messages is made anew")
 
@@ -65,7 +59,7 @@ class MessageIndexer:
     async def _remove_rooms(self, rooms: set[int]) -> bool:
         """Take some of what these rooms hold out of the index; whether there may be more."""
         async with self._database.transaction() as tx:
-            await search_index.lock(tx)
+            await followers.hold(tx, search_index.FOLLOWER)
             return await search_index.remove_rooms(tx, rooms, limit=REMOVED_AT_ONCE) == REMOVED_AT_ONCE
 
     async def run(self) -> None:
@@ -73,16 +67,7 @@ class MessageIndexer:
 
         Any process may do so; while one does, others pass.
         """
-        while True:
-            began, has_more = time.monotonic(), False
-            try:
-                has_more = await self._index_backlog()
-            except Unavailable:  # logged where it arose
-                pass
-            except Exception:
-                logger.exception("older messages could not be indexed; the next turn tries again")
-            took = time.monotonic() - began
-            await asyncio.sleep(took * PAUSE if has_more else LOOK_SECONDS)
+        await work_off(self._index_backlog)
 
     async def _index_backlog(self) -> bool:
         """Index a part of what is left; whether there was any."""
@@ -90,7 +75,7 @@ class MessageIndexer:
             if not await search_index.has_backlog(tx):
                 return False
         async with self._database.transaction() as tx:
-            if not await search_index.lock(tx, wait=False):
+            if not await followers.hold(tx, self.name, wait=False):
                 return False
             backlog = await search_index.next_backlog(tx)
             if backlog is None:
@@ -103,6 +88,6 @@ async def forget_index(database: Database) -> None:
     """Leave no index where searching is turned off: nobody would take what is redacted out of it."""
     async with database.transaction() as tx:
         if await search_index.exists(tx):
-            await search_index.lock(tx)
+            await followers.hold(tx, search_index.FOLLOWER)
             await search_index.clear(tx)
-            await search_index.forget_follower(tx)
+            await followers.forget(tx, search_index.FOLLOWER)

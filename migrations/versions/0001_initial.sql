@@ -104,6 +104,52 @@ COMMENT ON COLUMN device_list_changes.device_ids IS 'None where the cross-signin
 
 COMMENT ON COLUMN device_list_changes.seen_by IS 'The only user who may know of it.';
 
+CREATE TABLE directory_backlog (
+	room INTEGER NOT NULL,
+	after INTEGER NOT NULL,
+	CONSTRAINT directory_backlog_pkey PRIMARY KEY (room)
+);
+
+COMMENT ON TABLE directory_backlog IS 'Rooms whose members are still to be looked at for the user directory.';
+
+COMMENT ON COLUMN directory_backlog.room IS '0 for all users of ours.';
+
+COMMENT ON COLUMN directory_backlog.after IS 'Members up to this number were looked at; -1: nothing was.';
+
+CREATE TABLE directory_rooms (
+	room INTEGER NOT NULL,
+	CONSTRAINT directory_rooms_pkey PRIMARY KEY (room)
+);
+
+COMMENT ON TABLE directory_rooms IS 'Rooms that everybody may join, or read: their members may be found by everybody.';
+
+CREATE TABLE directory_users (
+	number INTEGER NOT NULL,
+	display_name TEXT,
+	avatar_url TEXT,
+	words TEXT NOT NULL,
+	CONSTRAINT directory_users_pkey PRIMARY KEY (number)
+);
+
+COMMENT ON TABLE directory_users IS 'Everybody who is in a room or a user of ours (storage/user_directory.py).';
+
+COMMENT ON COLUMN directory_users.number IS 'Of the user ID, in `strings`.';
+
+COMMENT ON COLUMN directory_users.words IS 'Folded, with a space before each.';
+
+CREATE TABLE directory_words (
+	number INTEGER NOT NULL,
+	is_public BOOLEAN NOT NULL,
+	word TEXT COLLATE "C" NOT NULL,
+	CONSTRAINT directory_words_pkey PRIMARY KEY (is_public, word, number)
+);
+
+CREATE INDEX directory_words_number_idx ON directory_words (number);
+
+COMMENT ON TABLE directory_words IS 'The words of those who are in public rooms, and of users of ours.';
+
+COMMENT ON COLUMN directory_words.is_public IS 'Whether the user is in a public room.';
+
 CREATE TABLE events (
 	position BIGINT NOT NULL,
 	origin_server_ts BIGINT NOT NULL,
@@ -229,6 +275,16 @@ COMMENT ON TABLE identifier_validations IS 'Proofs that somebody has a third-par
 COMMENT ON COLUMN identifier_validations.secret_hash IS 'Of the client''s secret.';
 
 COMMENT ON COLUMN identifier_validations.token_hashes IS 'Of what was sent; none, if it proves nothing.';
+
+CREATE TABLE index_versions (
+	name TEXT NOT NULL,
+	version TEXT NOT NULL,
+	CONSTRAINT index_versions_pkey PRIMARY KEY (name)
+);
+
+COMMENT ON TABLE index_versions IS 'The indexes that followers keep, as far as there are any.';
+
+COMMENT ON COLUMN index_versions.version IS 'How its rows are made: if that changes, all are made anew.';
 
 CREATE TABLE interactive_auth_sessions (
 	session_hash BYTEA NOT NULL,
@@ -786,26 +842,16 @@ CREATE TABLE search_messages (
 	room INTEGER NOT NULL,
 	key SMALLINT NOT NULL,
 	words INTEGER[] NOT NULL,
-	CONSTRAINT search_messages_pkey PRIMARY KEY (room, position)
+	CONSTRAINT search_messages_pkey PRIMARY KEY (position)
 );
 
-CREATE INDEX search_messages_words_idx ON search_messages USING gin (words) WITH (fastupdate = off);
+CREATE INDEX search_messages_words_idx ON search_messages USING gin (words) WITH (gin_pending_list_limit = 256);
 
 COMMENT ON TABLE search_messages IS 'What events are found by (storage/search_index.py).';
 
 COMMENT ON COLUMN search_messages.edit IS 'Where the edit stands whose words these are.';
 
 COMMENT ON COLUMN search_messages.words IS 'Numbers of words, with those of the band before them.';
-
-CREATE TABLE search_state (
-	id SMALLINT NOT NULL,
-	version TEXT NOT NULL,
-	CONSTRAINT search_state_pkey PRIMARY KEY (id)
-);
-
-COMMENT ON TABLE search_state IS 'One row, if there is an index.';
-
-COMMENT ON COLUMN search_state.version IS 'How words are made of texts: if it changes, all is made anew.';
 
 CREATE TABLE server_key_answers (
 	server_name TEXT NOT NULL,

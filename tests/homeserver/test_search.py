@@ -25,7 +25,7 @@ async def until_indexed(server: Server) -> None:
         while True:
             row = await tx.fetch_one(
                 "select position from followers where name = 'search' and not exists (select from search_backlog)"
-                " and exists (select from search_state where version = %s)",
+                " and exists (select from index_versions where name = 'search' and version = %s)",
                 (indexer.version,),
             )
             if row is not None and row[0] >= head:
