@@ -24,7 +24,13 @@ class DehydratedDevicesAPI:
         return {"device_id": await self._dehydrated_devices.delete(requester(call).user_id)}
 
     async def get_events(self, call: Call) -> Answer:
-        """POST /dehydrated_device/{device_id}/events."""
+        """GET /dehydrated_device/{device_id}/events."""
         return await self._dehydrated_devices.events(
+            requester(call).user_id, call.path["device_id"], call.query_text("from")
+        )
+
+    async def take_events(self, call: Call) -> Answer:
+        """POST /dehydrated_device/{device_id}/events, which was in the proposal before that."""
+        return await self._dehydrated_devices.take_events(
             requester(call).user_id, call.path["device_id"], await call.body(optional=True)
         )

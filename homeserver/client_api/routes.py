@@ -192,7 +192,8 @@ def dehydrated_device_routes(api: DehydratedDevicesAPI) -> Sequence[ClientRoute]
         ClientRoute(method="PUT", path=path, endpoint=api.put, limit="requests"),
         ClientRoute(method="GET", path=path, endpoint=api.get, limit="requests"),
         ClientRoute(method="DELETE", path=path, endpoint=api.delete, limit="requests"),
-        ClientRoute(method="POST", path=f"{path}/{{device_id}}/events", endpoint=api.get_events, limit="requests"),
+        ClientRoute(method="GET", path=f"{path}/{{device_id}}/events", endpoint=api.get_events, limit="requests"),
+        ClientRoute(method="POST", path=f"{path}/{{device_id}}/events", endpoint=api.take_events, limit="requests"),
     ]
 
 

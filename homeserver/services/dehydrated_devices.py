@@ -82,17 +82,25 @@ class DehydratedDeviceService:
         device_id: DeviceID = (await self._log.append(entry)).result
         return device_id
 
-    async def events(self, user_id: UserID, device_id: str, body: JsonObject) -> JsonObject:
-        """The next to-device messages of the device; those that `next_batch` proves received are deleted."""
+    async def events(self, user_id: UserID, device_id: str, start: str | None) -> JsonObject:
+        """A page of the device's to-device messages, which it keeps; `next_batch` is there while there are more."""
         upto = self._tail.position
-        after = min(_position(body.get("next_batch")), upto)
+        after = min(_position(start, "from"), upto)
+        async with self._database.read() as tx:
+            device = (await _existing(tx, user_id, device_id)).device
+            events, position = await send_to_device.pending(tx, device, after, upto, EVENTS_AT_ONCE)
+        more = {"next_batch": str(position)} if position < upto else {}
+        return {"events": [orjson.Fragment(event) for event in events], **more}
+
+    async def take_events(self, user_id: UserID, device_id: str, body: JsonObject) -> JsonObject:
+        """The same as clients asked once: those that `next_batch` proves received are deleted."""
+        upto = self._tail.position
+        after = min(_position(body.get("next_batch"), "next_batch"), upto)
         async with self._database.transaction() as tx:
-            found = await _existing(tx, user_id)
-            if found.device_id != device_id:
-                raise NotFound("This is not your dehydrated device")
+            device = (await _existing(tx, user_id, device_id)).device
             if after:
-                await send_to_device.delete_upto(tx, found.device, after)
-            events, position = await send_to_device.pending(tx, found.device, after, upto, EVENTS_AT_ONCE)
+                await send_to_device.delete_upto(tx, device, after)
+            events, position = await send_to_device.pending(tx, device, after, upto, EVENTS_AT_ONCE)
         return {"events": [orjson.Fragment(event) for event in events], "next_batch": str(position)}
 
 
@@ -102,10 +110,13 @@ async def _ended(tx: Tx, user_id: UserID, device_ids: Sequence[DeviceID]) -> lis
     return [*ended, *await device_keys.devices_changed(tx, user_id, device_ids)]
 
 
-async def _existing(tx: Tx, user_id: UserID) -> DehydratedDevice:
+async def _existing(tx: Tx, user_id: UserID, device_id: str | None = None) -> DehydratedDevice:
+    """Raises NotFound, also where it is another than `device_id`."""
     found = await dehydrated_devices.find(tx, user_id)
     if found is None:
         raise NotFound("No dehydrated device")
+    if device_id not in (None, found.device_id):
+        raise NotFound("This is not your dehydrated device")
     return found
 
 
@@ -118,9 +129,9 @@ def _device_data(body: JsonObject) -> bytes:
     return encoded
 
 
-def _position(value: object) -> int:
+def _position(value: object, name: str) -> int:
     if value is None:
         return 0
     if not isinstance(value, str) or not value.isascii() or not value.isdigit() or len(value) > 18:
-        raise InvalidInput("next_batch is not a token of this server")
+        raise InvalidInput(f"{name} is not a token of this server")
     return int(value)

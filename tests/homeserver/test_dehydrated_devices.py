@@ -41,13 +41,29 @@ async def test_it_is_found_again_and_others_can_reach_it(alice: Client, bob: Cli
     assert dict(given) == {**body["one_time_keys"], **body["fallback_keys"]}
 
 
-async def test_its_messages_are_read_in_pages_and_then_gone(alice: Client, bob: Client) -> None:
+async def with_messages(alice: Client, bob: Client, count: int) -> str:
+    """Where to read what the dehydrated device was sent."""
     _, body = dehydrated(alice, "DEHYDRATED")
     await alice.ok("PUT", PATH, body)
-    for number in range(102):
+    for number in range(count):
         messages = {alice.user_id: {"DEHYDRATED": {"n": number}}}
         await bob.ok("PUT", f"/v3/sendToDevice/m.test/{number}", {"messages": messages})
-    events = f"{PATH}/DEHYDRATED/events"
+    return f"{PATH}/DEHYDRATED/events"
+
+
+async def test_its_messages_are_read_in_pages_and_kept(alice: Client, bob: Client) -> None:
+    events = await with_messages(alice, bob, 102)
+
+    for _ in range(2):
+        first = await alice.ok("GET", events)
+        assert len(first["events"]) == 100
+        last = (await alice.get(events, from_=first["next_batch"])).body
+        assert "next_batch" not in last
+        assert [event["content"]["n"] for event in (*first["events"], *last["events"])] == list(range(102))
+
+
+async def test_its_messages_are_taken_in_pages_and_then_gone(alice: Client, bob: Client) -> None:
+    events = await with_messages(alice, bob, 102)
 
     pages = [await alice.ok("POST", events)]
     assert pages[0] == await alice.ok("POST", events)  # nothing is lost before it is acknowledged
@@ -65,6 +81,7 @@ async def test_a_new_one_takes_the_place_of_the_old(alice: Client, bob: Client) 
 
     assert list((await query(bob, alice))["device_keys"][alice.user_id]) == ["TWO"]
     assert (await alice.post(f"{PATH}/ONE/events")).status == 404
+    assert (await alice.get(f"{PATH}/ONE/events")).status == 404
 
 
 async def test_it_can_be_deleted(alice: Client, bob: Client) -> None:
@@ -126,6 +143,7 @@ async def test_malformed_tokens_are_refused(alice: Client, token: Any) -> None:
     await alice.ok("PUT", PATH, dehydrated(alice, "DEHYDRATED")[1])
 
     assert (await alice.post(f"{PATH}/DEHYDRATED/events", {"next_batch": token})).status == 400
+    assert (await alice.get(f"{PATH}/DEHYDRATED/events", from_=str(token))).status == (200 if token == 1 else 400)
 
 
 async def test_a_token_beyond_the_end_loses_nothing(alice: Client) -> None:
