@@ -122,3 +122,39 @@ export async function a_call_is_given_a_relay(world) {
     assert.equal(username.split(":").slice(1).join(":"), alice.getUserId());
     assert(password && ttl > 0);
 }
+
+export async function a_new_password_ends_the_other_devices(world) {
+    const alice = await world.person("alice");
+    const other = await world.visitor().loginWithPassword(alice.getUserId(), world.password);
+    const first = await refusal(alice.setPassword(undefined, "an even better horse", true));
+    assert.equal(first.httpStatus, 401);
+    const auth = {
+        type: "m.login.password",
+        identifier: { type: "m.id.user", user: alice.getUserId() },
+        password: world.password,
+        session: first.data.session,
+    };
+    await alice.setPassword(auth, "an even better horse", true);
+    assert.equal((await alice.whoami()).device_id, alice.getDeviceId());
+    assert.equal((await refusal(world.clientWith(other.access_token).whoami())).errcode, "M_UNKNOWN_TOKEN");
+    const old = await refusal(world.visitor().loginWithPassword(alice.getUserId(), world.password));
+    assert.equal(old.errcode, "M_FORBIDDEN");
+}
+
+export async function a_phone_is_registered_for_pushes(world) {
+    const alice = await world.person("alice");
+    const pusher = {
+        app_id: "org.example.phone",
+        app_display_name: "Example",
+        device_display_name: "Phone",
+        kind: "http",
+        lang: "en",
+        pushkey: "abc",
+        data: { url: "https://push.example.org/_matrix/push/v1/notify", format: "event_id_only" },
+    };
+    await alice.setPusher(pusher);
+    const [kept, ...more] = (await alice.getPushers()).pushers;
+    assert.deepEqual([kept.pushkey, kept.data.format, more.length], ["abc", "event_id_only", 0]);
+    await alice.removePusher("abc", "org.example.phone");
+    assert.deepEqual((await alice.getPushers()).pushers, []);
+}

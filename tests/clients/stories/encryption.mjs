@@ -21,6 +21,13 @@ async function setUpRecovery(client) {
     assert(await crypto.isSecretStorageReady());
 }
 
+/** A new device's owner types in the recovery key that another one showed. */
+async function recover(client, other) {
+    client.owner.recoveryKey = other.owner.recoveryKey;
+    await until("the account's public keys", () => client.getCrypto().userHasCrossSigningKeys(undefined, true));
+    await client.getCrypto().bootstrapCrossSigning({});
+}
+
 async function say(client, roomId, text) {
     return (await client.sendTextMessage(roomId, text)).event_id;
 }
@@ -77,9 +84,8 @@ export async function a_new_device_reads_old_messages_from_the_key_backup(world)
 
     const phone = await world.device(alice, { encrypts: true });
     const crypto = phone.getCrypto();
-    phone.owner.recoveryKey = alice.owner.recoveryKey;
     assert(!(await crypto.isCrossSigningReady()));
-    await crypto.bootstrapCrossSigning({});
+    await recover(phone, alice);
     assert(await crypto.isCrossSigningReady());
     await crypto.loadSessionBackupPrivateKeyFromSecretStorage();
     assert((await crypto.checkKeyBackupAndEnable()).trustInfo.trusted);
@@ -150,4 +156,24 @@ export async function two_people_verify_each_other_by_emoji_in_their_room(world)
             (await one.getCrypto().getUserVerificationStatus(other.getUserId())).isCrossSigningVerified(),
         );
     }
+}
+
+export async function a_sleeping_device_is_sent_keys_that_the_next_one_reads(world) {
+    const [alice, bob] = await Promise.all(["alice", "bob"].map((name) => world.person(name, { encrypts: true })));
+    await setUpCrossSigning(alice);
+    await setUpRecovery(alice);
+    const roomId = await roomOf([alice, bob], ENCRYPTED);
+    assert(await alice.getCrypto().isDehydrationSupported());
+    await alice.getCrypto().startDehydration();
+    await alice.logout(true);
+    await until("bob knows the sleeping device, and no other", async () => {
+        const devices = (await bob.getCrypto().getUserDeviceInfo([alice.getUserId()], true)).get(alice.getUserId());
+        return [...(devices?.values() ?? [])].map((device) => device.dehydrated).join() === "true";
+    });
+    const eventId = await say(bob, roomId, "Sleep well");
+
+    const phone = await world.device(alice, { encrypts: true });
+    await recover(phone, alice);
+    await phone.getCrypto().startDehydration();
+    assert.equal(await readText(phone, roomId, eventId), "Sleep well");
 }
