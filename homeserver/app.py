@@ -214,7 +214,11 @@ class Application:
         # what follows the log from a cursor of its own, in one process at a time
         self.search = SearchParts(ground, self.rooms.reading)
         self.push = PushNotificationParts(
-            ground, self.outbound, self.user_data, sees_to=lambda shard: self.followers.runs(push.name_of(shard))
+            ground,
+            self.outbound,
+            self.user_data,
+            self.mailer,
+            sees_to=lambda shard: self.followers.runs(push.name_of(shard)),
         )
         self.followers = Followers(self.database, self.tail, [*self.search.followers, *self.push.followers])
 
@@ -268,6 +272,7 @@ class Application:
                 API.CLIENT: [
                     *build_routes(client_routes, self.accounts.authenticator, ground.rate_limits.by_name()),
                     *self.accounts.page_routes,
+                    *self.push.page_routes,
                 ],
                 API.FEDERATION: inbound.routes if config.federation.enabled else [],
                 API.ADMIN: self.accounts.admin_routes,
@@ -387,6 +392,7 @@ class Application:
         self._run("clock", self._keep_time())
         if self.mailer.is_enabled:
             self._run("mail", self.mailer.run())
+            self._run("mail of unread messages", self.push.digests.run())
         if self.config.federation.enabled:
             self._run("dead letters", self.reception.dead_letters.run())
             self._run("forked rooms", self.reception.merger.run())

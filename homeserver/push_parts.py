@@ -6,17 +6,22 @@ from federation.outbound.addresses import AddressPolicy
 from federation.outbound.egress import Egress
 from federation.outbound.name_lookup import SystemNameLookup
 from federation.outbound.turns import Places
+from federation.web import Route
 from homeserver import release
 from homeserver.client_api import routes
 from homeserver.client_api.notifications import NotificationsAPI
 from homeserver.client_api.pushers import PushersAPI
 from homeserver.client_api.routing import ClientRoute
+from homeserver.client_api.unsubscribe_page import UnsubscribePageAPI
 from homeserver.federation_parts import Ground, Outbound
 from homeserver.followers.push import PushFollower, PushParts
 from homeserver.followers.push_badges import Badges
 from homeserver.followers.push_delivery import PushDelivery
+from homeserver.followers.push_digests import DigestSettings, PushDigests
+from homeserver.services.mail import Mailer
 from homeserver.services.notifications import NotificationService
 from homeserver.services.push_gateway import PushGateways
+from homeserver.services.push_mail import UNSUBSCRIBE_PATH
 from homeserver.services.pushers import PusherService
 from homeserver.user_data_parts import UserDataParts
 from storage.pushes import SHARDS
@@ -29,7 +34,13 @@ class PushNotificationParts:
     """What users set, and what follows the log for them."""
 
     def __init__(
-        self, ground: Ground, outbound: Outbound, user_data: UserDataParts, *, sees_to: Callable[[int], bool]
+        self,
+        ground: Ground,
+        outbound: Outbound,
+        user_data: UserDataParts,
+        mailer: Mailer,
+        *,
+        sees_to: Callable[[int], bool],
     ) -> None:
         """`sees_to` says of a shard whether this process runs its follower."""
         settings = ground.config.federation
@@ -40,7 +51,7 @@ class PushNotificationParts:
             user_agent=f"Hearth/{release.number()}",
             places=PLACES,
         )
-        self.pushers = PusherService(ground.database, ground.log)
+        self.pushers = PusherService(ground.database, ground.log, sends_mail=mailer.is_enabled)
         badges = Badges(ground.database)
         self.delivery = PushDelivery(
             ground.database,
@@ -49,6 +60,8 @@ class PushNotificationParts:
             badges,
             sees_to=sees_to,
         )
+        told = DigestSettings(server_name=ground.server_name, base_url=ground.config.base_url)
+        self.digests = PushDigests(ground.database, mailer, told, sees_to=sees_to)
         parts = PushParts(
             database=ground.database,
             reader=ground.reader,
@@ -63,4 +76,9 @@ class PushNotificationParts:
         )
         self.routes: list[ClientRoute] = [
             *routes.push_routes(PushersAPI(self.pushers), NotificationsAPI(notifications))
+        ]
+        unsubscribe = UnsubscribePageAPI(self.pushers, server_name=ground.server_name)
+        self.page_routes: list[Route] = [
+            Route("GET", UNSUBSCRIBE_PATH, unsubscribe.get),
+            Route("POST", UNSUBSCRIBE_PATH, unsubscribe.post),
         ]

@@ -53,6 +53,8 @@ class NewPusher:
     pushkey: str
     is_enabled: bool
     description: JsonObject
+    token: str | None = None
+    """In each mail of one by mail: with it anybody ends the pusher."""
 
 
 _SELECT = (
@@ -138,16 +140,17 @@ async def put(tx: Tx, user_id: UserID, device: int | None, new: NewPusher, *, no
     await tx.execute("select from users where user_id = %s for no key update", (user_id,))
     written = await tx.execute(
         "insert into pushers"
-        " (created_ts, pushkey_ts, device, user_id, kind, app_id, pushkey, is_enabled, description)"
-        " select %s, %s, %s, %s, %s, %s, %s, %s, %s"
+        " (created_ts, pushkey_ts, device, user_id, kind, app_id, pushkey, is_enabled, description, token,"
+        "  mail_after_ts, mail_pause_ms)"
+        " select %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, 0, 0"
         " where (select count(*) from pushers where user_id = %s) < %s"
         "  or exists (select from pushers where user_id = %s and app_id = %s and pushkey = %s)"
         " on conflict (user_id, app_id, pushkey) do update set pushkey_ts = excluded.pushkey_ts,"
         "  device = excluded.device, kind = excluded.kind, is_enabled = excluded.is_enabled,"
-        "  description = excluded.description",
+        "  description = excluded.description, token = coalesce(pushers.token, excluded.token)",
         (
             *(now_ts, now_ts, device, user_id, new.kind, new.app_id, new.pushkey, new.is_enabled),
-            *(orjson.dumps(new.description), user_id, at_most, user_id, new.app_id, new.pushkey),
+            *(orjson.dumps(new.description), new.token, user_id, at_most, user_id, new.app_id, new.pushkey),
         ),
     )
     return written > 0
@@ -184,3 +187,45 @@ async def delete_of_sessions(tx: Tx, user_id: UserID, *, keep: DeviceID | None) 
         " and device_id is distinct from %s",
         (user_id, keep),
     )
+
+
+# --- by mail
+
+
+@dataclass(frozen=True, slots=True)
+class DueDigest:
+    """A user is to be told by mail of what waits."""
+
+    pusher: int
+    user_id: UserID
+    address: str
+    pause_ms: int
+    token: str
+
+
+async def due_digests(tx: Tx, shards: Collection[int], *, now_ts: int, delay_ms: int, limit: int) -> list[DueDigest]:
+    """Those for whom something has waited for so long, as far as the address still is the account's; locked."""
+    rows = await tx.fetch(
+        "select pusher, pushers.user_id, pushkey, mail_pause_ms, token from pushers"
+        " join users on users.user_id = pushers.user_id"
+        " where kind = 'email' and is_enabled and mail_after_ts <= %s and not is_locked and deactivated_ts is null"
+        " and exists (select from pushes where shard = any(%s::smallint[]) and pushes.pusher = pushers.pusher"
+        "  and pushes.created_ts <= %s)"
+        " and exists (select from identifiers where identifiers.user_id = pushers.user_id and medium = 'email'"
+        "  and address = lower(btrim(pushkey))) order by mail_after_ts limit %s for update of pushers skip locked",
+        (now_ts, list(shards), now_ts - delay_ms, limit),
+    )
+    return [DueDigest(row[0], UserID(row[1]), row[2], row[3], row[4]) for row in rows]
+
+
+async def note_mailed(tx: Tx, pusher: int, *, after_ts: int, pause_ms: int) -> None:
+    """A digest was sent; the next one not before, and the one after it after such a pause."""
+    await tx.execute(
+        "update pushers set mail_after_ts = %s, mail_pause_ms = %s where pusher = %s", (after_ts, pause_ms, pusher)
+    )
+
+
+async def find_by_token(tx: Tx, token: str) -> Pusher | None:
+    """The pusher whose mails have this token."""
+    row = await tx.fetch_one(f"{_SELECT} where token = %s", (token,))
+    return None if row is None else _pusher(row)

@@ -96,35 +96,54 @@ def _levels(held: Mapping[StateKey, StoredEvent], room: Room) -> PowerLevels | N
     return PowerLevels.from_state(pdus.get(_LEVELS), pdus[_CREATE]) if _CREATE in pdus else None
 
 
+async def notices_of(tx: Tx, wanted: Collection[tuple[int, int]]) -> dict[tuple[int, int], Notice]:
+    """The events at these places, each a room and a position, without those that are redacted, or not shown."""
+    stored = {
+        position: event
+        for position, event in (await events.by_positions(tx, {position for _, position in wanted})).items()
+        if not event.flags & UNSEEN and event.redacted_by is None and event.is_readable
+    }
+    numbers = {event.room for event in stored.values()}
+    known, facts = await rooms.get_many(tx, numbers), await facts_of(tx, numbers)
+    keys: list[StateKey] = [("m.room.member", sender) for sender in {event.sender for event in stored.values()}]
+    members = await room_state.current_of_many(tx, numbers, keys)
+    held = await events.by_positions(tx, {position for state in members.values() for position in state.values()})
+    found: dict[tuple[int, int], Notice] = {}
+    for event in stored.values():
+        room, of_room = known[event.room], facts.get(event.room, RoomFacts(0))
+        member = held.get(members[event.room].get(("m.room.member", event.sender), 0))
+        found[event.room, event.position] = Notice(
+            event_id=event.event_id,
+            room_id=room.room_id,
+            type=event.type,
+            sender=event.sender,
+            state_key=event.state_key,
+            content=event.content,
+            sender_display_name=_text(member, room, "displayname"),
+            room_name=of_room.name,
+            room_alias=of_room.alias,
+        )
+    return found
+
+
 async def notice_of(tx: Tx, room: int, position: int) -> Notice | None:
     """The event of a room at this position; None for one that is redacted, or not shown."""
-    event = (await events.by_position(tx, room, [position])).get(position)
-    if event is None or event.flags & UNSEEN or event.redacted_by is not None or not event.is_readable:
-        return None
-    known = (await rooms.get_many(tx, [room]))[room]
-    facts = (await facts_of(tx, [room])).get(room, RoomFacts(0))
-    key: StateKey = ("m.room.member", event.sender)
-    member = (await room_state.current_events(tx, room, [key])).get(key)
-    return Notice(
-        event_id=event.event_id,
-        room_id=known.room_id,
-        type=event.type,
-        sender=event.sender,
-        state_key=event.state_key,
-        content=event.content,
-        sender_display_name=_text(member, known, "displayname"),
-        room_name=facts.name,
-        room_alias=facts.alias,
-    )
+    return (await notices_of(tx, [(room, position)])).get((room, position))
+
+
+async def notices_from_outside(tx: Tx, positions: Collection[int]) -> dict[int, Notice]:
+    """The invites at these places in the log, to rooms that this server is not in, without those that no longer
+    count."""
+    found = await outside_memberships.at_positions(tx, positions)
+    return {invite.position: _outside_notice(invite) for invite in found}
 
 
 async def notice_from_outside(tx: Tx, position: int) -> Notice | None:
-    """The invite at this place in the log, to a room that this server is not in; None once it no longer counts."""
-    found = await outside_memberships.at_positions(tx, [position])
-    return _outside_notice(found[0]) if found else None
+    """As `notices_from_outside`, for one."""
+    return (await notices_from_outside(tx, [position])).get(position)
 
 
-def _outside_notice(invite: OutsideMembership) -> Notice | None:
+def _outside_notice(invite: OutsideMembership) -> Notice:
     event, told = orjson.loads(invite.json), orjson.loads(invite.stripped_state)
     state: dict[object, JsonObject] = {
         (each.get("type"), each.get("state_key")): each["content"]

@@ -24,7 +24,7 @@ from homeserver.services.push import PushRuleService
 from homeserver.services.push_counting import invited_user
 from homeserver.services.push_rules import Outcome
 from homeserver.services.receipts import MAIN
-from storage import pushers, pushes, read_marks
+from storage import pushes, read_marks
 from storage.append_events import RoomEvents
 from storage.database import Database, Tx
 from storage.followers import Work
@@ -32,7 +32,7 @@ from storage.invalidations import Invalidated, Kind
 from storage.log_entries import Change
 from storage.memberships import Membership
 from storage.outside_memberships import OutsideMembership
-from storage.pushers import Pusher
+from storage.pushers import HTTP, Pusher
 from storage.pushes import BADGE, Push
 from storage.receipts import ReceiptMoved
 from storage.room_completeness import RoomCompleteness
@@ -70,10 +70,14 @@ class _Notification:
 
 @dataclass(frozen=True, slots=True)
 class _ToTell:
-    """What is to be told, and the pushers that it is for, by number."""
+    """What is to be told, and the pushers with a gateway that it is for, by number."""
 
     pushers: Mapping[int, Pusher]
     pushes: Sequence[Push]
+
+    def hand_to(self, delivery: PushDelivery) -> None:
+        """It is written: have gateways told."""
+        delivery.add(self.pushers, [push for push in self.pushes if push.pusher in self.pushers])
 
 
 def name_of(shard: int) -> str:
@@ -125,7 +129,7 @@ class PushFollower:
     def _writing(self, new: _ToTell) -> Work:
         async def work(tx: Tx) -> Callable[[], None]:
             await pushes.insert(tx, new.pushes)
-            return lambda: self._delivery.add(new.pushers, new.pushes)
+            return lambda: new.hand_to(self._delivery)
 
         return work
 
@@ -194,7 +198,7 @@ class PushFollower:
                 new = await self._to_tell(tx, told, ())
                 if new.pushes:
                     await pushes.insert(tx, new.pushes)
-                    self._delivery.add(new.pushers, new.pushes)
+                    new.hand_to(self._delivery)
                 told = []
         return told
 
@@ -274,14 +278,16 @@ class PushFollower:
         users = {each.user_id for each in told}
         of_users = await self._recipients.pushers_of(tx, {*users, *have_read})
         wanting = {user_id: _usable(of_user) for user_id, of_user in of_users.items()}
-        counts = await self._badges.load(tx, [user_id for user_id, usable in wanting.items() if usable])
+        with_gateway = [user_id for user_id, usable in wanting.items() if any(each.kind == HTTP for each in usable)]
+        counts = await self._badges.load(tx, with_gateway)
         now_ts = self._database.now_ms()
         owned: dict[int, Pusher] = {}
         new: list[Push] = []
         for each in told:
             tweaks = push_evaluation.tweaks_of(each.outcome)
             for pusher in wanting[each.user_id]:
-                owned[pusher.number] = pusher
+                if pusher.kind == HTTP:  # others are told by mail, later
+                    owned[pusher.number] = pusher
                 new.append(
                     Push(
                         pusher=pusher.number,
@@ -299,14 +305,14 @@ class PushFollower:
             if user_id in users or not is_less:  # what makes it more is told by itself
                 continue
             for pusher in wanting[user_id]:
-                if push_gateway.wants_badge(pusher):
+                if pusher.kind == HTTP and push_gateway.wants_badge(pusher):
                     owned[pusher.number] = pusher
                     new.append(_badge(pusher, self._shard, now_ts))
         return _ToTell(owned, new)
 
 
 def _usable(of_user: Sequence[Pusher]) -> list[Pusher]:
-    return [pusher for pusher in of_user if pusher.is_enabled and pusher.kind == pushers.HTTP]
+    return [pusher for pusher in of_user if pusher.is_enabled]
 
 
 def _badge(pusher: Pusher, shard: int, now_ts: int) -> Push:

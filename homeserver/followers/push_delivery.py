@@ -133,6 +133,8 @@ class PushDelivery:
         else:
             self._unread.discard(shard)
         for pusher in found.values():
+            if pusher.kind != pushers.HTTP:
+                continue
             line = self._lines.open(pusher, shard)
             line.has_more = True
             self._enqueue(line)
@@ -289,7 +291,7 @@ class PushDelivery:
         if answer.is_rejected:
             self._results["rejected"] += 1
             logger.info("a push gateway rejects the key of a pusher of %s: it ends", line.pusher.user_id)
-            await self._service.remove_rejected(line.pusher)
+            await self._service.remove(line.pusher)
             await self._end(line)
             return 0.0
         if answer.is_told:

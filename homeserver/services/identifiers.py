@@ -18,7 +18,7 @@ from homeserver.services import mail_texts
 from homeserver.services.email_addresses import canonical_email
 from homeserver.services.mail import Mail, Mailer
 from homeserver.services.rate_limits import RateLimits
-from storage import identifier_validations, identifiers
+from storage import identifier_validations, identifiers, pushers
 from storage.database import Database, Tx
 from storage.identifier_validations import Asked, Purpose, Validation
 from storage.identifiers import Identifier, OwnIdentifier
@@ -196,6 +196,7 @@ class IdentifierService:
     async def remove(self, user_id: UserID, identifier: Identifier) -> bool:
         """Take it from the account; whether it was theirs."""
         async with self._database.transaction() as tx:
+            await pushers.delete(tx, user_id, "m.email", identifier.address)
             return await identifiers.delete(tx, user_id, identifier)
 
 

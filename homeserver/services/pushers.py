@@ -1,16 +1,19 @@
 """Setting and listing pushers (Client-Server API v1.19, "Push Notifications"; MSC3881, MSC4076)."""
 
+import secrets
 from collections.abc import Collection
 from typing import Final
 
 import orjson
 from yarl import URL
 
-from federation.protocol.errors import InvalidInput
+from federation.protocol.errors import InvalidInput, NotFound
 from federation.protocol.types import DeviceID, JsonObject, UserID
+from homeserver.services.email_addresses import canonical_email
 from homeserver.services.requester import Requester
-from storage import devices, pushers
+from storage import devices, identifiers, pushers
 from storage.database import Database, Tx
+from storage.identifiers import Identifier
 from storage.invalidations import Invalidated, Kind
 from storage.log import Log
 from storage.log_entries import Entry, Work
@@ -20,6 +23,7 @@ PATH: Final = "/_matrix/push/v1/notify"
 ENABLED: Final = "org.matrix.msc3881.enabled"
 DEVICE_ID: Final = "org.matrix.msc3881.device_id"
 WITHOUT_BADGE: Final = "org.matrix.msc4076.disable_badge_count"
+EMAIL_APP: Final = "m.email"
 MAX_PUSHKEY_BYTES = 512
 MAX_APP_ID = 64
 MAX_TEXT = 255
@@ -58,10 +62,19 @@ def parse_pusher(body: JsonObject) -> NewPusher | None:
         _check_url(data.get("url"))
         if not isinstance(data.get("format", ""), str):
             raise InvalidInput("data.format must be a string", "M_BAD_JSON")
+    elif app_id != EMAIL_APP:
+        raise InvalidInput(f"app_id of a pusher by mail must be {EMAIL_APP}")
     enabled = body.get(ENABLED, True)
     if not isinstance(enabled, bool):
         raise InvalidInput(f"{ENABLED} must be a boolean", "M_BAD_JSON")
-    return NewPusher(kind=kind, app_id=app_id, pushkey=pushkey, is_enabled=enabled, description=description)
+    return NewPusher(
+        kind=kind,
+        app_id=app_id,
+        pushkey=pushkey,
+        is_enabled=enabled,
+        description=description,
+        token=secrets.token_urlsafe(32) if kind == EMAIL else None,
+    )
 
 
 def _key(body: JsonObject) -> tuple[str, str]:
@@ -118,9 +131,10 @@ def client_form(pusher: Pusher) -> JsonObject:
 class PusherService:
     """The pushers of all local users."""
 
-    def __init__(self, database: Database, log: Log) -> None:
+    def __init__(self, database: Database, log: Log, *, sends_mail: bool) -> None:
         self._database = database
         self._log = log
+        self._sends_mail = sends_mail
 
     async def list(self, user_id: UserID) -> list[Pusher]:
         """A user's pushers."""
@@ -134,7 +148,7 @@ class PusherService:
             app_id, pushkey = _key(body)
             await self._change(who.user_id, lambda tx: pushers.delete(tx, who.user_id, app_id, pushkey))
             return
-        if new.kind == EMAIL:
+        if new.kind == EMAIL and not self._sends_mail:
             raise InvalidInput("This server sends no notifications by mail")
         append, device_id = body.get("append", False), body.get(DEVICE_ID)
         if not isinstance(append, bool) or not isinstance(device_id, str | None):
@@ -142,7 +156,11 @@ class PusherService:
         entry = Entry(width=1 + _MAX_TOLD)
 
         async def work(tx: Tx) -> None:
-            device = await _device(tx, who, device_id)
+            device = None  # mail goes to the account's own address, whatever becomes of the session
+            if new.kind == EMAIL:
+                await _check_address(tx, who.user_id, new.pushkey)
+            else:
+                device = await _device(tx, who, device_id)
             others: Collection[UserID] = ()
             if not append:
                 others = set(await pushers.delete_of_others(tx, who.user_id, new.app_id, new.pushkey))
@@ -155,12 +173,29 @@ class PusherService:
         entry.work = work
         await self._log.append(entry)
 
-    async def remove_rejected(self, pusher: Pusher) -> None:
-        """End a pusher whose gateway says that its key is not, or no longer, valid."""
+    async def remove(self, pusher: Pusher) -> None:
+        """End a pusher whose gateway, or reader, wants no more."""
         await self._change(pusher.user_id, lambda tx: pushers.delete(tx, pusher.user_id, pusher.app_id, pusher.pushkey))
+
+    async def find_by_token(self, token: str) -> Pusher:
+        """The pusher whose mails have this token; raises M_NOT_FOUND."""
+        async with self._database.read() as tx:
+            found = await pushers.find_by_token(tx, token)
+        if found is None:
+            raise NotFound("These notifications have ended already")
+        return found
+
+    async def unsubscribe(self, token: str) -> None:
+        """Send no more of the mails that have this token; raises M_NOT_FOUND."""
+        await self.remove(await self.find_by_token(token))
 
     async def _change(self, user_id: UserID, change: Work) -> None:
         await self._log.append(Entry([Invalidated(Kind.PUSHERS, user_id)], change))
+
+
+async def _check_address(tx: Tx, user_id: UserID, address: str) -> None:
+    if await identifiers.find_user(tx, Identifier("email", canonical_email(address))) != user_id:
+        raise InvalidInput("This is not a confirmed e-mail address of your account", "M_THREEPID_NOT_FOUND")
 
 
 async def _device(tx: Tx, who: Requester, named: str | None) -> int | None:
