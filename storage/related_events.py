@@ -42,6 +42,8 @@ class Eyes:
     """Whose events do not count for them."""
     ranges: Mapping[int, Ranges] = field(default_factory=dict)
     """By room: where they may see events, in those rooms where that is not everywhere."""
+    upto: int | None = None
+    """What stands after this place does not count yet."""
 
     def conditions(self) -> tuple[str, list[Any]]:
         """What a row of `relations` has to fulfil."""
@@ -49,6 +51,9 @@ class Eyes:
         if self.ignored:
             conditions += " and relations.sender <> all(%s::int[])"
             values.append(Int4(self.ignored))
+        if self.upto is not None:
+            conditions += " and relations.place <= %s"
+            values.append(self.upto)
         if self.ranges:
             conditions += (
                 " and (relations.room <> all(%s::int[]) or exists (select from unnest(%s::int[], %s::bigint[],"

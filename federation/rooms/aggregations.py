@@ -32,6 +32,8 @@ class Onlooker:
     user_id: UserID
     ignored: Collection[UserID] = ()
     device: int | None = None
+    upto: int | None = None
+    """A place in the log: what came later they hear of later. None: all that is here."""
 
 
 @dataclass(slots=True)
@@ -90,6 +92,7 @@ class Aggregations:
             user,
             [*known.values()],
             {room: shown for room, shown in ranges.items() if shown != [(BEGINNING, END)]},
+            onlooker.upto,
         )
 
     async def _render(self, tx: Tx, onlooker: Onlooker, eyes: Eyes, found: _Found) -> dict[int, bytes]:

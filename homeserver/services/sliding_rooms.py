@@ -258,7 +258,7 @@ class SlidingRooms:
             [event for telling in tellings for event in telling.required],
         )
         device = request.requester.device
-        onlooker = Onlooker(moment.view.user_id, moment.ignored, device)
+        onlooker = Onlooker(moment.view.user_id, moment.ignored, device, moment.upto.position)
         bundles = await self._timelines.bundle(onlooker, [each.news for each in tellings if each.news is not None])
         for telling in tellings:
             if telling.news is not None:
@@ -330,7 +330,8 @@ class SlidingRooms:
             if (event.type, event.state_key) == own or matches(left.rule.patterns, event.type, event.state_key or "")
         ]
         device = request.requester.device
-        bundles = await self._timelines.bundle(Onlooker(moment.view.user_id, moment.ignored, device), [news])
+        onlooker = Onlooker(moment.view.user_id, moment.ignored, device, moment.upto.position)
+        bundles = await self._timelines.bundle(onlooker, [news])
         timeline = await self._timelines.render(news.timeline, device, bundles)
         rendered = await self._timelines.render_state(state, device, is_shared=True)
         since = BEGINNING if moment.since is None else moment.since.position

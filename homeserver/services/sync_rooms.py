@@ -256,7 +256,8 @@ class SyncRooms:
         besides: Mapping[int, Besides],
     ) -> None:
         unread = await self._views.unread(moment.view, list(news))
-        bundles = await self._bundle(request, moment.view.user_id, moment.ignored, news.values())
+        onlooker = Onlooker(moment.view.user_id, moment.ignored, request.device, moment.upto.position)
+        bundles = await self._bundle(request, onlooker, news.values())
         for room, each in news.items():
             is_quiet = request.since is not None and not request.full_state and not is_news(request, each)
             if is_quiet and room not in besides:
@@ -268,13 +269,11 @@ class SyncRooms:
                 if membership in (Membership.LEAVE, Membership.BAN):
                     sections.parted_from.add(member)
 
-    async def _bundle(
-        self, request: RoomsRequest, user_id: UserID, ignored: Collection[UserID], news: Collection[RoomNews]
-    ) -> Bundles:
+    async def _bundle(self, request: RoomsRequest, onlooker: Onlooker, news: Collection[RoomNews]) -> Bundles:
         """What relates to the events of timelines that begin in the middle; servers exchange events without it."""
         if request.filter.federation_format:
             return NO_BUNDLES
-        return await self._timelines.bundle(Onlooker(user_id, ignored, request.device), news)
+        return await self._timelines.bundle(onlooker, news)
 
     async def _note_met(
         self,
@@ -402,7 +401,8 @@ class SyncRooms:
             for room, member in left:
                 until = Span(span.since, member.position, span.limit)
                 news = await self._timelines.left(tx, reading, known[room], until)
-                bundles = await self._bundle(request, reading.user_id, reading.ignored, [news])
+                onlooker = Onlooker(reading.user_id, reading.ignored, request.device, until.upto)
+                bundles = await self._bundle(request, onlooker, [news])
                 made = await section(self._timelines, request, news, NOTHING, bundles)
                 made.pop("ephemeral", None)
                 sections.leave[known[room].room_id] = made

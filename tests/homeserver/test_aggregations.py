@@ -8,6 +8,7 @@ import pytest
 
 from federation.protocol.pdu import Draft
 from federation.protocol.types import RoomID, UserID
+from federation.rooms.aggregations import Onlooker
 from storage.database import Tx
 from tests.client import Client, Server, quote
 from tests.homeserver.relating import bundle, bundle_of, bundles, edit, event, ignore, react, refer, relates_to, reply
@@ -282,6 +283,27 @@ async def test_a_sync_bundles_where_a_timeline_is_cut_off_alone(alice: Client, b
     as_sent = {"event_format": "federation", "room": {"timeline": {"limit": 2}}}
     events = joined(await sync(bob, since, filter=as_sent), room_id)["timeline"]["events"]
     assert "m.relations" not in json.dumps(events)
+
+
+async def test_a_sync_bundles_nothing_that_the_next_one_tells_of(server: Server, alice: Client) -> None:
+    room_id = await a_room(alice)
+    root = await send(alice, room_id, "root")
+    first = await edit(alice, room_id, root, "first")
+    answer = await reply(alice, room_id, root)
+    application = server.application
+    upto = application.tail.position
+    await edit(alice, room_id, root, "second")
+    await reply(alice, room_id, root)
+
+    async with application.database.read() as tx:
+        access = await application.reader.access(tx, room_id, UserID(alice.user_id))
+        seen = await application.reader.event(tx, access, root)
+        onlooker = Onlooker(UserID(alice.user_id), upto=upto)
+        bundles = await application.rooms.reading.aggregations.bundle(tx, onlooker, [seen])
+
+    found = json.loads(bundles[seen.event.position])
+    assert found["m.replace"]["event_id"] == first
+    assert (found["m.thread"]["count"], found["m.thread"]["latest_event"]["event_id"]) == (1, answer)
 
 
 async def test_filters_by_relations_leave_out_what_was_redacted(alice: Client) -> None:
