@@ -299,6 +299,7 @@ class Application:
             *(self.log, self.tail, self.database, self.heads, self.handshaking.joins, self.handshaking.doors),
             *(self.fetching.access, self.outbound.keyring, self.outbound.discovery, self.outbound.availability),
             *(self.outbound.egress, self.bus),
+            self.followers,
             *(self.sender, self.reception.transactions, self.reception.dead_letters, self.rate_limits, self.accounts),
             *(self.user_data.account_data, self.user_data.push_rules, self.user_data.inbox_limits),
             *(self.media.repository, self.media.previews, self.mailer, self.push.delivery),

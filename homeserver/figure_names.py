@@ -87,6 +87,10 @@ _LOG = {
     "bus_up": _state("Whether every process hears of the others by the bus", across=Across.SMALLEST),
     "bus_waiting": _state("Messages that wait to be sent by the bus"),
     "tail_bytes": _state("What those take that are large"),
+    "followers_run": _state("Followers of the log that processes run: pushes, search, the user directory"),
+    "follower_failures_total": _total("How often one of them could not act on what it was told"),
+    "follower_position": _state("Up to where the slowest of them has acted on the log", across=Across.NEWEST),
+    "index_backlog": _state("Parts of rooms that are yet to be indexed for searches", across=Across.NEWEST),
 }
 _DATABASE = {
     "database_up": _state("Whether the database answered when it was last asked", across=Across.NEWEST),

@@ -27,6 +27,8 @@ _PARTS = {
     "to_device_waiting": _count("to_device_messages"),
     "pushes_waiting": _count("pushes"),
     "pushes_oldest_seconds": _age("pushes", "created_ts"),
+    "follower_position": "(select coalesce(min(position), (select position from log_head)) from followers)",
+    "index_backlog": f"{_count('search_backlog')} + {_count('directory_backlog')}",
     "federation_servers_failing": _count("destinations", "failing_since_ts is not null"),
     "federation_undeliverable": _count("undeliverable"),
     "federation_shards_unheld": "(select count(*) from outbox_shards where not exists (select from outbox_processes"

@@ -82,9 +82,7 @@ class Running:
 
     @property
     def held(self) -> set[str]:
-        found = self.followers.figures()["follower_behind_positions"]
-        assert isinstance(found, dict)
-        return set(found)
+        return {name for name in NAMES if self.followers.runs(name)}
 
 
 @asynccontextmanager
