@@ -36,7 +36,6 @@ from homeserver.services.application_services import ApplicationServices
 from homeserver.services.captcha import Captcha
 from homeserver.services.device_activity import DeviceActivity
 from homeserver.services.identifiers import IdentifierService
-from homeserver.services.identity_servers import Identity, IdentityServers
 from homeserver.services.impersonation import Impersonation
 from homeserver.services.mail import Mailer
 from homeserver.services.passwords import Passwords
@@ -87,12 +86,6 @@ class AccountParts:
             query_string_tokens=config.query_string_tokens,
         )
         self.identifiers = IdentifierService(database, mailer, ground.rate_limits, configured.identifier_policy(config))
-        self.identity_servers = IdentityServers(
-            database,
-            outbound.egress,
-            Identity(server_name=ground.server_name, signing_key=outbound.keys.signing_key),
-            trusts=configured.trusts(config.identifiers),
-        )
         self.interactive_auth = InteractiveAuth(database, self._stages(config, outbound))
         login = LoginAPI(
             self.service, sessions, self.authenticator, self.interactive_auth, base_url=config.public_base_url
@@ -102,7 +95,7 @@ class AccountParts:
             sessions,
             self.interactive_auth,
             self.authenticator,
-            identity_servers=self.identity_servers,
+            identity_servers=rooms.identity_servers,
             registration=configured.registration_policy(config.registration),
         )
         discovery = DiscoveryAPI(configured.description(config))
@@ -118,7 +111,7 @@ class AccountParts:
             *routes.login_routes(login),
             *routes.account_routes(accounts),
             *routes.identifier_routes(
-                ThirdPartyIdentifiersAPI(self.identifiers, self.identity_servers, self.interactive_auth)
+                ThirdPartyIdentifiersAPI(self.identifiers, rooms.identity_servers, self.interactive_auth)
             ),
             *routes.device_routes(DeviceManagementAPI(database, sessions, self.activity, self.interactive_auth)),
             *routes.administration_routes(administration),

@@ -6,6 +6,7 @@ from federation.rooms.pages import Pages
 from federation.rooms.sent import SentEvents
 from federation.rooms.spaces import SpaceReader
 from federation.rooms.summaries import RoomSummaries
+from homeserver import configured
 from homeserver.client_api import routes
 from homeserver.client_api.delayed_events import DelayedEventsAPI
 from homeserver.client_api.profiles import ProfilesAPI
@@ -22,6 +23,7 @@ from homeserver.client_api.spaces import SpacesAPI
 from homeserver.federation_parts import Fetching, Ground, Handshaking, Outbound
 from homeserver.services.application_services import ApplicationServices
 from homeserver.services.delayed_events import DelayedEventService
+from homeserver.services.identity_servers import Identity, IdentityServers
 from homeserver.services.member_upkeep import MemberUpkeep
 from homeserver.services.membership import MembershipService
 from homeserver.services.messages import MessageService
@@ -33,6 +35,7 @@ from homeserver.services.room_settings import RoomSettings
 from homeserver.services.room_summaries import RoomSummaryService
 from homeserver.services.room_upgrades import RoomUpgradeService
 from homeserver.services.spaces import SpaceService
+from homeserver.services.third_party_inviting import ThirdPartyInviting
 from homeserver.user_data_parts import UserDataParts
 
 
@@ -76,6 +79,13 @@ class RoomParts:
             profile_of=member_fields.get,
             application_services=application_services,
         )
+        self.identity_servers = IdentityServers(
+            database,
+            outbound.egress,
+            Identity(server_name=ground.server_name, signing_key=outbound.keys.signing_key),
+            trusts=configured.trusts(ground.config.identifiers),
+        )
+        third_party = ThirdPartyInviting(writer, self.memberships, self.identity_servers, member_fields.get)
         upgrades = RoomUpgradeService(database, writer, creation, room_settings, member_fields.get)
         summaries = RoomSummaries()
         space_reader = SpaceReader(summaries)
@@ -111,8 +121,8 @@ class RoomParts:
         summary_service = RoomSummaryService(database, space_reader, self.directory, handshaking.rooms, fetching.spaces)
         self.routes: list[ClientRoute] = [
             *routes.profile_routes(ProfilesAPI(self.profiles)),
-            *routes.room_creation_routes(RoomCreationAPI(creation, upgrades)),
-            *routes.membership_routes(RoomMembershipAPI(self.memberships, self.directory)),
+            *routes.room_creation_routes(RoomCreationAPI(creation, upgrades, third_party)),
+            *routes.membership_routes(RoomMembershipAPI(self.memberships, self.directory, third_party)),
             *routes.sending_routes(
                 SendingEventsAPI(
                     self.messages, self.memberships, self.member_upkeep, user_data.presence, self.delayed_events

@@ -5,6 +5,7 @@ from federation.protocol.types import JsonObject
 from homeserver.client_api.fields import get_text
 from homeserver.services.email_addresses import canonical_email
 from homeserver.services.identifiers import EMAIL, PHONE
+from homeserver.services.third_party_inviting import ThirdPartyInvite
 from storage.identifiers import Identifier
 
 
@@ -43,6 +44,18 @@ def canonical(medium: str, address: str) -> Identifier:
     if medium != PHONE or not number.isascii() or not number.isdigit() or len(number) > 20:
         raise _unknown()
     return Identifier(PHONE, number)
+
+
+def third_party_invite(body: JsonObject) -> ThirdPartyInvite:
+    """Whom a client invites by address; raises M_MISSING_PARAM, M_INVALID_PARAM."""
+    medium, address = get_text(body, "medium"), get_text(body, "address")
+    if medium != EMAIL:
+        raise InvalidInput("People can be invited by e-mail address only", "M_THREEPID_MEDIUM_NOT_SUPPORTED")
+    return ThirdPartyInvite(
+        identifier=Identifier(EMAIL, canonical_email(address)),
+        id_server=get_text(body, "id_server"),
+        id_access_token=get_text(body, "id_access_token"),
+    )
 
 
 def _unknown() -> Forbidden:

@@ -1,19 +1,23 @@
 """Joining, inviting, leaving, kicking, banning, knocking, forgetting (Client-Server API v1.19, "Room membership")."""
 
-from federation.protocol.errors import Forbidden
 from federation.protocol.types import JsonObject
 from federation.web import Answer, Call
 from homeserver.client_api import fields
+from homeserver.client_api.identifiers import third_party_invite
 from homeserver.client_api.routing import requester
 from homeserver.services.membership import MembershipService
 from homeserver.services.room_directory import RoomDirectory
+from homeserver.services.third_party_inviting import ThirdPartyInviting
 
 
 class RoomMembershipAPI:
     """Who is where."""
 
-    def __init__(self, memberships: MembershipService, directory: RoomDirectory) -> None:
+    def __init__(
+        self, memberships: MembershipService, directory: RoomDirectory, third_party: ThirdPartyInviting
+    ) -> None:
         self._memberships = memberships
+        self._third_party = third_party
         self._directory = directory
 
     async def joined_rooms(self, call: Call) -> Answer:
@@ -51,10 +55,13 @@ class RoomMembershipAPI:
         return room, via
 
     async def invite(self, call: Call) -> Answer:
-        """POST /rooms/{roomId}/invite, by user ID; by third-party identifier there is no identity server to ask."""
+        """POST /rooms/{roomId}/invite, by user ID or by address."""
         body = await call.body()
         if "user_id" not in body and "medium" in body:
-            raise Forbidden("This server has no identity server to invite by", "M_THREEPID_DENIED")
+            await self._third_party.invite(
+                requester(call), call.path["room_id"], third_party_invite(body), reason=_reason(body)
+            )
+            return {}
         target = fields.get_text(body, "user_id")
         await self._memberships.invite(requester(call), call.path["room_id"], target, reason=_reason(body))
         return {}

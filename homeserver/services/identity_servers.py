@@ -13,7 +13,7 @@ from typing import Any
 from federation.outbound.egress import Egress, EgressError, EgressRequest, EgressResponse
 from federation.protocol import canonical_json
 from federation.protocol.errors import InvalidInput, MatrixError
-from federation.protocol.identifiers import is_server_name, is_user_id
+from federation.protocol.identifiers import fits, is_server_name, is_user_id
 from federation.protocol.request_signing import SignedRequest, make_header
 from federation.protocol.signatures import SigningKey
 from federation.protocol.types import JsonObject, ServerName, UserID
@@ -112,6 +112,7 @@ class IdentityServers:
         keys = answer.get("public_keys")
         if (
             not isinstance(answer.get("token"), str)
+            or not fits(answer["token"])
             or not isinstance(answer.get("display_name"), str)
             or not isinstance(keys, list)
             or not keys
