@@ -302,7 +302,7 @@ class Application:
             self.followers,
             *(self.sender, self.reception.transactions, self.reception.dead_letters, self.rate_limits, self.accounts),
             *(self.user_data.account_data, self.user_data.push_rules, self.user_data.inbox_limits),
-            *(self.media.repository, self.media.previews, self.mailer, self.push.delivery),
+            *(self.media.repository, self.media.cache, self.media.previews, self.mailer, self.push.delivery),
         )
         places = (
             self.accounts.places,
@@ -391,6 +391,7 @@ class Application:
         self._run("delayed events", self.rooms.delayed_events.run())
         self._run("forgetting what expired", self._sweep())
         self._run("clock", self._keep_time())
+        self._run("media that is kept no longer", self.media.cache.run())
         if self.mailer.is_enabled:
             self._run("mail", self.mailer.run())
             self._run("mail of unread messages", self.push.digests.run())

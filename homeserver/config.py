@@ -355,6 +355,7 @@ class Media:
     max_remote_size: ByteCount = setting(50_000_000, minimum=1000)
     max_image_pixels: int = setting(32_000_000, minimum=1)
     max_size_per_user: ByteCount | None = None
+    max_remote_cache_size: ByteCount | None = ByteCount(10_000_000_000)
     s3: S3 = S3()
 
 

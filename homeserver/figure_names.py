@@ -190,6 +190,7 @@ _REST = {
     "media_fetches": _state("Media that is being fetched from other servers"),
     "media_fetches_limit": _state("How much may be at once"),
     "media_fetch_failures_total": _total("Media that could not be fetched"),
+    "media_forgotten_bytes_total": _total("Media of other servers that is kept no longer, as it was too much"),
     "mail_total": _total("Mail by what became of it", ("result",)),
     "mail_waiting": _state("Mail that the mail server has not taken", across=Across.NEWEST),
     "mail_oldest_seconds": _state("Age of the oldest of it", across=Across.NEWEST),

@@ -11,6 +11,7 @@ from homeserver.client_api.content_repository import ContentRepositoryAPI, conte
 from homeserver.config import Config
 from homeserver.federation_parts import Outbound
 from homeserver.services.content_repository import DEFAULT_TIMEOUT_MS, ContentRepository, MediaLimits
+from homeserver.services.media_cache import MediaCache
 from homeserver.services.thumbnails import Thumbnails
 from homeserver.services.url_previews import URLPreviews
 from storage.database import Database
@@ -22,10 +23,12 @@ class MediaParts:
     def __init__(self, config: Config, database: Database, outbound: Outbound) -> None:
         settings, server_name = config.media, ServerName(config.server_name)
         files = configured.media_store(config)
+        self.cache = MediaCache(database, files, max_bytes=settings.max_remote_cache_size)
         self.repository = ContentRepository(
             database,
             files,
             RemoteMedia(outbound.client, outbound.egress, max_bytes=settings.max_remote_size),
+            self.cache,
             server_name=server_name,
             limits=MediaLimits(
                 max_upload_size=settings.max_upload_size,

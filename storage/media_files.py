@@ -71,6 +71,9 @@ class MediaStore(Protocol):
     async def put_thumbnail(self, sha256: bytes, variant: str, data: bytes, content_type: str) -> StoredFile:
         """Store a thumbnail; it can be made again, so it need not survive a loss of power."""
 
+    async def remove(self, sha256: bytes) -> None:
+        """Remove the content with this hash and its thumbnails, wherever there are copies; raises Unavailable."""
+
     def forget_abandoned(self) -> int:
         """Remove temporary files that nobody writes to any more; how many."""
 
@@ -228,6 +231,20 @@ class MediaFiles:
         path = self._thumbnail_path(sha256, variant, content_type)
         await asyncio.to_thread(_write, self._directory / "incoming" / secrets.token_hex(16), data, path)
         return LocalFile(path)
+
+    async def remove(self, sha256: bytes) -> None:
+        """Remove the content with this hash and its thumbnails; raises Unavailable."""
+        try:
+            await asyncio.to_thread(self._remove, sha256)
+        except OSError as error:
+            raise Unavailable(f"A file of media cannot be removed: {error}") from error
+
+    def _remove(self, sha256: bytes) -> None:
+        path = self.path(sha256)
+        path.unlink(missing_ok=True)
+        thumbnails = self._directory / "thumbnails" / path.name[:2] / path.name[2:4]
+        for thumbnail in thumbnails.glob(f"{path.name}-*"):
+            thumbnail.unlink(missing_ok=True)
 
     async def close(self) -> None:
         """Nothing is open."""

@@ -7,12 +7,14 @@ not by way of the client that guards against hostile addresses.
 import asyncio
 import hashlib
 import logging
+import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 import aiohttp
 from yarl import URL
@@ -30,6 +32,9 @@ MAX_CONNECTIONS = 100
 PIECE_BYTES = 64 * 1024
 
 Result = TypeVar("Result")
+
+_KEY = re.compile(r"<Key>([^<]*)</Key>")
+"""In a list of objects. Ours have no character that XML would escape."""
 
 _PASSING = frozenset((429, 500, 502, 503, 504))
 
@@ -109,14 +114,35 @@ class S3Bucket:
                     raise _unavailable(error) from error
                 await asyncio.sleep(FIRST_PAUSE_SECONDS * 2**failures)
 
+    async def list(self, prefix: str) -> list[str]:
+        """The keys that begin so: the first thousand."""
+
+        async def attempt() -> list[str]:
+            async with self._ask("GET", "", query=f"list-type=2&prefix={quote(prefix, safe='')}") as answer:
+                await self._check(answer, 200)
+                return _KEY.findall(await answer.text())
+
+        return await _try(attempt)
+
+    async def delete(self, key: str) -> None:
+        """Remove an object, if it is there."""
+
+        async def attempt() -> None:
+            async with self._ask("DELETE", key) as answer:
+                if answer.status != 404:
+                    await self._check(answer, 204)
+
+        await _try(attempt)
+
     @asynccontextmanager
-    async def _ask(
+    async def _ask(  # a request has as many parts
         self,
         method: str,
         key: str,
         headers: Mapping[str, str] | None = None,
         data: Any = None,  # noqa: ANN401  # what aiohttp takes: bytes, or an open file
         sha256: str = NOTHING,
+        query: str = "",
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         if self._session is None:
             self._session = aiohttp.ClientSession(
@@ -124,20 +150,25 @@ class S3Bucket:
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=IDLE_SECONDS),
                 auto_decompress=False,
             )
-        url = self._address / key
+        url = self._address / key if key else self._address
         host = url.host_subcomponent or ""
         signed = sign(
             Unsigned(
                 method=method,
                 host=host if url.is_default_port() else f"{host}:{url.port}",
                 path=url.raw_path,
+                query=query,
                 body_sha256=sha256,
             ),
             self._credentials,
             datetime.now(UTC),
         )
         async with self._session.request(
-            method, url, headers={**(headers or {}), **signed}, data=data, allow_redirects=False
+            method,
+            URL(f"{url}?{query}", encoded=True) if query else url,
+            headers={**(headers or {}), **signed},
+            data=data,
+            allow_redirects=False,
         ) as answer:
             yield answer
 

@@ -76,6 +76,12 @@ class S3Media:
         await self._bucket.put_bytes(key, data, content_type)
         return S3File(self._bucket, key, len(data))
 
+    async def remove(self, sha256: bytes) -> None:
+        """Remove the content with this hash and its thumbnails, there and here; raises Unavailable."""
+        for key in (*await self._bucket.list(_thumbnail_key(sha256, "")), _key(sha256)):
+            await self._bucket.delete(key)
+        await self.files.remove(sha256)
+
     def forget_abandoned(self) -> int:
         """Remove temporary files that nobody writes to any more; how many."""
         return self.files.forget_abandoned()

@@ -22,13 +22,15 @@ class Credentials:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unsigned:
-    """What of a request is signed besides its time. It has no query."""
+    """What of a request is signed besides its time."""
 
     method: str
     host: str
     """With the port, as the request has it."""
     path: str
     """Percent-encoded, as it is sent."""
+    query: str = ""
+    """The same, in order of its names."""
     body_sha256: str = NOTHING
 
 
@@ -40,7 +42,7 @@ def sign(request: Unsigned, credentials: Credentials, now: datetime) -> Mapping[
         (
             request.method,
             request.path,
-            "",
+            request.query,
             *(f"{name}:{value}" for name, value in signed.items()),
             "",
             ";".join(signed),

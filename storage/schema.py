@@ -1078,7 +1078,27 @@ media = Table(
     Column("size", BigInteger, nullable=False),
     Column("content_type", Text, nullable=False),
     Column("filename", Text),
+    Column("used_ts", BigInteger, comment="Of what was not uploaded, and may go: about when somebody saw it last."),
+    Column("quarantined_by", Text, comment="The administrator who did it; the row stays for as long."),
     PrimaryKeyConstraint("server_name", "media_id"),
     Index("media_user_id_idx", "user_id"),
+    Index("media_sha256_idx", "sha256"),
+    Index(
+        "media_cache_idx",
+        "used_ts",
+        postgresql_include=["size"],
+        postgresql_where=text("used_ts is not null and sha256 is not null and quarantined_by is null"),
+    ),
     comment="Media of this server and, as far as they were fetched, of others.",
+)
+
+media_content = Table(
+    "media_content",
+    metadata,
+    Column("sha256", LargeBinary, primary_key=True),
+    Column("check_ts", BigInteger, comment="When to look whether any media still has it; null: some has."),
+    Column("is_going", Boolean, nullable=False, server_default=false(), comment="Its file is being removed."),
+    Column("quarantined_by", Text, comment="As in media: whatever has these bytes is shown to nobody."),
+    Index("media_content_check_ts_idx", "check_ts", postgresql_where=text("check_ts is not null")),
+    comment="What files hold: a row is there before its file is, and as long (storage/media_content.py).",
 )

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from federation.web import Route
+from homeserver.client_api.media_administration import MediaAdministrationAPI
 from homeserver.client_api.moderation import ModerationAPI
 from homeserver.client_api.routing import Authenticator, admin_route
 from homeserver.client_api.server_administration import ServerAdministrationAPI, SharedSecretRegistrationAPI
@@ -17,6 +18,20 @@ def report_routes(api: ModerationAPI, authenticator: Authenticator) -> Sequence[
         admin_route("GET", f"{base}/{{report_id}}", api.get_report, authenticator),
         admin_route("DELETE", f"{base}/{{report_id}}", api.delete_report, authenticator),
     ]
+
+
+def media_routes(api: MediaAdministrationAPI, authenticator: Authenticator) -> Sequence[Route]:
+    """Media in quarantine."""
+    base = "/_synapse/admin/v1"
+    endpoints = [
+        ("POST", f"{base}/media/quarantine/{{server_name}}/{{media_id}}", api.quarantine),
+        ("POST", f"{base}/media/unquarantine/{{server_name}}/{{media_id}}", api.release),
+        ("POST", f"{base}/user/{{user_id}}/media/quarantine", api.quarantine_of_user),
+        ("POST", f"{base}/room/{{room_id}}/media/quarantine", api.quarantine_of_room),
+        ("POST", f"{base}/quarantine_media/{{room_id}}", api.quarantine_of_room),
+        ("GET", f"{base}/room/{{room_id}}/media", api.list_of_room),
+    ]
+    return [admin_route(method, path, endpoint, authenticator) for method, path, endpoint in endpoints]
 
 
 def user_routes(api: UserAdministrationAPI, authenticator: Authenticator) -> Sequence[Route]:

@@ -13,9 +13,18 @@ from dataclasses import dataclass, replace
 
 from federation.outbound.remote_media import RemoteMedia
 from federation.outbound.turns import CutOff, Places, Turns
-from federation.protocol.errors import Forbidden, InvalidInput, LimitExceeded, MatrixError, NotFound, TooLarge
+from federation.protocol.errors import (
+    Forbidden,
+    InvalidInput,
+    LimitExceeded,
+    MatrixError,
+    NotFound,
+    TooLarge,
+)
 from federation.protocol.identifiers import is_media_id, is_server_name
 from federation.protocol.types import ServerName, UserID
+from homeserver.services.kept_content import confirm, keep
+from homeserver.services.media_cache import MediaCache
 from storage import background, content_repository
 from storage.content_repository import Media
 from storage.database import Database, Tx
@@ -91,6 +100,7 @@ class ContentRepository:
         database: Database,
         files: MediaStore,
         remote: RemoteMedia,
+        cache: MediaCache,
         *,
         server_name: ServerName,
         limits: MediaLimits,
@@ -98,6 +108,7 @@ class ContentRepository:
         self._database = database
         self._files = files
         self._remote = remote
+        self._cache = cache
         self._server_name = server_name
         self.limits = limits
         self._uploading: Counter[UserID] = Counter()
@@ -169,7 +180,7 @@ class ContentRepository:
     async def find(
         self, server_name: str, media_id: str, timeout_ms: int = DEFAULT_TIMEOUT_MS, *, allow_remote: bool = True
     ) -> Found:
-        """Media of any server, for which its server is asked if need be.
+        """Media of any server, for which its server is asked if need be; what is in quarantine is not there.
 
         Raises M_NOT_FOUND, M_NOT_YET_UPLOADED (504), M_TOO_LARGE (502), PeerFailed.
         """
@@ -179,9 +190,12 @@ class ContentRepository:
         if server_name == self._server_name:
             return await self._found(await self._wait_for_upload(media_id, timeout_ms))
         media = await self._find_record(server_name, media_id)
+        if media is not None and media.is_quarantined:
+            raise _unknown()
         file = None if media is None or media.sha256 is None else await self._files.find(media.sha256)
         self._lookups.note(is_hit=file is not None)
         if media is not None and media.sha256 is not None and file is not None:
+            await self._cache.note_use(media)
             return Found(media, media.sha256, file)
         if not allow_remote:
             raise _unknown()
@@ -213,7 +227,7 @@ class ContentRepository:
             return await content_repository.find(tx, ServerName(server_name), media_id)
 
     async def _found(self, media: Media | None) -> Found:
-        if media is None or media.sha256 is None:
+        if media is None or media.sha256 is None or media.is_quarantined:
             raise _unknown()
         file = await self._files.find(media.sha256)
         if file is None:
@@ -236,7 +250,7 @@ class ContentRepository:
                 async for chunk in upload.chunks:
                     self._check_size(incoming.size + len(chunk))
                     await incoming.write(chunk)
-                content = await self._files.keep(incoming)
+                content = await keep(self._database, self._files, incoming)
                 self._bytes["user"] += content.size
         finally:
             self._uploading[user_id] -= 1
@@ -246,6 +260,7 @@ class ContentRepository:
             await content_repository.lock_user(tx, user_id)
             await self._check_quota(tx, user_id, content.size)
             await commit(tx, _filled(media, content, upload.content_type, upload.filename))
+            await confirm(tx, content)
 
     def _check_size(self, size: int) -> None:
         if size > self.limits.max_upload_size:
@@ -267,7 +282,7 @@ class ContentRepository:
         while True:
             uploaded = self._awaited.get(media_id)
             media = await self._find_record(self._server_name, media_id)
-            if media is None or (media.sha256 is None and _is_expired(media)):
+            if media is None or media.is_quarantined or _is_expired(media):
                 raise _unknown()
             if media.sha256 is not None:
                 return media
@@ -320,11 +335,14 @@ class ContentRepository:
                 await incoming.write(chunk)
 
             described = await self._remote.fetch(server_name, media_id, timeout_ms, take)
-            content = await self._files.keep(incoming)
+            content = await keep(self._database, self._files, incoming)
             self._bytes["server"] += content.size
-        media = Media(server_name=server_name, media_id=media_id, created_ts=_now())
+        now_ts = _now()
+        media = Media(server_name=server_name, media_id=media_id, created_ts=now_ts, used_ts=now_ts)
         async with self._database.transaction() as tx:
             await content_repository.put_remote(tx, _filled(media, content, described.content_type, described.filename))
+            await confirm(tx, content)
+        self._cache.note_fetched(content.size)
 
     @asynccontextmanager
     async def _turn(self, server_name: ServerName, timeout_ms: int) -> AsyncIterator[None]:

@@ -24,6 +24,7 @@ from federation.protocol.errors import Forbidden, InvalidInput, MatrixError
 from federation.protocol.globs import glob_match
 from federation.protocol.types import JsonObject, ServerName
 from homeserver.services import limited_process
+from homeserver.services.kept_content import confirm, keep
 from storage import background, content_repository, url_previews
 from storage.content_repository import Media
 from storage.database import Database
@@ -222,17 +223,20 @@ class URLPreviews:
             async with self._files.receive() as incoming:
                 while chunk := await asyncio.to_thread(file.read, 256 * 1024):
                     await incoming.write(chunk)
-                content = await self._files.keep(incoming)
+                content = await keep(self._database, self._files, incoming)
+        now_ts = self._database.now_ms()
         media = Media(
             server_name=self._server_name,
             media_id=secrets.token_urlsafe(24),
-            created_ts=self._database.now_ms(),
+            created_ts=now_ts,
+            used_ts=now_ts,  # it may go as other servers' media does: whoever looks at the page again makes another
             sha256=content.sha256,
             size=content.size,
             content_type=content_type,
         )
         async with self._database.transaction() as tx:
             await content_repository.insert(tx, media)
+            await confirm(tx, content)
         return {
             "og:image": f"mxc://{self._server_name}/{media.media_id}",
             "og:image:type": content_type,

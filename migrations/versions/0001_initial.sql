@@ -364,8 +364,14 @@ CREATE TABLE media (
 	size BIGINT NOT NULL,
 	content_type TEXT NOT NULL,
 	filename TEXT,
+	used_ts BIGINT,
+	quarantined_by TEXT,
 	CONSTRAINT media_pkey PRIMARY KEY (server_name, media_id)
 );
+
+CREATE INDEX media_cache_idx ON media (used_ts) INCLUDE (size) WHERE used_ts is not null and sha256 is not null and quarantined_by is null;
+
+CREATE INDEX media_sha256_idx ON media (sha256);
 
 CREATE INDEX media_user_id_idx ON media (user_id);
 
@@ -374,6 +380,28 @@ COMMENT ON TABLE media IS 'Media of this server and, as far as they were fetched
 COMMENT ON COLUMN media.user_id IS 'Who uploads it; null for media of other servers.';
 
 COMMENT ON COLUMN media.sha256 IS 'Names the file; null before it is uploaded.';
+
+COMMENT ON COLUMN media.used_ts IS 'Of what was not uploaded, and may go: about when somebody saw it last.';
+
+COMMENT ON COLUMN media.quarantined_by IS 'The administrator who did it; the row stays for as long.';
+
+CREATE TABLE media_content (
+	sha256 BYTEA NOT NULL,
+	check_ts BIGINT,
+	is_going BOOLEAN DEFAULT false NOT NULL,
+	quarantined_by TEXT,
+	CONSTRAINT media_content_pkey PRIMARY KEY (sha256)
+);
+
+CREATE INDEX media_content_check_ts_idx ON media_content (check_ts) WHERE check_ts is not null;
+
+COMMENT ON TABLE media_content IS 'What files hold: a row is there before its file is, and as long (storage/media_content.py).';
+
+COMMENT ON COLUMN media_content.check_ts IS 'When to look whether any media still has it; null: some has.';
+
+COMMENT ON COLUMN media_content.is_going IS 'Its file is being removed.';
+
+COMMENT ON COLUMN media_content.quarantined_by IS 'As in media: whatever has these bytes is shown to nobody.';
 
 CREATE TABLE missing_events (
 	room INTEGER NOT NULL,
