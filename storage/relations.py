@@ -31,11 +31,16 @@ class Standing:
 
 
 async def insert(tx: Tx, standing: Iterable[Standing], numbers: Mapping[str, int]) -> None:
-    """Note what events relate to, where they do and are shown: one statement, or none."""
+    """Note what events relate to, where they do and are shown: one statement, or none.
+
+    A redaction relates to nothing: it may not be shown before what it redacts is here.
+    """
     found = [
         (each, each.event.relation)
         for each in standing
-        if each.event.relation is not None and not each.event.flags & HIDDEN
+        if each.event.relation is not None
+        and not each.event.flags & HIDDEN
+        and each.event.pdu.type != "m.room.redaction"
     ]
     if not found:
         return

@@ -95,6 +95,18 @@ async def test_a_relation_that_comes_after_its_redaction_counts_for_nothing(alic
     assert await threads(alice, room.room_id) == []
 
 
+async def test_a_redaction_that_is_not_shown_yet_is_in_no_thread(alice: Client, peer: AnsweringPeer) -> None:
+    room = await joined_room(alice, peer)
+    root = await send(alice, room.room_id, "root")
+    later = room.make(content=message())
+    redacts = {"redacts": room.id_of(later)}
+    await room.push([room.make("m.room.redaction", {**redacts, **relates_to("m.thread", root)})])
+
+    assert await bundle(alice, room.room_id, root) == {}
+    assert await children(alice, room.room_id, root) == []
+    assert await threads(alice, room.room_id) == []
+
+
 async def test_what_is_not_accepted_relates_to_nothing(alice: Client, peer: AnsweringPeer) -> None:
     room = await joined_room(alice, peer)
     root = await send(alice, room.room_id, "root")
