@@ -11,9 +11,9 @@ from homeserver.client_api.routing import requester
 
 # Clients switch features on by these, so a version is named only when all is served that it brought: with v1.4, for
 # instance, js-sdk leaves threads to the server, without it puts them together itself. What a client can use of later
-# versions is named below, one by one. r0 and v1.1 are named although some of their modules (pushers, search)
-# are not there yet and answer M_UNRECOGNIZED: nobody switches by them, and clients refuse a server without them.
-# Missing before the next: v1.7 pings of application services; v1.11 previews of URLs.
+# versions is named below, one by one. r0 and v1.1 are named although upstream sign-on and lookups by application
+# services answer M_UNRECOGNIZED: nobody switches by them, and clients refuse a server without them.
+# Missing before the next: v1.7 pings of application services.
 VERSIONS = (
     *("r0.0.1", "r0.1.0", "r0.2.0", "r0.3.0", "r0.4.0", "r0.5.0", "r0.6.0", "r0.6.1"),
     *("v1.1", "v1.2", "v1.3", "v1.4", "v1.5", "v1.6"),
@@ -32,7 +32,7 @@ UNSTABLE_FEATURES: dict[str, bool] = {
     "org.matrix.msc3827.stable": True,  # published rooms by type
     "org.matrix.msc3856.stable": True,  # lists of threads
     "org.matrix.msc3912": True,  # what relates to an event is redacted with it, as far as it is here by then
-    "org.matrix.msc3916.stable": True,  # media for who is logged in; previews of URLs are not there yet
+    "org.matrix.msc3916.stable": True,  # media for who is logged in
     "org.matrix.msc3981": True,  # relations of relations
     "org.matrix.msc4140": True,  # delayed events
     "uk.half-shot.msc2666.query_mutual_rooms": True,
