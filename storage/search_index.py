@@ -151,7 +151,7 @@ async def exists(tx: Tx) -> bool:
 
 async def clear(tx: Tx) -> None:
     """Forget the whole index."""
-    await tx.execute("truncate search_messages, search_bands, search_backlog")
+    await tx.execute("truncate search_bands, search_messages, search_backlog")
     await tx.execute("delete from index_versions where name = %s", (FOLLOWER,))
 
 

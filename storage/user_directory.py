@@ -46,7 +46,7 @@ async def prepare(tx: Tx) -> bool:
     row = await tx.fetch_one("select version from index_versions where name = %s", (FOLLOWER,))
     if row is not None and row[0] == VERSION:
         return False
-    await tx.execute("truncate directory_users, directory_words, directory_rooms, directory_backlog")
+    await tx.execute("truncate directory_words, directory_users, directory_rooms, directory_backlog")
     await tx.execute(
         "insert into index_versions (name, version) values (%s, %s)"
         " on conflict (name) do update set version = excluded.version",

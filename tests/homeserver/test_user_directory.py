@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+import psycopg
 import pytest
 import pytest_asyncio
 
@@ -208,9 +209,8 @@ async def test_a_directory_that_is_not_there_is_made(conninfo: str) -> None:
         alice, bob = await server.register("alice"), await server.register("bob")
         await name(bob, "Robert")
         await a_room(alice, bob)
-        async with server.application.database.transaction() as tx:
-            await tx.execute("truncate directory_users, directory_words, directory_rooms, index_versions")
-            await tx.execute("delete from followers")
+    with psycopg.connect(conninfo, autocommit=True) as connection:
+        connection.execute("truncate directory_users, directory_words, directory_rooms, index_versions, followers")
     async with running(conninfo) as server:
         carol = await server.register("carol")
         await until_found(carol, "rob", bob)
