@@ -260,6 +260,20 @@ def _push_rule(_values: Values, pick: Pick) -> Any:
     return body
 
 
+def _pusher(_values: Values, pick: Pick) -> Any:
+    chance = pick.world.chance
+    url = "https://127.0.0.1:9/_matrix/push/v1/notify"
+    names = {"app_display_name": "App", "device_display_name": "Phone", "lang": "en"}
+    return {
+        "kind": chance.choice(("http", "http", "email", None)),
+        "app_id": chance.choice(("org.example.app", "m.email")),
+        "pushkey": chance.choice(("key", "a@example.org", pick.pick("user_id"))),
+        **(names if chance.random() < 0.8 else {}),
+        "data": chance.choice(({"url": url}, {"url": url, "format": "event_id_only", "a": [1]}, {})),
+        **({"append": True} if chance.random() < 0.3 else {}),
+    }
+
+
 def _devices(_values: Values, pick: Pick) -> Any:
     return {"devices": [pick.pick("device_id")]}
 
@@ -281,6 +295,7 @@ RECIPES: dict[str, Callable[[Values, Pick], Any]] = {
     "createRoom": _new_room,
     "deleteDevices": _devices,
     "setPushRule": _push_rule,
+    "postPusher": _pusher,
     "deactivateAccount": lambda _values, _pick: {},
     "generateLoginToken": lambda _values, _pick: {},
 }

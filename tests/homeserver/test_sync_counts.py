@@ -9,6 +9,7 @@ import pytest
 from federation.protocol.types import UserID
 from homeserver.services.push_conditions import Situation
 from homeserver.services.push_rules import Ruleset
+from storage import badges
 from tests.client import Client, Server, quote, unique
 from tests.homeserver.rooms import a_room, join, leave
 from tests.homeserver.syncs import counts, ignore, joined, read, say_with, set_state, sync, token
@@ -306,3 +307,38 @@ async def test_counts_are_what_every_rule_of_every_member_would_give(server: Ser
         assert (counts(answer, room_id), threads(answer, room_id)) == (main, by_thread)
         whole = [sum(each) for each in zip(main, *by_thread.values(), strict=True)]
         assert list(counts(await sync(reader.client), room_id)) == whole
+
+
+async def test_badges_are_the_sum_of_what_syncs_say(server: Server) -> None:
+    """Whatever people read, in threads and outside of them, with rules of their own and without."""
+    dice = random.Random(3)
+    users = [await server.register("badge") for _ in range(3)]
+    rooms = [await a_room(*users) for _ in range(2)]
+    await users[2].ok("PUT", f"/v3/pushrules/global/room/{quote(rooms[0])}", {"actions": []})
+    await users[1].ok("PUT", "/v3/pushrules/global/content/cake", {"pattern": "cake", "actions": []})
+    sent: dict[str, list[tuple[str, str | None]]] = {room_id: [] for room_id in rooms}
+    for _ in range(60):
+        user, room_id = dice.choice(users), dice.choice(rooms)
+        match dice.randrange(5):
+            case 0 | 1:
+                sent[room_id].append((await send(user, room_id, dice.choice(["cake", "tea"])), None))
+            case 2 if sent[room_id]:
+                root = dice.choice(sent[room_id])
+                root_id = root[1] or root[0]
+                sent[room_id].append((await in_thread(user, room_id, root_id), root_id))
+            case _ if sent[room_id]:
+                event_id, in_root = dice.choice(sent[room_id])
+                thread = dice.choice([None, in_root or "main"])
+                body = {} if thread is None else {"thread_id": thread}
+                await user.ok("POST", f"/v3/rooms/{quote(room_id)}/receipt/m.read/{quote(event_id)}", body)
+    expected = {}
+    for user in users:
+        answer = await sync(user)
+        expected[user.user_id] = sum(counts(answer, room_id)[0] for room_id in rooms)
+    nobody = await server.register("badge")
+    async with server.application.database.read() as tx:
+        found, position = await badges.totals(tx, [UserID(user.user_id) for user in (*users, nobody)])
+
+    assert found == {**expected, nobody.user_id: 0}
+    assert position > 0
+    assert max(expected.values()) > 1
