@@ -34,7 +34,7 @@ PATIENCE_SECONDS = 0.5
 LARGE_BYTES = 1_000_000
 """More than aiohttp wants to be given as bytes."""
 WAITING = frozenset(("sync", "getEvents", "peekEvents"))
-PAGES = ("/fallback/web", "/static/client/login/", "/hearth.email/confirm")
+PAGES = ("/fallback/web", "/static/client/login/", "/hearth.email/confirm", "/hearth.push/unsubscribe")
 """What answers people in browsers, also errors."""
 HARVESTED = {
     "filter_id": "filter_id",
