@@ -116,7 +116,7 @@ export class World {
     }
 }
 
-/** Whoever may do this has to give their password. */
+/** What makes a request for which the user has to give their password: `makeRequest` gets the `auth` to send. */
 export function withPassword(client) {
     return async (makeRequest) => {
         const first = await refusal(makeRequest(null));

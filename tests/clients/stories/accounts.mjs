@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 
 import { PushRuleKind, PushRuleActionName } from "matrix-js-sdk";
 
-import { refusal, roomOf, until } from "../world.mjs";
+import { refusal, roomOf, until, withPassword } from "../world.mjs";
 
 export async function an_account_is_made_used_and_left(world) {
     const [username, session] = await world.register("alice");
@@ -22,14 +22,7 @@ export async function an_account_is_made_used_and_left(world) {
     assert.equal((await alice.getDevice(alice.getDeviceId())).display_name, "Kitchen");
     assert.equal((await alice.getCapabilities())["m.change_password"]?.enabled, true);
 
-    const first = await refusal(alice.deleteDevice(session.device_id));
-    assert.equal(first.httpStatus, 401);
-    await alice.deleteDevice(session.device_id, {
-        type: "m.login.password",
-        identifier: { type: "m.id.user", user: session.user_id },
-        password: world.password,
-        session: first.data.session,
-    });
+    await withPassword(alice)((auth) => alice.deleteDevice(session.device_id, auth ?? undefined));
     assert.deepEqual((await alice.getDevices()).devices.map((each) => each.device_id), [alice.getDeviceId()]);
 
     const token = alice.getAccessToken();
@@ -126,15 +119,7 @@ export async function a_call_is_given_a_relay(world) {
 export async function a_new_password_ends_the_other_devices(world) {
     const alice = await world.person("alice");
     const other = await world.visitor().loginWithPassword(alice.getUserId(), world.password);
-    const first = await refusal(alice.setPassword(undefined, "an even better horse", true));
-    assert.equal(first.httpStatus, 401);
-    const auth = {
-        type: "m.login.password",
-        identifier: { type: "m.id.user", user: alice.getUserId() },
-        password: world.password,
-        session: first.data.session,
-    };
-    await alice.setPassword(auth, "an even better horse", true);
+    await withPassword(alice)((auth) => alice.setPassword(auth ?? undefined, "an even better horse", true));
     assert.equal((await alice.whoami()).device_id, alice.getDeviceId());
     assert.equal((await refusal(world.clientWith(other.access_token).whoami())).errcode, "M_UNKNOWN_TOKEN");
     const old = await refusal(world.visitor().loginWithPassword(alice.getUserId(), world.password));
@@ -157,4 +142,13 @@ export async function a_phone_is_registered_for_pushes(world) {
     assert.deepEqual([kept.pushkey, kept.data.format, more.length], ["abc", "event_id_only", 0]);
     await alice.removePusher("abc", "org.example.phone");
     assert.deepEqual((await alice.getPushers()).pushers, []);
+}
+
+export async function a_device_lets_another_one_in(world) {
+    const alice = await world.person("alice");
+    const { login_token: token } = await withPassword(alice)((auth) => alice.requestLoginToken(auth ?? undefined));
+    const session = await world.visitor().loginWithToken(token);
+    assert.equal(session.user_id, alice.getUserId());
+    assert.notEqual(session.device_id, alice.getDeviceId());
+    assert.equal((await refusal(world.visitor().loginWithToken(token))).errcode, "M_FORBIDDEN");
 }

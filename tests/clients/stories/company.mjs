@@ -40,7 +40,8 @@ export async function an_invite_is_declined(world) {
     await until("the invite", () => bob.getRoom(roomId)?.getMyMembership() === "invite");
     await bob.leave(roomId);
     await until("bob has declined", () => bob.getRoom(roomId).getMyMembership() === "leave");
-    await until("alice sees it", () => alice.getRoom(roomId).getMember(bob.getUserId()).membership === "leave");
+    const room = await joined(alice, roomId);
+    await until("alice sees it", () => room.getMember(bob.getUserId())?.membership === "leave");
 }
 
 export async function a_guest_looks_into_a_room_and_joins_it(world) {

@@ -5,17 +5,8 @@ import { openPage } from "../browser.mjs";
 import { serveHydrogen } from "../hydrogen/site.mjs";
 import { ENCRYPTED, readText, until } from "../world.mjs";
 
-export async function someone_in_a_browser_talks_in_an_encrypted_room(world) {
-    const [username, session] = await world.register("alice");
-    const bob = await world.person("bob", { encrypts: true });
-    await bob.setDisplayName("Bob");
-    const { room_id: roomId } = await bob.createRoom({
-        name: "Fireside",
-        preset: "private_chat",
-        invite: [session.user_id],
-        ...ENCRYPTED,
-    });
-
+/** A page on which this user has logged in. */
+async function logIn(world, username) {
     const page = await openPage(world);
     const site = await serveHydrogen(world);
     // A service worker that comes while the page is used makes it load again, and what was typed is lost.
@@ -28,11 +19,27 @@ export async function someone_in_a_browser_talks_in_an_encrypted_room(world) {
     await page.getByLabel("Username").fill(username);
     await page.getByLabel("Password").fill(world.password);
     await page.getByRole("button", { name: "Log In" }).click();
-    await page.getByText("Fireside").first().click();
+    return page;
+}
+
+async function acceptInvite(page, name) {
+    await page.getByText(name).first().click();
     await page.getByRole("button", { name: "Accept" }).click();
+}
+
+export async function someone_in_a_browser_talks_in_an_encrypted_room(world) {
+    const [username, session] = await world.register("alice");
+    const bob = await world.person("bob", { encrypts: true });
+    await bob.setDisplayName("Bob");
+    const invite = [session.user_id];
+    const settings = { name: "Fireside", preset: "private_chat", invite, ...ENCRYPTED };
+    const { room_id: roomId } = await bob.createRoom(settings);
+
+    const page = await logIn(world, username);
+    await acceptInvite(page, "Fireside");
     await until("she is in the room", () => bob.getRoom(roomId)?.getMember(session.user_id)?.membership === "join");
 
-    const greeting = await bob.sendTextMessage(roomId, "Come nearer, it is warm here.");
+    await bob.sendTextMessage(roomId, "Come nearer, it is warm here.");
     await page.getByText("Come nearer, it is warm here.").last().waitFor();
     const composer = page.locator(".MessageComposer textarea");
     await composer.fill("I can hear it crackle!");

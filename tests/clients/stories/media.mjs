@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { deflateSync, crc32 } from "node:zlib";
+import { crc32, deflateSync } from "node:zlib";
 
 import { refusal } from "../world.mjs";
 

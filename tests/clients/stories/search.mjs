@@ -31,3 +31,13 @@ export async function messages_are_found_by_their_words(world) {
     const filtered = await alice.searchRoomEvents({ term: "lighthouse", filter: { senders: [alice.getUserId()] } });
     assert.equal(filtered.count, 0);
 }
+
+export async function people_are_found_by_their_names(world) {
+    const [alice, bob] = await Promise.all(["alice", "bob"].map((name) => world.person(name)));
+    await roomOf([alice, bob]);
+    await bob.setDisplayName("Balthazar of the Ferry");
+    await until("he is found", async () => {
+        const { results } = await alice.searchUserDirectory({ term: "balthazar" });
+        return results.some((each) => each.user_id === bob.getUserId());
+    });
+}
