@@ -21,6 +21,7 @@ from homeserver.client_api.interactive_auth import InteractiveAuth, Stage
 from homeserver.client_api.login import LoginAPI
 from homeserver.client_api.media_administration import MediaAdministrationAPI
 from homeserver.client_api.moderation import ModerationAPI
+from homeserver.client_api.notice_administration import NoticeAdministrationAPI
 from homeserver.client_api.outside_services import OutsideServicesAPI
 from homeserver.client_api.pages import PagesAPI
 from homeserver.client_api.routing import ClientRoute
@@ -136,6 +137,7 @@ class AccountParts:
             *admin_routes.server_routes(administration, registration, self.authenticator),
             *admin_routes.user_routes(users, self.authenticator),
             *admin_routes.report_routes(moderation, self.authenticator),
+            *admin_routes.notice_routes(NoticeAdministrationAPI(rooms.notices, names), self.authenticator),
             *admin_routes.media_routes(MediaAdministrationAPI(database, names, ground.server_name), self.authenticator),
         ]
 

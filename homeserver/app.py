@@ -370,6 +370,7 @@ class Application:
         """
         await self.database.open()
         await self.accounts.impersonation.make_senders()
+        await self.rooms.notices.prepare()
         await self.tail.start()
         await self.incomplete.start(self.database)
         await self.event_counter.start()

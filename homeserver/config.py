@@ -540,6 +540,29 @@ def is_sender(text: str) -> bool:
     return address.isascii() and address.isprintable() and 0 < address.find("@") < len(address) - 1 and "\n" not in text
 
 
+_LOCALPART = re.compile(r"[a-z0-9._=/+-]{1,200}")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ServerNotices:
+    """What the operator tells users in rooms of their own; without a sender there are none."""
+
+    SHORTHAND = "sender"
+
+    sender: str | None = None
+    display_name: str = "Server notices"
+    avatar_url: str | None = None
+    room_name: str = "Server notices"
+    auto_join: bool = False
+
+    def complaints(self) -> Iterator[tuple[str, str]]:
+        """Names that are none."""
+        if self.sender is not None and not _LOCALPART.fullmatch(self.sender):
+            yield "sender", "write the part of a user ID between @ and the colon, such as notices"
+        if self.avatar_url is not None and not self.avatar_url.startswith("mxc://"):
+            yield "avatar_url", "not media of a server: write mxc://SERVER/ID"
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Config:
     """All settings of a server."""
@@ -563,6 +586,7 @@ class Config:
     presence: bool = True
     search: Search = Search()
     user_directory: UserDirectory = UserDirectory()
+    server_notices: ServerNotices = ServerNotices()
     query_string_tokens: bool = True
     application_service_files: tuple[ExistingFile, ...] = ()
     log: Logging = Logging()

@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 from collections.abc import Callable
 
+from federation.protocol.identifiers import check_localpart
 from federation.protocol.server_acl import ServerACL
 from federation.protocol.types import ServerName
 from homeserver import config as settings
@@ -20,6 +21,7 @@ from homeserver.services.captcha import CaptchaKeys
 from homeserver.services.identifiers import IdentifierPolicy
 from homeserver.services.mail import MailServer
 from homeserver.services.rate_limits import Limit, RateLimits
+from homeserver.services.server_notices import NoticePolicy
 from homeserver.services.sessions import Lifetimes
 from homeserver.services.url_previews import PreviewPolicy
 from homeserver.startup import StartupError
@@ -177,6 +179,21 @@ def preview_policy(config: Config) -> PreviewPolicy:
         lifetime_ms=configured.lifetime,
         max_image_bytes=configured.max_image_size,
         max_image_pixels=config.media.max_image_pixels,
+    )
+
+
+def notice_policy(config: Config) -> NoticePolicy | None:
+    """Who tells users what the operator has to tell them, if anybody does."""
+    configured = config.server_notices
+    if configured.sender is None:
+        return None
+    return NoticePolicy(
+        sender=check_localpart(configured.sender, ServerName(config.server_name)),
+        display_name=configured.display_name,
+        avatar_url=configured.avatar_url,
+        room_name=configured.room_name,
+        joins=configured.auto_join,
+        room_version=config.default_room_version,
     )
 
 

@@ -34,6 +34,7 @@ from homeserver.services.room_directory import RoomDirectory
 from homeserver.services.room_settings import RoomSettings
 from homeserver.services.room_summaries import RoomSummaryService
 from homeserver.services.room_upgrades import RoomUpgradeService
+from homeserver.services.server_notices import ServerNotices
 from homeserver.services.spaces import SpaceService
 from homeserver.services.third_party_inviting import ThirdPartyInviting
 from homeserver.user_data_parts import UserDataParts
@@ -52,6 +53,7 @@ class RoomParts:
         application_services: ApplicationServices,
     ) -> None:
         database, log, tail, writer, reader = ground.database, ground.log, ground.tail, ground.writer, ground.reader
+        notices = configured.notice_policy(ground.config)
         member_fields = MemberFields(database)
         tail.add_view(member_fields.on_change)
         room_settings = RoomSettings(database, log)
@@ -62,6 +64,7 @@ class RoomParts:
             profile_of=member_fields.get,
             is_invite_blocked=user_data.account_data.blocks_invites,
             settings=room_settings,
+            notices_sender=None if notices is None else notices.sender,
         )
         self.member_upkeep = MemberUpkeep(database, writer, handshaking.rooms)
         self.profiles = ProfileService(
@@ -112,6 +115,15 @@ class RoomParts:
         self.delayed_events = DelayedEventService(database, writer)
         tail.add_view(self.delayed_events.on_change)
         self.messages = MessageService(writer, SentEvents(database), self.directory.find)
+        self.notices = ServerNotices(
+            database,
+            writer,
+            creation,
+            self.messages,
+            user_data.account_data,
+            profile_of=member_fields.get,
+            policy=notices,
+        )
         self.directory_api = RoomDirectoryAPI(
             self.directory,
             PublishedRooms(database, summaries),

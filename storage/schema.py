@@ -673,6 +673,16 @@ reports = Table(
     comment="What users reported to the administrators.",
 )
 
+server_notice_rooms = Table(
+    "server_notice_rooms",
+    metadata,
+    Column("user_id", Text, nullable=False),
+    Column("sender", Text, nullable=False),
+    Column("room_id", Text, nullable=False),
+    PrimaryKeyConstraint("user_id", "sender"),
+    comment="Where users get notices of the server.",
+)
+
 registration_tokens = Table(
     "registration_tokens",
     metadata,

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from federation.web import Route
 from homeserver.client_api.media_administration import MediaAdministrationAPI
 from homeserver.client_api.moderation import ModerationAPI
+from homeserver.client_api.notice_administration import NoticeAdministrationAPI
 from homeserver.client_api.routing import Authenticator, admin_route
 from homeserver.client_api.server_administration import ServerAdministrationAPI, SharedSecretRegistrationAPI
 from homeserver.client_api.user_administration import UserAdministrationAPI
@@ -32,6 +33,15 @@ def media_routes(api: MediaAdministrationAPI, authenticator: Authenticator) -> S
         ("GET", f"{base}/room/{{room_id}}/media", api.list_of_room),
     ]
     return [admin_route(method, path, endpoint, authenticator) for method, path, endpoint in endpoints]
+
+
+def notice_routes(api: NoticeAdministrationAPI, authenticator: Authenticator) -> Sequence[Route]:
+    """Server notices."""
+    path = "/_synapse/admin/v1/send_server_notice"
+    return [
+        admin_route("POST", path, api.send, authenticator),
+        admin_route("PUT", f"{path}/{{txn_id}}", api.send, authenticator),
+    ]
 
 
 def user_routes(api: UserAdministrationAPI, authenticator: Authenticator) -> Sequence[Route]:

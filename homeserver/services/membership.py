@@ -57,7 +57,7 @@ class _Change:
 class MembershipService:
     """Changes memberships of and by our users."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # each is asked by itself
         self,
         database: Database,
         writer: RoomWriter,
@@ -66,7 +66,9 @@ class MembershipService:
         profile_of: ProfileOf,
         is_invite_blocked: InviteBlocked,
         settings: RoomSettings,
+        notices_sender: UserID | None = None,
     ) -> None:
+        """Invites by `notices_sender` cannot be rejected ("Server Notices")."""
         self._database = database
         self._writer = writer
         self._remote = remote
@@ -75,6 +77,7 @@ class MembershipService:
         self._profile_of = profile_of
         self._is_invite_blocked = is_invite_blocked
         self._settings = settings
+        self._notices_sender = notices_sender
 
     # --- what clients ask for
 
@@ -327,6 +330,12 @@ class MembershipService:
     async def _leave(self, change: _Change) -> EventID:
         if change.membership == "leave" and change.current is not None:
             return change.current.event_id
+        if (
+            change.membership == "invite"
+            and change.current is not None
+            and change.current.sender == self._notices_sender
+        ):
+            raise Forbidden("This room is for notices of the server", "M_CANNOT_LEAVE_SERVER_NOTICE_ROOM")
         return await self._append(change, change.content)
 
     async def _remove(self, change: _Change) -> EventID:
