@@ -13,7 +13,7 @@ from tests.homeserver.rooms import a_room, history, set_visibility
 from tests.homeserver.syncs import joined, sync
 from tests.rooms import send
 
-STEPS = 120
+STEPS = 80
 SEEDS = range(7, 7 + int(os.environ.get("HEARTH_RELATION_SEEDS", "2")))
 KINDS = ["m.thread", "m.thread", "m.replace", "m.replace", "m.reference", "m.annotation", "org.example.other"]
 
