@@ -3,6 +3,7 @@
 An edited message is found by what its newest edit says, the edit itself is not. Encrypted rooms are left out.
 """
 
+import asyncio
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -73,6 +74,22 @@ def _edits(event: StoredEvent) -> EventID | None:
 # --- words
 
 
+class Breath:
+    """Lets others run while many long texts are looked at."""
+
+    __slots__ = ("_characters",)
+
+    def __init__(self) -> None:
+        self._characters = 0
+
+    async def take(self, characters: int) -> None:
+        """So many were looked at."""
+        self._characters += characters
+        if self._characters >= MAX_TEXT:
+            self._characters = 0
+            await asyncio.sleep(0)
+
+
 class _Stems:
     """What dictionaries made of words."""
 
@@ -141,6 +158,7 @@ async def _write(tx: Tx, shown: Sequence[StoredEvent], dictionary: str | None, *
         return
     edits = await related_events.newest_edits(tx, _EVERYBODY, [event for event in shown if event.type == _MESSAGE])
     texts: list[tuple[StoredEvent, StoredEvent | None, Key, Words]] = []
+    breath = Breath()
     for event in shown:
         edit = edits.get(event.position)
         found = edited_text(edit.content) if edit is not None else None
@@ -148,6 +166,7 @@ async def _write(tx: Tx, shown: Sequence[StoredEvent], dictionary: str | None, *
         found = found or find_text(event.type, event.state_key, event.content)
         if found is not None:
             texts.append((event, edit, found.key, words_of(found.text)))
+            await breath.take(len(found.text))
     stems = await stemmed(tx, dictionary, {word for *_, words in texts for word in words.plain})
     await search_index.write(
         tx,

@@ -35,7 +35,7 @@ _PROBED = 32
 SEARCHED = frozenset(("m.room.message", "m.room.name", "m.room.topic", "m.room.redaction"))
 """Types of events that change what is to be found."""
 
-NOWHERE = -(1 << 62)
+NOWHERE, _EVERYTHING = -(1 << 62), 1 << 62
 
 
 class Key(IntEnum):
@@ -239,10 +239,13 @@ async def remove(tx: Tx, positions: Collection[int]) -> None:
 
 async def remove_rooms(tx: Tx, rooms: Collection[int], *, limit: int) -> int:
     """Take some of what is indexed of these rooms out of it; how many. The caller holds the lock."""
+    bands = [band.number for band in await _bands_below(tx, _EVERYTHING)]
+    numbers = sorted({_number(band, _room_word(room)) for band in bands for room in rooms})
+    await tx.execute("set local enable_seqscan to off")
     return await tx.execute(
-        "delete from search_messages where position in (select position from events join search_messages"
-        " using (position) where events.room = any(%s::int[]) and type = any(%s::int[]) limit %s)",
-        (list(rooms), [WELL_KNOWN[name] for name in SEARCHED], limit),
+        "delete from search_messages where position in"
+        " (select position from search_messages where words && %s::int[] and room = any(%s::int[]) limit %s)",
+        (Int4(numbers), list(rooms), limit),
     )
 
 

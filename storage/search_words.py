@@ -83,6 +83,11 @@ class Query:
     """Characters that must stand next to each other; emoji."""
 
     @property
+    def initials(self) -> frozenset[str]:
+        """How words between spaces begin that may be other forms of these: no dictionary changes that."""
+        return frozenset(word[0] for word in self.plain)
+
+    @property
     def is_empty(self) -> bool:
         """Whether nothing is searched for."""
         return not self.plain and not self.exact

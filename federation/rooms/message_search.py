@@ -15,7 +15,7 @@ from storage import event_pages, events, memberships, rooms, search_index
 from storage.database import Tx
 from storage.memberships import Membership
 from storage.rooms import Room
-from storage.search_documents import edited_text, find_text, stemmed
+from storage.search_documents import Breath, edited_text, find_text, stemmed
 from storage.search_index import NOWHERE, Key, Match
 from storage.search_words import Query, Words, fold, query_of, spellings, words_of
 
@@ -69,8 +69,8 @@ class Hit:
     room: Room
     seen: Seen
     rank: float
-    spellings: frozenset[str]
-    """As which the words stand in it."""
+    text: str
+    """In which it stands."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +80,8 @@ class Results:
     hits: Sequence[Hit]
     count: int
     """About how many there are in all."""
+    highlights: Collection[str]
+    """As which the words stand in these."""
     next: Cursor | None
     groups: Callable[[str, str], Cursor]
     """Where to go on within a group: by `room_id` or `sender`, and which."""
@@ -108,7 +110,7 @@ class MessageSearch:
         cursor = request.cursor
         own = {} if query.is_empty else await self._own_rooms(tx, request)
         if not own:
-            return Results((), 0, None, lambda _key, _value: cursor)
+            return Results((), 0, (), None, lambda _key, _value: cursor)
         wanted = search_index.Wanted(
             words=[*(await stemmed(tx, self._dictionary, query.plain)).values(), *query.exact],
             rooms=own,
@@ -131,7 +133,8 @@ class MessageSearch:
                 return replace(only, floor=gathered.low, skipped=len(of_group))
             return replace(only, below=of_group[-1].seen.event.position)
 
-        return Results(shown, count, _next(request, gathered, shown), in_group)
+        highlights = await self._highlights(tx, query, shown)
+        return Results(shown, count, highlights, _next(request, gathered, shown), in_group)
 
     async def _own_rooms(self, tx: Tx, request: SearchRequest) -> dict[int, int]:
         """The rooms that are searched, each with the last position of which the user may know."""
@@ -201,24 +204,38 @@ class MessageSearch:
         visible = await self._reader.visible_in(tx, request.user_id, by_room)
         seen = {each.event.position: each for of_room in visible.values() for each in of_room}
         texts: list[tuple[Seen, str, Words]] = []
+        breath = Breath()
         for match in matches:
             text = _text_of(match, seen, request)
             if text is not None:
                 texts.append((seen[match.position], text, words_of(text)))
+                await breath.take(len(text))
         related = await self._related(tx, request, [each.event for each, _, _ in texts])
-        stems = await stemmed(
-            tx, self._dictionary, {*query.plain, *(word for _, _, words in texts for word in words.plain)}
-        )
+        initials = query.initials
+        alike = {word for _, _, words in texts for word in words.plain if word[:1] in initials}
+        stems = await stemmed(tx, self._dictionary, {*query.plain, *alike})
         terms = {stems[word] for word in query.plain}
         hits: list[Hit] = []
         for each, text, words in texts:
             folded = fold(text)
             if related is not None and each.event.event_id not in related:
                 continue
-            if terms <= {stems[word] for word in words.plain} and all(run in folded for run in query.runs):
-                rank = _rank(query, words, stems, folded)
-                hits.append(Hit(known[each.event.room], each, rank, _spellings(text, terms, stems, query)))
+            if terms <= {stems[word] for word in words.plain if word in stems} and all(
+                run in folded for run in query.runs
+            ):
+                hits.append(Hit(known[each.event.room], each, _rank(query, words, folded), text))
         return hits
+
+    async def _highlights(self, tx: Tx, query: Query, hits: Sequence[Hit]) -> set[str]:
+        found: set[tuple[str, str]] = set()
+        breath, initials = Breath(), query.initials
+        if query.plain:
+            for hit in hits:
+                found.update(pair for pair in spellings(hit.text) if pair[1][:1] in initials)
+                await breath.take(len(hit.text))
+        stems = await stemmed(tx, self._dictionary, {*query.plain, *(word for _, word in found)})
+        terms = {stems[word] for word in query.plain}
+        return {written for written, word in found if stems[word] in terms} | set(query.runs)
 
     async def _related(self, tx: Tx, request: SearchRequest, stored: Sequence[StoredEvent]) -> Collection[str] | None:
         """Those of these events that the filter's relations let pass; None: all."""
@@ -244,7 +261,7 @@ def _text_of(match: Match, seen: Mapping[int, Seen], request: SearchRequest) -> 
     return found.text if found is not None and found.key in request.keys else None
 
 
-def _rank(query: Query, words: Words, stems: Mapping[str, str], folded: str) -> float:
+def _rank(query: Query, words: Words, folded: str) -> float:
     """How relevant a text is: one that says it often, and little else; best in the query's own words."""
     length = len(words.plain) + len(words.exact) / 2
     damping = 1.2 * (0.25 + 0.75 * length / 20)
@@ -258,11 +275,6 @@ def _rank(query: Query, words: Words, stems: Mapping[str, str], folded: str) -> 
     if len(query.plain) > 1 and " ".join(query.plain) in folded:
         rank += 1.0
     return round(rank, 4)
-
-
-def _spellings(text: str, terms: Collection[str], stems: Mapping[str, str], query: Query) -> frozenset[str]:
-    found = {written for written, word in spellings(text) if stems.get(word) in terms} if terms else set()
-    return frozenset(found | set(query.runs))
 
 
 def _group_of(hit: Hit, key: str) -> str:

@@ -135,7 +135,7 @@ class SearchAPI:
                 shown.append(result)
         answer: JsonObject = {
             "count": results.count,
-            "highlights": sorted({spelling for hit in hits for spelling in hit.spellings}),
+            "highlights": sorted(results.highlights),
             "results": shown,
         }
         if asked.has_state:

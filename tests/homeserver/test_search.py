@@ -8,6 +8,7 @@ import pytest
 
 from federation.rooms import message_search
 from homeserver.config import Language, Search
+from homeserver.followers import message_index
 from storage import search_index
 from tests.client import Client, Server, unique
 from tests.homeserver.rooms import a_room, act, join, leave, redact, set_state, set_visibility
@@ -193,6 +194,25 @@ async def test_encrypted_rooms_are_not_searched(server: Server, alice: Client) -
     await send(alice, room_id, f"plain, too {word}")
 
     assert await found(server, alice, word) == []
+    async with server.application.database.read() as tx:
+        rows = await tx.fetch("select 1 from search_messages join rooms using (room) where room_id = %s", (room_id,))
+    assert rows == []
+
+
+async def test_what_is_no_longer_to_be_searched_is_taken_out_in_parts(
+    server: Server, alice: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(message_index, "REMOVED_AT_ONCE", 3)
+    word = unique("word")
+    kept_room, room_id = await create_room(alice), await create_room(alice)
+    kept = await send(alice, kept_room, word)
+    for _ in range(10):
+        await send(alice, room_id, word)
+    assert len(await found(server, alice, word, filter={"limit": 20})) == 11
+
+    await set_state(alice, room_id, "m.room.encryption", {"algorithm": "m.megolm.v1.aes-sha2"})
+
+    assert await found(server, alice, word) == [kept]
     async with server.application.database.read() as tx:
         rows = await tx.fetch("select 1 from search_messages join rooms using (room) where room_id = %s", (room_id,))
     assert rows == []
