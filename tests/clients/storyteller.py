@@ -47,8 +47,12 @@ class Storyteller:
         said_before = self._log.seek(0, 2)
         request = {"file": story.file, "story": story.name, "world": world}
         self._process.stdin.write(json.dumps(request).encode() + b"\n")
-        async with asyncio.timeout(_SECONDS):
-            line = await self._process.stdout.readline()
+        try:
+            async with asyncio.timeout(_SECONDS):
+                line = await self._process.stdout.readline()
+        except TimeoutError:
+            self._process.kill()  # or the next story would be told this one's end
+            raise
         answer = json.loads(line or '{"failure": "the process that tells stories has ended"}')
         if answer:
             self._log.seek(said_before)

@@ -23,13 +23,15 @@ async function tell({ file, story, world: given }) {
     });
     try {
         const stories = await import(`./stories/${file}.mjs`);
-        await Promise.race([stories[story](world), patience]);
+        try {
+            await Promise.race([stories[story](world), patience]);
+        } finally {
+            clearTimeout(timer);
+            await world.end();
+        }
         return {};
     } catch (error) {
         return { failure: format(error) };
-    } finally {
-        clearTimeout(timer);
-        await world.end();
     }
 }
 
