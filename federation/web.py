@@ -34,10 +34,10 @@ MAX_QUERY_FIELDS = 1000
 CORS_HEADERS = {
     "Access-Control-Allow-Origin": "*",
     "Access-Control-Allow-Methods": "GET, POST, PUT, DELETE, OPTIONS",
-    "Access-Control-Allow-Headers": "X-Requested-With, Content-Type, Authorization, Date",
-    "Access-Control-Expose-Headers": "Retry-After",
+    "Access-Control-Allow-Headers": "X-Requested-With, Content-Type, Authorization, Date, If-Match, If-None-Match",
+    "Access-Control-Expose-Headers": "ETag, Retry-After",
 }
-"""Client-Server API, "Web Browser Clients"."""
+"""Client-Server API, "Web Browser Clients"; and what signing in by QR code takes (MSC4108)."""
 
 Answer = JsonObject | bytes | web.StreamResponse
 """A JSON object, the bytes of one, or a response that is already whole."""

@@ -24,6 +24,7 @@ from homeserver.client_api.moderation import ModerationAPI
 from homeserver.client_api.notice_administration import NoticeAdministrationAPI
 from homeserver.client_api.outside_services import OutsideServicesAPI
 from homeserver.client_api.pages import PagesAPI
+from homeserver.client_api.rendezvous import RendezvousAPI
 from homeserver.client_api.routing import ClientRoute
 from homeserver.client_api.server_administration import ServerAdministrationAPI, SharedSecretRegistrationAPI
 from homeserver.client_api.stage_pages import StagePagesAPI
@@ -41,6 +42,7 @@ from homeserver.services.identifiers import IdentifierService
 from homeserver.services.impersonation import Impersonation
 from homeserver.services.mail import Mailer
 from homeserver.services.passwords import Passwords
+from homeserver.services.rendezvous import RendezvousService
 from homeserver.services.sessions import SessionService
 from homeserver.services.user_names import UserNames
 
@@ -111,6 +113,7 @@ class AccountParts:
         self.routes: list[ClientRoute] = [
             *routes.discovery_routes(discovery),
             *routes.login_routes(login),
+            *RendezvousAPI(RendezvousService(database), base_url=config.base_url).routes(),
             *routes.account_routes(accounts),
             *routes.identifier_routes(
                 ThirdPartyIdentifiersAPI(self.identifiers, rooms.identity_servers, self.interactive_auth)

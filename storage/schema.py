@@ -756,6 +756,20 @@ presence = Table(
     comment="The presence that local users last had; lost in a crash.",
 )
 
+rendezvous = Table(
+    "rendezvous",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("version", Integer, nullable=False),
+    Column("modified_ts", BigInteger, nullable=False),
+    Column("expires_ts", BigInteger, nullable=False),
+    Column("data", LargeBinary, nullable=False),
+    Column("transactions", ARRAY(LargeBinary), nullable=False),
+    Index("rendezvous_expires_ts_idx", "expires_ts"),
+    prefixes=["UNLOGGED"],
+    comment="Where a device leaves messages for another that it signs in.",
+)
+
 sync_connections = Table(
     "sync_connections",
     metadata,
