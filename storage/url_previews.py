@@ -41,6 +41,9 @@ async def insert(tx: Tx, url: str, preview: StoredPreview) -> None:
     )
 
 
-async def delete_old(tx: Tx, before_ts: int) -> int:
-    """Forget those that expired before this; how many."""
-    return await tx.execute("delete from url_previews where expires_ts < %s", (before_ts,))
+async def delete_old(tx: Tx, now_ts: int, kept_ms: int) -> int:
+    """Forget those that expired so long ago, and failures that expired at all; how many."""
+    return await tx.execute(
+        "delete from url_previews where expires_ts < %s and (answer is null or expires_ts < %s)",
+        (now_ts, now_ts - kept_ms),
+    )

@@ -6,7 +6,7 @@ from federation.protocol.types import JsonObject, UserID
 from federation.web import Answer, Call, Endpoint
 from homeserver.client_api import fields
 from homeserver.client_api.identifiers import canonical
-from homeserver.client_api.interactive_auth import InteractiveAuth
+from homeserver.client_api.interactive_auth import PASSWORD, InteractiveAuth
 from homeserver.client_api.routing import requester
 from homeserver.services.identifiers import EmailRequest, IdentifierService, check_client_secret
 from homeserver.services.identity_servers import IdentityServers
@@ -71,7 +71,8 @@ class ThirdPartyIdentifiersAPI:
         who = requester(call)
         attempt = await self._interactive_auth.begin(call, await call.body(max_bytes=MAX_BODY), who)
         sid, client_secret = fields.get_text(attempt.body, "sid"), fields.get_text(attempt.body, "client_secret")
-        await self._interactive_auth.complete(attempt, [["m.login.password"]])
+        if who.application_service is None:  # these vouch for their users
+            await self._interactive_auth.complete(attempt, [[PASSWORD]])
         await self._identifiers.add(who.user_id, sid, client_secret)
         return {}
 

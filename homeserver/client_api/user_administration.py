@@ -11,7 +11,7 @@ from homeserver.services.passwords import Passwords
 from homeserver.services.profiles import ProfileService
 from homeserver.services.sessions import NewLogin, SessionService
 from homeserver.services.user_names import UserNames
-from storage import accounts, devices, memberships, profiles, rooms
+from storage import accounts, devices, identifiers, memberships, profiles, rooms
 from storage.accounts import Account
 from storage.database import Database
 
@@ -194,9 +194,21 @@ class UserAdministrationAPI:
         async with self._database.read() as tx:
             account = await accounts.find(tx, user_id)
             fields = await profiles.find(tx, user_id)
+            own = await identifiers.list_of_user(tx, user_id)
         if account is None:
             raise NotFound("There is no such account")
-        return _user_fields(account, fields or {})
+        return {
+            **_user_fields(account, fields or {}),
+            "threepids": [
+                {
+                    "medium": each.identifier.medium,
+                    "address": each.identifier.address,
+                    "validated_at": each.validated_ts,
+                    "added_at": each.added_ts,
+                }
+                for each in own
+            ],
+        }
 
 
 class _Change:
@@ -226,7 +238,6 @@ def _user_fields(account: Account, profile: JsonObject) -> JsonObject:
         "shadow_banned": False,
         "appservice_id": account.application_service,
         "user_type": None,
-        "threepids": [],
         "external_ids": [],
         "creation_ts": account.created_ts,
     }

@@ -7,6 +7,7 @@ then sent twice has the same Message-ID. What is refused for good is dropped, th
 
 import asyncio
 import logging
+import random
 import ssl
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -206,7 +207,9 @@ def _reason(error: aiosmtplib.SMTPRecipientsRefused | aiosmtplib.SMTPDataError) 
 
 
 def _pause_ms(tries: int) -> int:
-    return min(FIRST_PAUSE_MS << min(tries - 1, 10), LONGEST_PAUSE_MS)
+    """Of chance, too: one message that a mail server breaks off at shall not come before the same others each time."""
+    pause_ms = min(FIRST_PAUSE_MS << min(tries - 1, 10), LONGEST_PAUSE_MS)
+    return round(pause_ms * random.uniform(0.5, 1.5))  # noqa: S311  # nothing is secret about it
 
 
 def _tls_context(authorities: Sequence[Path]) -> ssl.SSLContext:

@@ -122,7 +122,7 @@ class URLPreviews:
     async def forget_old(self) -> None:
         """Forget answers whose time is long over."""
         async with self._database.transaction() as tx:
-            await url_previews.delete_old(tx, self._database.now_ms() - KEPT_MS)
+            await url_previews.delete_old(tx, self._database.now_ms(), KEPT_MS)
 
     async def close(self) -> None:
         """End what is being fetched."""
@@ -143,8 +143,13 @@ class URLPreviews:
             if len(self._fetches) >= MAX_WAITING:
                 raise MatrixError("M_LIMIT_EXCEEDED", "Too many previews are made", 429, {"retry_after_ms": 5000})
             task = self._fetches[key] = asyncio.get_running_loop().create_task(self._fetch_and_keep(url))
-            task.add_done_callback(lambda _: self._fetches.pop(key, None))
+            task.add_done_callback(lambda done: self._end_fetch(key, done))
         return await asyncio.shield(task)
+
+    def _end_fetch(self, key: str, task: "asyncio.Task[bytes | None]") -> None:
+        del self._fetches[key]
+        if not task.cancelled():
+            task.exception()  # whoever waits is told; if nobody does, nobody needs to be
 
     async def _fetch_and_keep(self, url: URL) -> bytes | None:
         answer: bytes | None = None

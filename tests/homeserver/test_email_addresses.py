@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from federation.protocol.types import UserID
 from homeserver.config import EmailOnRegistration, Identifiers, RateLimit, RateLimits, Registration, RegistrationMode
 from homeserver.services.identifiers import CONFIRM_PATH
-from tests.client import PASSWORD, Answer, Client, Server, unique
+from tests.client import PASSWORD, Answer, Client, Server, quote, unique
 from tests.mail_server import MailServer
 from tests.servers import running
 
@@ -344,6 +345,16 @@ async def test_an_account_that_ends_has_no_address(mailing: Mailing) -> None:
     other = await mailing.server.register()
     body = {"sid": sid, "client_secret": "another", "auth": other.password_auth()}
     assert (await other.post("/v3/account/3pid/add", body)).status == 200
+
+
+async def test_administrators_see_addresses(mailing: Mailing) -> None:
+    address, admin = an_address(), await mailing.server.register("admin")
+    await mailing.server.application.accounts.service.set_admin(UserID(admin.user_id), is_admin=True)
+    user = await mailing.a_user_with(address)
+
+    shown = await admin.ok("GET", f"/_synapse/admin/v2/users/{quote(user.user_id)}")
+
+    assert [(each["medium"], each["address"]) for each in shown["threepids"]] == [("email", address)]
 
 
 # --- registering
