@@ -165,12 +165,6 @@ async def _nearer(tx: Tx, after: int, upto: int) -> int:
     return upto if row is None else int(row[0])
 
 
-async def position_of(tx: Tx, name: str) -> int | None:
-    """Up to where a follower was told of everything, as stored; None where there is none of this name."""
-    row = await tx.fetch_one("select position from followers where name = %s", (name,))
-    return None if row is None else int(row[0])
-
-
 async def hold(tx: Tx, name: str, *, wait: bool = True) -> bool:
     """Have nobody move a follower's cursor until this transaction ends, and so nobody write what is written with that;
     whether this succeeded, and there is a follower of this name."""
@@ -219,6 +213,11 @@ class Followers:
         """Whether this process runs a follower as far as it knows, for who acts on what that found. Where it no longer
         does, `begin` comes before it does again."""
         return name in self._running
+
+    def position_of(self, name: str) -> int | None:
+        """Up to where a follower has acted on everything, if this process runs it; what is stored is a little less."""
+        running = self._running.get(name)
+        return None if running is None else running.position
 
     async def start(self) -> None:
         """Give followers that are new a cursor: they are told of what is appended from now on."""

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Sequence
 
-from homeserver.followers.backlog import work_off
+from homeserver.followers.backlog import Backlog
 from storage import followers, search_documents, search_index, search_words
 from storage.append_events import RoomEvents
 from storage.database import Database, Tx
@@ -26,6 +26,7 @@ class MessageIndexer:
     def __init__(self, database: Database, *, dictionary: str | None) -> None:
         self._database = database
         self._dictionary = dictionary
+        self._backlog = Backlog(self._index_backlog)
         self.version = f"{search_words.VERSION} {dictionary}"
         """An index of any other is made anew."""
 
@@ -35,6 +36,7 @@ class MessageIndexer:
             await followers.hold(tx, search_index.FOLLOWER)
             if await search_index.prepare(tx, self.version, position):
                 logger.info("the index of messages is made anew")
+        self._backlog.look()
 
     async def act(self, changes: Sequence[tuple[int, Change]], upto: int) -> Work | None:
         """Index what these changes hold."""
@@ -67,7 +69,7 @@ class MessageIndexer:
 
         Any process may do so; while one does, others pass.
         """
-        await work_off(self._index_backlog)
+        await self._backlog.run()
 
     async def _index_backlog(self) -> bool:
         """Index a part of what is left; whether there was any."""

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Sequence
 
 from federation.protocol.types import ServerName
-from homeserver.followers.backlog import work_off
+from homeserver.followers.backlog import Backlog
 from storage import followers, strings, user_directory
 from storage.append_events import RoomEvents
 from storage.database import Database, Tx
@@ -31,6 +31,7 @@ class UserDirectoryKeeper:
     def __init__(self, database: Database, server_name: ServerName) -> None:
         self._database = database
         self._server_name = server_name
+        self._backlog = Backlog(self._work_off)
 
     async def begin(self, position: int) -> None:
         """Make the directory, if there is none that this version can use."""
@@ -38,6 +39,7 @@ class UserDirectoryKeeper:
             await followers.hold(tx, self.name)
             if await user_directory.prepare(tx):
                 logger.info("the user directory is made anew")
+        self._backlog.look()
 
     async def act(self, changes: Sequence[tuple[int, Change]], upto: int) -> Work | None:
         """Note whom and which rooms these changes concern."""
@@ -65,12 +67,14 @@ class UserDirectoryKeeper:
             await user_directory.note_rooms(tx, large | changed)
             numbers = await strings.intern(tx, [user_id for user_id in users if user_id.startswith("@")])
             await user_directory.refresh(tx, list(numbers.values()), self._server_name)
+            if large or changed:
+                self._backlog.look_soon()
 
         return bring_up_to_date
 
     async def run(self) -> None:
         """Look at all members of the rooms of the backlog, until cancelled; any process may do so."""
-        await work_off(self._work_off)
+        await self._backlog.run()
 
     async def _work_off(self) -> bool:
         async with self._database.read() as tx:

@@ -29,7 +29,7 @@ async def until_indexed(server: Server) -> None:
                 " and exists (select from index_versions where name = 'search' and version = %s)",
                 (indexer.version,),
             )
-            if row is not None and row[0] >= head:
+            if row is not None and max(row[0], server.application.followers.position_of("search") or 0) >= head:
                 return
             await asyncio.sleep(0.05)
 
