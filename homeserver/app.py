@@ -220,7 +220,9 @@ class Application:
             self.mailer,
             sees_to=lambda shard: self.followers.runs(push.name_of(shard)),
         )
-        self.followers = Followers(self.database, self.tail, [*self.search.followers, *self.push.followers])
+        self.followers = Followers(
+            self.database, self.tail, [*self.rooms.followers, *self.search.followers, *self.push.followers]
+        )
 
         # what each listener serves
         client_routes = [
@@ -370,7 +372,7 @@ class Application:
         """
         await self.database.open()
         await self.accounts.impersonation.make_senders()
-        await self.rooms.notices.prepare()
+        await self.rooms.start()
         await self.tail.start()
         await self.incomplete.start(self.database)
         await self.event_counter.start()

@@ -581,6 +581,8 @@ class Config:
     rate_limits: RateLimits = RateLimits()
     federation: Federation = Federation()
     default_room_version: str = "12"
+    forget_rooms_on_leave: bool = False
+    """Whether who leaves a room has forgotten it."""
     media: Media = Media()
     url_previews: URLPreviews = URLPreviews()
     presence: bool = True

@@ -204,6 +204,7 @@ def description(config: Config) -> ServerDescription:
         federation_server=config.federation.well_known_server,
         default_room_version=config.default_room_version,
         makes_previews=config.url_previews.enabled,
+        forgets_rooms_on_leave=config.forget_rooms_on_leave,
         changes_identifiers=config.mail.host is not None,
         livekit_service_urls=config.calls.livekit_service_urls,
         policy_server_key=config.policy_server.public_key,

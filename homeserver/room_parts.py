@@ -21,6 +21,7 @@ from homeserver.client_api.routing import ClientRoute
 from homeserver.client_api.sending_events import SendingEventsAPI
 from homeserver.client_api.spaces import SpacesAPI
 from homeserver.federation_parts import Fetching, Ground, Handshaking, Outbound
+from homeserver.followers.forced_forgetting import ForcedForgetting, stop_forgetting
 from homeserver.services.application_services import ApplicationServices
 from homeserver.services.delayed_events import DelayedEventService
 from homeserver.services.identity_servers import Identity, IdentityServers
@@ -38,6 +39,7 @@ from homeserver.services.server_notices import ServerNotices
 from homeserver.services.spaces import SpaceService
 from homeserver.services.third_party_inviting import ThirdPartyInviting
 from homeserver.user_data_parts import UserDataParts
+from storage.followers import Follower
 
 
 class RoomParts:
@@ -59,6 +61,7 @@ class RoomParts:
         room_settings = RoomSettings(database, log)
         self.memberships = MembershipService(
             database,
+            log,
             writer,
             remote=handshaking.rooms,
             profile_of=member_fields.get,
@@ -131,6 +134,11 @@ class RoomParts:
             outbound.queries.public_rooms,
         )
         summary_service = RoomSummaryService(database, space_reader, self.directory, handshaking.rooms, fetching.spaces)
+        self._database = database
+        self.followers: list[Follower] = []
+        """What follows the log."""
+        if ground.config.forget_rooms_on_leave:
+            self.followers.append(ForcedForgetting(log, ground.server_name))
         self.routes: list[ClientRoute] = [
             *routes.profile_routes(ProfilesAPI(self.profiles)),
             *routes.room_creation_routes(RoomCreationAPI(creation, upgrades, third_party)),
@@ -147,3 +155,9 @@ class RoomParts:
             *RoomSummariesAPI(database, summary_service).routes(),
             *SpacesAPI(spaces).routes(),
         ]
+
+    async def start(self) -> None:
+        """Make the account that sends notices; leave no cursor of what is turned off."""
+        await self.notices.prepare()
+        if not self.followers:
+            await stop_forgetting(self._database)

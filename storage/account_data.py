@@ -103,6 +103,13 @@ async def find(tx: Tx, user_id: UserID, room: int | None, name: str) -> bytes | 
     return row[0] if row is not None and row[0] else None
 
 
+async def forget(tx: Tx, user_id: UserID, names: Collection[str]) -> None:
+    """Remove global data that belongs to what is gone; nobody hears of it."""
+    await tx.execute(
+        "delete from account_data where user_id = %s and room = 0 and type = any(%s::text[])", (user_id, list(names))
+    )
+
+
 async def find_many(tx: Tx, user_ids: Collection[UserID], name: str) -> dict[UserID, bytes]:
     """The content of one type of global data, of those of these users who have it."""
     rows = await tx.fetch(

@@ -240,6 +240,17 @@ async def forget(tx: Tx, user_id: UserID, room: int, position: int) -> None:
     )
 
 
+async def forget_many(tx: Tx, left: Collection[tuple[UserID, int, int]]) -> None:
+    """As `forget`, for each of these users, rooms and positions."""
+    newest = {(user_id, room): position for user_id, room, position in sorted(left)}
+    await tx.execute(
+        "insert into forgotten_rooms (user_id, room, position)"
+        " select * from unnest(%s::text[], %s::int[], %s::bigint[])"
+        " on conflict (user_id, room) do update set position = greatest(forgotten_rooms.position, excluded.position)",
+        ([user_id for user_id, _ in newest], [room for _, room in newest], list(newest.values())),
+    )
+
+
 async def is_forgotten(tx: Tx, user_id: UserID, room: int, position: int) -> bool:
     """Whether the user asked to forget the room after the leave at this position."""
     row = await tx.fetch_one(

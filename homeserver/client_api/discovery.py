@@ -51,6 +51,7 @@ class ServerDescription:
     """What `/.well-known/matrix/server` delegates to."""
     default_room_version: str
     makes_previews: bool = False
+    forgets_rooms_on_leave: bool = False
     changes_identifiers: bool = False
     """Whether users can add and remove e-mail addresses."""
     livekit_service_urls: Sequence[str] = ()
@@ -83,6 +84,7 @@ class DiscoveryAPI:
             "m.set_avatar_url": {"enabled": True},
             "m.profile_fields": {"enabled": True},
             "m.3pid_changes": {"enabled": self._description.changes_identifiers},
+            "m.forget_forced_upon_leave": {"enabled": self._description.forgets_rooms_on_leave},
             "m.get_login_token": {"enabled": not who.is_guest},
             "io.element.msc4452.preview_url": {"enabled": self._description.makes_previews and not who.is_guest},
         }

@@ -19,8 +19,10 @@ from homeserver.services.remote_rooms import RemoteRooms
 from homeserver.services.requester import Requester
 from homeserver.services.room_settings import RoomSettings
 from storage import memberships, outside_memberships, rooms
-from storage.database import Database
-from storage.log_entries import Conflict
+from storage.database import Database, Tx
+from storage.invalidations import Invalidated, Kind
+from storage.log import Log
+from storage.log_entries import Conflict, Entry
 from storage.memberships import Membership
 from storage.rooms import Room
 
@@ -60,6 +62,7 @@ class MembershipService:
     def __init__(  # noqa: PLR0913  # each is asked by itself
         self,
         database: Database,
+        log: Log,
         writer: RoomWriter,
         *,
         remote: RemoteRooms,
@@ -70,6 +73,7 @@ class MembershipService:
     ) -> None:
         """Invites by `notices_sender` cannot be rejected ("Server Notices")."""
         self._database = database
+        self._log = log
         self._writer = writer
         self._remote = remote
         self._server_name = remote.server_name
@@ -203,7 +207,8 @@ class MembershipService:
 
     async def forget(self, who: Requester, room_id: str) -> None:
         """Forget a room that the user has left; M_UNKNOWN for one that they have not."""
-        async with self._database.transaction() as tx:
+
+        async def work(tx: Tx) -> None:
             outside = await outside_memberships.find(tx, who.user_id, room_id)
             room = await rooms.find(tx, room_id)
             found = await memberships.rooms_of(tx, who.user_id, tuple(Membership)) if room is not None else {}
@@ -216,6 +221,8 @@ class MembershipService:
             await outside_memberships.delete(tx, who.user_id, room_id)
             if room is not None and current is not None:
                 await memberships.forget(tx, who.user_id, room.number, current[1])
+
+        await self._log.append(Entry([Invalidated(Kind.FORGOTTEN_ROOM, who.user_id)], work))
 
     async def joined_rooms(self, user_id: UserID) -> list[RoomID]:
         """The rooms that the user is in."""

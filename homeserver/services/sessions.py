@@ -16,7 +16,7 @@ from typing import Protocol
 from federation.protocol.errors import Forbidden, InvalidInput, MatrixError, Unauthorized
 from federation.protocol.types import DeviceID, UserID
 from homeserver.services.requester import Requester
-from storage import accounts, cross_signing, devices, sessions
+from storage import account_data, accounts, cross_signing, devices, sessions
 from storage.database import Database, Tx
 from storage.figures import Figures, Lookups
 from storage.invalidations import Invalidated, Kind
@@ -27,6 +27,8 @@ _REMEMBERED = 50_000
 _DEVICE_ID_LETTERS = string.ascii_uppercase
 MAX_DEVICE_ID = 255
 MAX_DISPLAY_NAME = 100
+NOTIFICATION_SETTINGS = ("m.local_notification_settings", "org.matrix.msc3890.local_notification_settings")
+"""Global account data that belongs to one device, whose ID follows (MSC3890)."""
 
 DevicesChanged = Callable[[Tx, UserID, Sequence[DeviceID]], Awaitable[Sequence[Change]]]
 """What follows, in the same transaction, from devices having been renamed or ended; what others must hear of it.
@@ -287,6 +289,8 @@ class SessionService:
             ended = await devices.delete(tx, user_id, [device_id for device_id in named if device_id != keep])
             entry.changes = [_ended(user_id, DeviceID(""))]
             if ended:
+                settings = [f"{prefix}.{device_id}" for prefix in NOTIFICATION_SETTINGS for device_id in ended]
+                await account_data.forget(tx, user_id, settings)
                 for also in self._devices_changed:
                     entry.changes.extend(await also(tx, user_id, ended))
 

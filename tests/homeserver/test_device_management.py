@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.client import Client
+from tests.client import Client, quote
 from tests.homeserver.test_login import is_logged_in
 
 
@@ -97,3 +97,20 @@ async def test_a_malformed_list_of_devices_is_refused(alice: Client) -> None:
     ):
         status, error = await alice.post("/v3/delete_devices", body)
         assert (status, error["errcode"]) == (400, errcode)
+
+
+async def test_a_devices_notification_settings_go_with_it(alice: Client) -> None:
+    other = await alice.login()
+    base = f"/v3/user/{quote(alice.user_id)}/account_data"
+    names = [
+        f"{prefix}local_notification_settings.{device_id}"
+        for prefix in ("m.", "org.matrix.msc3890.")
+        for device_id in (other.device_id, alice.device_id)
+    ]
+    for name in names:
+        await alice.ok("PUT", f"{base}/{name}", {"is_silenced": True})
+
+    await other.ok("POST", "/v3/logout", {})
+
+    found = [(await alice.get(f"{base}/{name}")).status for name in names]
+    assert found == [404, 200, 404, 200]

@@ -1,9 +1,9 @@
 """The rooms of a sliding sync (MSC4186)."""
 
-from tests.client import Client
+from tests.client import Client, quote
 from tests.homeserver.rooms import a_room, act, leave
 from tests.homeserver.sliding import EVERYTHING, Sliding, a_list, room, state, timeline
-from tests.rooms import put_state, send
+from tests.rooms import create_room, join, put_state, send
 
 
 async def test_a_room_is_sent_whole_once_and_then_what_is_new(alice: Client, bob: Client) -> None:
@@ -72,3 +72,14 @@ async def test_an_invite_a_join_and_a_leave(alice: Client, bob: Client) -> None:
     assert [event["content"].get("membership") for event in room(answer, room_id)["timeline"]] == ["leave"]
     assert room_id not in (await sync.next())["rooms"]
     assert room_id not in (await Sliding(bob).next())["rooms"]
+
+
+async def test_who_was_removed_sees_the_room_until_they_forget_it(alice: Client, bob: Client) -> None:
+    room_id = await create_room(alice, preset="public_chat")
+    await join(bob, room_id)
+    await alice.ok("POST", f"/v3/rooms/{quote(room_id)}/kick", {"user_id": bob.user_id})
+    assert room(await Sliding(bob).next(), room_id)
+
+    await bob.ok("POST", f"/v3/rooms/{quote(room_id)}/forget", {})
+
+    assert not room(await Sliding(bob).next(), room_id)
