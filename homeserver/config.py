@@ -11,6 +11,8 @@ import importlib.util
 import ipaddress
 import re
 from collections.abc import Iterator
+from email.errors import HeaderParseError
+from email.headerregistry import Address
 from email.utils import parseaddr
 from pathlib import Path
 from typing import Any, NewType
@@ -536,8 +538,11 @@ class Identifiers:
 
 def is_sender(text: str) -> bool:
     """Whether mail may be from this: an address of ASCII, which may have a name."""
-    address = parseaddr(text)[1]
-    return address.isascii() and address.isprintable() and 0 < address.find("@") < len(address) - 1 and "\n" not in text
+    name, address = parseaddr(text)
+    try:
+        return Address(name, addr_spec=address).domain != "" and address.isascii()
+    except (HeaderParseError, IndexError, ValueError):  # whatever it raises at what is none
+        return False
 
 
 _LOCALPART = re.compile(r"[a-z0-9._=/+-]{1,200}")

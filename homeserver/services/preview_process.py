@@ -32,6 +32,8 @@ for kind, value in (
 
 _DECLARED = re.compile(rb"""<meta[^>]{0,200}?charset\s*=\s*["']?\s*([a-zA-Z0-9_:.-]{1,40})""", re.IGNORECASE)
 _BYTE_ORDER_MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
+_JOINERS = "\u200c\u200d"
+"""Of Persian words, Indian letters, and emoji: what else is not printable may turn text around."""
 _SOURCES = {
     "title": ("og:title", "twitter:title"),
     "description": ("og:description", "twitter:description", "description"),
@@ -63,7 +65,8 @@ def decode(page: bytes, given: str) -> str:
 
 def clean(text: object, longest: int = MAX_TEXT) -> str:
     """In one line and not too long, without what is no text."""
-    words = "".join(each if each.isprintable() else " " for each in str(text or "")[: 20 * longest]).split()
+    kept = (each if each.isprintable() or each in _JOINERS else " " for each in str(text or "")[: 20 * longest])
+    words = "".join(kept).split()
     line = " ".join(words)
     return line if len(line) <= longest else line[: longest - 1].rstrip() + "…"
 
@@ -91,6 +94,8 @@ def read_page(page: bytes, charset: str) -> dict[str, str]:
     }
     for kind, look in (("title", _title), ("description", _description), ("image", _image), ("base", _base)):
         found[kind] = found.get(kind) or look(tree)
+    if not found["url"].startswith(("https://", "http://")):
+        found["url"] = ""
     return {kind: value for kind, value in found.items() if value}
 
 

@@ -234,3 +234,23 @@ def test_whatever_is_written_is_read_or_refused_with_a_reason(value: object) -> 
     except ConfigurationError as error:
         refused = error
     assert refused is None or refused.mistakes
+
+
+@pytest.mark.parametrize("sender", ["h@example.org", "Hearth <h@example.org>", '"A, B" <h@localhost>'])
+def test_mail_is_from_an_address(sender: str) -> None:
+    assert parse(f"server_name: a.example\nmail: {{host: m, sender: '{sender}'}}").mail.sender == sender
+
+
+@pytest.mark.parametrize("sender", ["nobody", "Hearth", "a b@c@d", "<>", "x <a@>", "ü@example.org"])
+def test_mail_is_from_nobody_else(sender: str) -> None:
+    [complaint] = complaints_about(f"server_name: a.example\nmail: {{host: m, sender: '{sender}'}}")
+    assert "mail.sender: needed with host" in complaint
+
+
+def test_mail_that_does_not_go_together_is_refused() -> None:
+    password = "server_name: a.example\nmail: {host: m, sender: a@b.c, password: x"
+    assert len(complaints_about(password + "}")) == 1
+    assert "in the clear" in complaints_about(password + ", username: u, tls: none}")[0]
+    assert "mail.host" in complaints_about("server_name: a.example\nregistration: {email: required}")[0]
+    assert "captcha.secret" in complaints_about("server_name: a.example\nregistration: {captcha: {site_key: k}}")[0]
+    assert "is no language" in complaints_about("server_name: a.example\nurl_previews: {accept_language: ['a, b']}")[0]

@@ -148,11 +148,13 @@ async def test_a_page_without_such_words_is_described_by_what_it_shows(reader: C
         "/twitter", '<meta name="twitter:title" content="T"><meta name="twitter:description" content="D">'
     )
     empty = site.put("/empty", "")
+    odd = site.put("/odd", '<title>a\u202eb 👩\u200d🚀</title><meta property="og:url" content="javascript:alert(1)">')
 
     assert (await preview(reader, plain)).body == {"og:title": "A title", "og:description": "First. More"}
     assert (await preview(reader, meta)).body == {"og:title": "A heading", "og:description": "Described"}
     assert (await preview(reader, twitter)).body == {"og:title": "T", "og:description": "D"}
     assert (await preview(reader, empty)).status in (200, 502)
+    assert (await preview(reader, odd)).body == {"og:title": "a b 👩\u200d🚀"}
 
 
 async def test_an_image_is_its_own_preview(reader: Client, site: Site) -> None:
