@@ -52,6 +52,8 @@ COSTS: Mapping[str, Cost] = {
     "send, 64 senders": Cost(0.42, 0.16, (8.2, 4.7)),
     "deliver to one of 200 waiting syncs": Cost(0.25, 0.03, (3.2, 1.6)),
     "incremental sync, nothing new": Cost(0.15, None, (1.6, 0)),
+    "sliding sync, first 20 rooms of 200": Cost(4, 2, (30, 12)),
+    "sliding sync, nothing new": Cost(0.2, None, (4.8, 0.6)),
     "local join": Cost(2, 1, (28, 19)),
     "first sync, lazy members, cold": Cost(250, 150),
     "replicate one event, sending server": Cost(1, 0.5, (17, 9)),

@@ -110,6 +110,13 @@ class Call:
             return await self._read(max_bytes, body)
 
     async def _read(self, max_bytes: int, body: Body | None) -> bytes:
+        if self.request.content.is_eof():  # all of it has come already, as a rule: nothing is waited for
+            data = self.request.content.read_nowait()
+            if body is not None:
+                body.add(len(data))
+            if len(data) > max_bytes:
+                raise TooLarge(f"The body is larger than {max_bytes} bytes")
+            return data
         chunks: list[bytes] = []
         size = 0
         try:

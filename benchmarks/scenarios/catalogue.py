@@ -16,6 +16,7 @@ from benchmarks.scenarios import (
     paging,
     pushes,
     send,
+    sliding_sync,
     starting,
     workers,
 )
@@ -37,6 +38,7 @@ SCENARIOS: Mapping[str, Scenario] = {
     "idle-syncs": idle_syncs.run,
     "empty-sync": incremental_sync.run,
     "first-sync": first_sync.run,
+    "sliding-sync": sliding_sync.run,
     "joins": joins.run,
     "paging": paging.run,
     "growth": growth.run,
