@@ -8,7 +8,7 @@ from homeserver.services.list_facts import ListFacts
 from homeserver.services.outside_summaries import OutsideSummaries
 from homeserver.services.room_recency import RoomSummaries
 from homeserver.services.sliding_connections import SlidingConnections
-from homeserver.services.sliding_extensions import SlidingExtensions
+from homeserver.services.sliding_extensions import ExtensionSources, SlidingExtensions
 from homeserver.services.sliding_lists import RoomLists
 from homeserver.services.sliding_rooms import SlidingRooms
 from homeserver.services.sliding_sync import SlidingSources, SlidingSyncService
@@ -30,6 +30,7 @@ class SlidingParts:
         key_counts: KeyCountCache,
     ) -> None:
         database, tail, incomplete = ground.database, ground.tail, ground.incomplete
+        tail.add_view(timelines.state_events.apply)
         summaries = RoomSummaries(database, timelines)
         tail.add_view(summaries.apply)
         facts = ListFacts(database)
@@ -40,12 +41,15 @@ class SlidingParts:
             lists=RoomLists(database, views, summaries, facts, OutsideSummaries(database, timelines)),
             rooms=SlidingRooms(database=database, tail=tail, views=views, timelines=timelines, incomplete=incomplete),
             extensions=SlidingExtensions(
-                database=database,
-                tail=tail,
-                incomplete=incomplete,
-                account_data=user_data.account_data,
-                key_counts=key_counts,
-                typing=user_data.typists,
+                database,
+                tail,
+                incomplete,
+                ExtensionSources(
+                    account_data=user_data.account_data,
+                    key_counts=key_counts,
+                    typing=user_data.typists,
+                    threads=user_data.thread_subscriptions,
+                ),
             ),
             account_data=user_data.account_data,
             typing=user_data.typists,

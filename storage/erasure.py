@@ -20,6 +20,7 @@ async def erase(tx: Tx, user_id: UserID) -> None:
     await tx.execute("delete from account_data where user_id = %s", (user_id,))
     await tx.execute("delete from filters where user_id = %s", (user_id,))
     await tx.execute("delete from thread_subscriptions where user_id = %s", (user_id,))
+    await tx.execute("delete from sync_connections where user_id = %s", (user_id,))
     await tx.execute("delete from presence where user_id = %s", (user_id,))
 
 

@@ -200,6 +200,26 @@ async def at_events(tx: Tx, reader: UserID, shown: Mapping[int, Collection[str]]
     )
 
 
+async def newest_in_rooms(
+    tx: Tx, reader: UserID, rooms: Collection[int], upto: int, *, limit: int
+) -> list[ReceiptMoved]:
+    """The receipts of these rooms that the reader may know of and that moved last, so many of each room, and their own,
+    oldest first."""
+    columns = f"{_COLUMNS}, position"
+    return _receipts(
+        [
+            row[:-1]
+            for row in await tx.fetch(
+                f"select {columns} from receipts where room = any(%s::int[]) and user_id = %s and position <= %s"
+                f" union select found.* from unnest(%s::int[]) as wanted (number), lateral (select {columns}"
+                "   from receipts where room = number and receipt_type = 'm.read' and position <= %s"
+                "   order by position desc limit %s) as found order by position",
+                (list(rooms), reader, upto, list(rooms), upto, limit),
+            )
+        ]
+    )
+
+
 async def of_user(tx: Tx, room: int, user_id: UserID) -> list[ReceiptMoved]:
     """All receipts of one user in a room."""
     return _receipts(

@@ -45,29 +45,29 @@ async def find(tx: Tx, key: ConnectionKey) -> dict[int, bytes]:
 
 
 async def begin(tx: Tx, key: ConnectionKey, state: bytes, today: int) -> int:
-    """Begin the connection, anew if there is one of this name; the number of its state."""
+    """Begin the connection, anew if there is one of this name; the number of its state.
+
+    What the user has too many of goes: those whose state is oldest.
+    """
     row = await tx.fetch_one(
-        "insert into sync_connections (user_id, device, conn_id, state, used_day) values (%s, %s, %s, %s, %s)"
+        "with excess as (delete from sync_connections using (select device as of_device, conn_id as named,"
+        "   row_number() over (order by number desc) as nth,"
+        "   row_number() over (partition by device order by number desc) as nth_of_device"
+        "   from sync_connections where user_id = %s and (device, conn_id) <> (%s, %s)) as others"
+        "  where user_id = %s and device = of_device and conn_id = named and (nth >= %s or nth_of_device >= %s))"
+        " insert into sync_connections (user_id, device, conn_id, state, used_day) values (%s, %s, %s, %s, %s)"
         " on conflict (user_id, device, conn_id) do update set number = excluded.number, state = excluded.state,"
         "  previous_number = null, previous_state = null, used_day = excluded.used_day"
         " returning number",
-        (key.user_id, key.device, key.conn_id, state, today),
+        (
+            *(key.user_id, key.device, key.conn_id, key.user_id, MAX_OF_USER, MAX_OF_DEVICE),
+            *(key.user_id, key.device, key.conn_id, state, today),
+        ),
     )
     if row is None:
         raise RuntimeError("insert returned nothing")
     number: int = row[0]
     return number
-
-
-async def drop_excess(tx: Tx, user_id: UserID) -> int:
-    """Delete what a user has too many of; how many."""
-    return await tx.execute(
-        "delete from sync_connections using (select number, row_number() over (order by number desc) as nth,"
-        "  row_number() over (partition by device order by number desc) as nth_of_device"
-        "  from sync_connections where user_id = %s) as counted"
-        " where user_id = %s and sync_connections.number = counted.number and (nth > %s or nth_of_device > %s)",
-        (user_id, user_id, MAX_OF_USER, MAX_OF_DEVICE),
-    )
 
 
 async def advance(tx: Tx, key: ConnectionKey, base: int, state: bytes, today: int) -> int | None:

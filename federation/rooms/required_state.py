@@ -1,13 +1,20 @@
 """Which state of a room a client wants, and reading it for many rooms at once (MSC4186, "required_state")."""
 
+from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from federation.protocol.types import StateKey
+from federation.protocol.types import EventID, StateKey
 from storage import events, state_matching
+from storage.append_events import RoomEvents
 from storage.database import Tx
 from storage.events import StoredEvent as StoredEvent
+from storage.log_entries import Change
 from storage.state_matching import StatePart
+
+MAX_KEPT = 10_000
+MAX_KEPT_BYTES = 2048
+"""State events that are remembered, and how large one of them may be."""
 
 MEMBER = "m.room.member"
 Element = tuple[str | None, str | None]
@@ -73,21 +80,83 @@ class Wish:
     """Of the room's trunk."""
 
 
-async def read(tx: Tx, wishes: Mapping[int, Wish]) -> dict[int, list[StoredEvent]]:
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """What was read for a wish."""
+
+    entries: Mapping[StateKey, StoredEvent]
+    wanted: Sequence[StoredEvent]
+    """Those of them that the patterns ask for."""
+
+
+class StateEvents:
+    """State events that were read lately, with their client form, since many readers want the same ones.
+
+    A view of the tail: an event is another one once it is redacted.
+    """
+
+    def __init__(self) -> None:
+        self._events: OrderedDict[int, StoredEvent] = OrderedDict()
+        self._positions: dict[EventID, int] = {}
+        self._redactions = 0
+
+    def apply(self, _position: int, change: Change) -> None:
+        """Follow the log."""
+        if isinstance(change, RoomEvents) and change.redacted:
+            self._redactions += 1
+            for event_id in change.redacted:
+                position = self._positions.pop(event_id, None)
+                if position is not None:
+                    del self._events[position]
+
+    async def get(self, tx: Tx, positions: Collection[int]) -> dict[int, StoredEvent]:
+        """Events by position."""
+        found = {position: self._events[position] for position in positions if position in self._events}
+        for position in found:
+            self._events.move_to_end(position)
+        if len(found) < len(positions):
+            redactions = self._redactions
+            loaded = await events.by_positions(tx, [position for position in positions if position not in found])
+            found.update(loaded)
+            if redactions == self._redactions:  # else what was read may be older than what the tail has told
+                self._keep(loaded)
+        return found
+
+    def _keep(self, loaded: Mapping[int, StoredEvent]) -> None:
+        for position, event in loaded.items():
+            if len(event.canonical) <= MAX_KEPT_BYTES:
+                self._events[position] = event
+                self._positions[event.event_id] = position
+        while len(self._events) > MAX_KEPT:
+            _, oldest = self._events.popitem(last=False)
+            del self._positions[oldest.event_id]
+
+
+async def read(tx: Tx, wishes: Mapping[int, Wish], kept: StateEvents) -> dict[int, Granted]:
     """The state events of each room that are wanted: a fixed number of statements for all."""
     if not wishes:
         return {}
     states = await state_matching.read(tx, {room: _part(wish) for room, wish in wishes.items()})
-    positions: dict[int, list[int]] = {}
+    verdicts: dict[tuple[int, int], dict[StateKey, bool]] = {}
+    chosen: dict[int, dict[StateKey, tuple[int, bool]]] = {}
     for room, state in states.items():
         wish = wishes[room]
-        positions[room] = [event for key, event in state.items() if key in wish.entries or _is_wanted(wish, key)]
-    held = await events.by_positions(tx, [event for of_room in positions.values() for event in of_room])
-    return {room: [held[event] for event in of_room if event in held] for room, of_room in positions.items()}
-
-
-def _is_wanted(wish: Wish, key: StateKey) -> bool:
-    return matches(wish.patterns, *key) and not matches(wish.besides, *key)
+        known = verdicts.setdefault((id(wish.patterns), id(wish.besides)), {})  # as a rule the same for all rooms
+        of_room = chosen[room] = {}
+        for key, event in state.items():
+            is_wanted = known.get(key)
+            if is_wanted is None:
+                is_wanted = known[key] = matches(wish.patterns, *key) and not matches(wish.besides, *key)
+            if is_wanted or key in wish.entries:
+                of_room[key] = (event, is_wanted)
+    held = await kept.get(tx, {event for of_room in chosen.values() for event, _ in of_room.values()})
+    return {
+        room: Granted(
+            {key: held[event] for key, (event, _) in of_room.items() if event in held},
+            [held[event] for event, is_wanted in of_room.values() if is_wanted and event in held],
+        )
+        for room, of_room in chosen.items()
+    }
 
 
 def _part(wish: Wish) -> StatePart:
@@ -105,8 +174,3 @@ def _part(wish: Wish) -> StatePart:
                 if not pattern.lazy_members:
                     part.types.add(MEMBER)
     return part
-
-
-def changed(patterns: Patterns, stored: Sequence[StoredEvent]) -> list[StoredEvent]:
-    """Those of the state events that the patterns ask for."""
-    return [event for event in stored if matches(patterns, event.type, event.state_key or "")]

@@ -11,7 +11,7 @@ from federation.protocol.types import StateKey, UserID
 from federation.rooms import client_events, required_state, room_news
 from federation.rooms.aggregations import NO_BUNDLES, Aggregations, Bundles, Onlooker
 from federation.rooms.reader import RoomReader, Seen
-from federation.rooms.required_state import Wish
+from federation.rooms.required_state import Granted, StateEvents, Wish
 from federation.rooms.room_news import BEGINNING, Delta, Reading, RoomNews, Span
 from storage import event_pages, events, room_state, rooms
 from storage.append_events import RoomEvents
@@ -32,6 +32,7 @@ class Timelines:
         self._database = database
         self._tail = tail
         self._reader = reader
+        self.state_events = StateEvents()
         self._aggregations = Aggregations(reader)
 
     # --- rooms that the reader was and is joined to
@@ -266,11 +267,11 @@ class Timelines:
         stored = await events.by_position(tx, room, positions.values())
         return list(stored.values())
 
-    async def wished(self, tx: Tx, upto: int, wishes: Mapping[int, Wish]) -> dict[int, list[StoredEvent]]:
+    async def wished(self, tx: Tx, upto: int, wishes: Mapping[int, Wish]) -> dict[int, Granted]:
         """Parts of the states that rooms had at a place in the log, of rooms that the reader was joined to there."""
         for room, version in (await events.trunk_versions_at(tx, list(wishes), upto)).items():
             wishes[room].version = version
-        return await required_state.read(tx, wishes)
+        return await required_state.read(tx, wishes, self.state_events)
 
     async def current_of_many(
         self, tx: Tx, numbers: Collection[int], keys: Sequence[StateKey]

@@ -35,6 +35,7 @@ UNSTABLE_FEATURES: dict[str, bool] = {
     "org.matrix.msc3916.stable": True,  # media for who is logged in
     "org.matrix.msc3981": True,  # relations of relations
     "org.matrix.msc4140": True,  # delayed events
+    "org.matrix.simplified_msc3575": True,  # sliding sync (MSC4186)
     "uk.half-shot.msc2666.query_mutual_rooms": True,
     "uk.half-shot.msc2666.query_mutual_rooms.stable": True,
     "uk.tcpip.msc4133": True,  # any profile field

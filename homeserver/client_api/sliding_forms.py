@@ -27,6 +27,7 @@ MAX_NAMES = 1000
 MAX_NAME_LENGTH = 255
 MAX_TIMELINE = 100
 TO_DEVICE_LIMIT = 100
+THREAD_LIMIT = 100
 
 
 def parse(form: Form, body: JsonObject, user_id: UserID) -> Wanted:
@@ -172,6 +173,7 @@ def _extensions(given: JsonObject) -> Extensions:
         account_data=_enabled(given, "account_data", _scope),
         receipts=_enabled(given, "receipts", _scope),
         typing=_enabled(given, "typing", _scope),
+        threads=_enabled(given, "io.element.msc4308.thread_subscriptions", _thread_limit),
     )
 
 
@@ -186,6 +188,11 @@ def _enabled(given: JsonObject, name: str, read: Callable[[JsonObject], Read]) -
 def _to_device_limit(given: JsonObject) -> int:
     limit = find_int(given, "limit")
     return TO_DEVICE_LIMIT if limit is None else max(1, min(limit, TO_DEVICE_LIMIT))
+
+
+def _thread_limit(given: JsonObject) -> int:
+    limit = find_int(given, "limit")
+    return THREAD_LIMIT if limit is None else max(1, min(limit, THREAD_LIMIT))
 
 
 def _scope(given: JsonObject) -> Scope:

@@ -35,8 +35,9 @@ ACCOUNT_DATA, RECEIPTS, TYPING, DIRECT = 1, 2, 4, 8
 
 RoomKey = int | RoomID
 """A room's number; the ID of one that this server is not in."""
-NO_ROOM: RoomKey = 0
-"""Stands for what belongs to no room: the user's account data."""
+OWN_DATA: RoomKey = 0
+OWN_THREADS: RoomKey = -1
+"""Stand for what belongs to no room: the user's account data, and which threads they follow."""
 
 
 class UnknownPos(MatrixError):
@@ -144,9 +145,8 @@ class SlidingConnections:
         state, today = encode(rooms), day_of(self._database.now_ms())
         if len(state) > MAX_STATE_BYTES:
             raise InvalidInput("These lists and subscriptions ask for too much")
-        async with self._database.transaction() as tx:
+        async with self._database.write() as tx:
             number = await sync_connections.begin(tx, key, state, today)
-            await sync_connections.drop_excess(tx, key.user_id)
         self.held(key)
         self._held[key] = held
         held.touched_day = today

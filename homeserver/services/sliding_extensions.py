@@ -1,5 +1,5 @@
 """What a sliding sync tells besides rooms: messages to the device, keys, account data, receipts, who types (MSC3884,
-MSC3885, MSC3959, MSC3960, MSC3961).
+MSC3885, MSC3959, MSC3960, MSC3961), and which threads the user follows (MSC4308).
 
 Each room is told of from where the client has it: one that is new to it, or for which the extension was not wanted
 before, from the beginning.
@@ -16,11 +16,20 @@ from federation.rooms.incomplete_rooms import IncompleteRooms
 from homeserver.services.account_data import AccountDataService, client_event
 from homeserver.services.receipts import receipt_events
 from homeserver.services.requester import Requester
-from homeserver.services.sliding_connections import ACCOUNT_DATA, NO_ROOM, RECEIPTS, TYPING, SentRoom
+from homeserver.services.sliding_connections import (
+    ACCOUNT_DATA,
+    OWN_DATA,
+    OWN_THREADS,
+    RECEIPTS,
+    TYPING,
+    RoomKey,
+    SentRoom,
+)
 from homeserver.services.sliding_lists import Arranged, SlidingMoment
 from homeserver.services.sliding_receipts import receipts_since
 from homeserver.services.sliding_request import SlidingRequest
 from homeserver.services.sliding_rooms import RoomsPart
+from homeserver.services.thread_subscriptions import ThreadSubscriptionService
 from storage import account_data, device_lists, memberships, receipts, send_to_device
 from storage.account_data import AccountDataChanged
 from storage.append_events import RoomEvents
@@ -33,7 +42,11 @@ from storage.log_entries import Change
 from storage.memberships import Membership
 from storage.receipts import ReceiptMoved
 from storage.tail import Tail
+from storage.thread_subscriptions import ThreadSubscription
 
+THREADS = "io.element.msc4308.thread_subscriptions"
+NEWEST_RECEIPTS = 200
+"""Of a room whose timeline the client had before it asked for receipts."""
 ALL = -1
 """Before every place in the log."""
 
@@ -56,25 +69,33 @@ class DeviceLists:
     left: set[UserID] = field(default_factory=set)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExtensionSources:
+    """Where extensions come from."""
+
+    account_data: AccountDataService
+    key_counts: KeyCountCache
+    typing: Typing
+    threads: ThreadSubscriptionService
+
+
 class SlidingExtensions:
     """Tells of all that is no room."""
 
     def __init__(
         self,
-        *,
         database: Database,
         tail: Tail,
         incomplete: IncompleteRooms,
-        account_data: AccountDataService,
-        key_counts: KeyCountCache,
-        typing: Typing,
+        sources: ExtensionSources,
     ) -> None:
         self._database = database
         self._tail = tail
         self._incomplete = incomplete
-        self._account_data = account_data
-        self._key_counts = key_counts
-        self._typing = typing
+        self._account_data = sources.account_data
+        self._key_counts = sources.key_counts
+        self._typing = sources.typing
+        self._threads = sources.threads
 
     async def collect(
         self,
@@ -92,8 +113,12 @@ class SlidingExtensions:
             await self._e2ee(request.requester, moment, part)
         if wanted.account_data is not None:
             await self._tell_account_data(moment, arranged, rooms, part)
-        elif (sent := moment.sent.get(NO_ROOM)) is not None:
-            rooms.state[NO_ROOM] = SentRoom(self._place(moment, sent), flags=sent.flags)
+        else:
+            self._put_aside(moment, rooms, OWN_DATA)
+        if wanted.threads is not None:
+            await self._tell_threads(moment, rooms, part, wanted.threads)
+        else:
+            self._put_aside(moment, rooms, OWN_THREADS)
         if wanted.receipts is not None:
             self._tell(part, "receipts", await self._receipts(moment, arranged, rooms))
         if wanted.typing is not None:
@@ -112,6 +137,11 @@ class SlidingExtensions:
     def _tell(self, part: ExtensionsPart, name: str, told: JsonObject) -> None:
         part.told[name] = {"rooms": told}
         part.has_news |= bool(told)
+
+    def _put_aside(self, moment: SlidingMoment, rooms: RoomsPart, key: RoomKey) -> None:
+        """What is not wanted for now stays as it is."""
+        if (sent := moment.sent.get(key)) is not None:
+            rooms.state[key] = SentRoom(self._place(moment, sent))
 
     def _place(self, moment: SlidingMoment, sent: SentRoom | None) -> int:
         """Up to where the client has a room."""
@@ -212,16 +242,18 @@ class SlidingExtensions:
     async def _tell_account_data(
         self, moment: SlidingMoment, arranged: Arranged, rooms: RoomsPart, part: ExtensionsPart
     ) -> None:
-        known = moment.sent.get(NO_ROOM)
-        rooms.state[NO_ROOM] = SentRoom(None, flags=ACCOUNT_DATA)
+        known = moment.sent.get(OWN_DATA)
+        rooms.state[OWN_DATA] = SentRoom(None)
         places = self._places(moment, rooms, ACCOUNT_DATA)
         upto = moment.upto.position
         changes: list[AccountDataChanged] = []
         of_all = self._place(moment, known)
         if of_all == ALL:
             async with self._database.read() as tx:
-                changes = [change for change in await self._account_data.all_of(tx, moment.view.user_id)]
-            changes = [change for change in changes if change.room is None]
+                every = await self._account_data.all_of(tx, moment.view.user_id)
+            unseen = {None, *(room for room, at in places.items() if at == ALL)}
+            changes = [change for change in every if change.room in unseen]
+            places = {room: at for room, at in places.items() if at != ALL}
         elif of_all < self._tail.floor:
             async with self._database.read() as tx:
                 found = await account_data.changed_between(tx, moment.view.user_id, of_all, upto)
@@ -246,6 +278,22 @@ class SlidingExtensions:
         part.told["account_data"] = told
         part.has_news |= bool(latest)
 
+    # --- threads
+
+    async def _tell_threads(self, moment: SlidingMoment, rooms: RoomsPart, part: ExtensionsPart, limit: int) -> None:
+        """Which threads the user began to follow, or no longer does: the newest, and where to ask for others."""
+        after, user_id = self._place(moment, moment.sent.get(OWN_THREADS)), moment.view.user_id
+        rooms.state[OWN_THREADS] = SentRoom(None)
+        if after >= self._tail.floor and not any(
+            isinstance(change, ThreadSubscription) for _, change in self._tail.for_user(user_id, after)
+        ):
+            return
+        async with self._database.read() as tx:
+            changes = await self._threads.changes(tx, user_id, after, moment.upto.position, limit=limit)
+        if changes.told:
+            part.told[THREADS] = changes.told if changes.end is None else {**changes.told, "prev_batch": changes.end}
+            part.has_news = True
+
     # --- what passes
 
     async def _receipts(self, moment: SlidingMoment, arranged: Arranged, rooms: RoomsPart) -> JsonObject:
@@ -254,11 +302,16 @@ class SlidingExtensions:
             for room, at in self._places(moment, rooms, RECEIPTS).items()
             if arranged.members[room].membership is Membership.JOIN
         }
-        shown = {room: rooms.shown.get(room, []) for room, at in places.items() if at == ALL or room in rooms.expanded}
+        user_id, upto = moment.view.user_id, moment.upto.position
+        shown = {room: rooms.shown[room] for room in places if room in rooms.shown}
+        unshown = [room for room, at in places.items() if at == ALL and room not in shown]
         moved: list[ReceiptMoved] = []
-        if shown:
+        if shown or unshown:
             async with self._database.read() as tx:
-                moved = await receipts.at_events(tx, moment.view.user_id, shown, moment.upto.position)
+                if shown:
+                    moved.extend(await receipts.at_events(tx, user_id, shown, upto))
+                if unshown:  # the client has their timelines already
+                    moved.extend(await receipts.newest_in_rooms(tx, user_id, unshown, upto, limit=NEWEST_RECEIPTS))
         known = {room: at for room, at in places.items() if at != ALL}
         moved.extend(await receipts_since(self._database, self._tail, moment, known))
         of_room: dict[int, dict[Any, ReceiptMoved]] = {}

@@ -1,5 +1,6 @@
 """Which of a user's rooms a sliding sync is about: its lists, sorted by activity, and its subscriptions (MSC4186)."""
 
+import asyncio
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
@@ -8,11 +9,11 @@ from federation.rooms.required_state import Patterns
 from homeserver.services.list_facts import ListFacts, UserFacts
 from homeserver.services.outside_summaries import OutsideSummaries
 from homeserver.services.room_recency import RoomSummaries, RoomSummary
-from homeserver.services.sliding_connections import ACCOUNT_DATA, NO_ROOM, RECEIPTS, TYPING, RoomKey, Rooms
+from homeserver.services.sliding_connections import ACCOUNT_DATA, RECEIPTS, TYPING, RoomKey, Rooms
 from homeserver.services.sliding_request import Extensions, RoomConfig, RoomFilter, Scope, Wanted
 from homeserver.services.user_views import Member, UserView, UserViews
 from homeserver.tokens import StreamToken
-from storage import memberships
+from storage import memberships, rooms
 from storage.account_data import AccountDataChanged
 from storage.database import Database
 from storage.memberships import Membership
@@ -85,9 +86,12 @@ class RoomLists:
         found = Arranged(members=await self._members(moment, facts), direct=facts.direct or frozenset())
         joined = [room for room, member in moment.members.items() if member.membership is Membership.JOIN]
         found.summaries = await self._summaries.load(joined)
-        entries = sorted(found.members, key=lambda key: _activity(found, key), reverse=True)
+        listed = (key for key in found.members if key in (facts.removed or ()) or not _is_gone(found, moment, key))
+        entries = sorted(listed, key=lambda key: _activity(found, key), reverse=True)
         matched: dict[RoomKey, list[int]] = {}
         for index, each in enumerate(wanted.lists):
+            if index:
+                await asyncio.sleep(0)  # others have their turn between the lists of who has many rooms
             passing = entries
             if each.filter != _EVERYTHING:
                 passes = await self._filter(each.filter, moment, facts, found)
@@ -95,7 +99,7 @@ class RoomLists:
             found.counts[each.name] = len(passing)
             for key in _in_ranges(passing, each.ranges):
                 matched.setdefault(key, []).append(index)
-        await self._subscribe(wanted, found, matched)
+        await self._subscribe(wanted, moment, found, matched)
         merged: dict[tuple[int, ...], Rule] = {}
         for key, indices in matched.items():
             rule = merged.get(tuple(indices))
@@ -120,7 +124,7 @@ class RoomLists:
                 if member.membership in PRESENT or room_id in moment.sent
             },
         }
-        gone = [key for key in moment.sent if isinstance(key, int) and key not in found and key != NO_ROOM]
+        gone = [key for key in moment.sent if isinstance(key, int) and key > 0 and key not in found]
         unknown = [room for room in gone if not moment.sent[room].left_at]
         left = await self._left(moment.view.user_id) if unknown else {}
         for room in gone:
@@ -136,12 +140,23 @@ class RoomLists:
             left = await memberships.rooms_of(tx, user_id, (Membership.LEAVE, Membership.BAN))
         return {room: Member(*found) for room, found in left.items()}
 
-    async def _subscribe(self, wanted: Wanted, found: Arranged, matched: dict[RoomKey, list[int]]) -> None:
-        """Subscriptions count after the lists; to rooms that are none of the user's they are as if they were not."""
+    async def _subscribe(
+        self, wanted: Wanted, moment: SlidingMoment, found: Arranged, matched: dict[RoomKey, list[int]]
+    ) -> None:
+        """Subscriptions count after the lists; to rooms that never were the user's they are as if they were not."""
         if not wanted.subscriptions:
             return
         room_ids = [room_id for room_id, _ in wanted.subscriptions]
         keys = {room_id: number for number, room_id in (await self._ids(found)).items()}
+        missing = [room_id for room_id in room_ids if room_id not in keys and room_id not in found.members]
+        if missing:
+            async with self._database.read() as tx:
+                numbers = await rooms.find_many(tx, missing)
+                left = await self._left(moment.view.user_id) if numbers else {}
+                forgotten = await memberships.forgotten(tx, moment.view.user_id) if numbers else set()
+            for room_id, number in numbers.items():
+                if number in left and number not in forgotten:
+                    keys[room_id], found.members[number] = number, left[number]
         for index, room_id in enumerate(room_ids, len(wanted.lists)):
             key = keys.get(room_id, room_id)
             if key in found.members:
@@ -216,6 +231,12 @@ def _activity(found: Arranged, key: RoomKey) -> int:
     if member.membership is Membership.JOIN and isinstance(key, int):
         return max(found.summaries[key].last_event, member.position)
     return member.position
+
+
+def _is_gone(found: Arranged, moment: SlidingMoment, key: RoomKey) -> bool:
+    """Whether the client was told that the user has left: lists no longer hold the room."""
+    sent = moment.sent.get(key)
+    return sent is not None and bool(sent.left_at) and found.members[key].position == sent.left_at
 
 
 def _tag_test(wanted: RoomFilter, tags: Mapping[int, frozenset[str]]) -> Callable[[RoomKey], bool]:

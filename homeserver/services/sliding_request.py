@@ -86,6 +86,8 @@ class Extensions:
     account_data: Scope | None = None
     receipts: Scope | None = None
     typing: Scope | None = None
+    threads: int | None = None
+    """Changes of the user's subscriptions to threads, at most so many; None: not wanted."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,8 +33,8 @@ from storage.rooms import Room
 from storage.tail import Tail
 
 _EVERYTHING = RoomEventFilter()
-MAX_ROOMS_OF_MEMBERS = 1_000
-MAX_MEMBERS = 5_000
+MAX_ROOMS_OF_MEMBERS = 300
+MAX_MEMBERS = 1_000
 """Of one room: whose member events a connection is remembered to have been sent."""
 
 
@@ -51,6 +51,8 @@ class RoomsPart:
     shown: dict[int, list[str]] = field(default_factory=dict)
     """The events of the timelines of such rooms."""
     known: dict[int, Room] = field(default_factory=dict)
+    has_left: bool = False
+    """Whether rooms were told to be left, which the next answer's lists hold no longer."""
 
 
 class SlidingRooms:
@@ -77,7 +79,7 @@ class SlidingRooms:
     ) -> RoomsPart:
         """What is new of the rooms that lists and subscriptions name."""
         found = await self.sorter.sort(moment, arranged)
-        part = RoomsPart(state=found.state)
+        part = RoomsPart(state=found.state, has_left=bool(found.left))
         numbers = [key for key in arranged.rules if isinstance(key, int)]
         part.known = await self._views.rooms_by_number(numbers)
         reading = Reading(moment.view.user_id, _EVERYTHING, moment.ignored)
@@ -168,18 +170,20 @@ class SlidingRooms:
         """The newest events of rooms that are sent anew, or of which more is wanted."""
         by_limit: dict[int, list[int]] = {}
         for room, telling in tellings.items():
-            if telling.joined.is_fresh or telling.joined.is_expanded:
+            if telling.joined.is_fresh or telling.joined.is_expanded or telling.joined.lacks_members:
                 by_limit.setdefault(telling.joined.rule.limit, []).append(room)
         for limit, numbers in by_limit.items():
             known = await rooms.get_many(tx, numbers)
             span = Span(BEGINNING, moment.upto.position, limit)
             for room, newest in (await self._timelines.newest(tx, reading, list(known.values()), span)).items():
-                news = tellings[room].news
-                if news is None or tellings[room].joined.is_fresh:
-                    tellings[room].news = newest
+                telling, news = tellings[room], tellings[room].news
+                telling.newest = newest.timeline
+                if not telling.joined.is_fresh and not telling.joined.is_expanded:
+                    continue
+                if news is None or telling.joined.is_fresh:
+                    telling.news = newest
                 else:
                     news.timeline, news.is_limited, news.before = newest.timeline, newest.is_limited, newest.before
-                    news.is_shared = False
 
     async def _read_state(self, tx: Tx, moment: SlidingMoment, tellings: Mapping[int, Telling], held: Held) -> None:
         """The state that is wanted, of which the client has not got it."""
@@ -197,20 +201,25 @@ class SlidingRooms:
             if wish.patterns or wish.entries:
                 wishes[room] = wish
         for room, read in (await self._timelines.wished(tx, moment.upto.position, wishes)).items():
-            tellings[room].take(read, wishes[room])
+            tellings[room].take(read)
 
     def _lazy_members(self, moment: SlidingMoment, room: int, telling: Telling, held: Held) -> set[StateKey]:
         """Whose member events are to come with the timeline, where members do.
 
-        What was sent counts only when a position proves that it arrived; behind a gap, what was sent may be old.
+        What was sent counts only when a position proves that it arrived; behind a gap, or where members were not wanted
+        meanwhile, it may be old.
         """
         news = telling.news
-        if news is None or not are_lazy(telling.joined.rule.patterns):
+        seen = [*telling.newest, *(() if news is None else news.timeline)]
+        if not seen or not are_lazy(telling.joined.rule.patterns):
             return set()
-        shown = {each.event.sender for each in news.timeline}
-        shown.update(UserID(each.event.state_key or "") for each in news.timeline if each.event.type == MEMBER)
+        shown = {each.event.sender for each in seen}
+        shown.update(UserID(each.event.state_key or "") for each in seen if each.event.type == MEMBER)
         sent = held.members.get(room)
-        if sent is None or telling.joined.is_fresh or news.is_limited or len(sent) > MAX_MEMBERS:
+        before = telling.joined.sent
+        is_limited = news is not None and news.is_limited
+        is_anew = telling.joined.is_fresh or is_limited or before is None or not are_lazy(before.patterns)
+        if sent is None or is_anew or len(sent) > MAX_MEMBERS:
             if len(held.members) >= MAX_ROOMS_OF_MEMBERS:
                 held.members.clear()
             sent = held.members[room] = {}
@@ -251,12 +260,12 @@ class SlidingRooms:
     async def _render(self, request: SlidingRequest, moment: SlidingMoment, tellings: Iterable[Telling]) -> None:
         """The events as clients see them: what has to be read for that is read for all rooms together."""
         tellings = list(tellings)
+        await self._timelines.prepare(
+            [each.event for telling in tellings if telling.news is not None for each in telling.news.timeline], ()
+        )
         for telling in tellings:
             telling.choose_state()
-        await self._timelines.prepare(
-            [each.event for telling in tellings if telling.news is not None for each in telling.news.timeline],
-            [event for telling in tellings for event in telling.required],
-        )
+        await self._timelines.prepare((), [event for telling in tellings for event in telling.required])
         device = request.requester.device
         onlooker = Onlooker(moment.view.user_id, moment.ignored, device, moment.upto.position)
         bundles = await self._timelines.bundle(onlooker, [each.news for each in tellings if each.news is not None])
@@ -342,7 +351,8 @@ class SlidingRooms:
         }
         if left.is_fresh:
             told["initial"] = True
-        if request.form is Form.ACCEPTED and not news.state_after:  # they never were in it
+        never_joined = left.is_fresh and all((event.type, event.state_key) == own for event in news.state_after)
+        if request.form is Form.ACCEPTED and never_joined:
             own_events = [each.event for each in news.timeline if (each.event.type, each.event.state_key) == own]
             told[request.form.stripped_state_name] = [stripped(event, news.room) for event in own_events]
         return told

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 
 from federation.protocol.types import RoomID
 from federation.rooms.incomplete_rooms import IncompleteRooms
-from federation.rooms.required_state import are_lazy
+from federation.rooms.required_state import are_lazy, have_all_members
 from federation.rooms.room_news import BEGINNING
 from homeserver.services.sliding_connections import DIRECT, WHOLE, RoomKey, SentRoom
 from homeserver.services.sliding_lists import PRESENT, Arranged, Rule, SlidingMoment
@@ -34,6 +34,13 @@ class Joined:
     def is_expanded(self) -> bool:
         """Whether the timeline is to reach further back than what the client has."""
         return not self.is_fresh and self.sent is not None and self.rule.limit > self.sent.depth
+
+    @property
+    def lacks_members(self) -> bool:
+        """Whether the client wants the members of a timeline that it got without them."""
+        if self.is_fresh or self.sent is None or not are_lazy(self.rule.patterns):
+            return False
+        return not are_lazy(self.sent.patterns) and not have_all_members(self.sent.patterns)
 
     @property
     def is_grown(self) -> bool:

@@ -128,7 +128,7 @@ class SlidingSyncService:
         if len(request.conn_id.encode()) > MAX_CONN_ID_BYTES:
             raise InvalidInput(f"conn_id may have at most {MAX_CONN_ID_BYTES} bytes")
         # The two forms of one name are two connections.
-        conn_id = request.form.value + request.conn_id.replace("\0", "")
+        conn_id = request.form.value + request.conn_id
         key = ConnectionKey(requester.user_id, requester.device or 0, conn_id)
         to_device_since = await self._to_device_place(request.to_device_since)
         if request.pos is None:
@@ -232,7 +232,9 @@ class SlidingSyncService:
 
     def _answer(self, request: SlidingRequest, place: _Place, number: int, part: _Part) -> bytes:
         held = self._connections.held(place.key)
-        held.settled = Settled(number, request.wanted, part.counts, part.extensions.to_device_from)
+        held.settled = None
+        if not part.rooms.has_left:
+            held.settled = Settled(number, request.wanted, part.counts, part.extensions.to_device_from)
         return _encoded(request, SlidingToken(number, part.upto), part.counts, part.rooms.told, part.extensions.told)
 
     async def _nothing(

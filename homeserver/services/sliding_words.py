@@ -1,13 +1,14 @@
 """One room of a sliding sync as clients read it. Pure (MSC4186, "RoomResult")."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import orjson
 
 from federation.protocol.types import JsonObject, StateKey, UserID
-from federation.rooms.required_state import MEMBER, Patterns, Wish, are_lazy, matches
+from federation.rooms.reader import Seen
+from federation.rooms.required_state import MEMBER, Granted, Patterns, are_lazy, matches
 from federation.rooms.room_news import BEGINNING, RoomNews, StoredEvent
 from homeserver.services.sliding_connections import DIRECT
 from homeserver.services.sliding_request import Form
@@ -27,6 +28,8 @@ class Telling:
     flags: int = 0
     news: RoomNews | None = None
     """The timeline, and what changed in the state since the client was told."""
+    newest: Sequence[Seen] = ()
+    """The end of a timeline that the client has, or is told, whose members it lacks."""
     read: list[StoredEvent] = field(default_factory=list)
     """State that is told although it did not change: it was not wanted before, or the room is new."""
     name: str | None = None
@@ -64,46 +67,42 @@ class Telling:
             or any(key in (NAME, AVATAR) for key in news.removed)
         )
 
-    def take(self, read: Sequence[StoredEvent], wish: Wish) -> None:
+    def take(self, read: Granted) -> None:
         """Take what was read of the room's state."""
-        self.name = _text(read, NAME, "name")
-        self.avatar = _text(read, AVATAR, "url")
-        lazy = {(MEMBER, user_id) for user_id in self.lazy_members}
-        self.read = [
-            event
-            for event in read
-            if (event.type, event.state_key) in lazy
-            or (
-                matches(wish.patterns, event.type, event.state_key or "")
-                and not matches(wish.besides, event.type, event.state_key or "")
-            )
-        ]
+        self.name = _text(read.entries.get(NAME), "name")
+        self.avatar = _text(read.entries.get(AVATAR), "url")
+        members = [read.entries.get((MEMBER, user_id)) for user_id in self.lazy_members]
+        wanted = {event.position: event for event in (*read.wanted, *members) if event is not None}
+        self.read = list(wanted.values())
 
     def choose_state(self) -> None:
         """What of the state is told: what was read, and of what changed what is wanted."""
-        found = {(event.type, event.state_key): event for event in self.read}
         news, patterns = self.news, self.joined.rule.patterns
-        if news is not None and not self.joined.is_fresh:
+        if news is None or self.joined.is_fresh:
+            self.required = self.read
+        else:
+            found = {(event.type, event.state_key): event for event in self.read}
             # Behind a gap clients forget the members that came with what was sent.
             with_members = are_lazy(patterns) and not news.is_limited
             for event in news.state_after:
                 if _is_told(patterns, event.type, event.state_key or "", with_members=with_members):
-                    found.setdefault((event.type, event.state_key), event)
+                    # What is shared with other readers keeps the form that timelines need.
+                    own = replace(event) if news.is_shared and event.client is None else event
+                    found.setdefault((event.type, event.state_key), own)
             self.removed = [key for key in news.removed if _is_told(patterns, *key, with_members=with_members)]
-        self.required = list(found.values())
+            self.required = list(found.values())
 
 
 def _is_told(patterns: Patterns, event_type: str, state_key: str, *, with_members: bool) -> bool:
     return (with_members and event_type == MEMBER) or matches(patterns, event_type, state_key)
 
 
-def _text(state: Iterable[StoredEvent], key: StateKey, name: str) -> str | None:
+def _text(event: StoredEvent | None, name: str) -> str | None:
     """A text in the content of an entry; None where there is none, it is empty or redacted."""
-    for event in state:
-        if (event.type, event.state_key) == key and event.redacted_by is None:
-            value = event.content.get(name)
-            return value if isinstance(value, str) and value else None
-    return None
+    if event is None or event.redacted_by is not None:
+        return None
+    value = event.content.get(name)
+    return value if isinstance(value, str) and value else None
 
 
 def tell(form: Form, telling: Telling, since: StreamToken | None) -> JsonObject:
