@@ -76,8 +76,6 @@ class Wish:
     """What the reader has already."""
     entries: set[StateKey] = field(default_factory=set)
     """What is needed whatever the patterns say."""
-    version: int = 0
-    """Of the room's trunk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,11 +130,12 @@ class StateEvents:
             del self._positions[oldest.event_id]
 
 
-async def read(tx: Tx, wishes: Mapping[int, Wish], kept: StateEvents) -> dict[int, Granted]:
-    """The state events of each room that are wanted: a fixed number of statements for all."""
+async def read(tx: Tx, wishes: Mapping[int, Wish], upto: int, kept: StateEvents) -> dict[int, Granted]:
+    """The current state events of each room that are wanted, up to a place in the log: a fixed number of statements
+    for all."""
     if not wishes:
         return {}
-    states = await state_matching.read(tx, {room: _part(wish) for room, wish in wishes.items()})
+    states = await state_matching.read(tx, {room: _part(wish) for room, wish in wishes.items()}, upto)
     verdicts: dict[tuple[int, int], dict[StateKey, bool]] = {}
     chosen: dict[int, dict[StateKey, tuple[int, bool]]] = {}
     for room, state in states.items():
@@ -160,7 +159,7 @@ async def read(tx: Tx, wishes: Mapping[int, Wish], kept: StateEvents) -> dict[in
 
 
 def _part(wish: Wish) -> StatePart:
-    part = StatePart(wish.version, entries=set(wish.entries))
+    part = StatePart(set(wish.entries))
     for pattern in wish.patterns:
         for event_type, state_key in pattern.include:
             if event_type is not None and state_key is not None:

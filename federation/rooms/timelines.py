@@ -268,10 +268,8 @@ class Timelines:
         return list(stored.values())
 
     async def wished(self, tx: Tx, upto: int, wishes: Mapping[int, Wish]) -> dict[int, Granted]:
-        """Parts of the states that rooms had at a place in the log, of rooms that the reader was joined to there."""
-        for room, version in (await events.trunk_versions_at(tx, list(wishes), upto)).items():
-            wishes[room].version = version
-        return await required_state.read(tx, wishes, self.state_events)
+        """Parts of the states of rooms that the reader was joined to at a place in the log; none that is newer."""
+        return await required_state.read(tx, wishes, upto, self.state_events)
 
     async def current_of_many(
         self, tx: Tx, numbers: Collection[int], keys: Sequence[StateKey]
