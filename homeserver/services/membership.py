@@ -221,7 +221,6 @@ class MembershipService:
             await outside_memberships.delete(tx, who.user_id, room_id)
             if room is not None and current is not None:
                 await memberships.forget(tx, who.user_id, room.number, current[1])
-        await self._settings.note_forgotten(who.user_id)
 
         await self._log.append(Entry([Invalidated(Kind.FORGOTTEN_ROOM, who.user_id)], work))
 

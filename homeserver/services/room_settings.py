@@ -13,7 +13,6 @@ from homeserver.services.push import PUSH_RULES
 from storage import account_data
 from storage.account_data import AccountDataChanged
 from storage.database import Database, Tx
-from storage.invalidations import Invalidated, Kind
 from storage.log import Log
 from storage.log_entries import Entry
 from storage.rooms import Room
@@ -42,10 +41,6 @@ class RoomSettings:
 
         entry.work = work
         await self._log.append(entry)
-
-    async def note_forgotten(self, user_id: UserID) -> None:
-        """Have every process hear that the user has forgotten a room."""
-        await self._log.append(Entry([Invalidated(Kind.FORGOTTEN_ROOM, user_id)]))
 
 
 async def _changes(tx: Tx, user_id: UserID, old: Room, new: Room) -> list[AccountDataChanged]:
