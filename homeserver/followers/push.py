@@ -115,16 +115,33 @@ class PushFollower:
         if not self._recipients.users:
             return None
         have_read = await self._follow_reading(changes)
-        found = [(at, change) for at, change in changes if isinstance(change, RoomEvents | OutsideMembership)]
-        new = _ToTell({}, [])
-        if found or have_read:
-            async with self._database.read() as tx:
-                new = await self._to_tell(tx, await self._look_at(tx, found), have_read)
+        new = await self._look(changes, have_read)
         for _, change in changes:
             if isinstance(change, RoomCompleteness):
                 self._recipients.forget_room(change.room)
         self._recipients.drop_oldest()
         return self._writing(new) if new.pushes else None
+
+    async def _look(self, changes: Sequence[tuple[int, Change]], have_read: Collection[UserID]) -> _ToTell:
+        found = [(at, change) for at, change in changes if isinstance(change, RoomEvents | OutsideMembership)]
+        if have_read or any(self._concerns_us(change) for _, change in found):
+            async with self._database.read() as tx:
+                return await self._to_tell(tx, await self._look_at(tx, found), have_read)
+        for _, change in found:
+            if isinstance(change, RoomEvents):
+                self._recipients.apply(change)
+        return _ToTell({}, [])
+
+    def _concerns_us(self, change: RoomEvents | OutsideMembership) -> bool:
+        """Whether anybody of ours may be told of it: not so in a room of which it is known that nobody may."""
+        users = self._recipients.users
+        if isinstance(change, OutsideMembership):
+            return change.user_id in users
+        return (
+            not self._recipients.knows_of_nobody(change.room.number)
+            or any(user_id in users for user_id in change.users)
+            or any(entry.state_key in users for entry in change.trunk)
+        )
 
     def _writing(self, new: _ToTell) -> Work:
         async def work(tx: Tx) -> Callable[[], None]:

@@ -17,7 +17,7 @@ from storage.database import Database, Tx
 from storage.memberships import Membership
 from storage.pushers import Pusher
 
-MAX_ROOMS = 5_000
+MAX_ROOMS = 20_000
 MAX_MEMBERS = 200_000
 """Of all rooms that are remembered."""
 MAX_USERS = 10_000
@@ -109,6 +109,11 @@ class PushRecipients:
             for number in missing:
                 self._rooms[number].facts = found.get(number)
                 self._rooms[number].has_changed = False
+
+    def knows_of_nobody(self, number: int) -> bool:
+        """Whether the room is known, and nobody there has a pusher."""
+        room = self._rooms.get(number)
+        return room is not None and not room.members
 
     def in_room(self, number: int) -> RecipientsIn:
         """A room's recipients; nobody where it is not known."""
