@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import orjson
 
 from federation.protocol.types import DeviceID, JsonObject, UserID
+from storage import strings
 from storage.database import Row, Tx
 
 HTTP, EMAIL = "http", "email"
@@ -116,9 +117,9 @@ async def members_with(tx: Tx, rooms: Collection[int]) -> list[tuple[int, UserID
     rows = await tx.fetch(
         "select room_state.room, strings.value, since_version from room_state"
         " join strings on strings.id = room_state.state_key"
-        " where room = any(%s::int[]) and type = 3 and line = 0 and until_version is null and membership = 1"
+        " where room = any(%s::int[]) and type = %s and line = 0 and until_version is null and membership = 1"
         " and exists (select from pushers where user_id = strings.value)",
-        (list(rooms),),
+        (list(rooms), strings.MEMBER),
     )
     return [(room, UserID(user_id), since) for room, user_id, since in rows]
 

@@ -157,13 +157,17 @@ class PushFollower:
             change.user_id
             for change in invalidated
             if (change.kind_of is Kind.PUSHERS and (not change.user_id or self._is_ours(change.user_id)))
-            or (change.kind_of is Kind.SESSIONS and change.user_id in self._recipients.users)
+            or (change.kind_of is Kind.SESSIONS and self._may_change(change))
         }
         if changed:
             for user_id in await self._recipients.look_again(changed):
                 self._badges.note_told(user_id, 0)
             for user_id in changed:
                 self._delivery.look_again(user_id)
+
+    def _may_change(self, change: Invalidated) -> bool:
+        """Whether a device may have ended that has a pusher, or the user be locked out, or let in again."""
+        return change.user_id in self._recipients.users or (not change.detail and self._is_ours(change.user_id))
 
     def _is_ours(self, user_id: UserID) -> bool:
         return pushes.shard_of(user_id) == self._shard

@@ -17,13 +17,13 @@ from collections.abc import Callable, Mapping, Sequence
 
 import orjson
 
-from federation.outbound.egress import Crowded, EgressError
+from federation.outbound.egress import Crowded, EgressError, NotConnected
 from federation.protocol.errors import MatrixError, Unavailable
 from federation.protocol.types import UserID
 from federation.rooms import notices
 from federation.rooms.notices import Notice
 from homeserver.followers.push_badges import Badges
-from homeserver.followers.push_lines import Gateway, Line, Lines
+from homeserver.followers.push_lines import FAILS_AFTER, Gateway, Line, Lines
 from homeserver.services import push_gateway
 from homeserver.services.push_gateway import GatewayAnswer, PushGateways
 from homeserver.services.pushers import PusherService
@@ -200,7 +200,7 @@ class PushDelivery:
 
     def _start(self, gateway: Gateway) -> None:
         """Give turns to those who wait; to one alone while the gateway does not answer."""
-        at_once = 1 if gateway.failures else AT_ONCE
+        at_once = 1 if gateway.is_failing else AT_ONCE
         while gateway.ready and gateway.active < at_once and not gateway.is_left_alone and not self._is_closed:
             gateway.active += 1
             task = asyncio.get_running_loop().create_task(self._take_turn(gateway, gateway.ready.popleft()))
@@ -239,10 +239,15 @@ class PushDelivery:
         line.failures += 1
         return _wait_seconds(line.failures)
 
-    def _leave_alone(self, gateway: Gateway) -> None:
-        gateway.failures += 1
-        gateway.is_left_alone = True
-        asyncio.get_running_loop().call_later(_wait_seconds(gateway.failures), self._try_again, gateway)
+    def _note_silence(self, gateway: Gateway, *, is_away: bool) -> None:
+        """It gave no answer. One request that it does not answer may be at fault itself: others go on."""
+        if gateway.is_left_alone:  # what began at the same time says nothing more
+            return
+        gateway.failures = max(gateway.failures + 1, FAILS_AFTER if is_away else 0)
+        if gateway.is_failing:
+            gateway.is_left_alone = True
+            wait_seconds = _wait_seconds(gateway.failures - FAILS_AFTER + 1)
+            asyncio.get_running_loop().call_later(wait_seconds, self._try_again, gateway)
 
     def _try_again(self, gateway: Gateway) -> None:
         gateway.is_left_alone = False
@@ -280,8 +285,9 @@ class PushDelivery:
         except EgressError as error:
             logger.info("the push gateway %s cannot be told: %s", gateway.name, error)
             self._results["failed"] += 1
-            self._leave_alone(gateway)
-            return 0.0
+            is_away = isinstance(error, NotConnected)
+            self._note_silence(gateway, is_away=is_away)
+            return 0.0 if is_away else self._note_failure(line)
         gateway.failures = 0
         self._seconds.add(time.monotonic() - began)
         self._badges.note_told(line.pusher.user_id, unread)

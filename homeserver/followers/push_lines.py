@@ -10,6 +10,8 @@ from storage.figures import Figures
 from storage.pushers import Pusher
 from storage.pushes import BADGE, Push
 
+FAILS_AFTER = 3
+"""Requests in a row that a gateway does not answer, or one for which there is no connection."""
 MAX_HELD = 20_000
 """Pushes in memory."""
 
@@ -53,7 +55,13 @@ class Gateway:
     active: int = 0
     """Lines that have their turn."""
     failures: int = 0
+    """Requests in a row that it did not answer."""
     is_left_alone: bool = False
+
+    @property
+    def is_failing(self) -> bool:
+        """Whether it is to be asked now and then alone, by one request."""
+        return self.failures >= FAILS_AFTER
 
     @property
     def is_idle(self) -> bool:
@@ -150,7 +158,7 @@ class Lines:
 
     def failing_gateways(self) -> list[str]:
         """Those that do not answer at present."""
-        return [gateway.name for gateway in self._gateways.values() if gateway.failures]
+        return [gateway.name for gateway in self._gateways.values() if gateway.is_failing]
 
     def gateway_of(self, line: Line) -> Gateway:
         """Where the line leads."""

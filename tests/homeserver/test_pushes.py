@@ -4,12 +4,14 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import pytest
 import pytest_asyncio
 
-from tests.client import Client, quote
+from federation.protocol.types import UserID
+from tests.client import Client, Server, quote
 from tests.homeserver.rooms import a_room, act, join, leave, redact
 from tests.homeserver.syncs import ignore, read
-from tests.push_gateway import Gateway, Pushing, pusher, set_pusher
+from tests.push_gateway import Gateway, Pushing, a_gateway, pusher, set_pusher
 from tests.rooms import create_room, send, send_event
 
 
@@ -303,11 +305,31 @@ async def test_a_gateway_that_hangs_holds_up_no_other(alice: Client, bob: Client
     gateway.is_open.clear()
 
 
-async def test_private_addresses_are_not_asked(alice: Client, bob: Client, pushing: Pushing) -> None:
+@pytest.mark.one_process("the one that is asked is told what it does not reach")
+async def test_private_addresses_are_not_asked(server: Server, pushing: Pushing) -> None:
+    alice, bob = await server.register("alice"), await server.register("bob")
     room_id = await a_room(alice, bob)
-    url = "https://10.0.0.1/_matrix/push/v1/notify"
-    await set_pusher(bob, pushing.gateway, data={"url": url})
-    pushkey = await set_pusher(bob, pushing.gateway)
-    event_id = await send(alice, room_id, "hello")
+    async with a_gateway(pushing.authority) as private:
+        await set_pusher(bob, private)
+        await send(alice, room_id, "hello")
 
-    assert await pushing.gateway.until_event(pushkey, event_id) == [event_id]
+        async def is_failing() -> bool:
+            return f"127.0.0.1:{private.port}" in server.application.push.delivery.failing_gateways()
+
+        await eventually(is_failing, True)
+        assert private.requests == []
+
+
+async def test_who_is_locked_out_is_told_nothing_until_they_are_let_in(pushing: Pushing) -> None:
+    alice, bob = await pushing.server.register("alice"), await pushing.server.register("bob")
+    third = await pushing.server.register("third")
+    room_id = await a_room(alice, bob, third)
+    pushkey, other = await set_pusher(bob, pushing.gateway), await set_pusher(third, pushing.gateway)
+    accounts = pushing.server.application.accounts.service
+    await accounts.set_locked(UserID(bob.user_id), is_locked=True)
+    hidden = await send(alice, room_id, "while he is locked out")
+    await pushing.gateway.until_event(other, hidden)
+    await accounts.set_locked(UserID(bob.user_id), is_locked=False)
+    last = await send(alice, room_id, "welcome back")
+
+    assert await pushing.gateway.until_event(pushkey, last) == [last]
