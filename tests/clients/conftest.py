@@ -8,7 +8,7 @@ import pytest
 import pytest_asyncio
 from psycopg.conninfo import make_conninfo
 
-from homeserver.config import Listener, Secret, Turn
+from homeserver.config import Listener, RateLimit, RateLimits, Secret, Turn
 from tests.client import Server
 from tests.clients.storyteller import Storyteller, a_storyteller
 from tests.clusters import TEMPLATE, create_database, drop_database
@@ -33,6 +33,8 @@ async def server(maintenance_conninfo: str, worker_id: str) -> AsyncIterator[Ser
     settings: dict[str, Any] = {
         "listeners": (Listener(address="127.0.0.1", port=port),),
         "public_base_url": f"http://127.0.0.1:{port}",  # clients in browsers go where /.well-known says
+        # People come one after another from one address; what each of them does stays within the limits.
+        "rate_limits": RateLimits(registration=RateLimit(100.0, 1000), login=RateLimit(100.0, 1000)),
         "turn": Turn(uris=("turn:turn.hearth.test?transport=udp",), shared_secret=Secret("between the two servers")),
     }
     async with running(make_conninfo(maintenance_conninfo, dbname=name), **settings) as server:

@@ -17,14 +17,13 @@ export async function a_thread_is_told_beside_the_room(world) {
     const roomId = await roomOf([alice, bob]);
     const root = await say(alice, roomId, "Who brings what?");
     await received(bob, roomId, root);
-    for (const what of ["Bread", "Salt"]) {
-        await say(bob, roomId, what, root);
-    }
-    const last = await say(bob, roomId, "And firewood", root);
-
+    await say(bob, roomId, "Bread", root);
     const room = alice.getRoom(roomId);
-    const thread = await until("the thread", () => room.getThread(root)?.length === 3 && room.getThread(root));
-    await until("its last message", () => thread.replyToEvent?.getId() === last);
+    // The SDK asks for the thread once, and takes the answer for newer than what syncs bring meanwhile.
+    const thread = await until("the thread", () => room.getThread(root)?.initialEventsFetched && room.getThread(root));
+    await say(bob, roomId, "Salt", root);
+    const last = await say(bob, roomId, "And firewood", root);
+    await until("its last message", () => thread.replyToEvent?.getId() === last && thread.length === 3);
     assert(!room.getLiveTimeline().getEvents().some((event) => event.getId() === last));
 
     const inThread = () => room.getThreadUnreadNotificationCount(root, "total");
