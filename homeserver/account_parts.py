@@ -41,6 +41,7 @@ from homeserver.services.device_activity import DeviceActivity
 from homeserver.services.identifiers import IdentifierService
 from homeserver.services.impersonation import Impersonation
 from homeserver.services.mail import Mailer
+from homeserver.services.media_cache import MediaCache
 from homeserver.services.passwords import Passwords
 from homeserver.services.rendezvous import RendezvousService
 from homeserver.services.sessions import SessionService
@@ -57,6 +58,7 @@ class AccountParts:
         rooms: RoomParts,
         application_services: ApplicationServices,
         mailer: Mailer,
+        media: MediaCache,
     ) -> None:
         config, database = ground.config, ground.database
         passwords = Passwords(min_length=config.registration.minimum_password_length)
@@ -141,7 +143,9 @@ class AccountParts:
             *admin_routes.user_routes(users, self.authenticator),
             *admin_routes.report_routes(moderation, self.authenticator),
             *admin_routes.notice_routes(NoticeAdministrationAPI(rooms.notices, names), self.authenticator),
-            *admin_routes.media_routes(MediaAdministrationAPI(database, names, ground.server_name), self.authenticator),
+            *admin_routes.media_routes(
+                MediaAdministrationAPI(database, media, names, ground.server_name), self.authenticator
+            ),
         ]
 
     def _stages(self, config: Config, outbound: Outbound) -> dict[str, Stage]:

@@ -199,9 +199,11 @@ class Application:
         self.rooms = RoomParts(
             ground, self.outbound, self.fetching, self.handshaking, self.user_data, application_services
         )
-        self.accounts = AccountParts(ground, self.outbound, self.rooms, application_services, self.mailer)
-        self.keys = KeyParts(ground, self.outbound, self.accounts.interactive_auth)
         self.media = MediaParts(config, self.database, self.outbound)
+        self.accounts = AccountParts(
+            ground, self.outbound, self.rooms, application_services, self.mailer, self.media.cache
+        )
+        self.keys = KeyParts(ground, self.outbound, self.accounts.interactive_auth)
         sync_routes = self._build_sync(ground)
         self.sender = build_sender(self.outbound, config, self.database, self.tail, self.user_data.presence.told)
         if config.federation.enabled:

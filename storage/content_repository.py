@@ -120,22 +120,28 @@ async def delete_unused(tx: Tx, now_ts: int) -> int:
     return await tx.execute("delete from media where sha256 is null and unused_expires_ts < %s", (now_ts,))
 
 
-async def put_remote(tx: Tx, media: Media) -> None:
-    """Store media of another server, or what it is now that it was fetched again."""
-    if not await insert(tx, media):
-        await tx.execute(
-            "update media set sha256 = %s, size = %s, content_type = %s, filename = %s, used_ts = %s"
-            " where server_name = %s and media_id = %s and user_id is null",
-            (
-                media.sha256,
-                media.size,
-                media.content_type,
-                media.filename,
-                media.used_ts,
-                media.server_name,
-                media.media_id,
-            ),
-        )
+async def put_remote(tx: Tx, media: Media) -> bytes | None:
+    """Store media of another server, or what it is now that it was fetched again; the hash that it had before."""
+    if await insert(tx, media):
+        return None
+    row = await tx.fetch_one(
+        "select sha256 from media where server_name = %s and media_id = %s for update",
+        (media.server_name, media.media_id),
+    )
+    await tx.execute(
+        "update media set sha256 = %s, size = %s, content_type = %s, filename = %s, used_ts = %s"
+        " where server_name = %s and media_id = %s and user_id is null",
+        (
+            media.sha256,
+            media.size,
+            media.content_type,
+            media.filename,
+            media.used_ts,
+            media.server_name,
+            media.media_id,
+        ),
+    )
+    return None if row is None or row[0] is None else bytes(row[0])
 
 
 async def note_use(tx: Tx, media: Media, now_ts: int) -> None:
@@ -195,6 +201,16 @@ async def release(tx: Tx, server_name: str, media_id: str) -> bool:
     return bool(rows)
 
 
+async def delete(tx: Tx, server_name: str, media_id: str) -> bytes | None:
+    """Forget one; the hash of its content. What is in quarantine is not forgotten: it might come again."""
+    row = await tx.fetch_one(
+        "delete from media where server_name = %s and media_id = %s and sha256 is not null and quarantined_by is null"
+        " returning sha256",
+        (server_name, media_id),
+    )
+    return None if row is None else bytes(row[0])
+
+
 # --- what was not uploaded, as a cache
 
 _CACHED = "used_ts is not null and sha256 is not null and quarantined_by is null"
@@ -210,6 +226,17 @@ async def cached_size(tx: Tx) -> int:
     """Of all that was not uploaded, in bytes, but of what is in quarantine: that stays."""
     row = await tx.fetch_one(f"select coalesce(sum(size), 0)::bigint from media where {_CACHED}")
     return 0 if row is None else int(row[0])
+
+
+async def forget_unseen(tx: Tx, before_ts: int, limit: int) -> list[bytes]:
+    """Forget some of what was not uploaded, and what nobody has seen since; the hashes."""
+    rows = await tx.fetch(
+        "delete from media using (select server_name, media_id from media"
+        f"  where {_CACHED} and used_ts < %s order by used_ts limit %s) as gone"
+        " where media.server_name = gone.server_name and media.media_id = gone.media_id returning media.sha256",
+        (before_ts, limit),
+    )
+    return [bytes(row[0]) for row in rows]
 
 
 async def forget_oldest(tx: Tx, excess: int, limit: int) -> tuple[int, list[bytes]]:

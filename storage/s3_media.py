@@ -78,8 +78,10 @@ class S3Media:
 
     async def remove(self, sha256: bytes) -> None:
         """Remove the content with this hash and its thumbnails, there and here; raises Unavailable."""
-        for key in (*await self._bucket.list(_thumbnail_key(sha256, "")), _key(sha256)):
-            await self._bucket.delete(key)
+        while keys := await self._bucket.list(_thumbnail_key(sha256, "")):
+            for key in keys:
+                await self._bucket.delete(key)
+        await self._bucket.delete(_key(sha256))
         await self.files.remove(sha256)
 
     def forget_abandoned(self) -> int:

@@ -22,7 +22,7 @@ def report_routes(api: ModerationAPI, authenticator: Authenticator) -> Sequence[
 
 
 def media_routes(api: MediaAdministrationAPI, authenticator: Authenticator) -> Sequence[Route]:
-    """Media in quarantine."""
+    """Media in quarantine, and media to be removed."""
     base = "/_synapse/admin/v1"
     endpoints = [
         ("POST", f"{base}/media/quarantine/{{server_name}}/{{media_id}}", api.quarantine),
@@ -31,6 +31,8 @@ def media_routes(api: MediaAdministrationAPI, authenticator: Authenticator) -> S
         ("POST", f"{base}/room/{{room_id}}/media/quarantine", api.quarantine_of_room),
         ("POST", f"{base}/quarantine_media/{{room_id}}", api.quarantine_of_room),
         ("GET", f"{base}/room/{{room_id}}/media", api.list_of_room),
+        ("DELETE", f"{base}/media/{{server_name}}/{{media_id}}", api.delete),
+        ("POST", f"{base}/purge_media_cache", api.purge_cache),
     ]
     return [admin_route(method, path, endpoint, authenticator) for method, path, endpoint in endpoints]
 

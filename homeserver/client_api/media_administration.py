@@ -1,6 +1,7 @@
-"""Media in quarantine: administrators take it from everybody's sight, under the paths that existing dashboards use.
+"""Media that administrators put into quarantine or remove, under the paths that existing dashboards use.
 
-Whatever else has the same content goes with it, and stays out of sight when it is uploaded again.
+What is in quarantine is out of everybody's sight; whatever else has the same content goes with it, and stays out of
+sight when it is uploaded again.
 """
 
 import logging
@@ -13,6 +14,7 @@ from federation.protocol.types import JsonObject, ServerName, UserID
 from federation.rooms.room_media import MediaName, media_of_room, parse
 from federation.web import Answer, Call
 from homeserver.client_api.routing import requester
+from homeserver.services.media_cache import MediaCache
 from homeserver.services.user_names import UserNames
 from storage import content_repository
 from storage.database import Database
@@ -25,8 +27,9 @@ BATCH = 1000
 class MediaAdministrationAPI:
     """Below `/_synapse/admin/v1/`."""
 
-    def __init__(self, database: Database, names: UserNames, server_name: ServerName) -> None:
+    def __init__(self, database: Database, cache: MediaCache, names: UserNames, server_name: ServerName) -> None:
         self._database = database
+        self._cache = cache
         self._names = names
         self._server_name = server_name
 
@@ -74,6 +77,21 @@ class MediaAdministrationAPI:
             kind = "local" if server_name == self._server_name else "remote"
             uris[kind].append(f"mxc://{server_name}/{media_id}")
         return uris
+
+    async def delete(self, call: Call) -> Answer:
+        """DELETE /media/{serverName}/{mediaId}; what is in quarantine stays."""
+        server_name, media_id = _named(call)
+        if not await self._cache.delete(server_name, media_id):
+            raise _unknown()
+        logger.info("mxc://%s/%s is removed by %s", server_name, media_id, requester(call).user_id)
+        return {"deleted_media": [media_id], "total": 1}
+
+    async def purge_cache(self, call: Call) -> Answer:
+        """POST /purge_media_cache: what came from elsewhere and nobody has seen since `before_ts`."""
+        before_ts = call.query_int("before_ts", -1)
+        if before_ts < 0:
+            raise InvalidInput("before_ts is required", "M_MISSING_PARAM")
+        return {"deleted": await self._cache.forget_unseen(before_ts)}
 
     async def _existing(self, name: MediaName) -> None:
         async with self._database.read() as tx:

@@ -25,7 +25,7 @@ from federation.protocol.identifiers import is_media_id, is_server_name
 from federation.protocol.types import ServerName, UserID
 from homeserver.services.kept_content import confirm, keep
 from homeserver.services.media_cache import MediaCache
-from storage import background, content_repository
+from storage import background, content_repository, media_content
 from storage.content_repository import Media
 from storage.database import Database, Tx
 from storage.figures import Figures, Lookups
@@ -340,8 +340,11 @@ class ContentRepository:
         now_ts = _now()
         media = Media(server_name=server_name, media_id=media_id, created_ts=now_ts, used_ts=now_ts)
         async with self._database.transaction() as tx:
-            await content_repository.put_remote(tx, _filled(media, content, described.content_type, described.filename))
+            filled = _filled(media, content, described.content_type, described.filename)
+            before = await content_repository.put_remote(tx, filled)
             await confirm(tx, content)
+            if before is not None:  # two processes were told different things, or its file was gone
+                await media_content.look_at(tx, [before], now_ts)
         self._cache.note_fetched(content.size)
 
     @asynccontextmanager

@@ -78,6 +78,28 @@ class MediaCache:
         while await self._remove_unused():
             pass
 
+    async def delete(self, server_name: str, media_id: str) -> bool:
+        """Remove media of any server, with its file if nothing else has its content; whether there was any."""
+        async with self._database.transaction() as tx:
+            sha256 = await content_repository.delete(tx, server_name, media_id)
+            if sha256 is None:
+                return False
+            await media_content.look_at(tx, [sha256], _now())
+        self._wake.set()
+        return True
+
+    async def forget_unseen(self, before_ts: int) -> int:
+        """Forget what was not uploaded here and nobody has seen since; how many."""
+        count = 0
+        while True:
+            async with self._database.transaction() as tx:
+                hashes = await content_repository.forget_unseen(tx, before_ts, BATCH)
+                await media_content.look_at(tx, hashes, _now())
+            count += len(hashes)
+            if len(hashes) < BATCH:
+                self._wake.set()
+                return count
+
     async def _forget_oldest(self) -> None:
         excess: int | None = None
         while self._max_bytes is not None:

@@ -83,6 +83,9 @@ class ServerNotices:
         account = Account(user_id=self._policy.sender, created_ts=int(time.time() * 1000))
         async with self._database.transaction() as tx:
             await accounts.insert(tx, account)
+            known = await accounts.find(tx, account.user_id)
+        if known is not None and known.password_hash is not None:
+            logger.error("%s sends server notices, but is somebody who can log in: choose another name", known.user_id)
 
     async def send(self, admin: UserID, notice: Notice) -> EventID:
         """Send a notice, into a new room if need be; an administrator's repeated transaction ID gets the first answer.

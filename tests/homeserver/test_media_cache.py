@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 
 from federation.outbound.remote_media import Description, RemoteMedia, Take
-from federation.protocol.types import ServerName
+from federation.protocol.types import ServerName, UserID
 from homeserver.config import ByteCount, Media
 from homeserver.services.media_cache import MediaCache
 from storage.media_files import MediaFiles
@@ -202,3 +202,29 @@ async def test_a_bucket_is_rid_of_content_and_thumbnails(
             assert (await download(alice, other)).body == b"another"
     finally:
         store.close()
+
+
+async def test_administrators_remove_media(small: tuple[Server, Client], elsewhere: Elsewhere, tmp_path: Path) -> None:
+    server, alice = small
+    admin = await server.register("admin")
+    await server.application.accounts.service.set_admin(UserID(admin.user_id), is_admin=True)
+    base = "/_synapse/admin/v1"
+    place = await upload(alice, os.urandom(SIZE))
+    kept = await upload(alice, os.urandom(SIZE))
+    await see(alice, "a", "b")
+
+    assert (await alice.delete(f"{base}/media/{place}")).status == 403
+    assert (await admin.delete(f"{base}/media/{place}")).body["total"] == 1
+    assert (await admin.delete(f"{base}/media/{place}")).status == 404
+    assert (await download(alice, place)).status == 404
+    await admin.ok("POST", f"{base}/media/quarantine/{kept}", {})
+    assert (await admin.delete(f"{base}/media/{kept}")).status == 404
+    assert (await admin.post(f"{base}/purge_media_cache")).body["errcode"] == "M_MISSING_PARAM"
+    assert (await admin.post(f"{base}/purge_media_cache", before_ts="1")).body == {"deleted": 0}
+    assert (await admin.post(f"{base}/purge_media_cache", before_ts="99999999999999")).body == {"deleted": 2}
+
+    async with asyncio.timeout(20):
+        while len(files_below(tmp_path / "media" / "content")) > 1:  # noqa: ASYNC110  # the server tells nobody
+            await asyncio.sleep(0.05)
+    await see(alice, "a")
+    assert elsewhere.fetched.count("a") == 2

@@ -148,6 +148,10 @@ async def test_nobody_is_the_sender(noticing: tuple[Server, Client]) -> None:
         ({"content": None}, 400, "M_MISSING_PARAM"),
         ({"content": "x"}, 400, "M_BAD_JSON"),
         ({"type": "m.room.member", "state_key": "@x:y"}, 400, "M_INVALID_PARAM"),
+        ({"type": "a\0b"}, 400, "M_BAD_JSON"),
+        ({"type": "a", "state_key": "a\0b"}, 400, "M_INVALID_PARAM"),
+        ({"type": "x" * 256}, 413, "M_TOO_LARGE"),
+        ({"content": {"body": "x" * 70_000}}, 413, "M_TOO_LARGE"),
     ],
 )
 async def test_notices_that_make_no_sense(
