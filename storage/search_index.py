@@ -29,6 +29,9 @@ _BITS = 17
 """Of a word's number: with more of them the index is larger, with fewer more matches are none."""
 MAX_ROOM_WORDS = 200
 """Rooms that the index is asked for; of more rooms each row found is looked at."""
+_SKIMMED = 2_000
+"""The newest events, which are looked at one by one before the index is asked."""
+_SKIMMED_BANDS = 4
 _PROBED = 32
 """Bands that are looked through at once."""
 
@@ -311,14 +314,24 @@ async def search(tx: Tx, wanted: Wanted, *, below: int, limit: int, seconds: flo
     """The newest matches below a position: `limit` of them or more, if there are; fewer when the time is up."""
     deadline = time.monotonic() + seconds
     bands = await _bands_below(tx, below)
+    await tx.execute("set local enable_seqscan to off")
+    found, low = await _skim(tx, wanted, bands, below, limit)
+    if len(found) < limit and low != NOWHERE:
+        found, low = await _look_through(tx, wanted, bands, below, limit, deadline)
+    left = sum(band.messages_below(low) for band in bands)
+    return Found(found, low, sum(band.messages_below(below) for band in bands) - left, left)
+
+
+async def _look_through(
+    tx: Tx, wanted: Wanted, bands: Sequence[_Band], below: int, limit: int, deadline: float
+) -> tuple[Sequence[Match], int]:
+    """The newest matches of these bands, and above which position there are no more."""
     pending: list[Match] = []
     first, size, cut_at = 0, 1, NOWHERE
     low = NOWHERE
-    await tx.execute("set local enable_seqscan to off")
     while first < len(bands):
         group = bands[first : first + size]
-        matches = await _probe(tx, wanted, [band.number for band in group], below, limit)
-        for of_band in matches.values():
+        for of_band in (await _probe(tx, wanted, [band.number for band in group], below, limit)).values():
             if len(of_band) == limit:  # there may be more of it
                 cut_at = max(cut_at, of_band[-1].position - 1)
             pending.extend(of_band)
@@ -327,9 +340,38 @@ async def search(tx: Tx, wanted: Wanted, *, below: int, limit: int, seconds: flo
         is_enough = sum(match.position > low for match in pending) >= limit
         if is_enough or (time.monotonic() > deadline and low < below - 1):
             break
-    found = sorted((match for match in pending if match.position > low), key=lambda match: -match.position)
-    left = sum(band.messages_below(low) for band in bands)
-    return Found(found, low, sum(band.messages_below(below) for band in bands) - left, left)
+    return sorted((match for match in pending if match.position > low), key=lambda match: -match.position), low
+
+
+async def _skim(tx: Tx, wanted: Wanted, bands: Sequence[_Band], below: int, limit: int) -> tuple[Sequence[Match], int]:
+    """Matches among the newest events, one by one: what many of them have is found so, without collecting them all."""
+    looked_at, rest = bands[:_SKIMMED_BANDS], bands[_SKIMMED_BANDS:]
+    floor = rest[0].high if rest else NOWHERE
+    if not looked_at or floor >= below - 1:
+        return (), below - 1 if bands else NOWHERE
+    matching: list[str] = []
+    values: list[object] = []
+    for band in looked_at:
+        all_of, _, by_senders = _asked(wanted, band.number)
+        matching.append("words @> %s::int[]" + ("" if wanted.senders is None else " and words && %s::int[]"))
+        values += [Int4(all_of)] if wanted.senders is None else [Int4(all_of), Int4(by_senders)]
+    rows = await tx.fetch(
+        "with newest as materialized (select position, room, key, edit, words from search_messages"
+        "  where position < %s and position > %s order by position desc limit %s)"
+        " select bounds.low, bounds.looked_at, found.position, found.room, found.key, found.edit"
+        " from (select min(position) as low, count(*) as looked_at from newest) as bounds"
+        " left join (select position, room, key, edit from newest where room = any(%s::int[])"
+        f"  and key = any(%s::smallint[]) and ({' or '.join(f'({each})' for each in matching)})"
+        "  order by position desc limit %s) as found on true order by found.position desc",
+        (
+            *(below, floor, _SKIMMED),
+            *(list(wanted.rooms), [int(key) for key in wanted.keys], *values, limit),
+        ),
+    )
+    found = [Match(row[2], row[3], Key(row[4]), row[5]) for row in rows if row[2] is not None]
+    if len(found) == limit:
+        return found, found[-1].position - 1
+    return found, floor if rows[0][1] < _SKIMMED else rows[0][0] - 1
 
 
 async def _bands_below(tx: Tx, below: int) -> list[_Band]:
@@ -339,31 +381,34 @@ async def _bands_below(tx: Tx, below: int) -> list[_Band]:
     return [_Band(*row) for row in rows]
 
 
-async def _probe(tx: Tx, wanted: Wanted, bands: Sequence[int], below: int, limit: int) -> Mapping[int, Sequence[Match]]:
-    """For each of these bands its newest matches below a position, newest first."""
-    conditions = ["words @> probe.all_of", "room = any(%s::int[])", "position < %s", "key = any(%s::smallint[])"]
-    probes: list[str] = []
-    values: list[object] = []
+def _asked(wanted: Wanted, band: int) -> tuple[list[int], list[int], list[int]]:
+    """The numbers in a band that a match has all of; those of rooms, if these are few, and of senders: it has one."""
     only_key = next(iter(wanted.keys)) if len(wanted.keys) == 1 else Key.BODY
     of_key = [] if only_key is Key.BODY else [_key_word(only_key)]
     in_rooms = [_room_word(room) for room in wanted.rooms] if len(wanted.rooms) <= MAX_ROOM_WORDS else []
-    by_senders = [_sender_word(sender) for sender in wanted.senders or ()]
-    if in_rooms:
-        conditions.append("words && probe.in_rooms")
+    return (
+        _numbers(band, [*wanted.words, *of_key]),
+        _numbers(band, in_rooms),
+        _numbers(band, [_sender_word(sender) for sender in wanted.senders or ()]),
+    )
+
+
+async def _probe(tx: Tx, wanted: Wanted, bands: Sequence[int], below: int, limit: int) -> Mapping[int, Sequence[Match]]:
+    """For each of these bands its newest matches below a position, newest first."""
+    conditions = "words @> probe.all_of"
+    if len(wanted.rooms) <= MAX_ROOM_WORDS:
+        conditions += " and words && probe.in_rooms"
     if wanted.senders is not None:
-        conditions.append("words && probe.by_senders")
-    for band in bands:
-        probes.append("(%s::int, %s::int[], %s::int[], %s::int[])")
-        values += [
-            band,
-            _numbers(band, [*wanted.words, *of_key]),
-            _numbers(band, in_rooms),
-            _numbers(band, by_senders),
-        ]
+        conditions += " and words && probe.by_senders"
+    values: list[object] = [value for band in bands for value in (band, *map(Int4, _asked(wanted, band)))]
+    probes = ", ".join(["(%s::int, %s::int[], %s::int[], %s::int[])"] * len(bands))
     rows = await tx.fetch(
         "select band, found.position, found.room, found.key, found.edit"
-        f" from (values {', '.join(probes)}) as probe(band, all_of, in_rooms, by_senders), lateral"
-        f" (select position, room, key, edit from search_messages where {' and '.join(conditions)}"
+        f" from (values {probes}) as probe(band, all_of, in_rooms, by_senders), lateral"
+        # By its words alone (`offset 0`): in the order of positions PostgreSQL might look at every row there is.
+        "  (select position, room, key, edit from (select position, room, key, edit from search_messages"
+        f"   where {conditions} offset 0) as candidates"
+        "  where room = any(%s::int[]) and position < %s and key = any(%s::smallint[])"
         "  order by position desc limit %s) as found order by band, found.position desc",
         (*values, list(wanted.rooms), below, [int(key) for key in wanted.keys], limit),
     )
@@ -380,11 +425,3 @@ async def stems(tx: Tx, dictionary: str, words: Collection[str]) -> dict[str, st
         (dictionary, Texts(words)),
     )
     return {word: stem for word, stem in rows}
-
-
-async def size(tx: Tx) -> tuple[int, int]:
-    """How many events are indexed, as far as the database knows, and the bytes that this takes on disk."""
-    row = await tx.fetch_one(
-        "select coalesce(sum(messages), 0)::bigint, pg_total_relation_size('search_messages') from search_bands"
-    )
-    return (0, 0) if row is None else (int(row[0]), int(row[1]))
