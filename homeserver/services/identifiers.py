@@ -139,7 +139,8 @@ class IdentifierService:
             url = URL()
         if len(link) > MAX_NEXT_LINK or url.scheme not in ("http", "https") or not url.host or url.user is not None:
             raise InvalidInput("next_link must be a URL with https")
-        return str(url) if url.host.lower() in self._policy.next_link_hosts else None
+        hosts = {(host or "").lower() for host in (url.host, url.raw_host)}
+        return None if hosts.isdisjoint(self._policy.next_link_hosts) else str(url)
 
     async def find_awaited(self, sid: str, token: str) -> Validation:
         """What the link of a mail is for; raises M_THREEPID_AUTH_FAILED for one that is not good (any more)."""

@@ -130,10 +130,13 @@ class URLPreviews:
         await self._egress.close()
 
     def _permits(self, url: URL) -> bool:
-        host = (url.host or "").lower().rstrip(".")
-        return any(glob_match(glob, host) for glob in self._policy.allowed_hosts) and not any(
-            glob_match(glob, host) for glob in self._policy.denied_hosts
-        )
+        """Whether the settings let us go there; they may name a host as people or as DNS write it (`xn--`)."""
+        hosts = {(host or "").lower().rstrip(".") for host in (url.host, url.raw_host)}
+
+        def is_in(globs: tuple[str, ...]) -> bool:
+            return any(glob_match(glob, host) for glob in globs for host in hosts)
+
+        return is_in(self._policy.allowed_hosts) and not is_in(self._policy.denied_hosts)
 
     async def _fetch_once(self, url: URL) -> bytes | None:
         """Fetch, once for all who ask for the same; it goes on when they go."""

@@ -92,7 +92,9 @@ async def site() -> AsyncIterator[Site]:
 async def looking(worker_conninfo: str) -> AsyncIterator[Server]:
     """A server that may go to loopback, and to no host whose name says that it is denied."""
     settings = URLPreviews(
-        allowed_ranges=LOOPBACK, denied_hosts=("127.0.0.66", "*.Denied.test"), accept_language=("de", "en;q=0.5")
+        allowed_ranges=LOOPBACK,
+        denied_hosts=("127.0.0.66", "*.Denied.test", "xn--mxico-bsa.test", "köln.test"),
+        accept_language=("de", "en;q=0.5"),
     )
     async with running(worker_conninfo, url_previews=settings) as server:
         yield server
@@ -300,7 +302,8 @@ async def test_denied_hosts_are_not_asked_even_by_a_redirect_or_an_image(reader:
     denied = f"http://127.0.0.66:{site.port}/"
     page = site.put("/page", f'<title>x</title><meta property="og:image" content="{denied}">')
 
-    for url in (denied, "https://a.DENIED.test/"):
+    names = ("a.DENIED.test", "a.denied.test.", "méxico.test", "xn--mxico-bsa.test", "xn--kln-sna.test", "KÖLN.test")
+    for url in (denied, *(f"https://{name}/" for name in names)):
         status, error = await preview(reader, url)
         assert (status, error["errcode"]) == (403, "M_FORBIDDEN")
     assert (await preview(reader, site.redirect("/redirect", denied))).status == 502
