@@ -79,7 +79,8 @@ async def work_off(tx: Tx, server_name: ServerName) -> None:
         return
     room, after = row
     if room == LOCAL_USERS:
-        await _intern_local_users(tx)
+        if after < 0:
+            await _intern_local_users(tx)
         rows = await tx.fetch(
             "select strings.id from users join strings on strings.value = user_id where strings.id > %s"
             " order by strings.id limit %s",
@@ -105,8 +106,8 @@ async def _intern_local_users(tx: Tx) -> None:
     """Give a number to users of ours who never were anywhere."""
     await tx.execute(
         "insert into strings (value) select user_id from users where not exists"
-        " (select from strings where value = user_id) on conflict do nothing"
-    )
+        ' (select from strings where value = user_id) order by user_id collate "C" on conflict do nothing'
+    )  # in the order in which the appender does, too: neither waits for the other
 
 
 async def set_openness(tx: Tx, rooms: Collection[int]) -> set[int]:
