@@ -20,6 +20,8 @@ from tests.homeserver.test_media_in_s3 import an_image
 from tests.s3_server import S3Server
 from tests.servers import running
 
+pytestmark = pytest.mark.one_process("what other servers have is made up in the process of the tests")
+
 SIZE = 1000
 
 

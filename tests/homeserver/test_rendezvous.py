@@ -152,6 +152,7 @@ async def test_a_session_ends_by_itself(conninfo: str, connection: psycopg.Conne
         assert connection.execute("select count(*) from rendezvous").fetchone() == (1,)
 
 
+@pytest.mark.one_process("each of its two servers is one")
 async def test_any_process_answers_and_one_writes(conninfo: str) -> None:
     async with running(conninfo) as one, running(conninfo) as other:
         created = await one.anonymous.ok("POST", NEW, {"data": "x"})

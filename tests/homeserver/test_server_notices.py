@@ -114,6 +114,7 @@ async def test_users_can_be_in_the_room_at_once(conninfo: str) -> None:
         assert list((await sync(alice))["rooms"]["join"]) == [room_id]
 
 
+@pytest.mark.one_process("each of its two servers is one")
 async def test_two_processes_make_one_room(conninfo: str) -> None:
     settings = ServerNotices(sender="notices")
     async with (
