@@ -221,8 +221,8 @@ async def insert_extras(tx: Tx, placed: Sequence[Placed], arrived: Sequence[Stor
         )
     if personal:
         await tx.execute(
-            "insert into notifications (position, room, user_id, notify, highlight, thread, actions)"
-            " select * from unnest(%s::bigint[], %s::int[], %s::text[], %s::smallint[], %s::smallint[], %s::text[],"
+            "insert into notifications (position, room, user_id, notify, highlight, thread)"
+            " select * from unnest(%s::bigint[], %s::int[], %s::text[], %s::smallint[], %s::smallint[],"
             " %s::text[])",
             (
                 [stored.position for stored, _ in personal],
@@ -231,7 +231,6 @@ async def insert_extras(tx: Tx, placed: Sequence[Placed], arrived: Sequence[Stor
                 [count.notify for _, count in personal],
                 [count.highlight for _, count in personal],
                 [stored.thread or "main" for stored, _ in personal],
-                [count.actions for _, count in personal],
             ),
         )
     redacted = await redactions.apply(tx, redacting) if redacting else {}

@@ -291,7 +291,6 @@ notifications = Table(
     Column("notify", SmallInteger, nullable=False),
     Column("highlight", SmallInteger, nullable=False),
     Column("thread", Text, nullable=False),
-    Column("actions", Text),
     PrimaryKeyConstraint("room", "user_id", "position"),
     Index("notifications_position_idx", "position"),
     Index("notifications_user_id_position_idx", "user_id", "position"),

@@ -35,8 +35,6 @@ class PersonalCount:
     notify: int
     """-1, 0 or 1: added to what the room counts."""
     highlight: int
-    actions: str | None = None
-    """JSON of the push actions, for /notifications."""
 
 
 @dataclass(slots=True)

@@ -9,6 +9,7 @@ whoever is killed when, it is told at least once.
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import random
 import time
@@ -53,6 +54,8 @@ LONGEST_WAIT_SECONDS = 900.0
 CROWDED_SECONDS = 1.0
 FLUSH_SECONDS = 0.05
 SWEEP_SECONDS = 60.0
+SWEEPS_BEFORE_GIVING_UP = 10
+"""What is old is looked for that often: all that waits is looked at."""
 
 
 class PushDelivery:
@@ -175,12 +178,12 @@ class PushDelivery:
             self._done.difference_update(done)
 
     async def _sweep_forever(self) -> None:
-        while True:
+        for sweep in itertools.count(1):
             await asyncio.sleep(SWEEP_SECONDS)
             try:
                 for shard in [shard for shard in self._unread if self._sees_to(shard)]:
                     await self._open_lines(shard)
-                if self._sees_to(0):
+                if self._sees_to(0) and sweep % SWEEPS_BEFORE_GIVING_UP == 0:
                     before_ts = self._database.now_ms() - GIVE_UP_MS
                     async with self._database.transaction() as tx:
                         self._results["given_up"] += await pushes.give_up(tx, before_ts=before_ts, keep=MAX_WAITING)

@@ -419,7 +419,6 @@ CREATE TABLE notifications (
 	notify SMALLINT NOT NULL,
 	highlight SMALLINT NOT NULL,
 	thread TEXT NOT NULL,
-	actions TEXT,
 	CONSTRAINT notifications_pkey PRIMARY KEY (room, user_id, position)
 );
 
