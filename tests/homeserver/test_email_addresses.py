@@ -205,12 +205,26 @@ async def test_the_page_leads_on_only_where_the_operator_lets_it(mailing: Mailin
 
 
 @pytest.mark.parametrize(
-    "link", ["javascript:alert(1)", "data:text/html,x", "//x.org", "https://", "x", "https://u@app.example.org/", 5]
+    "link",
+    [
+        *("javascript:alert(1)", "data:text/html,x", "//app.example.org", "https://", "x", "vector://app.example.org/"),
+        *("https://u@app.example.org/", "https://app.example.org:99999/", "https://app.example.org/" + "x" * 2000),
+        *("https://app.example.org@evil.test/", "https://evil.test/app.example.org", "https://[app.example.org/"),
+    ],
 )
-async def test_a_next_link_that_is_none_is_refused(mailing: Mailing, link: object) -> None:
-    status, error = await mailing.request(REGISTER, an_address(), next_link=link)
+async def test_the_page_leads_to_nothing_else(mailing: Mailing, link: str) -> None:
+    address = an_address()
+    assert (await mailing.request(REGISTER, address, next_link=link)).status == 200
 
-    assert (status, error["errcode"]) == (400, "M_BAD_JSON" if link == 5 else "M_INVALID_PARAM")
+    followed = await mailing.follow(address)
+
+    assert (followed.status, "Location" in followed.headers) == (200, False)
+
+
+async def test_a_next_link_is_text(mailing: Mailing) -> None:
+    status, error = await mailing.request(REGISTER, an_address(), next_link=5)
+
+    assert (status, error["errcode"]) == (400, "M_BAD_JSON")
 
 
 @pytest.mark.parametrize(
