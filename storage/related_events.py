@@ -188,18 +188,27 @@ class Children:
     type: int | None = None
     event_type: int | None = None
     ranges: Ranges
+    """Where they stand."""
+    seen: Ranges
+    """Where the reader may see events: what stands elsewhere leads nowhere."""
     newest_first: bool
     limit: int
 
 
-def _filter(wanted: Children, *, with_type: bool) -> tuple[str, list[Any]]:
+def _filter(wanted: Children, *, as_step: bool) -> tuple[str, list[Any]]:
     conditions, values = "", list[Any]()
-    if with_type and wanted.type is not None:
+    if as_step and wanted.type is not None:
         conditions += " and relations.type = %s"
         values.append(wanted.type)
     if wanted.event_type is not None:
         conditions += " and relations.event_type = %s"
         values.append(wanted.event_type)
+    if as_step:
+        conditions += (
+            " and exists (select from unnest(%s::bigint[], %s::bigint[]) as seen(low, high)"
+            " where relations.place > low and relations.place <= high)"
+        )
+        values += _bounds(wanted.seen)
     return conditions, values
 
 
@@ -218,7 +227,7 @@ def _kinds(wanted: Children) -> tuple[str, list[Any]]:
 async def children(tx: Tx, wanted: Children) -> list[StoredEvent]:
     """Events that relate to the parent, those first that are asked for first, hidden ones left out."""
     order = "desc" if wanted.newest_first else "asc"
-    conditions, values = _filter(wanted, with_type=False)
+    conditions, values = _filter(wanted, as_step=False)
     kinds, given = _kinds(wanted)
     rows = await tx.fetch(
         f"with recursive kinds(type) as ({kinds}), found as (select nearest.* from"
@@ -231,7 +240,7 @@ async def children(tx: Tx, wanted: Children) -> list[StoredEvent]:
         f" where flags & {UNSEEN:d} = 0 order by standing {order}",
         (
             *given,
-            *_bounds(wanted),
+            *_bounds(wanted.ranges),
             wanted.room,
             wanted.parent,
             *values,
@@ -250,7 +259,7 @@ async def descendants(tx: Tx, wanted: Children) -> list[StoredEvent]:
     relates to the oldest is left out.
     """
     order = "desc" if wanted.newest_first else "asc"
-    conditions, values = _filter(wanted, with_type=True)
+    conditions, values = _filter(wanted, as_step=True)
     kinds, given = _kinds(wanted)
     rows = await tx.fetch(
         f"with recursive kinds(type) as ({kinds}), direct as (select newest.* from"
@@ -282,7 +291,7 @@ async def descendants(tx: Tx, wanted: Children) -> list[StoredEvent]:
             *values,
             wanted.room,
             wanted.parent,
-            *_bounds(wanted),
+            *_bounds(wanted.ranges),
             wanted.limit,
             wanted.room,
         ),
@@ -290,8 +299,8 @@ async def descendants(tx: Tx, wanted: Children) -> list[StoredEvent]:
     return [from_row(row) for row in rows]
 
 
-def _bounds(wanted: Children) -> tuple[Int8, Int8]:
-    return Int8(low for low, _ in wanted.ranges), Int8(high for _, high in wanted.ranges)
+def _bounds(ranges: Ranges) -> tuple[Int8, Int8]:
+    return Int8(low for low, _ in ranges), Int8(high for _, high in ranges)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -33,7 +33,7 @@ class Standing:
 async def insert(tx: Tx, standing: Iterable[Standing], numbers: Mapping[str, int]) -> None:
     """Note what events relate to, where they do and are shown: one statement, or none.
 
-    A redaction relates to nothing: it may not be shown before what it redacts is here.
+    A redaction relates to nothing: it may not be shown before what it redacts is here. No state is in a thread.
     """
     found = [
         (each, each.event.relation)
@@ -41,6 +41,7 @@ async def insert(tx: Tx, standing: Iterable[Standing], numbers: Mapping[str, int
         if each.event.relation is not None
         and not each.event.flags & HIDDEN
         and each.event.pdu.type != "m.room.redaction"
+        and (each.event.relation.type != THREAD or each.event.thread is not None)
     ]
     if not found:
         return

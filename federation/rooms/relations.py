@@ -58,9 +58,10 @@ class RelationReader:
         asked = await _asked(tx, access.room, wanted, request)
         if asked is None:
             return page
-        ranges = clip(await self._reader.ranges(tx, access), request, start)
+        seen = await self._reader.ranges(tx, access)
+        ranges = clip(seen, request, start)
         for _ in range(ROUNDS):
-            found = await _look(tx, wanted, replace(asked, ranges=ranges))
+            found = await _look(tx, wanted, replace(asked, ranges=ranges, seen=seen))
             for each in await self._reader.visible(tx, access.room, access.user_id, found):
                 if each.event.state_key is None and each.event.sender in request.ignored:
                     continue
@@ -128,6 +129,7 @@ async def _asked(tx: Tx, room: Room, wanted: Wanted, request: PageRequest) -> Ch
         type=None if wanted.rel_type is None else numbers[wanted.rel_type],
         event_type=None if wanted.event_type is None else numbers[wanted.event_type],
         ranges=(),
+        seen=(),
         newest_first=request.backwards,
         limit=(request.limit or 0) + 1,
     )

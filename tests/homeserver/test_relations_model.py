@@ -26,7 +26,11 @@ class Story:
         self.users = users
         self.room_id = room_id
         self.sent: list[str] = []
+        self.sent_as: dict[str, tuple[Client, str]] = {}
+        """By whom, and of which type, each was sent that is no state."""
         self.ignored: dict[str, list[Client]] = {}
+        self.bundles = 0
+        """How many were compared."""
 
     async def step(self) -> None:
         """Something happens; what is not allowed does not."""
@@ -35,7 +39,7 @@ class Story:
             *[self.relate] * 12,
             *[self.redact] * 2,
             self.join,
-            self.leave,
+            *[self.leave] * 3,
             self.show,
             self.ignore,
         ]
@@ -45,6 +49,8 @@ class Story:
         answer = await user.put(f"/v3/rooms/{quote(self.room_id)}/{path}", content)
         if answer.status == 200:
             self.sent.append(answer.body["event_id"])
+            if path.startswith("send/"):
+                self.sent_as[self.sent[-1]] = user, path.split("/")[1]
 
     async def talk(self, user: Client) -> None:
         await self._put(
@@ -52,17 +58,19 @@ class Story:
         )
 
     async def relate(self, user: Client) -> None:
-        parent = self.random.choice(self.sent[-25:])
-        content: dict[str, Any] = {"body": "x", "msgtype": "m.text", "n": self.random.random()}
-        content |= relates_to(self.random.choice(KINDS), parent, key="k")
-        if self.random.random() < 0.7:
+        chance = self.random
+        parent = chance.choice([chance.choice(self.sent[-25:]), *self.sent[-3:], *self.sent[:2]])
+        content: dict[str, Any] = {"body": "x", "msgtype": "m.text", "n": str(chance.random())}
+        content |= relates_to(chance.choice(KINDS), parent, key="k")
+        if chance.random() < 0.7:
             content["m.new_content"] = {"body": "y"}
-        types = ["m.room.message", "m.room.message", "m.room.message", "m.room.encrypted", "org.example.x"]
-        event_type = self.random.choice(types)
-        if self.random.random() < 0.1:
+        event_type = chance.choice(["m.room.message", "m.room.message", "m.room.encrypted", "org.example.x"])
+        if parent in self.sent_as and chance.random() < 0.7:
+            user, event_type = self.sent_as[parent]
+        if chance.random() < 0.1:
             await self._put(user, f"state/{event_type}/", content)
         else:
-            await self._put(user, f"send/{event_type}/{self.random.random()}", content)
+            await self._put(user, f"send/{event_type}/{chance.random()}", content)
 
     async def redact(self, user: Client) -> None:
         target = self.random.choice(self.sent[-30:])
@@ -75,7 +83,7 @@ class Story:
         if user is not self.users[0]:
             await user.post(f"/v3/rooms/{quote(self.room_id)}/leave")
             if self.random.random() < 0.7:
-                await self.talk(self.users[0])
+                await self.relate(self.users[0])
                 await self.relate(self.users[0])
                 await self.join(user)
 
@@ -95,6 +103,7 @@ class Story:
         await ignore(reader, *self.ignored.get(reader.user_id, []))
         naive = Naive(everything, reader.user_id, ignored)
         told = await history(reader, self.room_id, limit=50)
+        self.bundles += sum(bool(bundle_of(event)) for event in told)
         assert {event["event_id"]: plain(event) for event in told} == {
             event["event_id"]: naive.bundle(event) for event in told
         }
@@ -144,14 +153,18 @@ class Naive:
         """What an event says that it relates to; a redacted one says nothing."""
         return event["content"].get("m.relates_to", {})
 
-    def related(self, event_id: str, rel_type: str | None = None, *, with_state: bool = False) -> list[Any]:
-        """What counts for the reader among what relates to an event; lists show state whoever set it."""
+    def related(self, event_id: str, rel_type: str) -> list[Any]:
+        """What counts for the reader among what relates to an event in one way."""
+        return [event for event in self.relating(event_id, rel_type) if event["sender"] not in self.ignored]
+
+    def relating(self, event_id: str, rel_type: str) -> list[Any]:
+        """All that relates to an event in one way. No state belongs to a thread."""
         return [
             event
             for event in self.events
             if self.relation(event).get("event_id") == event_id
-            and rel_type in (None, self.relation(event)["rel_type"])
-            and (event["sender"] not in self.ignored or (with_state and "state_key" in event))
+            and self.relation(event)["rel_type"] == rel_type
+            and not (rel_type == "m.thread" and "state_key" in event)
         ]
 
     def bundle(self, event: Any) -> Any:
@@ -179,11 +192,7 @@ class Naive:
     def thread(self, root: str) -> Any:
         """A thread."""
         replies = self.related(root, "m.thread")
-        senders = {self.by_id[root]["sender"]} | {
-            event["sender"]
-            for event in self.events
-            if self.relation(event).get("event_id") == root and self.relation(event)["rel_type"] == "m.thread"
-        }
+        senders = {event["sender"] for event in (self.by_id[root], *self.relating(root, "m.thread"))}
         return {
             "latest": replies[-1]["event_id"],
             "count": len(replies),
@@ -194,21 +203,17 @@ class Naive:
     def threads(self) -> list[str]:
         """The roots of threads, the last active first."""
         order = {event["event_id"]: number for number, event in enumerate(self.events)}
-        roots = [
-            event["event_id"]
-            for event in self.events
-            if "state_key" not in event
-            and not self.relation(event)
-            and self.related(event["event_id"], "m.thread")
-            and any("state_key" not in each for each in self.related(event["event_id"], "m.thread", with_state=True))
-        ]
+        roots = [event["event_id"] for event in self.events if "thread" in self.bundle(event)]
         return sorted(roots, key=lambda root: order[self.thread(root)["latest"]], reverse=True)
 
     def children(self, event_id: str, recurse: bool) -> list[str]:
         """What relates to an event, in the order of the room."""
         found = {event_id: 0}
         for event in self.events:
-            depth = found.get(self.relation(event).get("event_id"))
+            relation = self.relation(event)
+            depth = found.get(relation.get("event_id"))
+            if relation.get("rel_type") == "m.thread" and "state_key" in event:
+                continue
             if depth is not None and depth < (3 if recurse else 1):
                 found[event["event_id"]] = depth + 1
         del found[event_id]
@@ -229,3 +234,4 @@ async def test_relations_are_told_as_a_naive_look_would(alice: Client, bob: Clie
         if number % 40 == 39:
             for reader in story.users:
                 await story.check(reader)
+    assert story.bundles > 5
