@@ -110,8 +110,9 @@ class Call:
             return await self._read(max_bytes, body)
 
     async def _read(self, max_bytes: int, body: Body | None) -> bytes:
-        if self.request.content.is_eof():  # all of it has come already, as a rule: nothing is waited for
-            data = self.request.content.read_nowait()
+        content = self.request.content
+        if content.is_eof() and content.exception() is None:  # as a rule all of it has come: nothing is waited for
+            data = content.read_nowait()
             if body is not None:
                 body.add(len(data))
             if len(data) > max_bytes:

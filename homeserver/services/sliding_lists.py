@@ -14,7 +14,6 @@ from homeserver.services.sliding_request import Extensions, RoomConfig, RoomFilt
 from homeserver.services.user_views import Member, UserView, UserViews
 from homeserver.tokens import StreamToken
 from storage import memberships, rooms
-from storage.account_data import AccountDataChanged
 from storage.database import Database
 from storage.memberships import Membership
 
@@ -33,8 +32,6 @@ class SlidingMoment:
     outside: dict[RoomID, Member]
     sent: Rooms
     ignored: Collection[UserID]
-    changed_data: list[AccountDataChanged] | None = None
-    """The user's account data that changed since; None: it was not looked at."""
 
 
 @dataclass(slots=True)
