@@ -12,7 +12,7 @@ from storage.database import Tx
 
 MAX_OF_DEVICE = 10
 MAX_OF_USER = 100
-"""Connections; beyond that those go that were not used for longest."""
+"""Connections; beyond that those go whose state is oldest."""
 
 
 @dataclass(frozen=True, slots=True)

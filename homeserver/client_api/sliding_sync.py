@@ -56,6 +56,7 @@ class SlidingSyncAPI:
             pos=find_text(body, "pos"),
             timeout_ms=timeout_ms,
             to_device_since=sliding_forms.to_device_since(body),
+            is_abandoned=lambda: call.request.transport is None,
         )
         return await self._answer(request, find_text(body, "set_presence"))
 
@@ -83,6 +84,7 @@ class SlidingSyncAPI:
             timeout_ms=call.query_int("timeout", 0),
             to_device_since=to_device_since,
             txn_id=txn_id,
+            is_abandoned=lambda: call.request.transport is None,
         )
         return await self._answer(request, call.query_text("set_presence"))
 

@@ -97,6 +97,8 @@ class Held:
     members: dict[int, dict[UserID, int]] = field(default_factory=dict)
     """By room: whose member events were sent with which position, where members come with what they sent."""
     touched_day: int = 0
+    turn: int = 0
+    """Of the newest request; an older one that is still under way leads nowhere."""
 
     def keep(self, number: int, rooms: Rooms) -> None:
         """Remember a state."""

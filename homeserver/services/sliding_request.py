@@ -1,5 +1,6 @@
 """What a client asks for in a sliding sync, the same in either form (MSC4186)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -111,3 +112,5 @@ class SlidingRequest:
     timeout_ms: int = 0
     to_device_since: str | None = None
     txn_id: str | None = None
+    is_abandoned: Callable[[], bool] = lambda: False
+    """Whether the client no longer waits for the answer."""

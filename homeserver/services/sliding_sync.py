@@ -54,6 +54,8 @@ class _Place:
     token: SlidingToken | None
     """None at the beginning of a connection."""
     to_device_since: int
+    turn: int = 0
+    """Of this request on the connection."""
 
 
 @dataclass(slots=True)
@@ -106,7 +108,7 @@ class SlidingSyncService:
             if (part is None and settled is None) or self._concerns(request, view, looked_at):
                 part = await self._collect(request, view, place)
                 if part.has_news:
-                    number = await self._connections.advance(place.key, token.number, part.rooms.state)
+                    number = await self._advance(request, place, token, part)
                     return self._answer(request, place, number, part)
                 looked_at = part.upto
             remaining = deadline - loop.time()
@@ -115,7 +117,7 @@ class SlidingSyncService:
                 upto = self._now(looked_at) if is_quiet else looked_at
                 if part is not None:
                     part.upto = upto
-                    number = await self._connections.advance(place.key, token.number, part.rooms.state)
+                    number = await self._advance(request, place, token, part)
                     return self._answer(request, place, number, part)
                 return await self._nothing(request, SlidingToken(token.number, upto), settled, place)
             if is_quiet:
@@ -141,7 +143,18 @@ class SlidingSyncService:
             if token.stream.position > self._tail.position:
                 raise UnknownPos
         await self._connections.rooms(key, token.number)
-        return _Place(key, self._connections.held(key), token, to_device_since)
+        held = self._connections.held(key)
+        held.turn += 1
+        return _Place(key, held, token, to_device_since, held.turn)
+
+    async def _advance(self, request: SlidingRequest, place: _Place, token: SlidingToken, part: _Part) -> int:
+        """Note what the client will have; raises UnknownPos where it asked again meanwhile, or has gone.
+
+        What nobody receives must not take the place of what the newer request is answered.
+        """
+        if place.held.turn != place.turn or request.is_abandoned():
+            raise UnknownPos
+        return await self._connections.advance(place.key, token.number, part.rooms.state)
 
     async def _to_device_place(self, text: str | None) -> int:
         """The position that a device's `since` names; raises M_INVALID_PARAM for what this server did not give out."""

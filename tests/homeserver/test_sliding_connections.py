@@ -151,6 +151,24 @@ async def test_a_request_waits_until_something_comes_or_is_over(alice: Client, b
     assert (answer["rooms"], answer["lists"]) == ({}, {"all": {"count": 1}})
 
 
+@pytest.mark.one_process("between processes only a client that has gone is known to have")
+async def test_a_request_that_another_one_followed_leads_nowhere(alice: Client, bob: Client) -> None:
+    rooms = [await a_room(alice, bob) for _ in range(2)]
+    sync = Sliding(alice, {"lists": {"all": a_list(1, ranges=[[0, 0]])}}, timeout=30_000)
+    await sync.next()
+    abandoned = asyncio.ensure_future(dataclasses.replace(sync).ask())
+    await asyncio.sleep(0.1)
+    waiting = asyncio.ensure_future(sync.next())
+    await asyncio.sleep(0.1)
+    await send(bob, rooms[0], "x")
+
+    assert set((await waiting)["rooms"]) == {rooms[0]}
+    assert (await abandoned).body.get("errcode") == "M_UNKNOWN_POS"
+    for _ in range(2):
+        event_id = await send(bob, rooms[1], "y")
+        assert timeline(await sync.next(), rooms[1]) == [event_id]
+
+
 async def test_what_was_asked_anew_is_answered_at_once(alice: Client) -> None:
     room_id = await a_room(alice)
     sync = Sliding(alice, {"lists": {}}, timeout=30_000)
