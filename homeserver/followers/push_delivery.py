@@ -78,8 +78,8 @@ class PushDelivery:
         self._sees_to = sees_to
         self._lines = Lines()
         self._notices: OrderedDict[tuple[int, int], Notice] = OrderedDict()
-        self._unread: set[int] = set()
-        """Shards of which more lines wait than were resumed."""
+        self._resumed: dict[int, int] = {}
+        """Shards of which more lines wait, with the last pusher whose line was resumed."""
         self._done: set[tuple[int, int, int]] = set()
         self._has_done = asyncio.Event()
         self._flushing = asyncio.Lock()
@@ -124,17 +124,15 @@ class PushDelivery:
         """This process sees to a shard from now on: tell what waits there."""
         for line in self._lines.of_shard(shard):
             self._lines.forget(line)
-        await self._open_lines(shard)
+        await self._open_lines(shard, after=0)
 
-    async def _open_lines(self, shard: int) -> None:
-        after = max((line.pusher.number for line in self._lines.of_shard(shard)), default=0)
+    async def _open_lines(self, shard: int, *, after: int) -> None:
         async with self._database.read() as tx:
             numbers = await pushes.waiting(tx, shard, after=after, limit=MAX_LINES)
             found = await pushers.by_number(tx, numbers)
+        self._resumed.pop(shard, None)
         if len(numbers) == MAX_LINES:
-            self._unread.add(shard)
-        else:
-            self._unread.discard(shard)
+            self._resumed[shard] = numbers[-1]
         for pusher in found.values():
             if pusher.kind != pushers.HTTP:
                 continue
@@ -181,8 +179,9 @@ class PushDelivery:
         for sweep in itertools.count(1):
             await asyncio.sleep(SWEEP_SECONDS)
             try:
-                for shard in [shard for shard in self._unread if self._sees_to(shard)]:
-                    await self._open_lines(shard)
+                for shard, last in list(self._resumed.items()):
+                    if self._sees_to(shard):
+                        await self._open_lines(shard, after=last)
                 if self._sees_to(0) and sweep % SWEEPS_BEFORE_GIVING_UP == 0:
                     before_ts = self._database.now_ms() - GIVE_UP_MS
                     async with self._database.transaction() as tx:
