@@ -1,7 +1,6 @@
 """Files of media, stored so that nobody removes them meanwhile (`storage/media_content.py`)."""
 
 import asyncio
-import time
 
 from federation.protocol.errors import Unavailable
 from storage import media_content
@@ -18,7 +17,7 @@ async def keep(database: Database, files: MediaStore, incoming: Incoming) -> Con
     await incoming.flush()
     for _ in range(_POLLS):
         async with database.write() as tx:
-            is_claimed = await media_content.claim(tx, incoming.digest(), int(time.time() * 1000))
+            is_claimed = await media_content.claim(tx, incoming.digest(), database.now_ms())
         if is_claimed:
             return await files.keep(incoming)
         await asyncio.sleep(_POLL_SECONDS)

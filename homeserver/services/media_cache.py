@@ -6,7 +6,6 @@ Besides, files go here that no media has any more. Any process may do either at 
 import asyncio
 import contextlib
 import logging
-import time
 
 from federation.protocol.errors import Unavailable
 from storage import content_repository, media_content
@@ -52,7 +51,7 @@ class MediaCache:
 
     async def note_use(self, media: Media) -> None:
         """Somebody sees this media of another server."""
-        now_ts = _now()
+        now_ts = self._database.now_ms()
         if media.used_ts is not None and media.used_ts < now_ts - USE_MS:
             async with self._database.write() as tx:
                 await content_repository.note_use(tx, media, now_ts)
@@ -84,7 +83,7 @@ class MediaCache:
             sha256 = await content_repository.delete(tx, server_name, media_id)
             if sha256 is None:
                 return False
-            await media_content.look_at(tx, [sha256], _now())
+            await media_content.look_at(tx, [sha256], self._database.now_ms())
         self._wake.set()
         return True
 
@@ -94,7 +93,7 @@ class MediaCache:
         while True:
             async with self._database.transaction() as tx:
                 hashes = await content_repository.forget_unseen(tx, before_ts, BATCH)
-                await media_content.look_at(tx, hashes, _now())
+                await media_content.look_at(tx, hashes, self._database.now_ms())
             count += len(hashes)
             if len(hashes) < BATCH:
                 self._wake.set()
@@ -113,14 +112,14 @@ class MediaCache:
                 size, hashes = await content_repository.forget_oldest(tx, excess, BATCH)
                 if not hashes:
                     return
-                await media_content.look_at(tx, hashes, _now())
+                await media_content.look_at(tx, hashes, self._database.now_ms())
             excess -= size
             self._forgotten_bytes += size
 
     async def _remove_unused(self) -> bool:
         """Remove some files; whether there may be more."""
         async with self._database.transaction() as tx:
-            looked_at, hashes = await media_content.take_unused(tx, _now(), BATCH)
+            looked_at, hashes = await media_content.take_unused(tx, self._database.now_ms(), BATCH)
         try:
             async with asyncio.timeout(REMOVAL_SECONDS):
                 for sha256 in hashes:
@@ -131,7 +130,3 @@ class MediaCache:
             async with self._database.transaction() as tx:
                 await media_content.forget(tx, hashes)
         return looked_at == BATCH
-
-
-def _now() -> int:
-    return int(time.time() * 1000)
