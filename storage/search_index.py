@@ -29,7 +29,7 @@ _BITS = 17
 """Of a word's number: with more of them the index is larger, with fewer more matches are none."""
 MAX_ROOM_WORDS = 200
 """Rooms that the index is asked for; of more rooms each row found is looked at."""
-_SKIMMED = 2_000
+_SKIMMED = 1_000
 """The newest events, which are looked at one by one before the index is asked."""
 _SKIMMED_BANDS = 4
 _PROBED = 32

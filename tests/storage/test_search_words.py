@@ -41,6 +41,11 @@ def test_what_is_cut_out_of_a_text_between_spaces_is_found_in_it(before: str, te
     assert all(run in fold(text) for run in query.runs)
 
 
+@given(st.text(alphabet=st.characters(max_codepoint=127), max_size=80))
+def test_plain_english_makes_the_same_words_among_others(text: str) -> None:
+    assert words_of(text).plain == words_of(f"{text} é").plain[: len(words_of(text).plain)]
+
+
 @given(st.text())
 def test_folding_twice_changes_nothing(text: str) -> None:
     assert fold(fold(text)) == fold(text)
