@@ -1,10 +1,14 @@
 """Accounts and their sessions, built in one place from arguments, with how clients and administrators ask for them."""
 
+from federation.outbound.addresses import AddressPolicy
+from federation.outbound.egress import Egress
+from federation.outbound.name_lookup import SystemNameLookup
 from federation.web import Route
-from homeserver import configured
+from homeserver import configured, release
 from homeserver.client_api import admin_routes, routes
 from homeserver.client_api import interactive_auth as uia
 from homeserver.client_api.accounts import AccountsAPI
+from homeserver.client_api.application_services import ApplicationServicesAPI
 from homeserver.client_api.auth_stages import (
     CaptchaStage,
     DummyStage,
@@ -35,6 +39,7 @@ from homeserver.federation_parts import Ground, Outbound
 from homeserver.room_parts import RoomParts
 from homeserver.services import device_keys
 from homeserver.services.accounts import AccountService
+from homeserver.services.application_service_client import ApplicationServiceClient
 from homeserver.services.application_services import ApplicationServices
 from homeserver.services.captcha import Captcha
 from homeserver.services.device_activity import DeviceActivity
@@ -91,6 +96,12 @@ class AccountParts:
             ground.tail,
             query_string_tokens=config.query_string_tokens,
         )
+        self.egress = Egress(  # to application services, wherever the operator runs them
+            AddressPolicy(()),
+            SystemNameLookup(),
+            config.federation.certificate_authorities,
+            user_agent=f"Hearth/{release.number()}",
+        )
         self.identifiers = IdentifierService(database, mailer, ground.rate_limits, configured.identifier_policy(config))
         self.interactive_auth = InteractiveAuth(database, self._stages(config, outbound))
         login = LoginAPI(
@@ -119,6 +130,9 @@ class AccountParts:
             *routes.account_routes(accounts),
             *routes.identifier_routes(
                 ThirdPartyIdentifiersAPI(self.identifiers, rooms.identity_servers, self.interactive_auth)
+            ),
+            *routes.application_service_routes(
+                ApplicationServicesAPI(self.authenticator, ApplicationServiceClient(self.egress))
             ),
             *routes.device_routes(DeviceManagementAPI(database, sessions, self.activity, self.interactive_auth)),
             *routes.administration_routes(administration),

@@ -434,6 +434,7 @@ class Application:
         await background.end(self._tasks[2:])
         await self.outbound.stop()
         await self.push.egress.close()
+        await self.accounts.egress.close()
         self.user_data.typists.close()
         await self.accounts.activity.flush()
         await background.end(self._tasks[:1])

@@ -57,10 +57,14 @@ class TokenAuthenticator:
 
     def service(self, call: Call) -> ApplicationService:
         """The application service that asks; raises M_MISSING_TOKEN or M_UNKNOWN_TOKEN."""
-        service = self._services.find_by_token(self._required_token(call))
+        service = self.find_service(call)
         if service is None:
             raise Unauthorized("This is not the token of an application service", soft_logout=False)
         return service
+
+    def find_service(self, call: Call) -> ApplicationService | None:
+        """The application service that asks; None for somebody else. Raises M_MISSING_TOKEN."""
+        return self._services.find_by_token(self._required_token(call))
 
     def has_token(self, call: Call) -> bool:
         """Whether the call carries any token, usable or not."""

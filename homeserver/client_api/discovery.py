@@ -13,10 +13,9 @@ from homeserver.client_api.routing import requester
 # instance, js-sdk leaves threads to the server, without it puts them together itself. What a client can use of later
 # versions is named below, one by one. r0 and v1.1 are named although upstream sign-on and lookups by application
 # services answer M_UNRECOGNIZED: nobody switches by them, and clients refuse a server without them.
-# Missing before the next: v1.7 pings of application services.
 VERSIONS = (
     *("r0.0.1", "r0.1.0", "r0.2.0", "r0.3.0", "r0.4.0", "r0.5.0", "r0.6.0", "r0.6.1"),
-    *("v1.1", "v1.2", "v1.3", "v1.4", "v1.5", "v1.6"),
+    *("v1.1", "v1.2", "v1.3", "v1.4", "v1.5", "v1.6", "v1.7", "v1.8", "v1.9", "v1.10", "v1.11", "v1.12"),
 )
 
 # Names that clients look for where no version tells them, each served whole.

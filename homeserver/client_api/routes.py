@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from federation.web import Endpoint, Route
 from homeserver.client_api.account_data import AccountDataAPI
 from homeserver.client_api.accounts import AccountsAPI
+from homeserver.client_api.application_services import ApplicationServicesAPI
 from homeserver.client_api.confirmation_page import ConfirmationPageAPI
 from homeserver.client_api.content_repository import ContentRepositoryAPI
 from homeserver.client_api.dehydrated_devices import DehydratedDevicesAPI
@@ -143,6 +144,13 @@ def outside_service_routes(api: OutsideServicesAPI) -> Sequence[ClientRoute]:
         ClientRoute(method="POST", path=openid, endpoint=api.request_openid_token, guests=True, limit="requests"),
         ClientRoute(method="GET", path="v3/voip/turnServer", endpoint=api.get_turn_server, guests=True),
     ]
+
+
+def application_service_routes(api: ApplicationServicesAPI) -> Sequence[ClientRoute]:
+    """What application services ask for themselves."""
+    path = "appservice/{service_id}/ping"
+    unstable = (f"unstable/fi.mau.msc2659/{path}",)
+    return [ClientRoute(method="POST", path=f"v1/{path}", endpoint=api.ping, unstable=unstable)]
 
 
 def device_routes(api: DeviceManagementAPI) -> Sequence[ClientRoute]:

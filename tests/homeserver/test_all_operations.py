@@ -10,7 +10,6 @@ from tests.client import Server
 UPSTREAM_SIGN_ON = ("redirectToSSO", "redirectToIdP")
 OAUTH = ("getAuthMetadata",)
 APPLICATION_SERVICES = (
-    "pingAppservice",
     "getProtocols",
     "getProtocolMetadata",
     "queryLocationByProtocol",

@@ -9,8 +9,10 @@ import pytest_asyncio
 import yaml
 
 from federation.protocol.types import ServerName
+from homeserver.services import application_service_client
 from homeserver.services.application_services import ApplicationServiceError, load_all, parse
-from tests.client import PASSWORD, Client, Server, quote, unique
+from tests.client import PASSWORD, Answer, Client, Server, quote, unique
+from tests.listening_service import ListeningService
 from tests.rooms import create_room, pdus_of
 from tests.servers import running
 
@@ -238,3 +240,78 @@ async def test_a_network_has_a_directory_of_its_own(bridged: Server, service: Cl
         chunk = found["chunk"]
         assert (room_id in [room["room_id"] for room in chunk]) is is_listed
     assert (await alice.put(path, {"visibility": "private"})).status == 403
+
+
+# --- pings
+
+
+@pytest_asyncio.fixture
+async def pinged() -> AsyncIterator[ListeningService]:
+    """Something that listens where the service should."""
+    service = ListeningService()
+    async with service.listening():
+        yield service
+
+
+async def ping(conninfo: str, tmp_path: Path, url: str | None, body: Any = None, **changes: Any) -> Answer:
+    """What a service of this URL is told when it asks to be pinged."""
+    file = tmp_path / "service.yaml"
+    file.write_text(yaml.safe_dump({**REGISTRATION, "url": url}))
+    async with running(conninfo, application_service_files=(file,)) as server:
+        client = server.anonymous.anonymous()
+        client.access_token = changes.get("token", REGISTRATION["as_token"])
+        if client.access_token == "":
+            client = await server.register("somebody")
+        return await client.post(f"/v1/appservice/{changes.get('name', 'irc')}/ping", body or {})
+
+
+async def test_a_service_that_hears_is_told_how_soon(conninfo: str, tmp_path: Path, pinged: ListeningService) -> None:
+    status, answer = await ping(conninfo, tmp_path, pinged.url + "/", {"transaction_id": "one"})
+
+    assert status == 200
+    assert 0 <= answer["duration_ms"] < 10_000
+    (request,) = pinged.requests
+    assert (request.path, request.headers["Authorization"]) == ("/_matrix/app/v1/ping", "Bearer the server's token")
+    assert request.body == {"transaction_id": "one"}
+
+
+async def test_a_service_that_answers_otherwise_is_told_what(
+    conninfo: str, tmp_path: Path, pinged: ListeningService
+) -> None:
+    pinged.status, pinged.text = 401, "who are you?"
+    status, answer = await ping(conninfo, tmp_path, pinged.url)
+
+    assert (status, answer["errcode"]) == (502, "M_BAD_STATUS")
+    assert (answer["status"], answer["body"]) == (401, "who are you?")
+    assert pinged.requests[0].body == {}
+
+
+async def test_a_service_that_is_not_there_is_told_so(conninfo: str, tmp_path: Path) -> None:
+    status, answer = await ping(conninfo, tmp_path, "http://127.0.0.1:9")
+    assert (status, answer["errcode"]) == (502, "M_CONNECTION_FAILED")
+
+
+async def test_a_service_that_takes_too_long_is_told_so(
+    conninfo: str, tmp_path: Path, pinged: ListeningService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(application_service_client, "PING_SECONDS", 0.2)
+    pinged.seconds = 5.0
+    status, answer = await ping(conninfo, tmp_path, pinged.url)
+    assert (status, answer["errcode"]) == (504, "M_CONNECTION_TIMEOUT")
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"url": None}, (400, "M_URL_NOT_SET")),
+        ({"name": "other"}, (403, "M_FORBIDDEN")),
+        ({"token": ""}, (403, "M_FORBIDDEN")),
+        ({"token": "nobody's"}, (401, "M_UNKNOWN_TOKEN")),
+        ({"body": {"transaction_id": 1}}, (400, "M_BAD_JSON")),
+    ],
+)
+async def test_a_ping_that_cannot_be(
+    conninfo: str, tmp_path: Path, changes: dict[str, Any], expected: tuple[int, str]
+) -> None:
+    answer = await ping(conninfo, tmp_path, **{"url": "http://127.0.0.1:9", **changes})
+    assert (answer.status, answer.body["errcode"]) == expected

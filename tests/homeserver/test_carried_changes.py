@@ -11,7 +11,7 @@ from storage.bus import PostgresBus
 from storage.database import Memory, Tx
 from storage.log_entries import Change
 from tests.client import Server
-from tests.homeserver.test_sync_equivalence import Story
+from tests.homeserver.stories import Story
 from tests.rooms import create_room
 from tests.servers import running
 
