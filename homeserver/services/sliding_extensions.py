@@ -135,8 +135,9 @@ class SlidingExtensions:
         return told
 
     def _tell(self, part: ExtensionsPart, name: str, told: JsonObject) -> None:
-        part.told[name] = {"rooms": told}
-        part.has_news |= bool(told)
+        if told:
+            part.told[name] = {"rooms": told}
+            part.has_news = True
 
     def _put_aside(self, moment: SlidingMoment, rooms: RoomsPart, key: RoomKey) -> None:
         """What is not wanted for now stays as it is."""
@@ -271,12 +272,12 @@ class SlidingExtensions:
                 if self._tail.floor <= after < at:
                     changes.append(change)
         latest = {(change.room, change.type): change for change in changes}
-        told: JsonObject = {
-            "global": [_fragment(change) for change in latest.values() if change.room is None],
-            "rooms": _by_room(rooms, (change for change in latest.values() if change.room is not None)),
-        }
-        part.told["account_data"] = told
-        part.has_news |= bool(latest)
+        if latest:
+            part.told["account_data"] = {
+                "global": [_fragment(change) for change in latest.values() if change.room is None],
+                "rooms": _by_room(rooms, (change for change in latest.values() if change.room is not None)),
+            }
+            part.has_news = True
 
     # --- threads
 
