@@ -72,7 +72,6 @@ LIMITS: Mapping[str, Limit] = {
     "growth of state change": Limit(1.5),
     "growth of join": Limit(1.5),
     "growth of send, members without pushers": Limit(2),
-    "a push, server and PostgreSQL": Limit(1),
 }
 
 FACTORS: Mapping[str, float] = {
