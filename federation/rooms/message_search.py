@@ -95,6 +95,10 @@ class _Gathered:
     low: int
     looked_at: float
     left: float
+    counted: int = 0
+    """With those that came to light beyond what was wanted."""
+    is_all: bool = False
+    """Whether nothing more is to be counted."""
 
 
 class MessageSearch:
@@ -123,7 +127,7 @@ class MessageSearch:
             hits.sort(key=lambda hit: (-hit.rank, -hit.seen.event.position))
         shown = hits[cursor.skipped : cursor.skipped + request.limit]
         share = gathered.left / gathered.looked_at if gathered.looked_at else 0
-        count = cursor.given + len(hits) + (0 if gathered.low == NOWHERE else round(len(hits) * share))
+        count = cursor.given + gathered.counted + (0 if gathered.is_all else round(gathered.counted * share))
 
         def in_group(key: str, value: str) -> Cursor:
             only = Cursor(below=cursor.below, room_id=cursor.room_id, sender=cursor.sender)
@@ -175,6 +179,8 @@ class MessageSearch:
             matches = [match for match in matches if match.position <= own.get(match.room, NOWHERE)]
             candidates += len(matches)
             hits = await self._check(tx, request, query, matches)
+            gathered.counted += len(hits)
+            gathered.is_all = low == NOWHERE
             if cursor.floor is None and len(hits) > missing:
                 hits = hits[:missing]
                 low = hits[-1].seen.event.position - 1

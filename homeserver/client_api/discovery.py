@@ -31,7 +31,6 @@ UNSTABLE_FEATURES: dict[str, bool] = {
     "org.matrix.msc3827.stable": True,  # published rooms by type
     "org.matrix.msc3856.stable": True,  # lists of threads
     "org.matrix.msc3881": True,  # pushers are switched off from another device
-    "org.matrix.msc3912": True,  # what relates to an event is redacted with it, as far as it is here by then
     "org.matrix.msc3916.stable": True,  # media for who is logged in
     "org.matrix.msc3981": True,  # relations of relations
     "org.matrix.msc4076": True,  # pushers that are told of no counts
