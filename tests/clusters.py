@@ -24,7 +24,7 @@ class RunCluster:
         self.directory = Path(tempfile.mkdtemp(prefix="hearth-tests-"))
         self.directory.chmod(0o711)
         self._postgres = EmbeddedPostgres(
-            self.directory, settings=ClusterSettings(durable=False, max_connections=300, shared_buffers_bytes=64 << 20)
+            self.directory, settings=ClusterSettings(durable=False, max_connections=1000, shared_buffers_bytes=64 << 20)
         )
         try:
             self._postgres.start()
