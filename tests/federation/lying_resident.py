@@ -15,6 +15,7 @@ from federation.protocol import signatures
 from federation.protocol.auth_events import auth_keys_for
 from federation.protocol.room_versions import get_rules
 from federation.protocol.types import JsonObject, RoomID
+from tests.client import unique
 from tests.federation.authority import Authority
 from tests.federation.listening_peer import ListeningPeer
 from tests.federation.peer import Reached
@@ -53,13 +54,18 @@ class LyingResident(ListeningPeer):
         self.servers_in_room: list[str] = []
         self.status = 200
         self.refusal = {"errcode": "M_FORBIDDEN", "error": "no"}
+        self._room = unique("room")  # another resident may have had this one's port, and so its name
         self.room = self.found_room(version)
 
     def found_room(self, version: str) -> Room:
         """A new room, with one ID before version 12."""
         rules, eve = get_rules(version), self.user()
-        room = Room(rules, None if rules.room_id_is_create_hash else RoomID(f"!room:{self.name}"))
-        create: JsonObject = {"room_version": version, **({} if rules.implicit_creator else {"creator": eve})}
+        room = Room(rules, None if rules.room_id_is_create_hash else RoomID(f"!{self._room}:{self.name}"))
+        create: JsonObject = {
+            "room_version": version,
+            "of": self._room,
+            **({} if rules.implicit_creator else {"creator": eve}),
+        }
         room.add("m.room.create", eve, create, "")
         room.add("m.room.member", eve, {"membership": "join"}, eve)
         users = {} if rules.creators_have_infinite_power else {eve: 100}
