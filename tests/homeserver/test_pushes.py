@@ -8,11 +8,12 @@ import pytest
 import pytest_asyncio
 
 from federation.protocol.types import UserID
-from tests.client import Client, Server, quote
+from tests.client import Client, quote
 from tests.homeserver.rooms import a_room, act, join, leave, redact
 from tests.homeserver.syncs import ignore, read
 from tests.push_gateway import Gateway, Pushing, a_gateway, pusher, set_pusher
 from tests.rooms import create_room, send, send_event
+from tests.servers import running
 
 
 @pytest_asyncio.fixture
@@ -306,10 +307,10 @@ async def test_a_gateway_that_hangs_holds_up_no_other(alice: Client, bob: Client
 
 
 @pytest.mark.one_process("the one that is asked is told what it does not reach")
-async def test_private_addresses_are_not_asked(server: Server, pushing: Pushing) -> None:
-    alice, bob = await server.register("alice"), await server.register("bob")
-    room_id = await a_room(alice, bob)
-    async with a_gateway(pushing.authority) as private:
+async def test_private_addresses_are_not_asked(conninfo: str, pushing: Pushing) -> None:
+    async with running(conninfo) as server, a_gateway(pushing.authority) as private:  # no other process tells of it
+        alice, bob = await server.register("alice"), await server.register("bob")
+        room_id = await a_room(alice, bob)
         await set_pusher(bob, private)
         await send(alice, room_id, "hello")
 
