@@ -1,5 +1,7 @@
 """Accounts and their sessions, built in one place from arguments, with how clients and administrators ask for them."""
 
+import dataclasses
+
 from federation.outbound.addresses import AddressPolicy
 from federation.outbound.egress import Egress
 from federation.outbound.name_lookup import SystemNameLookup
@@ -66,7 +68,7 @@ class AccountParts:
         media: MediaCache,
     ) -> None:
         config, database = ground.config, ground.database
-        passwords = Passwords(min_length=config.registration.minimum_password_length)
+        passwords = Passwords(**dataclasses.asdict(config.passwords))
         names = UserNames(ground.server_name, application_services)
         sessions = SessionService(
             database,

@@ -5,6 +5,7 @@ Exit codes: 0 it is done, 1 it could not be done, 2 the command, the configurati
 
 import argparse
 import asyncio
+import dataclasses
 import errno
 import getpass
 import importlib
@@ -190,7 +191,7 @@ def _create_user(config: Config, options: argparse.Namespace) -> int:
     try:
         user_id = check_localpart(options.name, check_server_name(config.server_name))
         password = _read_password(from_stdin=options.password_stdin)
-        passwords = Passwords(min_length=config.registration.minimum_password_length)
+        passwords = Passwords(**dataclasses.asdict(config.passwords))
         passwords.check_new(password)
     except MatrixError as error:
         raise CommandError(error.message) from None

@@ -236,7 +236,6 @@ class Registration:
     allow_guests: bool = False
     shared_secret: Secret | None = None
     """For `/_synapse/admin/v1/register`; without it that endpoint refuses."""
-    minimum_password_length: int = setting(8, minimum=1, maximum=512)
     terms: tuple[TermsDocument, ...] = ()
     email: EmailOnRegistration = EmailOnRegistration.NEVER
     captcha: Captcha = Captcha()
@@ -245,6 +244,15 @@ class Registration:
         """Values that are too weak."""
         if self.shared_secret is not None and len(self.shared_secret.value) < 16:
             yield "shared_secret", "too short to be secret: use at least 16 random characters (openssl rand -hex 32)"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Passwords:
+    """What passwords must be, and what a guess costs (Argon2id)."""
+
+    minimum_length: int = setting(8, minimum=1, maximum=512)
+    hash_kib: int = setting(19_456, minimum=8, maximum=1_048_576)
+    hash_passes: int = setting(2, minimum=1, maximum=100)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -582,6 +590,7 @@ class Config:
     shutdown_delay: Milliseconds = setting(Milliseconds(0), maximum=600_000)
     """For how long `/ready` says that the server will end before it takes no more requests."""
     registration: Registration = Registration()
+    passwords: Passwords = Passwords()
     sessions: Sessions = Sessions()
     rate_limits: RateLimits = RateLimits()
     federation: Federation = Federation()

@@ -119,6 +119,14 @@ async def set_password(tx: Tx, user_id: UserID, password_hash: str | None) -> bo
     )
 
 
+async def renew_hash(tx: Tx, account: Account, password_hash: str) -> None:
+    """Store another hash of the same password, unless there is another password by now."""
+    await tx.execute(
+        "update users set password_hash = %s where user_id = %s and password_hash = %s",
+        (password_hash, account.user_id, account.password_hash),
+    )
+
+
 async def set_locked(tx: Tx, user_id: UserID, *, is_locked: bool) -> None:
     """Lock or unlock."""
     await tx.execute("update users set is_locked = %s where user_id = %s", (is_locked, user_id))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from federation.protocol.signatures import SigningKey
-from homeserver.config import Config, Listener, RateLimits, Registration, RegistrationMode
+from homeserver.config import Config, Listener, Passwords, RateLimits, Registration, RegistrationMode
 from homeserver.signing_keys import OwnKeys
 from tests import fellows, nats_server
 from tests.client import Client, Server
@@ -24,9 +24,10 @@ TEST_CONFIG = Config(
     listeners=(Listener(address="127.0.0.1", port=0),),
     registration=Registration(mode=RegistrationMode.OPEN, allow_guests=True),
     rate_limits=RateLimits(enabled=False),
+    passwords=Passwords(hash_kib=8, hash_passes=1),
     bus=nats_server.configured(),
 )
-"""Open registration, guests allowed, no rate limits."""
+"""Open registration, guests allowed, no rate limits, passwords that cost nothing."""
 SIGNING_KEY = SigningKey.from_seed("test", bytes(range(32)))
 
 

@@ -133,6 +133,10 @@ class AccountService:
         if not is_right or account is None:
             self._rate_limits.spend("failed_login", key)
             raise Forbidden("Invalid user name or password")
+        if account.password_hash is not None and self._passwords.is_outdated(account.password_hash):
+            renewed = await self._passwords.hash(password)
+            async with self._database.transaction() as tx:
+                await accounts.renew_hash(tx, account, renewed)
         return account.user_id
 
     def check_new_password(self, password: object) -> str:

@@ -15,10 +15,9 @@ MAX_LENGTH = 512
 class Passwords:
     """Hashes and verifies; what it costs does not tell whether an account exists."""
 
-    def __init__(self, *, min_length: int = 8, at_once: int = 2) -> None:
-        # OWASP's second recommendation for Argon2id: 19 MiB, two passes, one lane.
-        self._hasher = PasswordHasher(time_cost=2, memory_cost=19456, parallelism=1)
-        self._min_length = min_length
+    def __init__(self, *, minimum_length: int, hash_kib: int, hash_passes: int, at_once: int = 2) -> None:
+        self._hasher = PasswordHasher(time_cost=hash_passes, memory_cost=hash_kib, parallelism=1)
+        self._minimum_length = minimum_length
         self.places = Places("passwords", at_once)
         self._nobodys_hash: str | None = None
 
@@ -30,14 +29,18 @@ class Passwords:
             raise InvalidInput("The password must be a string")
         if len(password) > MAX_LENGTH:
             raise InvalidInput(f"The password is longer than {MAX_LENGTH} characters")
-        if len(password) < self._min_length:
-            raise InvalidInput(f"The password needs at least {self._min_length} characters", "M_WEAK_PASSWORD")
+        if len(password) < self._minimum_length:
+            raise InvalidInput(f"The password needs at least {self._minimum_length} characters", "M_WEAK_PASSWORD")
         return password
 
     async def hash(self, password: str) -> str:
         """The form in which a password is stored."""
         async with self.places:
             return await asyncio.to_thread(self._hasher.hash, password)
+
+    def is_outdated(self, password_hash: str) -> bool:
+        """Whether a new hash of the same password would cost something else to guess."""
+        return self._hasher.check_needs_rehash(password_hash)
 
     async def verify(self, password_hash: str | None, password: str) -> bool:
         """Whether the password is the right one; takes its time also where there is none to compare with."""

@@ -1,12 +1,15 @@
 """Login, refresh, logout (Client-Server API, "Legacy API", "Refreshing access tokens", "Logout")."""
 
 import asyncio
+import dataclasses
 import time
 
 import psycopg
 import pytest
 
-from homeserver.config import Milliseconds, RateLimit, RateLimits, Sessions
+from federation.protocol.types import UserID
+from homeserver.config import Milliseconds, Passwords, RateLimit, RateLimits, Sessions
+from storage import accounts
 from tests.client import Client, Server
 from tests.rooms import create_room, send
 from tests.servers import running
@@ -284,6 +287,28 @@ async def test_guessing_a_password_is_throttled(conninfo: str) -> None:
         assert [answer.status for answer in answers] == [403, 403, 429]
         assert (right.status, right.body["errcode"]) == (429, "M_LIMIT_EXCEEDED")
         assert (await bob.login()).user_id == bob.user_id
+
+
+async def test_a_password_is_hashed_anew_once_that_is_to_cost_more(conninfo: str) -> None:
+    async def stored(server: Server) -> str:
+        async with server.application.database.read() as tx:
+            account = await accounts.find(tx, UserID(alice.user_id))
+        assert account is not None
+        return account.password_hash or ""
+
+    async with running(conninfo) as server:
+        alice = await server.register()
+        assert "m=8,t=1" in await stored(server)
+    async with running(conninfo, passwords=Passwords(hash_kib=16, hash_passes=2)) as server:
+        alice = dataclasses.replace(alice, base_url=server.anonymous.base_url, session=server.anonymous.session)
+        wrong = {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": alice.user_id}}
+        assert (await server.anonymous.post("/v3/login", {**wrong, "password": "wrong"})).status == 403
+        assert "m=8,t=1" in await stored(server)
+
+        await alice.login()
+
+        assert "m=16,t=2" in await stored(server)
+        await alice.login()
 
 
 async def test_logins_from_an_address_are_throttled(conninfo: str) -> None:

@@ -29,6 +29,7 @@ _CONFIG = """
 server_name: hearth.test
 registration: {{mode: open}}
 rate_limits: off
+passwords: {{hash_kib: 8, hash_passes: 1}}
 listeners: [{{address: 127.0.0.1, port: {port}, apis: {apis}}}]
 """
 
