@@ -5,13 +5,17 @@ from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, Self
 
 from federation.protocol.errors import MatrixError
+from federation.protocol.relations import related_event
 from federation.protocol.types import EventID, UserID
-from storage import read_marks
+from storage import events, read_marks
 from storage.database import Row, Tx
 from storage.events import UNSEEN
 
 READ = "m.read"
 READ_PRIVATE = "m.read.private"
+
+MAX_HOPS = 3
+"""From an event to one that is in a thread, by what they relate to."""
 
 _COLUMNS = "room, user_id, receipt_type, thread, event_id, event, ts"
 
@@ -146,6 +150,22 @@ async def place_of(tx: Tx, room: int, event_id: str) -> Place | None:
         (event_id, room),
     )
     return None if row is None else Place(row[0], row[1])
+
+
+async def thread_of(tx: Tx, room: int, event_id: str) -> str | None:
+    """The thread of an event that relates, directly or not, to one that is in a thread; None on the main timeline."""
+    for _ in range(MAX_HOPS):
+        found = (await events.by_id(tx, [event_id])).get(EventID(event_id))
+        if found is None or found.room != room or not found.is_readable:
+            return None
+        relation = related_event(found.content)
+        if relation is None:
+            return None
+        place = await place_of(tx, room, relation.parent)
+        if place is None or place.thread is not None:
+            return None if place is None else place.thread
+        event_id = relation.parent
+    return None
 
 
 async def in_rooms(tx: Tx, rooms: Collection[int], reader: UserID) -> list[ReceiptMoved]:

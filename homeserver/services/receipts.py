@@ -43,7 +43,7 @@ class ReceiptService:
             room = await self._joined_room(tx, user_id, room_id)
             places = {event_id: await _place(tx, room, event_id) for event_id in {event_id for _, event_id in marks}}
             for place_id, place in places.items():
-                _check_thread(place_id, place, thread)
+                await _check_thread(tx, room, place_id, place, thread)
             marker = await _marker_position(tx, user_id, room)
         now_ts = time.time_ns() // 1_000_000
         waiting: list[asyncio.Future[object]] = []
@@ -103,8 +103,11 @@ async def _marker_position(tx: Tx, user_id: UserID, room: int) -> int:
     return 0 if place is None else place.position
 
 
-def _check_thread(event_id: str, place: Place, thread: str) -> None:
-    if thread and thread not in {place.thread or MAIN, event_id}:
+async def _check_thread(tx: Tx, room: int, event_id: str, place: Place, thread: str) -> None:
+    """What relates to something in a thread is in that thread, too, though its counts are the main timeline's."""
+    if not thread or thread in {place.thread or MAIN, event_id}:
+        return
+    if place.thread is not None or thread == MAIN or await receipts.thread_of(tx, room, event_id) != thread:
         raise InvalidInput("The event is not in this thread")
 
 

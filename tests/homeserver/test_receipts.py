@@ -16,6 +16,10 @@ from storage.memberships import Membership
 from storage.receipts import ReceiptBehind, ReceiptMoved
 from tests.bare_rooms import BareRoom, a_bare_room
 from tests.client import Answer, Client, Server, quote
+from tests.homeserver.relating import react, refer, reply
+from tests.homeserver.rooms import a_room as a_public_room
+from tests.homeserver.syncs import joined, read, sync
+from tests.rooms import send as say
 
 
 async def a_room(server: Server, *members: Client) -> BareRoom:
@@ -154,6 +158,47 @@ async def test_threads_have_receipts_of_their_own(server: Server, alice: Client)
     ]
     assert sorted(threads, key=str) == sorted([None, "main", root], key=str)
     assert await room.mark_of(alice.user_id, root) == (room.positions[reply], 0, 0)
+
+
+async def test_what_is_read_of_a_thread_by_its_root_alone_leaves_its_replies_unread(alice: Client, bob: Client) -> None:
+    room_id = await a_public_room(alice, bob)
+    for number in range(3):
+        await say(alice, room_id, f"before {number}")
+    root = await say(alice, room_id, "root")
+    await read(bob, room_id, root, thread=root)
+    replies = [await reply(alice, room_id, root) for _ in range(2)]
+
+    assert await unread_in(bob, room_id, root) == 2
+    await read(bob, room_id, replies[0], thread=root)
+    assert await unread_in(bob, room_id, root) == 1
+
+
+async def test_what_relates_to_a_reply_is_in_its_thread(alice: Client, bob: Client) -> None:
+    room_id = await a_public_room(alice, bob)
+    root, other = await say(alice, room_id, "root"), await say(alice, room_id, "other")
+    reaction = await react(alice, room_id, await reply(alice, room_id, root))
+    of_reaction = await refer(alice, room_id, reaction)
+    path = f"/v3/rooms/{quote(room_id)}/receipt/m.read"
+
+    for event_id, thread, status in (
+        (reaction, other, 400),
+        (await react(alice, room_id, root), root, 400),
+        (reaction, root, 200),
+        (of_reaction, root, 200),
+    ):
+        answer = await bob.post(f"{path}/{quote(event_id)}", {"thread_id": thread})
+        assert answer.status == status, (event_id, answer.body)
+    assert await unread_in(bob, room_id, root) == 0
+    await reply(alice, room_id, root)
+    assert await unread_in(bob, room_id, root) == 1
+
+
+async def unread_in(client: Client, room_id: str, thread: str) -> int:
+    """The unread notifications of a thread."""
+    answer = await sync(client, filter={"room": {"timeline": {"unread_thread_notifications": True}}})
+    counts = joined(answer, room_id).get("unread_thread_notifications", {})
+    found: int = counts.get(thread, {}).get("notification_count", 0)
+    return found
 
 
 @pytest.mark.parametrize(
