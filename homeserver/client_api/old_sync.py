@@ -142,7 +142,10 @@ class OldSyncAPI:
         published = await room_directory.published_among(tx, list(found))
         own = await self._account_data.all_of(tx, who.user_id)
         overview = _Overview([], [orjson.Fragment(client_event(each)) for each in own if each.room is None])
+        hides_invites = await self._account_data.is_blocking_invites(tx, who.user_id)
         for number, (membership, position) in found.items():
+            if membership is Membership.INVITE and (hides_invites or _sender(invites.get(position)) in ignored):
+                continue
             entry: dict[str, Any] = {
                 "room_id": known[number].room_id,
                 "membership": membership.text,
@@ -158,7 +161,9 @@ class OldSyncAPI:
                 entry["messages"] = _chunk(chunk, each.before, span.upto)
                 entry["state"] = fragments(await self._timelines.render_state(each.state_after, who.device))
             overview.rooms.append(entry)
-        overview.rooms += await _outside(tx, who.user_id)
+        if not hides_invites:
+            outside = await _outside(tx, who.user_id)
+            overview.rooms += [entry for entry in outside if entry["inviter"] not in ignored]
         return overview
 
     # --- the stream
@@ -230,6 +235,10 @@ async def _outside(tx: Tx, user_id: UserID) -> list[dict[str, Any]]:
         entry = {"room_id": each.room_id, "membership": each.membership.text, "visibility": "private"}
         entries.append({**entry, "account_data": [], "inviter": event["sender"], "invite": event})
     return entries
+
+
+def _sender(invite: tuple[UserID, bytes] | None) -> UserID | None:
+    return None if invite is None else invite[0]
 
 
 def _current(found: dict[int, tuple[Membership, int]], after: int) -> Collection[int]:

@@ -232,7 +232,7 @@ class PushFollower:
             invited = invited_user(event.json)
             wanted = list(room.members)
             is_invite = invited in self._recipients.users and invited not in room.members
-            if invited is not None and is_invite:
+            if invited is not None and is_invite and not await self._account_data.is_blocking_invites(tx, invited):
                 wanted.append(invited)
             if not wanted:
                 continue

@@ -1,6 +1,6 @@
 """Account data and room tags (Client-Server API, "Client Config", "Room Tagging", "Ignoring Users")."""
 
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Any
 
 import orjson
@@ -10,11 +10,13 @@ from federation.protocol.identifiers import check_room_id
 from federation.protocol.types import JsonObject, UserID
 from homeserver.services.followed_cache import FollowedCache
 from homeserver.services.push import PUSH_RULES, build_ruleset
+from homeserver.services.user_views import Member
 from storage import account_data, memberships, rooms
 from storage.account_data import AccountDataChanged
 from storage.database import Database, Tx
 from storage.log import Log
 from storage.log_entries import Change, Entry
+from storage.memberships import Membership
 
 FULLY_READ = "m.fully_read"
 TAGS = "m.tag"
@@ -45,11 +47,13 @@ class AccountDataService:
         self._database = database
         self._log = log
         self._ignored = FollowedCache(IGNORED_USERS, lambda _user_id, content: ignored_in(content))
+        self._blocking = FollowedCache(INVITE_PERMISSION, lambda _user_id, content: _blocks_invites(content))
         self.figures = self._ignored.figures
 
     def on_change(self, position: int, change: Change) -> None:
         """A view of the tail."""
         self._ignored.on_change(position, change)
+        self._blocking.on_change(position, change)
 
     # --- for sync
 
@@ -69,7 +73,22 @@ class AccountDataService:
         """Whether a user of ours takes no invites ("Invite permission")."""
         async with self._database.read() as tx:
             content = await account_data.find(tx, user_id, None, INVITE_PERMISSION)
-        return content is not None and orjson.loads(content).get("default_action") == "block"
+        return _blocks_invites(content)
+
+    async def is_blocking_invites(self, tx: Tx, user_id: UserID) -> bool:
+        """As `blocks_invites`, from memory as a rule."""
+        return await self._blocking.get(tx, user_id)
+
+    async def hides_invites(self, user_id: UserID, *found: Mapping[Any, Member]) -> bool:
+        """Whether the user is told of no invites to any of these rooms, not even of those from before they blocked them
+        ("Invite permission"); from memory as a rule."""
+        known = self._blocking.known(user_id)
+        if known is None and any(
+            member.membership is Membership.INVITE for of_rooms in found for member in of_rooms.values()
+        ):
+            async with self._database.read() as tx:
+                known = await self.is_blocking_invites(tx, user_id)
+        return known is True
 
     async def all_of(self, tx: Tx, user_id: UserID) -> list[AccountDataChanged]:
         """All data of a user, for a first sync: push rules are always among it."""
@@ -180,6 +199,10 @@ def ignored_in(content: bytes | None) -> frozenset[UserID]:
     """The users whom an `m.ignored_user_list` names; nobody where it is malformed."""
     users = orjson.loads(content).get("ignored_users") if content else None
     return frozenset(UserID(user_id) for user_id in users) if isinstance(users, dict) else frozenset()
+
+
+def _blocks_invites(content: bytes | None) -> bool:
+    return bool(content) and orjson.loads(content or b"{}").get("default_action") == "block"
 
 
 def _tags_in(content: bytes | None) -> JsonObject:

@@ -11,7 +11,7 @@ from homeserver.services.outside_summaries import OutsideSummaries
 from homeserver.services.room_recency import RoomSummaries, RoomSummary
 from homeserver.services.sliding_connections import ACCOUNT_DATA, RECEIPTS, TYPING, RoomKey, Rooms
 from homeserver.services.sliding_request import Extensions, RoomConfig, RoomFilter, Scope, Wanted
-from homeserver.services.user_views import Member, UserView, UserViews
+from homeserver.services.user_views import Member, UserView, UserViews, without_invites
 from homeserver.tokens import StreamToken
 from storage import memberships, rooms
 from storage.database import Database
@@ -32,6 +32,8 @@ class SlidingMoment:
     outside: dict[RoomID, Member]
     sent: Rooms
     ignored: Collection[UserID]
+    hides_invites: bool
+    """Whether the user blocks them."""
 
 
 @dataclass(slots=True)
@@ -129,7 +131,7 @@ class RoomLists:
         if moment.ignored:
             for key in await self._outside.invited_by(moment.view.user_id, found, moment.ignored):
                 del found[key]
-        return found
+        return without_invites(found) if moment.hides_invites else found
 
     async def _left(self, user_id: UserID) -> dict[int, Member]:
         """All rooms that the user left, for what they left before this process followed them."""

@@ -220,14 +220,16 @@ class SlidingSyncService:
             since = place.token.stream
             sent = await self._connections.rooms(place.key, place.token.number)
         # From one moment, without waiting between: how far the log is read, and the user's rooms there.
+        upto, members, outside = self._now(since), dict(view.rooms), dict(view.outside)
         moment = SlidingMoment(
             view=view,
             since=since,
-            upto=self._now(since),
-            members=dict(view.rooms),
-            outside=dict(view.outside),
+            upto=upto,
+            members=members,
+            outside=outside,
             sent=sent,
             ignored=ignored,
+            hides_invites=await self._account_data.hides_invites(view.user_id, members, outside),
         )
         arranged = await self._lists.arrange(request.wanted, moment)
         rooms = await self._rooms.collect(request, moment, arranged, place.held)

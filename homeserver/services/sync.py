@@ -20,7 +20,7 @@ from homeserver.services.requester import Requester
 from homeserver.services.sync_filter import SyncFilter
 from homeserver.services.sync_rooms import Moment, RoomSections, SyncRooms
 from homeserver.services.sync_sorting import RoomsRequest
-from homeserver.services.user_views import UserView, UserViews
+from homeserver.services.user_views import UserView, UserViews, without_invites
 from homeserver.tokens import StreamToken
 from storage import account_data, device_lists, memberships, send_to_device
 from storage.account_data import AccountDataChanged
@@ -162,6 +162,8 @@ class SyncService:
         # From one moment, without waiting between: how far the log is read, and the user's rooms there.
         since = request.since
         part, members, outside = self._nothing(request, view, self._now(since)), dict(view.rooms), dict(view.outside)
+        if await self._account_data.hides_invites(view.user_id, members, outside):
+            members, outside = without_invites(members), without_invites(outside)
         if since is None:
             await self._collect_first(part)
         else:

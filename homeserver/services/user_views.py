@@ -6,8 +6,9 @@ A view of the tail keeps it exact, so that a sync that finds nothing new asks th
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from federation.protocol.types import RoomID, UserID
 from homeserver.services import unread_counts
@@ -30,6 +31,8 @@ MAX_SENT = 2_000
 
 LARGE_AT_ONCE = 2
 
+K = TypeVar("K")
+
 
 @dataclass(frozen=True, slots=True)
 class Member:
@@ -38,6 +41,11 @@ class Member:
     membership: Membership
     position: int
     """Of the member event."""
+
+
+def without_invites(rooms: Mapping[K, Member]) -> dict[K, Member]:
+    """Those of these rooms to which the user is not merely invited."""
+    return {room: member for room, member in rooms.items() if member.membership is not Membership.INVITE}
 
 
 class UserView:

@@ -8,8 +8,10 @@ from federation.protocol.types import EventID, RoomID, UserID
 from storage.log_entries import Entry
 from storage.memberships import Membership
 from storage.outside_memberships import OutsideMembership
-from tests.client import Client, Server, unique
-from tests.homeserver.syncs import sync
+from tests.client import Client, Server, quote, unique
+from tests.homeserver.sliding import Sliding, a_list
+from tests.homeserver.syncs import sync, token
+from tests.rooms import create_room
 
 EVE = "@eve:elsewhere.test"
 
@@ -83,6 +85,39 @@ async def test_an_invite_by_who_is_ignored_is_not_told(server: Server, alice: Cl
     await note(server, alice, a_room(), Membership.INVITE)
 
     assert "rooms" not in await sync(alice)
+
+
+async def test_no_invite_is_told_to_who_blocks_them(server: Server, alice: Client, bob: Client) -> None:
+    outside, here = a_room(), await create_room(bob, invite=[alice.user_id])
+    await note(server, alice, outside, Membership.INVITE)
+    follows, before = Sliding(alice, {"conn_id": "other", "lists": {"all": a_list()}}), await token(alice)
+    assert set((await sync(alice))["rooms"]["invite"]) == {outside, here}
+    assert set((await follows.next())["rooms"]) == {outside, here}
+
+    path = f"/v3/user/{quote(alice.user_id)}/account_data/m.invite_permission_config"
+    await alice.ok("PUT", path, {"default_action": "block"})
+    await note(server, alice, a_room(), Membership.INVITE)
+
+    assert "rooms" not in await sync(alice)
+    assert "rooms" not in await sync(alice, since=before)
+    assert (await Sliding(alice).next())["rooms"] == {}
+    assert (await follows.next())["rooms"] == {}
+    assert (await alice.get("/v3/initialSync")).body["rooms"] == []
+
+    await alice.ok("PUT", path, {})
+    assert {outside, here} <= set((await sync(alice))["rooms"]["invite"])
+    assert len((await alice.get("/v3/initialSync")).body["rooms"]) == 3
+
+
+async def test_old_clients_are_not_told_of_invites_by_who_is_ignored(
+    server: Server, alice: Client, bob: Client
+) -> None:
+    await create_room(bob, invite=[alice.user_id])
+    await note(server, alice, a_room(), Membership.INVITE)
+    path = f"/v3/user/{quote(alice.user_id)}/account_data/m.ignored_user_list"
+    await alice.ok("PUT", path, {"ignored_users": {EVE: {}, bob.user_id: {}}})
+
+    assert (await alice.get("/v3/initialSync")).body["rooms"] == []
 
 
 async def test_nobody_else_is_told(server: Server, alice: Client, bob: Client) -> None:
