@@ -181,6 +181,8 @@ class PushFollower:
                     have_read.add(change.user_id)
                     await self._delivery.drop_read(change.user_id, change.room, change.thread, change.event)
             elif isinstance(change, RoomEvents):
+                if change.redacted:
+                    self._delivery.forget_notices(change.room.number, change.redacted)
                 for event in change.visible:
                     if event.sender in users:  # whoever sends has read what came before
                         have_read.add(event.sender)

@@ -14,13 +14,13 @@ import logging
 import random
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import orjson
 
 from federation.outbound.egress import Crowded, EgressError, NotConnected
 from federation.protocol.errors import MatrixError, Unavailable
-from federation.protocol.types import UserID
+from federation.protocol.types import EventID, UserID
 from federation.rooms import notices
 from federation.rooms.notices import Notice
 from homeserver.followers.push_badges import Badges
@@ -108,6 +108,11 @@ class PushDelivery:
         self._notices[room, position] = notice
         if len(self._notices) > MAX_NOTICES:
             self._notices.popitem(last=False)
+
+    def forget_notices(self, room: int, event_ids: Collection[EventID]) -> None:
+        """These events are redacted: what is still to be told of them is looked up, and not found."""
+        for key in [key for key, notice in self._notices.items() if key[0] == room and notice.event_id in event_ids]:
+            del self._notices[key]
 
     def look_again(self, user_id: UserID) -> None:
         """A user's pushers may have changed, or ended; of no user: anybody's."""

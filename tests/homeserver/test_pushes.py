@@ -193,20 +193,25 @@ async def test_who_left_is_told_no_more_and_who_comes_is_not_told_of_before(
 
 async def test_a_redacted_event_is_not_told_later(alice: Client, bob: Client, gateway: Gateway) -> None:
     room_id = await a_room(alice, bob)
-    pushkey = await set_pusher(bob, gateway)
-    gateway.statuses[pushkey] = 503
+    whole, only_id = await set_pusher(bob, gateway), await set_pusher(bob, gateway, data={"format": "event_id_only"})
+    follows = await set_pusher(bob, gateway)
+    gateway.statuses |= dict.fromkeys((whole, only_id), 503)
     event_id = await send(alice, room_id, "oops")
-    await gateway.until(lambda: any(_names(each, event_id) for each in gateway.requests))
+    for pushkey in (whole, only_id):
+        await gateway.until(lambda key=pushkey: any(_names(each, event_id, key) for each in gateway.requests))
     await redact(alice, room_id, event_id)
-    del gateway.statuses[pushkey]
     last = await send(alice, room_id, "better")
+    await gateway.until_event(follows, last)
+    for pushkey in (whole, only_id):
+        del gateway.statuses[pushkey]
 
-    found = await gateway.until_event(pushkey, last)
-    assert found[-1] == last
+    assert await gateway.until_event(whole, last) == [last]
+    assert await gateway.until_event(only_id, last) == [last]
 
 
-def _names(body: Any, event_id: str) -> bool:
-    return bool(body["notification"].get("event_id") == event_id)
+def _names(body: Any, event_id: str, pushkey: str | None = None) -> bool:
+    told = body["notification"]
+    return told.get("event_id") == event_id and pushkey in (None, told["devices"][0]["pushkey"])
 
 
 async def test_reading_elsewhere_takes_the_count_away(alice: Client, bob: Client, gateway: Gateway) -> None:
