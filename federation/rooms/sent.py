@@ -70,6 +70,12 @@ class SentEvents:
             )
             return await related_events.redactable(tx, wanted, after=after, limit=AT_ONCE)
 
+    async def is_by(self, room: Room, event_id: str, user_id: UserID) -> bool:
+        """Whether the user has sent this event of the room."""
+        async with self._database.read() as tx:
+            stored = (await events.by_id(tx, [event_id])).get(EventID(event_id))
+        return stored is not None and stored.room == room.number and stored.sender == user_id
+
     async def is_redacted(self, room: Room, event_id: EventID) -> bool:
         """Whether this event of the room was redacted."""
         async with self._database.read() as tx:

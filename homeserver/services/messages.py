@@ -121,7 +121,7 @@ class MessageService:
         content, redacts = message.content, message.redacts
         if message.type == "m.room.redaction":
             content, redacts = redaction_of(message)
-        elif who.is_suspended:
+        if who.is_suspended and (redacts is None or not await self._sent.is_by(room, redacts, who.user_id)):
             who.check_not_suspended()
         draft = Draft(
             room_id=room.room_id,
@@ -179,7 +179,7 @@ class MessageService:
         content = {name: value for name, value in reason.items() if name != "redacts"}
         room = await self._writer.get_room(room_id)
         levels = await self._writer.power_levels(room)
-        sender = who.user_id if levels.of_user(who.user_id) < levels.redact else None
+        sender = who.user_id if who.is_suspended or levels.of_user(who.user_id) < levels.redact else None
         types = None if ANY_RELATION in rel_types else rel_types
         last = BEGINNING
         for _ in range(MAX_RELATED_REDACTIONS // AT_ONCE):

@@ -7,6 +7,8 @@ import pytest
 
 from federation.protocol.types import UserID
 from tests.client import Client, Server, quote
+from tests.homeserver.relating import event as one_event
+from tests.homeserver.relating import reply
 from tests.rooms import create_room, join, pdus_of, put_state, send, send_event, state_of
 
 TEXT = {"msgtype": "m.text", "body": "hello"}
@@ -263,10 +265,11 @@ async def test_a_room_that_is_not_there(alice: Client) -> None:
 
 
 async def test_a_suspended_user_reads_and_leaves(server: Server, alice: Client, bob: Client) -> None:
-    room_id = await create_room(alice, preset="public_chat")
+    room_id = await create_room(alice, preset="public_chat", power_level_content_override={"users": {bob.user_id: 50}})
     other = await create_room(alice, preset="public_chat")
     await join(bob, room_id)
-    own = await send(bob, room_id, "mine")
+    own, others = await send(bob, room_id, "mine"), await send(alice, room_id, "hers")
+    answer_to_own = await reply(alice, room_id, own)
     await server.application.accounts.service.set_suspended(UserID(bob.user_id), is_suspended=True)
 
     for method, path, body in [
@@ -275,8 +278,12 @@ async def test_a_suspended_user_reads_and_leaves(server: Server, alice: Client, 
         ("POST", f"/v3/join/{quote(other)}", {}),
         ("POST", f"/v3/rooms/{room_id}/invite", {"user_id": alice.user_id}),
         ("POST", "/v3/createRoom", {}),
+        ("PUT", f"/v3/rooms/{room_id}/redact/{quote(others)}/t1", {}),
+        ("PUT", f"/v3/rooms/{room_id}/send/m.room.redaction/t1", {"redacts": others}),
     ]:
         answer = await bob.request(method, path, body)
         assert (answer.status, answer.body["errcode"]) == (403, "M_USER_SUSPENDED")
-    await bob.ok("PUT", f"/v3/rooms/{room_id}/redact/{quote(own)}/t1", {})
+    await bob.ok("PUT", f"/v3/rooms/{room_id}/redact/{quote(own)}/t1", {"with_rel_types": ["*"]})
+    assert "redacted_because" in (await one_event(alice, room_id, own))["unsigned"]
+    assert "redacted_because" not in (await one_event(alice, room_id, answer_to_own))["unsigned"]
     await bob.ok("POST", f"/v3/rooms/{room_id}/leave")
