@@ -22,7 +22,7 @@ _NOBODY = Ruleset(UserID(f"@{secrets.token_hex(16)}:"))
 """The default rules of somebody whom no event names."""
 MAX_TWEAKS = 4096
 """Characters of JSON; a rule that sets more of them sets none."""
-_GIVES_WAY_AFTER = 20
+_GIVES_WAY_AFTER = 5
 """Evaluations of users' own rules."""
 
 

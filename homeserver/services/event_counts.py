@@ -33,8 +33,9 @@ logger = logging.getLogger(__name__)
 
 MAX_NAMED = 500
 """Users whom one event may name with an effect."""
-TOTAL_EFFORT = 2_000_000
-"""For all patterns of all members of a room on one event (`push_patterns.py`): it is counted in the event loop."""
+TOTAL_EFFORT = 100_000
+"""For all patterns of all members of a room on one event (`push_patterns.py`), some tens of milliseconds: it is counted
+in the event loop, for each message of whoever sends many."""
 LEAST_EFFORT = 2_000
 """Each member's rules may cost this much, which is enough for dozens of them on an ordinary message."""
 

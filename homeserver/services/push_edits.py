@@ -14,6 +14,8 @@ from federation.protocol.types import JsonObject, UserID
 from homeserver.services.push_rules import HISTORICAL_ACTIONS, KINDS, Ruleset
 
 MAX_STORED_BYTES = 256 * 1024
+MAX_TRIED_RULES = 1_000
+"""Of one user, of the kinds that are tried one after the other on every event of their rooms."""
 MAX_ID_BYTES = 1024
 MAX_PATTERN_LENGTH = 4096
 MAX_CONDITIONS = 100
@@ -179,6 +181,7 @@ def _unknown_rule() -> NotFound:
 
 
 def _checked(stored: JsonObject) -> JsonObject:
-    if len(orjson.dumps(stored)) > MAX_STORED_BYTES:
+    tried = sum(len(stored.get(kind, ())) for kind in ("override", "content", "underride"))
+    if tried > MAX_TRIED_RULES or len(orjson.dumps(stored)) > MAX_STORED_BYTES:
         raise TooLarge("These are too many push rules")
     return stored

@@ -39,6 +39,10 @@ _SKIMMED = 64
 """Characters that are skimmed through for a plain word at the cost of one that is looked at by itself."""
 _TRIED_LITERALLY = 32
 """Occurrences of a plain word that are looked at one by one before the bits take over."""
+_TRIED = 2
+"""What one of them costs."""
+_BEGUN = 8
+"""What a pattern costs of which nothing is in the text: thousands of them take their time, too."""
 
 
 def whole(pattern: str) -> Matcher:
@@ -50,7 +54,7 @@ def whole(pattern: str) -> Matcher:
     weight = _weight(pattern) if "?" in pattern else 0
 
     def match(text: str, effort: Effort | None = None) -> bool:
-        cost = len(text) * weight if weight else stars + len(text) // _SKIMMED
+        cost = _BEGUN + (len(text) * weight if weight else stars + len(text) // _SKIMMED)
         return (effort is None or effort.take(cost)) and glob_match(pattern, text)
 
     return match
@@ -66,7 +70,7 @@ def words(pattern: str) -> Matcher:
 
 def has_word(text: str, word: str, effort: Effort | None = None) -> bool:
     """Whether `word`, in which nothing is a wildcard, stands in `text` between word boundaries; both in lower case."""
-    if effort is not None and not effort.take(len(text) // _SKIMMED):
+    if effort is not None and not effort.take(_BEGUN + len(text) // _SKIMMED):
         return False
     at = text.find(word)
     for _ in range(_TRIED_LITERALLY):
@@ -74,7 +78,11 @@ def has_word(text: str, word: str, effort: Effort | None = None) -> bool:
             return False
         if _is_boundary(text, at) and _is_boundary(text, at + len(word)):
             return True
+        if effort is not None and not effort.take(_TRIED):
+            return False
         at = text.find(word, at + 1)
+    if effort is not None and not effort.take(len(word)):
+        return False
     return _Bits(word, is_literal=True).found_in(text, effort)
 
 
@@ -109,7 +117,7 @@ class _Bits:
         self._literals = [part for part in parts if part]
 
     def found_in(self, text: str, effort: Effort | None = None) -> bool:
-        if effort is not None and not effort.take(len(self._literals) * (1 + len(text) // _SKIMMED)):
+        if effort is not None and not effort.take(_BEGUN + len(self._literals) * (1 + len(text) // _SKIMMED)):
             return False
         if not all(part in text for part in self._literals):
             return False

@@ -118,3 +118,12 @@ def test_each_member_has_as_much_effort_and_short_texts_need_little() -> None:
 
     for _ in range(3):
         assert ruleset.evaluate(situation).notify
+
+
+def test_thousands_of_patterns_on_a_short_text_cost_effort_too() -> None:
+    situation = Situation({"content": {"body": "aza " * 10}}, 2, lambda _: False)
+    rules = [{"rule_id": f"{n}", "enabled": True, "actions": ["notify"], "pattern": "a"} for n in range(3000)]
+    last = {"rule_id": "last", "enabled": True, "actions": ["notify"], "pattern": "aza"}
+
+    assert not Ruleset(UserID("@a:x"), {"content": [*rules, last]}).evaluate(situation).notify
+    assert Ruleset(UserID("@a:x"), {"content": [*rules[:100], last]}).evaluate(situation).notify
