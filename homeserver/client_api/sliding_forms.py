@@ -21,9 +21,13 @@ MAX_LISTS = 100
 MAX_SUBSCRIPTIONS = 100
 MAX_STATE_ELEMENTS = 500
 """Of one list or subscription."""
+MAX_ALL_STATE_ELEMENTS = 2_000
+"""Of all lists and subscriptions, where those that want the same count once: they are kept while a connection is."""
 MAX_RANGES = 100
 MAX_NAMES = 1000
 """Tags, spaces or types in a filter; lists or rooms in an extension."""
+MAX_ALL_NAMES = 5_000
+"""In all filters."""
 MAX_NAME_LENGTH = 255
 MAX_TIMELINE = 100
 TO_DEVICE_LIMIT = 100
@@ -37,13 +41,24 @@ def parse(form: Form, body: JsonObject, user_id: UserID) -> Wanted:
         raise InvalidInput(f"There may be at most {MAX_LISTS} lists")
     if len(subscriptions) > MAX_SUBSCRIPTIONS:
         raise InvalidInput(f"There may be at most {MAX_SUBSCRIPTIONS} subscriptions")
-    return Wanted(
+    wanted = Wanted(
         tuple(_list(form, name, get_object(lists, name), user_id) for name in lists),
         tuple(
             (RoomID(room_id), _config(form, get_object(subscriptions, room_id), user_id)) for room_id in subscriptions
         ),
         _extensions(get_object(body, "extensions")),
     )
+    _check_size(wanted)
+    return wanted
+
+
+def _check_size(wanted: Wanted) -> None:
+    patterns = {each.config.required_state for each in wanted.lists}
+    patterns |= {config.required_state for _, config in wanted.subscriptions}
+    if sum(len(each.include) + len(each.exclude) for each in patterns) > MAX_ALL_STATE_ELEMENTS:
+        raise InvalidInput(f"required_state may have at most {MAX_ALL_STATE_ELEMENTS} different elements in all")
+    if sum(each.filter.size for each in wanted.lists) > MAX_ALL_NAMES:
+        raise InvalidInput(f"All filters together may have at most {MAX_ALL_NAMES} names")
 
 
 # --- lists

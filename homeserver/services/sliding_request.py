@@ -48,6 +48,12 @@ class RoomFilter:
     not_tags: frozenset[str] = frozenset()
 
     @property
+    def size(self) -> int:
+        """How many names it has."""
+        named = (self.room_types, self.not_room_types, self.spaces, self.tags, self.not_tags)
+        return sum(map(len, filter(None, named)))
+
+    @property
     def needs_types(self) -> bool:
         """Whether rooms' types matter."""
         return self.room_types is not None or bool(self.not_room_types)

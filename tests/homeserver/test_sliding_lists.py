@@ -137,3 +137,19 @@ async def test_there_may_be_a_hundred_lists_and_subscriptions(alice: Client, nam
     assert (await ask(100)).status == 200
     answer = await ask(101)
     assert (answer.status, answer.body["errcode"]) == (400, "M_INVALID_PARAM")
+
+
+async def test_what_all_lists_ask_for_together_is_bounded(alice: Client) -> None:
+    def lists(number: int, **fields: Any) -> dict[str, Any]:
+        return {"lists": {f"{n}": a_list(1, **{name: make(n) for name, make in fields.items()}) for n in range(number)}}
+
+    async def status(body: dict[str, Any]) -> int:
+        return (await Sliding(alice, body).ask()).status
+
+    def of_its_own(n: int) -> list[list[str]]:
+        return [[f"org.example.{n}", str(key)] for key in range(100)]
+
+    assert await status(lists(20, required_state=of_its_own)) == 200
+    assert await status(lists(21, required_state=of_its_own)) == 400
+    assert await status(lists(100, required_state=lambda _: of_its_own(0))) == 200
+    assert await status(lists(11, filters=lambda _: {"not_tags": [f"u.{n}" for n in range(500)]})) == 400
