@@ -62,8 +62,8 @@ def parse_pusher(body: JsonObject) -> NewPusher | None:
         _check_url(data.get("url"))
         if not isinstance(data.get("format", ""), str):
             raise InvalidInput("data.format must be a string", "M_BAD_JSON")
-    elif app_id != EMAIL_APP:
-        raise InvalidInput(f"app_id of a pusher by mail must be {EMAIL_APP}")
+    if (kind == EMAIL) is not (app_id == EMAIL_APP):  # else who knows an address could take its owner's pusher over
+        raise InvalidInput(f"app_id of a pusher by mail, and of no other, must be {EMAIL_APP}")
     enabled = body.get(ENABLED, True)
     if not isinstance(enabled, bool):
         raise InvalidInput(f"{ENABLED} must be a boolean", "M_BAD_JSON")

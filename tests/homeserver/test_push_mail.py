@@ -144,3 +144,15 @@ def test_a_digest_is_bounded_and_says_what_it_leaves_out() -> None:
     assert "And 70 more." in mail.text
     assert "A B: an encrypted message" in mail.text
     assert 'href="https://x/?token=1&amp;a=2"' in mail.html
+
+
+async def test_who_knows_an_address_does_not_end_its_owner_s_mails(mailing: Mailing) -> None:
+    mallory = await mailing.server.register()
+    bob, address = await mailing.a_user()
+    await bob.ok("POST", "/v3/pushers/set", by_mail(address))
+    data = {"url": "https://push.example.org/_matrix/push/v1/notify"}
+
+    answer = await mallory.post("/v3/pushers/set", by_mail(address, kind="http", data=data))
+
+    assert (answer.status, answer.body["errcode"]) == (400, "M_INVALID_PARAM")
+    assert len((await bob.ok("GET", "/v3/pushers"))["pushers"]) == 1
