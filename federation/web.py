@@ -46,7 +46,7 @@ Answer = JsonObject | bytes | web.StreamResponse
 class Call:
     """One request, as an endpoint sees it: path parameters decoded, query and body checked on access."""
 
-    __slots__ = ("_first_values", "_query", "context", "path", "request")
+    __slots__ = ("_first_values", "_query", "charge", "context", "path", "request")
 
     def __init__(self, request: web.BaseRequest, path: Mapping[str, str]) -> None:
         self.request = request
@@ -54,6 +54,8 @@ class Call:
         """The path's parameters by name, percent-decoded."""
         self.context: Any = None
         """Who asks: set by the API's gate (a `Requester`, or the origin server)."""
+        self.charge: Callable[[int], None] | None = None
+        """Told of the size of a body before it is parsed, which takes up to a second a megabyte; may refuse it."""
         self._query: list[tuple[str, str]] | None = None
         self._first_values: dict[str, str] | None = None
 
@@ -105,9 +107,13 @@ class Call:
         if length is not None and length > max_bytes:
             raise TooLarge(f"The body is larger than {max_bytes} bytes")
         if held is not None or is_small(length) or not self.request.can_read_body:
-            return await self._read(max_bytes, held)
-        async with BODIES.arriving() as body:
-            return await self._read(max_bytes, body)
+            data = await self._read(max_bytes, held)
+        else:
+            async with BODIES.arriving() as body:
+                data = await self._read(max_bytes, body)
+        if self.charge is not None:
+            self.charge(len(data))
+        return data
 
     async def _read(self, max_bytes: int, body: Body | None) -> bytes:
         content = self.request.content

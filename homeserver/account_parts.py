@@ -105,7 +105,7 @@ class AccountParts:
             user_agent=f"Hearth/{release.number()}",
         )
         self.identifiers = IdentifierService(database, mailer, ground.rate_limits, configured.identifier_policy(config))
-        self.interactive_auth = InteractiveAuth(database, self._stages(config, outbound))
+        self.interactive_auth = InteractiveAuth(database, self._stages(config, outbound), ground.rate_limits)
         login = LoginAPI(
             self.service, sessions, self.authenticator, self.interactive_auth, base_url=config.public_base_url
         )

@@ -274,7 +274,12 @@ class Application:
         self.listening = Listening(
             {
                 API.CLIENT: [
-                    *build_routes(client_routes, self.accounts.authenticator, ground.rate_limits.by_name()),
+                    *build_routes(
+                        client_routes,
+                        self.accounts.authenticator,
+                        ground.rate_limits.by_name(),
+                        ground.rate_limits.spend_on_body,
+                    ),
                     *self.accounts.page_routes,
                     *self.push.page_routes,
                 ],

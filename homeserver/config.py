@@ -288,6 +288,8 @@ class RateLimits:
     registration: RateLimit = RateLimit(0.1, 5)
     previews: RateLimit = RateLimit(0.5, 30)
     verification: RateLimit = RateLimit(0.005, 5)
+    authentication: RateLimit = RateLimit(0.2, 20)
+    reports: RateLimit = RateLimit(0.02, 20)
     federation: RateLimit = RateLimit(50.0, 500)
 
 

@@ -19,13 +19,14 @@ from nacl.secret import SecretBox
 from federation.protocol.errors import Forbidden, InvalidInput, LimitExceeded, MatrixError
 from federation.protocol.types import JsonObject, UserID
 from federation.web import Call
+from homeserver.services.rate_limits import RateLimits
 from homeserver.services.requester import Requester
 from storage import interactive_auth
 from storage.database import Database
 from storage.interactive_auth import StoredAttempt
 
 LIFETIME_MS = 30 * 60 * 1000
-MAX_REMEMBERED_BODY = 64 * 1024
+MAX_REMEMBERED_BODY = 16 * 1024
 _MAX_SESSION_ID = 128
 
 PASSWORD = "m.login.password"  # noqa: S105  # the name of a stage
@@ -78,6 +79,8 @@ class Attempt:
     """The parameters that hold, without `auth`: what this request has, or an earlier one of the session."""
     auth: JsonObject | None
     session_id: str
+    is_new: bool = True
+    """Whether nothing is stored of it yet."""
     completed: list[str] = field(default_factory=list)
     proofs: dict[str, str] = field(default_factory=dict)
     """By stage what it proved, where that is of use afterwards."""
@@ -86,9 +89,10 @@ class Attempt:
 class InteractiveAuth:
     """The engine; `stages` by the name that flows use."""
 
-    def __init__(self, database: Database, stages: dict[str, Stage]) -> None:
+    def __init__(self, database: Database, stages: dict[str, Stage], rate_limits: RateLimits) -> None:
         self._database = database
         self._stages = stages
+        self._rate_limits = rate_limits
 
     async def require(self, call: Call, body: JsonObject, requester: Requester) -> JsonObject:
         """Have a logged-in user prove who they are by their password; the parameters that hold.
@@ -118,6 +122,7 @@ class InteractiveAuth:
             raise InvalidInput("auth.session must be the string that the server gave")
         if session_id:
             await self._take_up(attempt, session_id)
+        attempt.is_new = not attempt.session_id
         attempt.session_id = attempt.session_id or secrets.token_urlsafe(24)
         return attempt
 
@@ -199,6 +204,9 @@ class InteractiveAuth:
             attempt.proofs[str(stage_type)] = proof
 
     async def _store(self, attempt: Attempt) -> None:
+        who = attempt.requester
+        if attempt.is_new and (who is None or who.is_rate_limited):  # what is stored is kept for half an hour
+            self._rate_limits.spend("authentication", attempt.address if who is None else who.user_id)
         raw = orjson.dumps(attempt.body)
         stored = StoredAttempt(
             session_hash=_session_hash(attempt.session_id),

@@ -473,9 +473,9 @@ def report_routes(api: ModerationAPI) -> Sequence[ClientRoute]:
     """Reports to the administrators."""
     room = "v3/rooms/{room_id}/report"
     return [
-        ClientRoute(method="POST", path=f"{room}/{{event_id}}", endpoint=api.report_event, limit="requests"),
-        ClientRoute(method="POST", path=room, endpoint=api.report_room, limit="requests"),
-        ClientRoute(method="POST", path="v3/users/{user_id}/report", endpoint=api.report_user, limit="requests"),
+        ClientRoute(method="POST", path=f"{room}/{{event_id}}", endpoint=api.report_event, limit="reports"),
+        ClientRoute(method="POST", path=room, endpoint=api.report_room, limit="reports"),
+        ClientRoute(method="POST", path="v3/users/{user_id}/report", endpoint=api.report_user, limit="reports"),
     ]
 
 

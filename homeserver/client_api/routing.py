@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from typing import Protocol
 
 from federation.protocol.errors import Forbidden
@@ -68,12 +69,16 @@ def optional_requester(call: Call) -> Requester | None:
 
 
 def build_routes(
-    routes: Iterable[ClientRoute], authenticator: Authenticator, limits: Mapping[str, Callable[[Call, str], None]]
+    routes: Iterable[ClientRoute],
+    authenticator: Authenticator,
+    limits: Mapping[str, Callable[[Call, str], None]],
+    spend_on_body: Callable[[str, int], None],
 ) -> list[Route]:
-    """The routes of the API, each behind its gate. `limits` spends from a budget by the caller's key."""
+    """The routes of the API, each behind its gate. `limits` spends from a budget by the caller's key, and
+    `spend_on_body` for a body of a size."""
     built: list[Route] = []
     for route in routes:
-        endpoint = _gated(route, authenticator, limits)
+        endpoint = _gated(route, authenticator, limits, spend_on_body)
         built.extend(Route(route.method, _whole(path), endpoint) for path in _paths(route))
     return built
 
@@ -90,7 +95,10 @@ def _paths(route: ClientRoute) -> list[str]:
 
 
 def _gated(
-    route: ClientRoute, authenticator: Authenticator, limits: Mapping[str, Callable[[Call, str], None]]
+    route: ClientRoute,
+    authenticator: Authenticator,
+    limits: Mapping[str, Callable[[Call, str], None]],
+    spend_on_body: Callable[[str, int], None],
 ) -> Endpoint:
     login, spend = route.login, limits[route.limit] if route.limit is not None else None
 
@@ -102,8 +110,11 @@ def _gated(
             if who.is_guest and not route.guests:
                 raise Forbidden("Guests may not do this", "M_GUEST_ACCESS_FORBIDDEN")
             key = who.user_id if who.is_rate_limited else ""
-        if spend is not None and key:
-            spend(call, key)
+        if key:
+            if spend is not None:
+                spend(call, key)
+            if call.request.can_read_body:
+                call.charge = partial(spend_on_body, key)
         answer = await route.endpoint(call)
         if route.waits and call.context is not None:
             await authenticator.check_again(call, while_locked=route.while_locked)

@@ -14,6 +14,9 @@ from federation.protocol.errors import LimitExceeded
 from homeserver.services.budget_table import BudgetTable
 from storage.figures import Figures
 
+BODY_BYTES = 8 * 1024
+"""Of a body of JSON, which cost as much as a request."""
+
 
 @dataclass(frozen=True, slots=True)
 class Limit:
@@ -71,6 +74,11 @@ class RateLimits:
         if too_early > 1e-9:
             self._refusals[name] += 1
             raise LimitExceeded(max(1, round(too_early * 1000)))
+
+    def spend_on_body(self, key: str, size: int) -> None:
+        """Take what it costs to read a large body from the requests of `key`."""
+        if size > BODY_BYTES:
+            self.spend("requests", key, cost=size // BODY_BYTES)
 
     def by_name(self) -> Mapping[str, Callable[[object, str], None]]:
         """What spends one from each budget, for the gates of an API's routes."""
