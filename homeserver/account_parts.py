@@ -53,6 +53,7 @@ from homeserver.services.passwords import Passwords
 from homeserver.services.rendezvous import RendezvousService
 from homeserver.services.sessions import SessionService
 from homeserver.services.user_names import UserNames
+from storage.invalidations import Invalidated
 
 
 class AccountParts:
@@ -76,11 +77,11 @@ class AccountParts:
             configured.lifetimes(config.sessions),
             devices_changed=[device_keys.devices_changed],
         )
-        ground.tail.add_view(sessions.on_change)
+        ground.tail.add_view(sessions.on_change, Invalidated)
         self.figures = sessions.figures
         self.places = passwords.places
         self.impersonation = Impersonation(database, application_services)
-        ground.tail.add_view(self.impersonation.on_change)
+        ground.tail.add_view(self.impersonation.on_change, Invalidated)
         self.activity = DeviceActivity(database)
         self.service = AccountService(
             database,

@@ -157,16 +157,16 @@ class Application:
 
         # rooms
         self.incomplete = IncompleteRooms()
-        self.tail.add_view(self.incomplete.apply)
+        self.tail.add_view(self.incomplete.apply, RoomCompleteness)
         self.heads = RoomHeads(self.database, self.incomplete, server_name)
-        self.tail.add_view(self.heads.apply)
-        self.tail.add_view(client_events.forget_redacted(self.tail))
+        self.tail.add_view(self.heads.apply, RoomEvents, RoomCompleteness)
+        self.tail.add_view(client_events.forget_redacted(self.tail), RoomEvents, plain=False)
         self.outbound = Outbound(
             config=config, database=self.database, log=self.log, server_name=server_name, keys=keys, spans=spans
         )
-        self.tail.add_view(self.outbound.policies.apply)
+        self.tail.add_view(self.outbound.policies.apply, RoomEvents, RoomCompleteness, plain=False)
         self.event_counter = EventCounter(self.database, server_name)
-        self.tail.add_view(self.event_counter.apply)
+        self.tail.add_view(self.event_counter.apply, RoomEvents, AccountDataChanged, plain=False)
         self.writer = RoomWriter(
             database=self.database,
             log=self.log,
@@ -189,9 +189,9 @@ class Application:
             rate_limits=self.rate_limits,
         )
         self.fetching = Fetching(self.outbound, ground)
-        self.tail.add_view(self.fetching.access.apply)
+        self.tail.add_view(self.fetching.access.apply, RoomEvents, RoomCompleteness, plain=False)
         self.handshaking = Handshaking(self.outbound, ground, enabled=config.federation.enabled)
-        self.tail.add_view(self.handshaking.doors.apply)
+        self.tail.add_view(self.handshaking.doors.apply, RoomEvents, RoomCompleteness, plain=False)
 
         # services, and the client API's endpoints that ask them
         application_services = configured.application_services(config)
@@ -207,7 +207,7 @@ class Application:
         sync_routes = self._build_sync(ground)
         self.sender = build_sender(self.outbound, config, self.database, self.tail, self.user_data.presence.told)
         if config.federation.enabled:
-            self.tail.add_view(self.outbound.shared_availability.on_change)
+            self.tail.add_view(self.outbound.shared_availability.on_change, Invalidated)
             self.tail.add_view(self.sender.on_change)
             self.user_data.typists.observers.append(self.sender.typing)
             if config.federation.send_presence:
@@ -251,7 +251,7 @@ class Application:
                 signing_keys=self.keys.remote_devices.receive_signing_keys,
             ),
         )
-        self.tail.add_view(self.reception.merger.apply)
+        self.tail.add_view(self.reception.merger.apply, RoomEvents)
         inbound = Inbound(
             self.outbound,
             ground,
@@ -345,7 +345,7 @@ class Application:
     def _build_sync(self, ground: Ground) -> list[ClientRoute]:
         """What syncs are answered from; the views of users come last, when all else knows of an entry."""
         self.views = UserViews(self.database, self.tail)
-        self.tail.add_view(self.views.apply)
+        self.tail.add_view(self.views.apply, RoomEvents, RoomCompleteness, OutsideMembership, ReceiptMoved)
         timelines = Timelines(self.database, self.tail, self.reader)
         kept = self.user_data
         sources = SyncSources(

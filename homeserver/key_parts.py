@@ -17,6 +17,7 @@ from homeserver.services.keys_for_servers import KeysForServers
 from homeserver.services.remote_devices import RemoteDevices
 from homeserver.services.remote_keys import RemoteKeys
 from storage.end_to_end_keys import KeyCountCache
+from storage.invalidations import Invalidated
 
 
 class KeyParts:
@@ -25,7 +26,7 @@ class KeyParts:
     def __init__(self, ground: Ground, outbound: Outbound, interactive_auth: InteractiveAuth) -> None:
         database, log, tail = ground.database, ground.log, ground.tail
         self.counts = KeyCountCache(database)
-        tail.add_view(self.counts.view)
+        tail.add_view(self.counts.view, Invalidated)
         self.upkeep = KeyUpkeep(database, tail)
         self.remote_devices = RemoteDevices(database, log, tail, outbound.devices)
         outbound.availability.observers.append(self.remote_devices.server_is_back)

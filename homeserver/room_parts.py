@@ -39,7 +39,9 @@ from homeserver.services.server_notices import ServerNotices
 from homeserver.services.spaces import SpaceService
 from homeserver.services.third_party_inviting import ThirdPartyInviting
 from homeserver.user_data_parts import UserDataParts
+from storage.append_events import RoomEvents
 from storage.followers import Follower
+from storage.invalidations import Invalidated
 
 
 class RoomParts:
@@ -57,7 +59,7 @@ class RoomParts:
         database, log, tail, writer, reader = ground.database, ground.log, ground.tail, ground.writer, ground.reader
         notices = configured.notice_policy(ground.config)
         member_fields = MemberFields(database)
-        tail.add_view(member_fields.on_change)
+        tail.add_view(member_fields.on_change, Invalidated)
         room_settings = RoomSettings(database, log)
         self.memberships = MembershipService(
             database,
@@ -116,7 +118,7 @@ class RoomParts:
             resolve_remote=outbound.queries.alias,
         )
         self.delayed_events = DelayedEventService(database, writer)
-        tail.add_view(self.delayed_events.on_change)
+        tail.add_view(self.delayed_events.on_change, RoomEvents)
         self.messages = MessageService(writer, SentEvents(database), self.directory.find)
         self.notices = ServerNotices(
             database,

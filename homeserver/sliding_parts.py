@@ -14,7 +14,10 @@ from homeserver.services.sliding_rooms import SlidingRooms
 from homeserver.services.sliding_sync import SlidingSources, SlidingSyncService
 from homeserver.services.user_views import UserViews
 from homeserver.user_data_parts import UserDataParts
+from storage.account_data import AccountDataChanged
+from storage.append_events import RoomEvents
 from storage.end_to_end_keys import KeyCountCache
+from storage.invalidations import Invalidated
 
 
 class SlidingParts:
@@ -30,11 +33,11 @@ class SlidingParts:
         key_counts: KeyCountCache,
     ) -> None:
         database, tail, incomplete = ground.database, ground.tail, ground.incomplete
-        tail.add_view(timelines.state_events.apply)
+        tail.add_view(timelines.state_events.apply, RoomEvents, plain=False)
         summaries = RoomSummaries(database, timelines)
-        tail.add_view(summaries.apply)
+        tail.add_view(summaries.apply, RoomEvents)
         facts = ListFacts(database)
-        tail.add_view(facts.apply)
+        tail.add_view(facts.apply, RoomEvents, AccountDataChanged, Invalidated, plain=False)
         self.connections = SlidingConnections(database)
         sources = SlidingSources(
             connections=self.connections,

@@ -20,9 +20,11 @@ from homeserver.services.send_to_device import SendToDeviceService
 from homeserver.services.thread_subscriptions import ThreadSubscriptionService
 from homeserver.services.typing import TypingService
 from storage import send_to_device
+from storage.account_data import AccountDataChanged
 from storage.bus import Bus
 from storage.ephemeral import PresenceBoard, Typing
 from storage.exchange import Exchange
+from storage.send_to_device import ToDeviceMessages
 
 
 class UserDataParts:
@@ -32,15 +34,15 @@ class UserDataParts:
         database, log, tail = ground.database, ground.log, ground.tail
         self._tail = tail
         self.account_data = AccountDataService(database, log, event_counter.follow)
-        tail.add_view(self.account_data.on_change)
+        tail.add_view(self.account_data.on_change, AccountDataChanged)
         self.push_rules = PushRuleService(database, log, event_counter.follow)
-        tail.add_view(self.push_rules.on_change)
+        tail.add_view(self.push_rules.on_change, AccountDataChanged)
         self.filters = FilterService(database)
         self.receipts = ReceiptService(database, log)
         self.thread_subscriptions = ThreadSubscriptionService(database, log, ground.reader)
         self.inbox_limits = InboxLimits(database, message_lifetime_ms=ground.config.federation.message_lifetime)
         self.to_device = SendToDeviceService(log, ground.server_name, self.inbox_limits)
-        tail.add_view(send_to_device.drop_large_contents)
+        tail.add_view(send_to_device.drop_large_contents, ToDeviceMessages)
         self.typists = Typing(self._wake_room)
         self.board = PresenceBoard()
         self.exchange = Exchange(database, bus, self.typists, self.board)

@@ -29,6 +29,8 @@ from storage.rooms import Room
 from storage.unread import PersonalCount
 
 _BYTES_OF_A_CHANGE = 200
+_BYTES_OF_A_VALUE = 80
+_NO_VALUE_BEGINS = bytes(set(range(256)) - set(b",{["))
 
 
 class Head(Protocol):
@@ -39,8 +41,7 @@ class Head(Protocol):
 
 def _memory_of(canonical: bytes) -> int:
     """About as many bytes as an event takes when it was parsed, too: 64 KiB of empty objects take a megabyte."""
-    values, containers = canonical.count(b","), canonical.count(b"{") + canonical.count(b"[")
-    return 2 * len(canonical) + 60 * values + 80 * containers
+    return 2 * len(canonical) + _BYTES_OF_A_VALUE * len(canonical.translate(None, _NO_VALUE_BEGINS))
 
 
 class DuplicateEvent(Conflict):
@@ -87,7 +88,7 @@ class RoomEvents:
     is_after_gap: bool = False
     """Of a change that was read: as `follows_gap`."""
     numbers: dict[str, int] = field(default_factory=dict)
-    """The numbers of the strings used; final once the change is committed."""
+    """The numbers of strings that were not remembered before; final once the change is committed."""
     _standing: Standing | None = None
 
     kind: ClassVar[int] = 1 << 8
@@ -116,12 +117,21 @@ class RoomEvents:
     def held_bytes(self) -> int:
         """What the events take in memory, as they are, as clients see them, and parsed, and what they changed: with the
         join to a large room comes its whole state."""
-        return sum(_memory_of(event.canonical) for event in self.stored) + _BYTES_OF_A_CHANGE * len(self.trunk)
+        held = _BYTES_OF_A_CHANGE * len(self.trunk)
+        for event in self.stored:
+            held += _memory_of(event.canonical)
+        return held
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether these are messages, after which the room is as it was."""
+        return not (self.trunk or self.redacted)
 
     def settle(self) -> None:
         """Keep what others may still ask for: it is committed, `stored` has the events, and `trunk` the new state."""
-        self.new, self.state, self.lines, self.ahead = [], [], [], ()
-        self.expected_extremities = self._standing = None
+        if self._standing is not None:  # else it was read
+            self.new, self.state, self.lines, self.ahead = [], [], [], ()
+            self.expected_extremities = self._standing = None
 
     @property
     def takes_outliers(self) -> bool:
@@ -233,8 +243,9 @@ class RoomEvents:
         """Write all that the admitted changes hold: a fixed number of statements."""
         changes = [change for _, change in rows]
         numbers = await strings.intern(tx, _strings_of(changes))
+        fresh = strings.not_remembered(tx.memory, numbers)
         for change in changes:
-            change.numbers = numbers
+            change.numbers = fresh
         standings = {change.room.number: change._standing for change in changes if change._standing is not None}
         state = [(change.room.number, write) for change in changes for write in change.state]
         entered: Collection[tuple[int, int]] = ()
@@ -283,7 +294,7 @@ class RoomEvents:
                 trunk=changed,
                 personal=[(event.position, count) for count in personal.get(event.position, ())],
             )
-            change.redacted = redacted if event.is_a("m.room.redaction") else {}
+            change.redacted = redacted if redacted and event.is_a("m.room.redaction") else {}
             change.is_after_gap = event.position in gaps
             answer.append((event.position, change))
         return answer

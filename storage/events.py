@@ -7,6 +7,7 @@ import logging
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntFlag
+from functools import cache
 
 import orjson
 
@@ -104,7 +105,7 @@ class StoredEvent:
 
     def is_a(self, event_type: str) -> bool:
         """Whether it is of this type; where it is not, the event need hardly ever be parsed to see it."""
-        return f'"{event_type}"'.encode() in self.canonical and self.type == event_type
+        return _quoted(event_type) in self.canonical and self.type == event_type
 
     @property
     def sender(self) -> UserID:
@@ -130,6 +131,11 @@ class StoredEvent:
         if self.state_key is None or self.flags & (Flag.REJECTED | Flag.OUTLIER):
             return (self.line, self.version)
         return (self.line, self.trunk_version)
+
+
+@cache
+def _quoted(event_type: str) -> bytes:
+    return f'"{event_type}"'.encode()
 
 
 def _readable(event: StoredEvent) -> JsonObject:

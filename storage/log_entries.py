@@ -17,7 +17,8 @@ class Change(Protocol):
     kind: ClassVar[int]
     """A bit of its own: a batch's announcement names the kinds that it holds.
 
-    A change that may take much memory has `held_bytes` besides: the tail keeps fewer of them.
+    A change that may take much memory has `held_bytes` besides: the tail keeps fewer of them. One after which little is
+    different may say so by `is_plain`: most views of the tail need not be told of it.
     """
 
     @property

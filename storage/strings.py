@@ -115,6 +115,12 @@ def remember_committed(memory: Memory, pairs: dict[str, int]) -> None:
             remembered.keep(value, number)
 
 
+def not_remembered(memory: Memory, pairs: dict[str, int]) -> dict[str, int]:
+    """Those of these numbers that this process does not remember: next to none, as a rule."""
+    remembered = memory.part(_Strings).numbers
+    return {value: number for value, number in pairs.items() if value not in remembered}
+
+
 def known(memory: Memory, value: str) -> int | None:
     """A string's number, if this process remembers it."""
     return memory.part(_Strings).numbers.get(value)

@@ -13,6 +13,7 @@ import time
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from federation.protocol.errors import Unavailable
 from federation.protocol.types import UserID
@@ -113,7 +114,9 @@ class Tail:
         self._heard = asyncio.Event()
         self._must_look = True
         self._gap_since: float | None = None
-        self._views: list[View] = []
+        self._views: list[tuple[View, tuple[type[Change], ...], bool]] = []
+        self._views_of: tuple[dict[type[Change], list[View]], dict[type[Change], list[View]]] = ({}, {})
+        """Those that are told of a kind of change; and those that are told of it where it is plain."""
         self._window: deque[tuple[int, Change]] = deque()
         self._sizes: deque[int] = deque()
         self._held_bytes = 0
@@ -146,9 +149,15 @@ class Tail:
             "syncs_waiting": sum(listener.is_waited_for for listener in listeners),
         }
 
-    def add_view(self, view: View) -> None:
-        """Have `view` called with every change, in order, before anybody is woken by it."""
-        self._views.append(view)
+    def add_view(self, view: View, *kinds: type[Change], plain: bool = True) -> None:
+        """Have `view` called with every change, in order, before anybody is woken by it.
+
+        Where `kinds` are named, with changes of these alone, and unless `plain`, not with those that are (`is_plain`):
+        most of what happens is messages, of which few have to keep anything.
+        """
+        self._views.append((view, kinds, plain))
+        for told in self._views_of:
+            told.clear()
 
     async def start(self) -> None:
         """Begin at the log's present end."""
@@ -308,28 +317,42 @@ class Tail:
 
     def _apply(self, changes: Sequence[tuple[int, Change]], position: int) -> None:
         for at, change in changes:
-            for view in self._views:
+            is_plain: bool = getattr(change, "is_plain", False)
+            views = self._views_of[is_plain].get(type(change))
+            if views is None:
+                views = self._find_views(type(change), is_plain=is_plain)
+            for view in views:
                 view(at, change)
             self._remember(at, change)
         self.position = position
-        woken: set[Listener] = set()
-        for at, change in changes:
-            last = at + change.width - 1
-            for room in change.rooms:
-                for listener in self._room_listeners.get(room, ()):
-                    listener.concerned_at = last
-                    woken.add(listener)
-            for user_id in change.users:
-                found = self._listeners.get(user_id)
-                if found is not None:
-                    found.concerned_at = last
-                    woken.add(found)
-        for listener in woken:
-            listener.wake()
+        if self._listeners:
+            self._wake(changes)
         for future in self._moved:
             if not future.done():
                 future.set_result(None)
         self._moved.clear()
+
+    def _find_views(self, kind: type[Change], *, is_plain: bool) -> list[View]:
+        found = [
+            view
+            for view, kinds, takes_plain in self._views
+            if (not kinds or kind in kinds) and (takes_plain or not is_plain)
+        ]
+        self._views_of[is_plain][kind] = found
+        return found
+
+    def _wake(self, changes: Sequence[tuple[int, Change]]) -> None:
+        woken: set[Listener] = set()
+        for at, change in changes:
+            concerned = [listener for room in change.rooms for listener in self._room_listeners.get(room, ())]
+            concerned.extend(self._listeners[user_id] for user_id in change.users if user_id in self._listeners)
+            if concerned:
+                last = at + change.width - 1
+                for listener in concerned:
+                    listener.concerned_at = last
+                woken.update(concerned)
+        for listener in woken:
+            listener.wake()
 
     def _remember(self, at: int, change: Change) -> None:
         size: int = getattr(change, "held_bytes", 0)
@@ -338,9 +361,9 @@ class Tail:
         self._held_bytes += size
         last = at + change.width - 1
         for room in change.rooms:
-            self._by_room.setdefault(room, _Index()).append(at, last, change)
+            _place(self._by_room, room).append(at, last, change)
         for user_id in change.users:
-            self._by_user.setdefault(user_id, _Index()).append(at, last, change)
+            _place(self._by_user, user_id).append(at, last, change)
         while len(self._window) > WINDOW or self._held_bytes > WINDOW_BYTES:
             oldest, gone = self._window.popleft()
             self._held_bytes -= self._sizes.popleft()
@@ -431,6 +454,16 @@ class Tail:
     def all_listeners(self) -> list[Listener]:
         """Every registered listener."""
         return list(self._listeners.values())
+
+
+_Key = TypeVar("_Key", int, UserID)
+
+
+def _place(indexes: dict[_Key, "_Index"], key: _Key) -> "_Index":
+    index = indexes.get(key)
+    if index is None:
+        index = indexes[key] = _Index()
+    return index
 
 
 class _Index:

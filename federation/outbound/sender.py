@@ -157,10 +157,12 @@ class Sender:
     def _stays_here(self, change: RoomEvents) -> bool:
         """Whether these are messages in a room that no other server is in: on most servers most are, and to see that
         they need not be parsed."""
-        room, version = change.room.number, max(event.trunk_version for event in change.stored)
-        return self._room_servers.are_only(self._server_name, room, version) and all(
-            b'"state_key":' not in event.canonical for event in change.stored
-        )
+        version = 0
+        for event in change.stored:
+            version = max(version, event.trunk_version)
+            if b'"state_key":' in event.canonical:
+                return False
+        return self._room_servers.are_only(self._server_name, change.room.number, version)
 
     def _is_ours(self, user_id: str) -> bool:
         return user_id.endswith(self._server_name) and server_name_of(UserID(user_id)) == self._server_name

@@ -100,7 +100,8 @@ class RoomHeads:
             self._heads.pop(change.room, None)
         if not isinstance(change, RoomEvents):
             return
-        remember_committed(self._database.memory, change.numbers)
+        if change.numbers:
+            remember_committed(self._database.memory, change.numbers)
         change.settle()
         head = self._heads.get(change.room.number)
         if head is None:
@@ -120,13 +121,18 @@ class RoomHeads:
         if event.trunk_version != head.logged_version:
             return False
         if event.flags & events.HIDDEN == 0:
-            pdu = from_stored(event.canonical, event.event_id, head.room.room_id, head.room.rules)
-            is_ours = server_name_of(pdu.sender) == self._server_name  # by another process, which had not heard of all
-            if not is_ours and not head.extremities.keys() >= set(pdu.prev_event_ids):
+            try:
+                prev_event_ids, description = _placed(event, head.room)
+            except (InvalidEvent, LookupError, TypeError):
+                return False  # who reads the room meets it
+            is_ours = (
+                server_name_of(event.sender) == self._server_name
+            )  # by another process, which had not heard of all
+            if not is_ours and not head.extremities.keys() >= prev_event_ids:
                 return False  # by way of hidden events it may follow more of them than it names
-            for event_id in pdu.prev_event_ids:
+            for event_id in prev_event_ids:
                 head.extremities.pop(event_id, None)
-            head.extremities[pdu.event_id] = described(pdu)
+            head.extremities[event.event_id] = description
         return True
 
     def add_new(self, room: Room) -> RoomHead:
@@ -215,6 +221,17 @@ def _described(stored: StoredEvent, room: Room) -> tuple[int, str]:
 def to_pdu(stored: StoredEvent, room: Room) -> VerifiedPDU:
     """The stored event as it was verified."""
     return from_stored(stored.canonical, stored.event_id, room.room_id, room.rules)
+
+
+def _placed(event: StoredEvent, room: Room) -> tuple[set[EventID], tuple[int, str]]:
+    """What an event follows, and how later ones refer to it; raises one of several errors for what is no event."""
+    if room.rules.references_carry_hashes:
+        pdu = from_stored(event.canonical, event.event_id, room.room_id, room.rules)
+        return set(pdu.prev_event_ids), described(pdu)
+    prev_event_ids, depth = event.json["prev_events"], event.json["depth"]
+    if type(prev_event_ids) is not list or type(depth) is not int:
+        raise TypeError
+    return set(prev_event_ids), (depth, "")
 
 
 def described(pdu: VerifiedPDU) -> tuple[int, str]:

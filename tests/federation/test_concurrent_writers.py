@@ -324,3 +324,19 @@ async def test_what_another_process_put_beside_the_end_is_followed_without_looki
         async with one.database.read() as tx:
             row = (await rooms.rows(tx, [room.number]))[room.number]
         assert set(row.extremities) == {merging.event_id}
+
+
+@pytest.mark.parametrize("version", ["1", "11"])
+async def test_a_damaged_event_of_another_process_does_not_end_the_tail(
+    conninfo: str, connection: psycopg.Connection, version: str
+) -> None:
+    async with a_process(conninfo, follows=False) as one, a_process(conninfo, follows=False) as other:
+        room = await a_new_room(one, version)
+        await other.writer.append([a_draft(room, ALICE, "m.room.message", {"body": "it has a head now"})])
+        damaged = await _send(one, a_draft(room, ALICE, "m.room.message", {"body": "to be damaged"}))
+        connection.execute("update events set json = '{\"depth\":[]}' where event_id = %s", (damaged,))
+        await _send(one, a_draft(room, ALICE, "m.room.message", {"body": "after it"}))
+        await other.tail.catch_up()
+        await _send(other, a_draft(room, BOB, "m.room.message", {"body": "last"}))
+
+        assert other.tail.position == one.tail.position + 1

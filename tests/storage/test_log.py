@@ -17,7 +17,7 @@ from storage.bus import PostgresBus
 from storage.database import Database, Row, Tx
 from storage.log import CHANNEL, Log
 from storage.log_entries import AlreadyWritten, Appended, Batch, Change, Conflict, Entry
-from storage.tail import Listener, Tail
+from storage.tail import Listener, Tail, View
 
 ALICE, BOB = UserID("@alice:example.org"), UserID("@bob:example.org")
 
@@ -371,6 +371,37 @@ async def test_another_process_is_told_without_asking(conninfo: str, notes: psyc
 
         assert two.seen == [(1, "hello")]
         assert listener.concerned_at == 1
+
+
+@dataclass
+class PlainNote(Note):
+    """A note after which little is different."""
+
+    is_plain: bool = True
+    kind: ClassVar[int] = 1 << 22
+
+
+async def test_a_view_is_told_of_the_kinds_that_it_asks_for(conninfo: str, notes: psycopg.Connection) -> None:
+    told: dict[str, list[tuple[int, Change]]] = {"all": [], "notes": [], "grave notes": [], "plain notes": []}
+    async with a_follower(conninfo) as process:
+
+        def view(name: str) -> View:
+            return lambda position, change: told[name].append((position, change))
+
+        process.tail.add_view(view("all"))
+        process.tail.add_view(view("notes"), Note, PlainNote)
+        process.tail.add_view(view("grave notes"), Note, PlainNote, plain=False)
+        await process.log.append(Entry(changes=[a := Note("a"), b := PlainNote("b")]))
+        process.tail.add_view(view("plain notes"), PlainNote)
+        await process.log.append(Entry(changes=[c := PlainNote("c"), d := PlainNote("d", is_plain=False)]))
+
+    everything = [(1, a), (2, b), (3, c), (4, d)]
+    assert told == {
+        "all": everything,
+        "notes": everything,
+        "grave notes": [(1, a), (4, d)],
+        "plain notes": [(3, c), (4, d)],
+    }
 
 
 async def test_a_tail_follows_again_after_all_its_connections_were_lost(
