@@ -2,7 +2,7 @@
 
 `config_loading.py` reads them from YAML, `config.example.yaml` lists them with their defaults, and `app.py` hands them
 on: nothing below `homeserver` knows this module. The docstring below a field is for the reader of the code; the
-example file's comment is for the operator.
+example file's comment is for the operator. One file, however long: it is a list to look a setting up in.
 """
 
 import dataclasses

@@ -1,4 +1,7 @@
-"""Every endpoint of the Client-Server API: one function an API."""
+"""Every endpoint of the Client-Server API: one function an API.
+
+One file, however long: it is a table to look paths up in.
+"""
 
 from collections.abc import Sequence
 

@@ -11,11 +11,10 @@ from tests.servers import running
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("seed", [1, 2, 3])
-async def test_every_answer_to_random_requests_is_as_specified(conninfo: str, seed: int) -> None:
+async def test_every_answer_to_random_requests_is_as_specified(conninfo: str) -> None:
     async with running(conninfo) as server:
-        campaign = Campaign(server, seed)
-        await campaign.run(requests=6)
+        campaign = Campaign(server, seed=1)
+        await campaign.run(requests=8)
 
     assert not campaign.wrong, "\n\n".join(campaign.wrong)
     assert {status for figures in campaign.figures.values() for status in figures.statuses} >= {200, 400, 401, 403, 404}

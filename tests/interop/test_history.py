@@ -52,10 +52,10 @@ async def test_history_that_is_closed_later_shows_what_was_open(host: Person, gu
 
 async def test_hundreds_of_events_from_before_are_fetched(host: Person, guest: Person) -> None:
     things = [
-        {"type": "org.example.thing", "state_key": f"{number}", "content": {"number": number}} for number in range(250)
+        {"type": "org.example.thing", "state_key": f"{number}", "content": {"number": number}} for number in range(400)
     ]
     room_id = await host.create_room(initial_state=things)
-    said = [f"message {number}" for number in range(250)]
+    said = [f"message {number}" for number in range(100)]
     for text in said:
         await host.says(room_id, text)
     await guest.join(room_id, via=[host])
