@@ -273,17 +273,17 @@ async def test_a_suspended_user_reads_and_leaves(server: Server, alice: Client, 
     await server.application.accounts.service.set_suspended(UserID(bob.user_id), is_suspended=True)
 
     for method, path, body in [
-        ("PUT", f"/v3/rooms/{room_id}/send/m.room.message/t1", TEXT),
+        ("PUT", f"/v3/rooms/{room_id}/send/m.room.message/suspended", TEXT),
         ("PUT", f"/v3/rooms/{room_id}/state/m.room.topic", {"topic": "x"}),
         ("POST", f"/v3/join/{quote(other)}", {}),
         ("POST", f"/v3/rooms/{room_id}/invite", {"user_id": alice.user_id}),
         ("POST", "/v3/createRoom", {}),
-        ("PUT", f"/v3/rooms/{room_id}/redact/{quote(others)}/t1", {}),
-        ("PUT", f"/v3/rooms/{room_id}/send/m.room.redaction/t1", {"redacts": others}),
+        ("PUT", f"/v3/rooms/{room_id}/redact/{quote(others)}/suspended", {}),
+        ("PUT", f"/v3/rooms/{room_id}/send/m.room.redaction/suspended", {"redacts": others}),
     ]:
         answer = await bob.request(method, path, body)
         assert (answer.status, answer.body["errcode"]) == (403, "M_USER_SUSPENDED")
-    await bob.ok("PUT", f"/v3/rooms/{room_id}/redact/{quote(own)}/t1", {"with_rel_types": ["*"]})
+    await bob.ok("PUT", f"/v3/rooms/{room_id}/redact/{quote(own)}/suspended", {"with_rel_types": ["*"]})
     assert "redacted_because" in (await one_event(alice, room_id, own))["unsigned"]
     assert "redacted_because" not in (await one_event(alice, room_id, answer_to_own))["unsigned"]
     await bob.ok("POST", f"/v3/rooms/{room_id}/leave")
