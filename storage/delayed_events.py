@@ -1,6 +1,6 @@
 """Events that clients want to be sent later (table `delayed_events`, MSC4140)."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from federation.protocol.types import RoomID, UserID
@@ -88,20 +88,34 @@ async def list_of_user(tx: Tx, user_id: UserID) -> list[DelayedEvent]:
     return [_event(row) for row in rows]
 
 
-async def list_due(tx: Tx, now_ts: int, *, limit: int) -> list[DelayedEvent]:
-    """Events whose time has come, the most overdue first."""
+_NOT_AMONG = (
+    "not exists (select from unnest(%s::text[], %s::text[]) as left_out(user_id, room_id)"
+    " where left_out.user_id = delayed_events.user_id and left_out.room_id = delayed_events.room_id)"
+)
+
+
+async def list_due(
+    tx: Tx, now_ts: int, left_out: Collection[tuple[UserID, RoomID]], *, limit: int
+) -> list[DelayedEvent]:
+    """Events whose time has come, the most overdue first, but for those of these users in these rooms."""
     rows = await tx.fetch(
-        f"select {_COLUMNS} from delayed_events where running_since_ts + delay_ms <= %s"
+        f"select {_COLUMNS} from delayed_events where running_since_ts + delay_ms <= %s and {_NOT_AMONG}"
         " order by running_since_ts + delay_ms limit %s",
-        (now_ts, limit),
+        (now_ts, *_columns(left_out), limit),
     )
     return [_event(row) for row in rows]
 
 
-async def find_next_ts(tx: Tx) -> int | None:
-    """When the next event is due."""
-    row = await tx.fetch_one("select min(running_since_ts + delay_ms) from delayed_events")
+async def find_next_ts(tx: Tx, left_out: Collection[tuple[UserID, RoomID]]) -> int | None:
+    """When the next event is due, but for those."""
+    row = await tx.fetch_one(
+        f"select min(running_since_ts + delay_ms) from delayed_events where {_NOT_AMONG}", _columns(left_out)
+    )
     return None if row is None else row[0]
+
+
+def _columns(places: Collection[tuple[UserID, RoomID]]) -> tuple[list[UserID], list[RoomID]]:
+    return [user_id for user_id, _ in places], [room_id for _, room_id in places]
 
 
 async def rooms_with_state(tx: Tx) -> set[str]:

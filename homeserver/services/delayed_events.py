@@ -7,12 +7,13 @@ and none is lost with a process. State that waits is given up when somebody else
 import asyncio
 import logging
 import secrets
+from collections.abc import Sequence
 
 import orjson
 
 from federation.protocol.errors import Forbidden, InvalidInput, MatrixError, NotFound, Unavailable
 from federation.protocol.pdu import Draft
-from federation.protocol.types import EventID, JsonObject, UserID
+from federation.protocol.types import EventID, JsonObject, RoomID, UserID
 from federation.rooms.append import RoomWriter
 from homeserver.services.messages import Message, redaction_of
 from homeserver.services.requester import Requester
@@ -29,6 +30,8 @@ MAX_PER_USER = 100
 AT_ONCE = 50
 POLL_SECONDS = 5.0
 """How soon a process sees what others have taken in."""
+LEFT_ALONE_SECONDS = 30.0
+"""A user's events in a room of which one could not be sent now, as where its policy server gives no answer."""
 _UNDELAYED = frozenset(("m.room.member", "m.room.canonical_alias"))
 """What is checked in more than the authorisation rules when it is sent."""
 
@@ -41,6 +44,8 @@ class DelayedEventService:
         self._writer = writer
         self._wake = asyncio.Event()
         self._rooms: set[str] = set()
+        self._busy: set[tuple[UserID, RoomID]] = set()
+        """Whose events are being sent where, one after the other, or left alone for a while."""
         self._set: list[tuple[str, str, str, UserID]] = []
 
     # --- what clients ask for
@@ -135,10 +140,14 @@ class DelayedEventService:
 
     async def run(self) -> None:
         """Send what is due until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            await self._run(tasks)
+
+    async def _run(self, tasks: asyncio.TaskGroup) -> None:
         while True:
             self._wake.clear()
             try:
-                pause = await self._look()
+                pause = await self._look(tasks)
             except Unavailable:  # logged where it arose
                 pause = POLL_SECONDS
             except Exception:
@@ -150,8 +159,8 @@ class DelayedEventService:
             except TimeoutError:
                 continue
 
-    async def _look(self) -> float:
-        """Send what is due; the seconds until there may be more."""
+    async def _look(self, tasks: asyncio.TaskGroup) -> float:
+        """Have what is due sent; the seconds until there may be more."""
         set_by_others, self._set = self._set, []
         if set_by_others:
             try:
@@ -161,13 +170,36 @@ class DelayedEventService:
                 self._set = [*set_by_others, *self._set]
                 raise
         async with self._database.read() as tx:
-            due = await delayed_events.list_due(tx, self._database.now_ms(), limit=AT_ONCE)
-            next_ts = await delayed_events.find_next_ts(tx)
+            due = await delayed_events.list_due(tx, self._database.now_ms(), self._busy, limit=AT_ONCE)
+            next_ts = await delayed_events.find_next_ts(tx, self._busy)
             self._rooms |= await delayed_events.rooms_with_state(tx)
-        done = [await self._send_due(event) for event in due]
+        of_places: dict[tuple[UserID, RoomID], list[DelayedEvent]] = {}
+        for event in due:
+            of_places.setdefault((event.user_id, event.room_id), []).append(event)
+        for place, events in of_places.items():
+            self._busy.add(place)
+            tasks.create_task(self._send_all(place, events))
         if due:
-            return 0.0 if any(done) else POLL_SECONDS
+            return 0.0
         return POLL_SECONDS if next_ts is None else min(max(next_ts - self._database.now_ms(), 0) / 1000, POLL_SECONDS)
+
+    async def _send_all(self, place: tuple[UserID, RoomID], events: Sequence[DelayedEvent]) -> None:
+        """Send a user's events in a room; whoever has a room where that takes long holds up nobody else."""
+        is_done = False
+        try:
+            for event in events:
+                is_done = await self._send_due(event)
+                if not is_done:
+                    break
+        except Unavailable:  # logged where it arose
+            pass
+        except Exception:
+            logger.exception("delayed events of %s in %s could not be sent; they are tried again", *place)
+        asyncio.get_running_loop().call_later(0.0 if is_done else LEFT_ALONE_SECONDS, self._release, place)
+
+    def _release(self, place: tuple[UserID, RoomID]) -> None:
+        self._busy.discard(place)
+        self._wake.set()
 
     async def _send_due(self, event: DelayedEvent) -> bool:
         """Send an event or give it up; False when it has to wait on."""

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from federation.protocol.types import UserID
+from homeserver.services.delayed_events import AT_ONCE, DelayedEventService
+from storage.delayed_events import DelayedEvent
 from tests.client import Client, Server, quote
 from tests.rooms import create_room, join, pdus_of, put_state, state_of
 
@@ -178,3 +180,28 @@ async def test_who_may_no_longer_send_does_not_do_so_later_either(
 
     assert (await bob.post(f"{BASE}/{delay_id}/send")).status == 403
     assert await pdus_of(server, room_id, TYPE) == []
+
+
+@pytest.mark.one_process("what it sends is held up here")
+async def test_a_room_in_which_nothing_can_be_sent_holds_up_no_other(
+    server: Server, alice: Client, bob: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stuck, room_id = await create_room(alice), await create_room(bob)
+    may_go_on = asyncio.Event()
+    send = DelayedEventService._send
+
+    async def held_up(self: DelayedEventService, event: DelayedEvent) -> None:
+        if event.room_id == stuck:
+            await may_go_on.wait()
+        await send(self, event)
+
+    monkeypatch.setattr(DelayedEventService, "_send", held_up)
+    for number in range(AT_ONCE + 10):
+        await delayed_state(alice, stuck, 1, f"{number}")
+    await delayed_state(bob, room_id, 1)
+
+    assert len(await sent(server, room_id)) == 1
+    assert await pdus_of(server, stuck, TYPE) == []
+    may_go_on.set()
+    await nothing_waits(alice)
+    assert len(await pdus_of(server, stuck, TYPE)) == AT_ONCE + 10
