@@ -35,6 +35,8 @@ MAX_CONTEXT = 20
 """Events before a result, and after it."""
 MAX_CONTEXTS = 300
 """Of all results: if they have more, fewer are given at once."""
+MAX_STATES = 5
+"""Rooms whose whole state is told with the results: there are no more results than that then."""
 MAX_TERM = 1_000
 
 _KEYS = {"content.body": Key.BODY, "content.name": Key.NAME, "content.topic": Key.TOPIC}
@@ -241,6 +243,9 @@ def _parse(criteria: JsonObject) -> _Asked:
     limit = min(wanted.limit or DEFAULT_LIMIT, MAX_LIMIT)
     if context is not None:
         limit = max(min(limit, MAX_CONTEXTS // max(context.before + context.after, 1)), 1)
+    has_state = fields.get_bool(criteria, "include_state")
+    if has_state:
+        limit = min(limit, MAX_STATES)
     return _Asked(
         term=term,
         keys={_KEYS[key] for key in keys} or set(Key),
@@ -248,7 +253,7 @@ def _parse(criteria: JsonObject) -> _Asked:
         limit=limit,
         wanted=wanted,
         context=context,
-        has_state=fields.get_bool(criteria, "include_state"),
+        has_state=has_state,
         groups=list(dict.fromkeys(groups)),
     )
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from federation.rooms import message_search
+from homeserver.client_api.search import MAX_STATES
 from homeserver.config import Language, Search
 from homeserver.followers import message_index
 from storage import search_index
@@ -347,6 +348,18 @@ async def test_the_state_of_rooms_with_results_is_given_where_asked_for(
 
     assert list(state) == [room_id]
     assert {event["content"].get("name") for event in state[room_id] if event["type"] == "m.room.name"} == {"The room"}
+
+
+async def test_the_state_of_few_rooms_is_told_at_once(server: Server, alice: Client) -> None:
+    word = unique("word")
+    for _ in range(7):
+        await send(alice, await a_room(alice), word)
+    await until_indexed(server)
+
+    answer = await search(alice, word, include_state=True)
+
+    assert len(answer["results"]) == len(answer["state"]) == MAX_STATES
+    assert "next_batch" in answer
 
 
 @pytest.mark.parametrize(
