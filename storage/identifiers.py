@@ -68,12 +68,12 @@ async def delete_of_user(tx: Tx, user_id: UserID) -> None:
 # --- identity servers
 
 
-async def insert_binding(tx: Tx, user_id: UserID, identifier: Identifier, id_server: str) -> None:
-    """Note where the user had it bound."""
+async def insert_binding(tx: Tx, user_id: UserID, identifier: Identifier, id_server: str, *, at_most: int) -> None:
+    """Note where the user had it bound, unless so many are noted already."""
     await tx.execute(
-        "insert into identity_server_bindings (user_id, medium, address, id_server) values (%s, %s, %s, %s)"
-        " on conflict do nothing",
-        (user_id, *identifier, id_server),
+        "insert into identity_server_bindings (user_id, medium, address, id_server) select %s, %s, %s, %s"
+        " where (select count(*) from identity_server_bindings where user_id = %s) < %s on conflict do nothing",
+        (user_id, *identifier, id_server, user_id, at_most),
     )
 
 

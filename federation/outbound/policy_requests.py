@@ -1,7 +1,7 @@
 """Asking a room's policy server for its signature (Server-Server API v1.18, "Asking for a Policy Server signature")."""
 
 from federation.outbound.client import FederationClient
-from federation.protocol.errors import MatrixError, PeerRefused
+from federation.protocol.errors import OF_SESSIONS, MatrixError, PeerRefused
 from federation.protocol.types import JsonObject, ServerName
 
 PATH = "/_matrix/policy/v1/sign"
@@ -10,17 +10,6 @@ SECONDS = 10.0
 MAX_BYTES = 64 * 1024
 
 _ITS_ANSWERS = frozenset((400, 403, 404, 429))
-_OF_SESSIONS = frozenset(
-    (
-        "M_CONSENT_NOT_GIVEN",
-        "M_MISSING_TOKEN",
-        "M_UNKNOWN_TOKEN",
-        "M_USER_DEACTIVATED",
-        "M_USER_LOCKED",
-        "M_USER_SUSPENDED",
-    )
-)
-"""What tells a client of its own session or account: no other server may say that."""
 
 
 class PolicyRequests:
@@ -52,5 +41,5 @@ def _passed_on(error: PeerRefused) -> MatrixError:
     pause = fields.get("retry_after_ms")
     if not isinstance(pause, int) or isinstance(pause, bool) or pause < 0:
         fields.pop("retry_after_ms", None)
-    errcode = "M_FORBIDDEN" if error.errcode in _OF_SESSIONS else error.errcode
+    errcode = "M_FORBIDDEN" if error.errcode in OF_SESSIONS else error.errcode
     return MatrixError(errcode, told if isinstance(told, str) else error.error, error.status, fields)

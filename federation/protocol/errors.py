@@ -9,6 +9,18 @@ from typing import Any
 
 from federation.protocol.types import ServerName
 
+OF_SESSIONS = frozenset(
+    (
+        "M_CONSENT_NOT_GIVEN",
+        "M_MISSING_TOKEN",
+        "M_UNKNOWN_TOKEN",
+        "M_USER_DEACTIVATED",
+        "M_USER_LOCKED",
+        "M_USER_SUSPENDED",
+    )
+)
+"""What tells a client of its own session or account: no other server may say that."""
+
 
 class MatrixError(Exception):
     """A failure with the code and status that the specification gives it."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from federation.outbound.egress import Egress, EgressError, EgressRequest, EgressResponse
 from federation.protocol import canonical_json
-from federation.protocol.errors import InvalidInput, MatrixError
+from federation.protocol.errors import OF_SESSIONS, InvalidInput, MatrixError
 from federation.protocol.identifiers import fits, is_server_name, is_user_id
 from federation.protocol.request_signing import SignedRequest, make_header
 from federation.protocol.signatures import SigningKey
@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 MAX_BYTES = 64 * 1024
 SECONDS = 20.0
 MAX_TOKEN = 2000
+MAX_BINDINGS = 50
+"""Of one user that are remembered: an identity server may say that it has bound anything."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +57,7 @@ class IdentityServers:
         medium, address = answer.get("medium"), answer.get("address")
         if isinstance(medium, str) and isinstance(address, str) and len(medium) + len(address) < 1000:
             async with self._database.transaction() as tx:
-                await identifiers.insert_binding(tx, user_id, Identifier(medium, address), name)
+                await identifiers.insert_binding(tx, user_id, Identifier(medium, address), name, at_most=MAX_BINDINGS)
 
     async def unbind(self, user_id: UserID, identifier: Identifier, id_server: str | None) -> bool:
         """Have it told no longer, where it was bound through us or at the server that is named; whether that is so."""
@@ -189,6 +191,8 @@ def _object_of(id_server: ServerName, answer: EgressResponse) -> JsonObject:
     if not isinstance(errcode, str) or not 400 <= answer.status < 500:
         raise _unusable(id_server)
     message = error if isinstance(error, str) else "The identity server refused"
+    if errcode in OF_SESSIONS:
+        errcode = "M_UNAUTHORIZED"
     raise MatrixError(errcode[:100], message[:500], 403 if answer.status == 401 else answer.status)
 
 

@@ -13,8 +13,10 @@ import pytest
 import pytest_asyncio
 
 from federation.protocol.request_signing import SignedRequest, parse_header, verify
-from federation.protocol.types import ServerName
+from federation.protocol.types import ServerName, UserID
 from homeserver.config import ExistingFile, Federation, Identifiers
+from homeserver.services import identity_servers
+from storage import identifiers as stored_identifiers
 from tests.client import Client, Server, quote
 from tests.federation.authority import Authority
 from tests.federation.https_servers import Request, Write, https_server, json_answer
@@ -110,6 +112,22 @@ async def scene(asking: tuple[Server, IdentityServer]) -> Scene:
 
 
 # --- binding
+
+
+async def test_an_identity_server_ends_no_session_here_and_fills_no_table(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(identity_servers, "MAX_BINDINGS", 2)
+    alice, id_server = scene.alice, scene.id_server
+    id_server.answers["3pid/bind"] = (401, {"errcode": "M_UNKNOWN_TOKEN", "error": "expired"})
+    answer = await alice.post("/v3/account/3pid/bind", scene.credentials)
+    for number in range(5):
+        id_server.answers["3pid/bind"] = (200, {"medium": "email", "address": f"{number}@example.org"})
+        await alice.ok("POST", "/v3/account/3pid/bind", scene.credentials)
+
+    assert (answer.status, answer.body["errcode"]) == (403, "M_UNAUTHORIZED")
+    async with scene.server.application.database.read() as tx:
+        assert len(await stored_identifiers.list_bindings(tx, UserID(alice.user_id))) == 2
 
 
 async def test_what_is_bound_is_unbound_where_it_was(scene: Scene) -> None:
