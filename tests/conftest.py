@@ -1,7 +1,7 @@
 """What every test may use: databases of its own. No test reaches beyond this machine."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import psycopg
 import pytest
@@ -82,6 +82,24 @@ def worker_conninfo(maintenance_conninfo: str, worker_id: str) -> Iterator[str]:
     create_database(maintenance_conninfo, name, TEMPLATE)
     yield make_conninfo(maintenance_conninfo, dbname=name)
     drop_database(maintenance_conninfo, name)
+
+
+@pytest.fixture(scope="session")
+def databases(maintenance_conninfo: str, worker_id: str) -> Iterator[Callable[[str], str]]:
+    """Makes migrated databases by name, each for a server with settings of its own that lasts as long as the worker.
+
+    Processes on one database are the same server, and share its work: those with other settings need another database.
+    """
+    made: list[str] = []
+
+    def make(name: str) -> str:
+        made.append(f"hearth_{worker_id}_{name}")
+        create_database(maintenance_conninfo, made[-1], TEMPLATE)
+        return make_conninfo(maintenance_conninfo, dbname=made[-1])
+
+    yield make
+    for each in made:
+        drop_database(maintenance_conninfo, each)
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """Application services as clients (Application Service API, "Client-Server API Extensions")."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +33,12 @@ REGISTRATION: dict[str, Any] = {
 TYPE = "m.login.application_service"
 
 
-@pytest_asyncio.fixture(scope="module")
-async def bridged(worker_conninfo: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Server]:
+@pytest_asyncio.fixture(scope="session")
+async def bridged(databases: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Server]:
     """A server with an application service."""
     file = tmp_path_factory.mktemp("bridge") / "irc.yaml"
     file.write_text(yaml.safe_dump(REGISTRATION))
-    async with running(worker_conninfo, application_service_files=(file,)) as server:
+    async with running(databases("bridged"), application_service_files=(file,)) as server:
         yield server
 
 

@@ -1,6 +1,6 @@
 """Captchas on registration (Client-Server API, "Google ReCaptcha"), checked by somebody on loopback."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from ipaddress import ip_network
 from urllib.parse import parse_qs
@@ -40,7 +40,7 @@ class Scene:
 
 
 @pytest_asyncio.fixture(scope="session")
-async def checking(worker_conninfo: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Scene]:
+async def checking(databases: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Scene]:
     """A server on which who registers solves a captcha."""
     authority, checker = Authority(tmp_path_factory.mktemp("authority")), Checker()
     async with https_server(authority, "127.0.0.1", answer=checker.answer) as place:
@@ -51,7 +51,7 @@ async def checking(worker_conninfo: str, tmp_path_factory: pytest.TempPathFactor
             allowed_ranges=(ip_network("127.0.0.0/8"),), certificate_authorities=(ExistingFile(authority.certificate),)
         )
         registration = Registration(mode=RegistrationMode.OPEN, captcha=captcha)
-        async with running(worker_conninfo, registration=registration, federation=federation) as server:
+        async with running(databases("captcha"), registration=registration, federation=federation) as server:
             yield Scene(server, checker)
 
 

@@ -4,7 +4,7 @@
 import asyncio
 import dataclasses
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,12 +67,12 @@ class Mailing:
 
 
 @pytest_asyncio.fixture(scope="session")
-async def mailing(worker_conninfo: str) -> AsyncIterator[Mailing]:
+async def mailing(databases: Callable[[str], str]) -> AsyncIterator[Mailing]:
     """Registering needs no address."""
     async with (
         MailServer.running() as mails,
         running(
-            worker_conninfo, mail=mails.settings(), identifiers=Identifiers(next_link_hosts=("App.example.org",))
+            databases("mail"), mail=mails.settings(), identifiers=Identifiers(next_link_hosts=("App.example.org",))
         ) as server,
     ):
         yield Mailing(server, mails)

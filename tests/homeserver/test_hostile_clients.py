@@ -108,9 +108,9 @@ async def test_a_query_of_very_many_devices_is_answered_at_once(alice: Client) -
     assert (answer.status, answer.body["device_keys"]) == (200, {alice.user_id: {}})
 
 
-async def test_registration_tokens_cannot_be_guessed_for_long(worker_conninfo: str) -> None:
+async def test_registration_tokens_cannot_be_guessed_for_long(conninfo: str) -> None:
     async with running(
-        worker_conninfo,
+        conninfo,
         registration=Registration(mode=RegistrationMode.TOKEN),
         rate_limits=RateLimits(login=RateLimit(0.0001, 3)),
     ) as server:

@@ -3,7 +3,7 @@ invites"), with one on loopback."""
 
 import base64
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from ipaddress import ip_network
 from typing import Any
@@ -87,7 +87,7 @@ class Scene:
 
 @pytest_asyncio.fixture(scope="session")
 async def asking(
-    worker_conninfo: str, tmp_path_factory: pytest.TempPathFactory
+    databases: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[tuple[Server, IdentityServer]]:
     """A server that trusts the identity server on loopback."""
     authority, id_server = Authority(tmp_path_factory.mktemp("authority")), IdentityServer()
@@ -97,7 +97,7 @@ async def asking(
     identifiers = Identifiers(identity_servers=("127.0.0.1", "localhost"))
     async with (
         https_server(authority, "127.0.0.1", answer=id_server.answer) as place,
-        running(worker_conninfo, federation=settings, identifiers=identifiers) as server,
+        running(databases("identity"), federation=settings, identifiers=identifiers) as server,
     ):
         id_server.name = f"127.0.0.1:{place.port}"
         yield server, id_server

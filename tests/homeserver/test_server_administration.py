@@ -2,7 +2,7 @@
 
 import hashlib
 import hmac
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
@@ -15,11 +15,11 @@ from tests.servers import running
 SECRET = "a secret of some length"
 
 
-@pytest_asyncio.fixture(scope="module")
-async def secret_server(worker_conninfo: str) -> AsyncIterator[Server]:
+@pytest_asyncio.fixture(scope="session")
+async def secret_server(databases: Callable[[str], str]) -> AsyncIterator[Server]:
     """A server on which who knows the secret makes accounts."""
     registration = Registration(mode=RegistrationMode.OPEN, shared_secret=Secret(SECRET))
-    async with running(worker_conninfo, registration=registration) as server:
+    async with running(databases("secret"), registration=registration) as server:
         yield server
 
 

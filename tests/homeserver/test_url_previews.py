@@ -89,14 +89,14 @@ async def site() -> AsyncIterator[Site]:
 
 
 @pytest_asyncio.fixture(scope="session")
-async def looking(worker_conninfo: str) -> AsyncIterator[Server]:
+async def looking(databases: Callable[[str], str]) -> AsyncIterator[Server]:
     """A server that may go to loopback, and to no host whose name says that it is denied."""
     settings = URLPreviews(
         allowed_ranges=LOOPBACK,
         denied_hosts=("127.0.0.66", "*.Denied.test", "xn--mxico-bsa.test", "köln.test"),
         accept_language=("de", "en;q=0.5"),
     )
-    async with running(worker_conninfo, url_previews=settings) as server:
+    async with running(databases("previews"), url_previews=settings) as server:
         yield server
 
 
