@@ -264,6 +264,7 @@ async def test_events_are_found_by_time_before_anybody_paged_to_them(pair: Pair)
 # --- what others ask, and what they answer
 
 
+@pytest.mark.one_process("what it asks is counted here")
 async def test_many_who_page_back_at_once_share_what_is_fetched(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     alice, bob = await both(pair)
     room_id, _ = await a_room_with(alice, 20)

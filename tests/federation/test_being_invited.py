@@ -87,6 +87,7 @@ async def test_one_server_has_no_invites_without_end(
     assert (await rooms[2].send(rooms[2].invite(alice.user_id))).status == 200
 
 
+@pytest.mark.one_process("a limit is lowered here")
 async def test_the_invites_of_one_server_tell_not_too_much(
     server: Server, alice: Client, peer: Peer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -393,6 +393,7 @@ def a_redaction(room: RemoteRoom, target: str) -> Any:
     return room.make("m.room.redaction", {}, redacts=target)
 
 
+@pytest.mark.one_process("a limit is lowered here")
 async def test_large_transactions_that_are_too_much_together_are_sent_again_later(
     server: Server, alice: Client, peer: Peer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -343,6 +343,7 @@ def statements(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return asked
 
 
+@pytest.mark.one_process("its queries are counted here")
 async def test_a_sync_of_plain_messages_asks_the_database_nothing(
     alice: Client, bob: Client, statements: list[str]
 ) -> None:
@@ -358,6 +359,7 @@ async def test_a_sync_of_plain_messages_asks_the_database_nothing(
     assert statements == []
 
 
+@pytest.mark.one_process("its queries are counted here")
 async def test_bundles_cost_as_many_queries_for_many_events_as_for_few(alice: Client, statements: list[str]) -> None:
     room_id = await a_room(alice)
     for number in range(12):

@@ -291,6 +291,7 @@ async def test_a_service_that_is_not_there_is_told_so(conninfo: str, tmp_path: P
     assert (status, answer["errcode"]) == (502, "M_CONNECTION_FAILED")
 
 
+@pytest.mark.one_process("its patience is shortened here")
 async def test_a_service_that_takes_too_long_is_told_so(
     conninfo: str, tmp_path: Path, pinged: ListeningService, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -240,6 +240,7 @@ async def test_parameters_that_mean_nothing_are_refused(alice: Client, query: di
     assert await walk(alice, space, limit=10**6, max_depth=10**6) == [space]
 
 
+@pytest.mark.one_process("its queries are counted here")
 async def test_the_work_for_a_large_space_does_not_grow_with_its_rooms(
     server: Server, alice: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:

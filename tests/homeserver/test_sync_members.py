@@ -118,6 +118,7 @@ async def test_who_joins_learns_their_own_member_event(alice: Client, bob: Clien
     assert members(state(answer, room_id)) == {alice.user_id, bob.user_id}
 
 
+@pytest.mark.one_process("its queries are counted here")
 async def test_a_message_to_a_waiting_sync_costs_no_query(
     server: Server, alice: Client, bob: Client, monkeypatch: Any
 ) -> None:
