@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Protocol, Self
 
 from federation.protocol.errors import MatrixError
+from federation.protocol.relations import THREAD
 from federation.protocol.types import EventID, UserID
 from storage import event_following, event_writes, events, history, redactions, rooms, state_writes, strings
+from storage.arrays import Texts
 from storage.database import Row, Tx
 from storage.event_writes import Standing
 from storage.events import (
@@ -159,6 +161,7 @@ class RoomEvents:
         taking = {change.room.number for _, change in rows if change.takes_outliers}
         locked = {room for room in taking if await history.try_lock(tx, room)}
         held = await _held(tx, [change for _, change in rows if change.may_be_duplicate])
+        await _follow_relations(tx, [change for _, change in rows])
         threads = await _load_threads(tx, rows)
         answers: list[MatrixError | None] = []
         for position, change in rows:
@@ -377,6 +380,33 @@ async def _held(tx: Tx, changes: Sequence[RoomEvents]) -> set[EventID]:
         for event_id, position, flags in found
         if not (flags & Flag.OUTLIER and wanted[event_id] == position)
     }
+
+
+async def _follow_relations(tx: Tx, changes: Sequence[RoomEvents]) -> None:
+    """Put what relates to something in a thread into that thread, too ("Threaded read receipts"): one statement, or
+    none."""
+    parents = {parent for change in changes for event in change.new if (parent := _followed(event)) is not None}
+    if not parents:
+        return
+    rows = await tx.fetch(
+        "select room, event_id, thread from events where event_id = any(%s::text[]) and thread is not null",
+        (Texts(parents),),
+    )
+    threads: dict[tuple[int, str], str] = {(room, event_id): thread for room, event_id, thread in rows}
+    for change in changes:
+        for event in change.new:
+            if (parent := _followed(event)) is not None:
+                event.thread = threads.get((change.room.number, parent))
+            if event.thread is not None:
+                threads[change.room.number, event.pdu.event_id] = event.thread
+
+
+def _followed(event: NewEvent) -> EventID | None:
+    """What an event relates to in whose thread it is, if that is in one."""
+    relation = event.relation
+    if relation is None or relation.type == THREAD or event.pdu.state_key is not None or event.flags & HIDDEN:
+        return None
+    return relation.parent
 
 
 async def _load_threads(tx: Tx, rows: Iterable[tuple[int, RoomEvents]]) -> dict[tuple[int, str], list[int]]:

@@ -19,23 +19,26 @@ class Mark(NamedTuple):
 async def advance(tx: Tx, marks: Mapping[Mark, int]) -> None:
     """Move marks to events, by the events' positions, and copy the counts that stand there; none moves backwards.
 
-    An event that is in a thread by what it relates to alone, as the thread's root is, counts in the main timeline: what
-    stands there of the thread is what its last event before that says.
+    Where the event counts elsewhere, as a thread's root does that is read in its thread, the counts are those of the
+    thread's last event before it.
     """
     if not marks:
         return
     await tx.execute(
         "insert into read_marks (user_id, room, thread, position, notify_total, highlight_total)"
         " select mark.user_id, mark.room, mark.thread, events.position,"
-        "  case when is_beside then coalesce(before.notify_total, 0) else events.notify_total end,"
-        "  case when is_beside then coalesce(before.highlight_total, 0) else events.highlight_total end"
+        "  case when is_here then events.notify_total else coalesce(before.notify_total, 0) end,"
+        "  case when is_here then events.highlight_total else coalesce(before.highlight_total, 0) end"
         " from unnest(%s::text[], %s::int[], %s::text[], %s::bigint[]) as mark (user_id, room, thread, position)"
         " join events on events.room = mark.room and events.position = mark.position"
-        " cross join lateral (select mark.thread not in ('', 'main') and events.thread is distinct from mark.thread"
-        "  as is_beside) as standing"
-        " left join lateral (select earlier.notify_total, earlier.highlight_total from events as earlier"
-        "  where is_beside and earlier.room = mark.room and earlier.thread = mark.thread"
-        "  and earlier.position <= mark.position order by earlier.position desc limit 1) as before on true"
+        " cross join lateral (select mark.thread in ('', coalesce(events.thread, 'main')) as is_here) as standing"
+        " left join lateral ("
+        "  (select notify_total, highlight_total from events as earlier where not is_here and mark.thread <> 'main'"
+        "   and earlier.room = mark.room and earlier.thread = mark.thread and earlier.position < mark.position"
+        "   order by earlier.position desc limit 1) union all"
+        "  (select notify_total, highlight_total from events as earlier where not is_here and mark.thread = 'main'"
+        "   and earlier.room = mark.room and earlier.thread is null and earlier.position < mark.position"
+        "   order by earlier.position desc limit 1)) as before on true"
         " on conflict (user_id, room, thread) do update set position = excluded.position,"
         "  notify_total = excluded.notify_total, highlight_total = excluded.highlight_total"
         " where read_marks.position < excluded.position",

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, Self
 
 from federation.protocol.errors import MatrixError
-from federation.protocol.relations import related_event
+from federation.protocol.relations import related_event, thread_of
 from federation.protocol.types import EventID, UserID
 from storage import events, read_marks
 from storage.database import Row, Tx
@@ -152,7 +152,7 @@ async def place_of(tx: Tx, room: int, event_id: str) -> Place | None:
     return None if row is None else Place(row[0], row[1])
 
 
-async def thread_of(tx: Tx, room: int, event_id: str) -> str | None:
+async def related_thread(tx: Tx, room: int, event_id: str) -> str | None:
     """The thread of an event that relates, directly or not, to one that is in a thread; None on the main timeline."""
     for _ in range(MAX_HOPS):
         found = (await events.by_id(tx, [event_id])).get(EventID(event_id))
@@ -166,6 +166,12 @@ async def thread_of(tx: Tx, room: int, event_id: str) -> str | None:
             return None if place is None else place.thread
         event_id = relation.parent
     return None
+
+
+async def is_reply(tx: Tx, event_id: str) -> bool:
+    """Whether an event says itself that it is in a thread."""
+    found = (await events.by_id(tx, [event_id])).get(EventID(event_id))
+    return found is not None and found.is_readable and thread_of(found.json) is not None
 
 
 async def in_rooms(tx: Tx, rooms: Collection[int], reader: UserID) -> list[ReceiptMoved]:

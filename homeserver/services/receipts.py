@@ -104,10 +104,12 @@ async def _marker_position(tx: Tx, user_id: UserID, room: int) -> int:
 
 
 async def _check_thread(tx: Tx, room: int, event_id: str, place: Place, thread: str) -> None:
-    """What relates to something in a thread is in that thread, too, though its counts are the main timeline's."""
+    """What relates to something in a thread is in that thread, too; clients may take it for the main timeline's."""
     if not thread or thread in {place.thread or MAIN, event_id}:
         return
-    if place.thread is not None or thread == MAIN or await receipts.thread_of(tx, room, event_id) != thread:
+    if thread == MAIN and not await receipts.is_reply(tx, event_id):
+        return
+    if place.thread is not None or thread == MAIN or await receipts.related_thread(tx, room, event_id) != thread:
         raise InvalidInput("The event is not in this thread")
 
 

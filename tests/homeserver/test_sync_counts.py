@@ -11,6 +11,7 @@ from homeserver.services.push_conditions import Situation
 from homeserver.services.push_rules import Ruleset
 from storage import badges
 from tests.client import Client, Server, quote, unique
+from tests.homeserver.relating import edit, react, relates_to
 from tests.homeserver.rooms import a_room, join, leave
 from tests.homeserver.syncs import counts, ignore, joined, read, say_with, set_state, sync, token
 from tests.rooms import send, send_event
@@ -86,6 +87,29 @@ async def test_a_threads_receipt_reads_the_thread_alone(alice: Client, bob: Clie
     await read(bob, room_id, later)
     assert await now() == ((0, 0), {})
     assert counts(await sync(bob), room_id) == (0, 0)
+
+
+async def test_what_relates_to_a_reply_counts_in_its_thread(alice: Client, bob: Client) -> None:
+    room_id = await a_room(alice, bob)
+    root = await send(alice, room_id, "root")
+    reply = await in_thread(alice, room_id, root)
+    vote = await send(alice, room_id, "vote", **relates_to("m.reference", reply))
+    await edit(alice, room_id, reply, "look", **{"m.mentions": {"user_ids": [bob.user_id]}})
+    of_root = await send(alice, room_id, "to the root", **relates_to("m.reference", root))
+
+    async def now() -> Any:
+        answer = await sync(bob, filter=BY_THREAD)
+        return counts(answer, room_id), threads(answer, room_id)
+
+    assert await now() == ((2, 0), {root: (3, 1)})
+    await read(bob, room_id, vote, thread="main")  # as a client might that does not look so far
+    assert await now() == ((1, 0), {root: (3, 1)})
+    await read(bob, room_id, vote, thread=root)
+    assert await now() == ((1, 0), {root: (1, 1)})
+    await read(bob, room_id, of_root, thread="main")
+    assert await now() == ((0, 0), {root: (1, 1)})
+    await read(bob, room_id, await react(alice, room_id, vote), thread=root)
+    assert await now() == ((0, 0), {})
 
 
 async def test_a_profile_change_leaves_threads_unread(alice: Client, bob: Client) -> None:
