@@ -59,7 +59,7 @@ from homeserver.shared_memory import Shared
 from homeserver.signing_keys import OwnKeys
 from homeserver.sliding_parts import SlidingParts
 from homeserver.user_data_parts import UserDataParts
-from storage import background, carrying, exchange, log, short_lived_tokens, stored_figures
+from storage import background, exchange, log, short_lived_tokens, stored_figures
 from storage.account_data import AccountDataChanged
 from storage.append_events import RoomEvents
 from storage.database import Database
@@ -150,10 +150,10 @@ class Application:
             self.database,
             KINDS,
             newest=shared.newest,
-            carrier=carrying,
+            carrier=shared.carrier,
             patience_seconds=self.bus.patience_seconds,
         )
-        self.log = Log(self.database, self.tail, self.bus, carrying, newest=shared.newest, spans=self.tracer)
+        self.log = Log(self.database, self.tail, self.bus, shared.carrier, newest=shared.newest, spans=self.tracer)
 
         # rooms
         self.incomplete = IncompleteRooms()

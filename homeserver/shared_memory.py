@@ -1,11 +1,12 @@
-"""What the processes of one server share on one machine: budgets of requests, and how far the log is."""
+"""What the processes of one server share on one machine: budgets of requests, how far the log is, what is new in it."""
 
 from dataclasses import dataclass, field
 
 from homeserver.services import budget_table
 from homeserver.services.budget_table import BudgetTable
-from storage import newest
+from storage import newest, shelf
 from storage.newest import Newest
+from storage.shelf import Shelf, ShelfCarrier
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,6 +15,7 @@ class Shared:
 
     budgets: BudgetTable = field(default_factory=BudgetTable)
     newest: Newest = field(default_factory=Newest)
+    carrier: ShelfCarrier = field(default_factory=ShelfCarrier)
     is_with_others: bool = False
 
 
@@ -25,11 +27,12 @@ class SharedMemory:
         self._budgets = budget_table.shared_memory()
         self._newest = newest.shared_memory()
         self._places = 2 * count
+        self._shelf = shelf.shared_memory(self._places)
 
     @property
     def descriptors(self) -> list[int]:
         """What a process has to inherit."""
-        return [self._budgets, self._newest]
+        return [self._budgets, self._newest, self._shelf]
 
     def given(self, number: int, generation: int) -> list[int]:
         """What `attach` needs in a process, at one of the places from 1 on, after so many others."""
@@ -38,5 +41,6 @@ class SharedMemory:
 
 def attach(given: list[int]) -> Shared:
     """The memory in a process that inherited it."""
-    budgets, newest_positions, place, places = given
-    return Shared(BudgetTable(budgets), Newest(newest_positions, place, places), is_with_others=True)
+    budgets, positions, entries, place, places = given
+    newest_of_all, carrier = Newest(positions, place, places), ShelfCarrier(Shelf(entries, place, places))
+    return Shared(BudgetTable(budgets), newest_of_all, carrier, is_with_others=True)

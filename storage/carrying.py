@@ -34,6 +34,8 @@ FORM = 1
 MAX_TRUNK = 100
 """More changes of a room's state are read from the database, such as those of a join to a large room."""
 
+_NO_NEWS = int(Flag.OUTLIER | Flag.HISTORY)
+
 Fields = list[Any]
 Item = tuple[int, Fields, Sequence[bytes]]
 """Position, what goes into the line, long texts."""
@@ -96,14 +98,15 @@ def _write_event(_position: int, change: RoomEvents) -> Iterator[Item]:
     if change.follows_gap or change.redacted or change.ahead or len(change.trunk) > MAX_TRUNK:
         raise _StaysError
     room = change.room
-    trunk = sorted(change.trunk, key=lambda entry: entry.since)
+    trunk = sorted(change.trunk, key=lambda entry: entry.since) if change.trunk else []
     for event in change.stored:
-        if event.flags & (Flag.OUTLIER | Flag.HISTORY):
+        if event.flags & _NO_NEWS:
             continue
-        if event.type == "m.room.redaction":
+        if event.is_a("m.room.redaction"):
             raise _StaysError
         told = [entry for entry in trunk if entry.since <= event.trunk_version]
         del trunk[: len(told)]
+        personal = [each for at, each in change.personal if at == event.position]
         fields = [
             [room.number, room.room_id, room.rules.version],
             event.event_id,
@@ -116,7 +119,7 @@ def _write_event(_position: int, change: RoomEvents) -> Iterator[Item]:
             event.txn_id,
             [event.other_place, event.other_arrival],
             [[entry.type, entry.state_key, entry.event, entry.since, entry.membership] for entry in told],
-            [[each.user_id, each.notify, each.highlight] for at, each in change.personal if at == event.position],
+            [[each.user_id, each.notify, each.highlight] for each in personal],
         ]
         yield event.position, fields, (event.canonical,)
 

@@ -287,13 +287,13 @@ class Tail:
             announced = self._announced.pop(self.position, None)
             if announced is None:
                 break
-            changes = None if self._carrier is None else self._carrier.decode(announced.body, self._database.memory)
+            changes = self._brought_by(announced)
             if changes is not None:
                 self._carried += len(changes)
                 self._apply(changes, announced.position)
                 continue
             upto, kinds = announced.position, announced.kinds
-            while (following := self._announced.get(upto)) is not None and not following.body:
+            while (following := self._announced.get(upto)) is not None and self._brought_by(following) is None:
                 del self._announced[upto]
                 upto, kinds = following.position, kinds | following.kinds
             await self._read_back_to(upto, kinds)
@@ -303,6 +303,9 @@ class Tail:
             self._gap_since = None
         elif self._gap_since is None:
             self._gap_since = time.monotonic()
+
+    def _brought_by(self, announced: Announcement) -> Sequence[tuple[int, Change]] | None:
+        return None if self._carrier is None else self._carrier.decode(announced.body, self._database.memory)
 
     async def _read_back_to(self, upto: int, kinds: int) -> None:
         """Apply what the database has of these kinds, which are all there are."""

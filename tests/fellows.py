@@ -107,7 +107,7 @@ async def _fellow(orders: _Orders, memory: Sequence[int]) -> AsyncIterator[None]
     here, there = _forking.Pipe()
     process = _forking.Process(
         target=_serve,
-        args=(orders, there, [*map(DupFd, memory[:2]), *memory[2:]], [DupFd(each.fileno()) for each in sockets]),
+        args=(orders, there, [*map(DupFd, memory[:-2]), *memory[-2:]], [DupFd(each.fileno()) for each in sockets]),
         daemon=True,
     )
     await asyncio.to_thread(process.start)

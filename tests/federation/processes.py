@@ -16,6 +16,7 @@ from federation.rooms.incomplete_rooms import IncompleteRooms
 from federation.rooms.policy_servers import PolicyServers
 from federation.rooms.reader import RoomReader
 from storage import carrying
+from storage.announcements import Carrier
 from storage.append_events import RoomEvents
 from storage.bus import PostgresBus
 from storage.database import Database
@@ -69,11 +70,11 @@ class Picture:
 class Process:
     """One process that serves rooms."""
 
-    def __init__(self, conninfo: str) -> None:
+    def __init__(self, conninfo: str, carrier: Carrier = carrying) -> None:
         self.database = Database(conninfo, max_connections=4)
         self.bus = PostgresBus(self.database, carries=True)
-        self.tail = Tail(self.database, (RoomEvents,), carrier=carrying)
-        self.log = Log(self.database, self.tail, self.bus, carrying)
+        self.tail = Tail(self.database, (RoomEvents,), carrier=carrier)
+        self.log = Log(self.database, self.tail, self.bus, carrier)
         self.heads = RoomHeads(self.database, IncompleteRooms(), HOME)
         self.picture = Picture()
         self.tail.add_view(self.picture.apply)
@@ -90,9 +91,9 @@ class Process:
 
 
 @asynccontextmanager
-async def a_process(conninfo: str, *, follows: bool = True) -> AsyncIterator[Process]:
+async def a_process(conninfo: str, *, follows: bool = True, carrier: Carrier = carrying) -> AsyncIterator[Process]:
     """A process at work; without `follows` its tail reads only when told to."""
-    process = Process(conninfo)
+    process = Process(conninfo, carrier)
     await process.database.open()
     await process.tail.start()
     tasks = [asyncio.create_task(process.log.run())]

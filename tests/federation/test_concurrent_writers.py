@@ -1,6 +1,7 @@
 """Several processes writing to one room at once: nothing is lost, and the graph is as the rules want it."""
 
 import asyncio
+import os
 import random
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from storage.database import Tx
 from storage.events import StoredEvent
 from storage.log_entries import Change, Conflict, Entry
 from storage.rooms import Room
+from storage.shelf import MAX_BYTES, Shelf, ShelfCarrier, shared_memory
 from tests.federation.processes import Process, a_process
 from tests.federation.room_model import RoomModel
 from tests.federation.stored_rooms import ids_of, newest_events, stored_events
@@ -340,3 +342,54 @@ async def test_a_damaged_event_of_another_process_does_not_end_the_tail(
         await _send(other, a_draft(room, BOB, "m.room.message", {"body": "last"}))
 
         assert other.tail.position == one.tail.position + 1
+
+
+async def test_what_is_too_much_for_the_bus_is_taken_from_memory(conninfo: str) -> None:
+    one_shelf, other_shelf = a_pair_of_shelves()
+    async with (
+        a_process(conninfo, carrier=ShelfCarrier(one_shelf)) as one,
+        a_process(conninfo, carrier=ShelfCarrier(other_shelf)) as other,
+    ):
+        other.bus.carried_bytes = one.bus.carried_bytes = 100
+        room = await a_new_room(one, "11")
+        while other.tail.figures()["tail_changes_carried_total"] == 0:  # until it listens
+            await _send(one, a_draft(room, ALICE, "m.room.message", {"body": "x"}))
+            await other.tail.wait_beyond(one.tail.position - 1, 0.2)
+        before = other.tail.figures()
+        messages = [a_draft(room, ALICE, "m.room.message", {"body": "x" * 1000}) for _ in range(20)]
+        await asyncio.gather(*(_send(one, message) for message in messages))
+        while other.tail.position < one.tail.position:
+            assert await other.tail.wait_beyond(other.tail.position, 10)
+
+        after = other.tail.figures()
+        assert after["tail_changes_read_total"] == before["tail_changes_read_total"]
+        assert after["tail_changes_carried_total"] != before["tail_changes_carried_total"]
+        assert other.picture.events == one.picture.events
+
+
+async def test_what_is_no_longer_in_memory_is_read(conninfo: str) -> None:
+    one_shelf, other_shelf = a_pair_of_shelves()
+    async with (
+        a_process(conninfo, carrier=ShelfCarrier(one_shelf)) as one,
+        a_process(conninfo, carrier=ShelfCarrier(other_shelf)) as other,
+    ):
+        one.bus.carried_bytes = 100
+        room = await a_new_room(one, "11")
+        async with other.tail.reading:  # it hears, and comes to nothing
+            for number in range(12):
+                await _send(one, a_draft(room, ALICE, "m.room.message", {"body": f"{number}"}))
+                if number == 8:
+                    for _ in range(5):
+                        one_shelf.lay(b"x" * MAX_BYTES)
+            await asyncio.sleep(0.1)
+        await other.tail.catch_up(one.tail.position)
+
+        assert other.picture.events == one.picture.events
+
+
+def a_pair_of_shelves() -> tuple[Shelf, Shelf]:
+    descriptor = shared_memory(2)
+    try:
+        return Shelf(descriptor, 0, 2), Shelf(descriptor, 1, 2)
+    finally:
+        os.close(descriptor)
