@@ -32,6 +32,9 @@ ABANDONED_SECONDS = 24 * 3600
 PIECE_BYTES = 64 * 1024
 """So much is read at a time."""
 
+MAX_THUMBNAILS = 20
+"""Of one content that are kept: they count for nobody's quota."""
+
 EXTENSIONS: Mapping[str, str] = MappingProxyType(
     {"image/png": "png", "image/jpeg": "jpg", "image/gif": "gif", "image/webp": "webp"}
 )
@@ -164,6 +167,20 @@ class Incoming:
         return self._hash.digest()
 
 
+def _forget_others(directory: Path, name: str) -> None:
+    """Remove the oldest thumbnails where there are too many."""
+    found = [(path, _written_at(path)) for path in directory.glob(f"{name}-*")]
+    found.sort(key=lambda each: each[1])
+    for path, _ in found[: max(0, len(found) - MAX_THUMBNAILS)]:
+        path.unlink(missing_ok=True)
+
+
+def _written_at(path: Path) -> int:
+    with contextlib.suppress(FileNotFoundError):
+        return path.stat().st_mtime_ns
+    return 0
+
+
 class MediaFiles:
     """The files below one directory, which is made when the first is written."""
 
@@ -230,6 +247,7 @@ class MediaFiles:
         """Store a thumbnail; it can be made again, so it need not survive a loss of power."""
         path = self._thumbnail_path(sha256, variant, content_type)
         await asyncio.to_thread(_write, self._directory / "incoming" / secrets.token_hex(16), data, path)
+        await asyncio.to_thread(_forget_others, path.parent, sha256.hex())
         return LocalFile(path)
 
     async def remove(self, sha256: bytes) -> None:

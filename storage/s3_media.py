@@ -10,6 +10,7 @@ from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass
 from pathlib import Path
 
+from storage import media_files
 from storage.media_files import EXTENSIONS, Content, Incoming, MediaFiles, StoredFile
 from storage.s3 import S3Bucket
 
@@ -71,9 +72,12 @@ class S3Media:
         return S3File(self._bucket, key, found.size), found.content_type
 
     async def put_thumbnail(self, sha256: bytes, variant: str, data: bytes, content_type: str) -> StoredFile:
-        """Store a thumbnail."""
+        """Store a thumbnail, in place of others where there are too many."""
         key = _thumbnail_key(sha256, variant)
         await self._bucket.put_bytes(key, data, content_type)
+        others = [other for other in await self._bucket.list(_thumbnail_key(sha256, "")) if other != key]
+        for other in others[media_files.MAX_THUMBNAILS - 1 :]:
+            await self._bucket.delete(other)
         return S3File(self._bucket, key, len(data))
 
     async def remove(self, sha256: bytes) -> None:

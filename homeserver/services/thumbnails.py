@@ -22,6 +22,8 @@ MAX_WAITING = 100
 MAX_RESULT_BYTES = 20 * 1024 * 1024
 LADDER = (16, 32, 48, 64, 96, 128, 160, 192, 256, 320, 400, 480, 600, 640, 800, 1024, 1280, 1600)
 """Of the larger side; more than the last is cut to it."""
+SHAPES = (1 / 4, 1 / 2, 2 / 3, 3 / 4, 1)
+"""What the smaller side is of the larger."""
 
 _PROGRAM = Path(__file__).with_name("thumbnail_process.py")
 _TOO_LARGE, _ORIGINAL = 3, 5
@@ -109,7 +111,8 @@ class Thumbnails:
 
 
 def _rounded(width: int, height: int) -> tuple[int, int]:
-    """The sizes of which thumbnails are made: the next in the ladder, in the same proportion."""
-    larger = max(width, height)
+    """The sizes of which thumbnails are made: the next in the ladder, and in the next shape that is no narrower."""
+    larger, smaller = max(width, height), min(width, height)
     step = next((each for each in LADDER if each >= larger), LADDER[-1])
-    return max(1, round(width * step / larger)), max(1, round(height * step / larger))
+    other = round(step * next(shape for shape in SHAPES if shape * larger >= smaller))
+    return (step, other) if width >= height else (other, step)

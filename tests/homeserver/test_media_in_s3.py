@@ -2,8 +2,10 @@
 
 import asyncio
 import dataclasses
+import hashlib
 import io
 import random
+import re
 import resource
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -14,12 +16,13 @@ from PIL import Image
 from homeserver import media_commands
 from homeserver.config import S3, ByteCount, Media
 from homeserver.media_commands import NotMovedError
+from storage import media_files
 from tests.client import Server
 from tests.federation.authority import Authority
 from tests.federation.servers import federating
 from tests.homeserver.test_content_repository import download, files_below, upload
 from tests.homeserver.test_sync_equivalence import at
-from tests.s3_server import S3Server
+from tests.s3_server import BUCKET, S3Server
 from tests.servers import TEST_CONFIG, running
 
 LARGE = 48 * 1024 * 1024
@@ -37,9 +40,9 @@ def media_in(store: S3Server) -> Media:
     return Media(s3=store.settings, max_upload_size=ByteCount(LARGE))
 
 
-def an_image() -> bytes:
+def an_image(seed: int = 1) -> bytes:
     file = io.BytesIO()
-    noise = random.Random(1).randbytes(300 * 200 * 3)
+    noise = random.Random(seed).randbytes(300 * 200 * 3)
     Image.frombytes("RGB", (300, 200), noise).save(file, "PNG")
     return file.getvalue()
 
@@ -89,6 +92,24 @@ async def test_a_thumbnail_is_made_once_for_all_machines(
         assert found.body == made.body
         assert Image.open(io.BytesIO(found.body)).size == (48, 32)
         assert found.headers["Content-Type"] == made.headers["Content-Type"] == "image/png"
+
+
+async def test_few_thumbnails_of_one_image_are_kept(
+    conninfo: str, store: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(media_files, "MAX_THUMBNAILS", 2)
+    async with running(conninfo, media=media_in(store), data_directory=tmp_path) as server:
+        alice = dataclasses.replace(await server.register("alice"), is_held_to_specification=False)
+        place = await upload(alice, content := an_image(seed=2))
+        for size in (16, 32, 48):
+            path = f"/v1/media/thumbnail/{place}?width={size}&height={size}&method=crop"
+            assert (await alice.get(path)).status == 200
+        prefix = f"thumbnails/{hashlib.sha256(content).hexdigest()}"
+        async with alice.session.get(f"{store.url}/{BUCKET}?list-type=2&prefix={prefix}") as answer:
+            kept = re.findall("<Key>([^<]*)</Key>", await answer.text())
+
+    assert len(kept) == 2
+    assert any("-48x48-" in key for key in kept)
 
 
 async def test_large_media_passes_through_in_pieces(conninfo: str, store: S3Server, tmp_path: Path) -> None:

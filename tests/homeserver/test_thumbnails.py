@@ -1,5 +1,6 @@
 """Thumbnails as clients ask for them, of images that are what they say and of those that are not."""
 
+import asyncio
 import dataclasses
 import io
 import struct
@@ -12,6 +13,8 @@ import pytest
 from PIL import Image
 
 from homeserver.config import Media
+from homeserver.services.thumbnails import LADDER, SHAPES, _rounded
+from storage import media_files
 from tests.client import Answer, Client
 from tests.homeserver.test_content_repository import upload
 from tests.servers import running
@@ -152,3 +155,26 @@ async def test_a_huge_size_is_never_more_than_the_image(carol: Client) -> None:
     place = await upload(carol, image(60, 40, "JPEG"))
 
     assert opened(await thumbnail(carol, place, width=10_000_000, height=10_000_000)).size == (60, 40)
+
+
+def test_few_sizes_are_made() -> None:
+    sizes = {_rounded(width, height) for width in range(1, 1601, 7) for height in range(1, 1601, 7)}
+
+    assert len(sizes) <= len(LADDER) * (2 * len(SHAPES) - 1)
+    for wanted in ((320, 240), (640, 480), (800, 600), (96, 96), (32, 32)):
+        assert _rounded(*wanted) == wanted
+    assert _rounded(800, 450) == (800, 533)
+
+
+async def test_few_thumbnails_of_one_image_are_kept(
+    carol: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(media_files, "MAX_THUMBNAILS", 2)
+    place = await upload(carol, image(200, 200, "PNG"))
+
+    for size in (96, 64, 32):
+        assert opened(await thumbnail(carol, place, width=size, height=size)).size == (size, size)
+
+    kept = await asyncio.to_thread(lambda: list(tmp_path.glob("media/thumbnails/*/*/*")))
+    assert {path.stem.partition("-")[2] for path in kept} == {"32x32-scale-still", "64x64-scale-still"}
+    assert opened(await thumbnail(carol, place, width=96, height=96)).size == (96, 96)
