@@ -41,9 +41,14 @@ async def insert(tx: Tx, url: str, preview: StoredPreview) -> None:
     )
 
 
-async def delete_old(tx: Tx, now_ts: int, kept_ms: int) -> int:
-    """Forget those that expired so long ago, and failures that expired at all; how many."""
-    return await tx.execute(
+async def delete_old(tx: Tx, now_ts: int, kept_ms: int, *, at_most: int) -> int:
+    """Forget those that expired so long ago, failures that expired at all, and all but the newest so many; how many."""
+    gone = await tx.execute(
         "delete from url_previews where expires_ts < %s and (answer is null or expires_ts < %s)",
         (now_ts, now_ts - kept_ms),
+    )
+    return gone + await tx.execute(
+        "delete from url_previews where ctid = any(array("
+        "select ctid from url_previews order by fetched_ts desc offset %s))",
+        (at_most,),
     )

@@ -130,7 +130,7 @@ class ContentRepositoryAPI:
         if not url:
             raise InvalidInput("url is required", "M_MISSING_PARAM")
         ts = None if call.query_text("ts") is None else call.query_int("ts", 0, maximum=1 << 53)
-        return await self._previews.get(url, ts)
+        return await self._previews.get(requester(call).user_id, url, ts)
 
     async def refuse_frozen(self, _call: Call) -> NoReturn:
         """The endpoints without a login: all media is from after the freeze."""

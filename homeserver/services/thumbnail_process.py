@@ -7,6 +7,7 @@ time before it reads anything, and speaks by its output (a content type, a line 
 """
 
 import io
+import os
 import resource
 import sys
 
@@ -37,6 +38,7 @@ def limit(max_pixels: int) -> None:
 
 
 limit(int(sys.argv[5]))
+os.nice(5)  # who asks for a thumbnail holds nobody up who does not
 
 from PIL import Image, ImageOps  # noqa: E402  # under the limits, too
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from email.message import Message
 from pathlib import Path
 from typing import Any, BinaryIO
+from weakref import WeakValueDictionary
 
 import orjson
 from yarl import URL
@@ -22,7 +23,7 @@ from yarl import URL
 from federation.outbound.egress import Egress, EgressError, EgressRequest, EgressStream
 from federation.protocol.errors import Forbidden, InvalidInput, MatrixError
 from federation.protocol.globs import glob_match
-from federation.protocol.types import JsonObject, ServerName
+from federation.protocol.types import JsonObject, ServerName, UserID
 from homeserver.services import limited_process
 from homeserver.services.kept_content import confirm, keep
 from storage import background, content_repository, url_previews
@@ -40,6 +41,8 @@ MAX_REDIRECTS = 5
 MAX_PAGE_BYTES = 1024 * 1024
 """Of a page, unpacked; what it says of itself is at its beginning, and the rest is not read."""
 MAX_FETCHES = 8
+MAX_FETCHES_OF_USER = 3
+"""Who names slow pages holds up themselves."""
 MAX_WAITING = 200
 SECONDS = 20.0
 """For a page and its image together, but for waiting."""
@@ -50,6 +53,8 @@ FAILED_MS = 60_000
 """For so long a page that could not be had is not asked for again."""
 KEPT_MS = 7 * 86_400_000
 """For so long after its time an answer is kept for who asks for that time."""
+MAX_KEPT = 50_000
+"""Answers, of which each may take some kilobytes; the oldest go."""
 
 _PAGES = ("text/html", "application/xhtml+xml")
 _REDIRECTS = frozenset((301, 302, 303, 307, 308))
@@ -89,6 +94,7 @@ class URLPreviews:
         self._server_name = server_name
         self._fetches: dict[str, asyncio.Task[bytes | None]] = {}
         self._fetching = Places("url_previews", MAX_FETCHES)
+        self._turns: WeakValueDictionary[UserID, asyncio.Semaphore] = WeakValueDictionary()
         self.places = Places("preview_processes", MAX_PROCESSES)
         self._lookups = Lookups("url_previews")
 
@@ -99,9 +105,9 @@ class URLPreviews:
             "cache_misses_total": {self._lookups.name: self._lookups.misses},
         }
 
-    async def get(self, text: str, ts: int | None) -> bytes:
-        """The preview's JSON, as it was at that time if that is known; raises M_FORBIDDEN, M_INVALID_PARAM, and
-        M_UNKNOWN (502) where the page cannot be had.
+    async def get(self, user_id: UserID, text: str, ts: int | None) -> bytes:
+        """The preview's JSON for a user, as it was at that time if that is known; raises M_FORBIDDEN, M_INVALID_PARAM,
+        and M_UNKNOWN (502) where the page cannot be had.
         """
         if not self._policy.enabled:
             raise Forbidden("This server makes no previews")
@@ -114,7 +120,7 @@ class URLPreviews:
             kept = await url_previews.find(tx, str(url), wanted_ts)
         is_known = kept is not None and kept.expires_ts > wanted_ts
         self._lookups.note(is_hit=is_known)
-        answer = kept.answer if kept is not None and is_known else await self._fetch_once(url)
+        answer = kept.answer if kept is not None and is_known else await self._fetch_once(url, user_id)
         if answer is None:
             raise MatrixError("M_UNKNOWN", "There is no preview of this page", 502)
         return answer
@@ -122,7 +128,7 @@ class URLPreviews:
     async def forget_old(self) -> None:
         """Forget answers whose time is long over."""
         async with self._database.transaction() as tx:
-            await url_previews.delete_old(tx, self._database.now_ms(), KEPT_MS)
+            await url_previews.delete_old(tx, self._database.now_ms(), KEPT_MS, at_most=MAX_KEPT)
 
     async def close(self) -> None:
         """End what is being fetched."""
@@ -138,14 +144,15 @@ class URLPreviews:
 
         return is_in(self._policy.allowed_hosts) and not is_in(self._policy.denied_hosts)
 
-    async def _fetch_once(self, url: URL) -> bytes | None:
+    async def _fetch_once(self, url: URL, user_id: UserID) -> bytes | None:
         """Fetch, once for all who ask for the same; it goes on when they go."""
         key = str(url)
         task = self._fetches.get(key)
         if task is None:
             if len(self._fetches) >= MAX_WAITING:
                 raise MatrixError("M_LIMIT_EXCEEDED", "Too many previews are made", 429, {"retry_after_ms": 5000})
-            task = self._fetches[key] = asyncio.get_running_loop().create_task(self._fetch_and_keep(url))
+            turn = self._turns.setdefault(user_id, asyncio.Semaphore(MAX_FETCHES_OF_USER))
+            task = self._fetches[key] = asyncio.get_running_loop().create_task(self._fetch_and_keep(url, turn))
             task.add_done_callback(lambda done: self._end_fetch(key, done))
         return await asyncio.shield(task)
 
@@ -154,11 +161,11 @@ class URLPreviews:
         if not task.cancelled():
             task.exception()  # whoever waits is told; if nobody does, nobody needs to be
 
-    async def _fetch_and_keep(self, url: URL) -> bytes | None:
+    async def _fetch_and_keep(self, url: URL, turn: asyncio.Semaphore) -> bytes | None:
         answer: bytes | None = None
         lifetime_ms = FAILED_MS
         try:
-            async with self._fetching, asyncio.timeout(SECONDS):
+            async with turn, self._fetching, asyncio.timeout(SECONDS):
                 answer = orjson.dumps(await self._preview(url))
                 lifetime_ms = self._policy.lifetime_ms
         except (_Failed, EgressError, TimeoutError) as error:

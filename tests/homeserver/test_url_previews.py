@@ -444,3 +444,46 @@ async def test_the_event_loop_is_not_held_up(looking: Server, reader: Client, si
         watching.cancel()
 
     assert max(turns) < 0.05
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        b"<h1><div>" * 100 + b"<i></i>" * 100_000,
+        b'<meta charset="punycode">' + b"a" * 500_000 + b"-" + b"zzzz" * 90_000,
+    ],
+)
+async def test_pages_that_are_made_to_take_long_do_not(reader: Client, site: Site, page: bytes) -> None:
+    assert (await preview(reader, site.put("/slow", page, "text/html"))).status == 200
+
+
+@pytest.mark.one_process("each process fetches so many")
+async def test_who_names_slow_pages_holds_up_themselves(looking: Server, reader: Client, site: Site) -> None:
+    is_asked, may_answer = asyncio.Event(), asyncio.Event()
+
+    async def slowly(_request: web.Request) -> web.StreamResponse:
+        is_asked.set()
+        await may_answer.wait()
+        return web.Response(text="<title>late</title>", content_type="text/html")
+
+    slow = [site.url(f"/slow{number}") for number in range(12)]
+    site.pages.update({f"/slow{number}": slowly for number in range(12)})
+    waiting = [asyncio.ensure_future(preview(reader, url)) for url in slow]
+    await is_asked.wait()
+    other = await preview(await looking.register(), site.put("/fast", "<title>fast</title>"))
+
+    assert (other.status, other.body["og:title"]) == (200, "fast")
+    may_answer.set()
+    assert {answer.status for answer in await asyncio.gather(*waiting)} == {200}
+
+
+async def test_so_many_answers_are_kept(
+    looking: Server, reader: Client, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(3):
+        await preview(reader, site.put(f"/kept{number}", f"<title>{number}</title>"))
+    monkeypatch.setattr(url_previews, "MAX_KEPT", 2)
+    await looking.application.media.previews.forget_old()
+
+    async with looking.application.database.read() as tx:
+        assert await tx.fetch("select count(*) from url_previews") == [(2,)]
