@@ -48,7 +48,7 @@ def discovery_routes(api: DiscoveryAPI) -> Sequence[ClientRoute]:
     """Versions and capabilities."""
     return [
         ClientRoute(method="GET", path="versions", endpoint=api.get_versions, login=NONE),
-        ClientRoute(method="GET", path="v3/capabilities", endpoint=api.get_capabilities, guests=True),
+        ClientRoute(method="GET", path="v3/capabilities", endpoint=api.get_capabilities, guests=True, limit="requests"),
         ClientRoute(
             method="GET",
             path="unstable/org.matrix.msc4143/rtc/transports",
@@ -99,7 +99,7 @@ def account_routes(api: AccountsAPI) -> Sequence[ClientRoute]:
             login=NONE,
             limit="login",
         ),
-        ClientRoute(method="GET", path="v3/account/whoami", endpoint=api.whoami, guests=True),
+        ClientRoute(method="GET", path="v3/account/whoami", endpoint=api.whoami, guests=True, limit="requests"),
         ClientRoute(
             method="POST",
             path="v3/account/password",
@@ -145,7 +145,9 @@ def outside_service_routes(api: OutsideServicesAPI) -> Sequence[ClientRoute]:
     openid = "v3/user/{user_id}/openid/request_token"
     return [
         ClientRoute(method="POST", path=openid, endpoint=api.request_openid_token, guests=True, limit="requests"),
-        ClientRoute(method="GET", path="v3/voip/turnServer", endpoint=api.get_turn_server, guests=True),
+        ClientRoute(
+            method="GET", path="v3/voip/turnServer", endpoint=api.get_turn_server, guests=True, limit="requests"
+        ),
     ]
 
 
@@ -353,11 +355,11 @@ def membership_routes(api: RoomMembershipAPI) -> Sequence[ClientRoute]:
         ClientRoute(method="POST", path=f"{room}/join", endpoint=api.join, limit="joins", guests=True),
         ClientRoute(method="POST", path="v3/knock/{room_id}", endpoint=api.knock, limit="joins"),
         ClientRoute(method="POST", path=f"{room}/invite", endpoint=api.invite, limit="invites"),
-        ClientRoute(method="POST", path=f"{room}/leave", endpoint=api.leave, guests=True),
+        ClientRoute(method="POST", path=f"{room}/leave", endpoint=api.leave, guests=True, limit="requests"),
         ClientRoute(method="POST", path=f"{room}/kick", endpoint=api.kick, limit="messages"),
         ClientRoute(method="POST", path=f"{room}/ban", endpoint=api.ban, limit="messages"),
         ClientRoute(method="POST", path=f"{room}/unban", endpoint=api.unban, limit="messages"),
-        ClientRoute(method="POST", path=f"{room}/forget", endpoint=api.forget, guests=True),
+        ClientRoute(method="POST", path=f"{room}/forget", endpoint=api.forget, guests=True, limit="requests"),
     ]
 
 
@@ -424,7 +426,9 @@ def directory_routes(api: RoomDirectoryAPI) -> Sequence[ClientRoute]:
         ClientRoute(method="GET", path=alias, endpoint=api.get_alias, login=NONE, limit="requests"),
         ClientRoute(method="PUT", path=alias, endpoint=api.put_alias, limit="requests"),
         ClientRoute(method="DELETE", path=alias, endpoint=api.delete_alias, limit="requests"),
-        ClientRoute(method="GET", path="v3/rooms/{room_id}/aliases", endpoint=api.list_aliases, guests=True),
+        ClientRoute(
+            method="GET", path="v3/rooms/{room_id}/aliases", endpoint=api.list_aliases, guests=True, limit="requests"
+        ),
         ClientRoute(method="GET", path=listed, endpoint=api.get_visibility, login=NONE, limit="requests"),
         ClientRoute(method="PUT", path=listed, endpoint=api.put_visibility, limit="requests"),
         ClientRoute(
@@ -523,6 +527,7 @@ def media_routes(api: ContentRepositoryAPI) -> Sequence[ClientRoute]:
             path="v1/media/config",
             endpoint=api.get_config,
             guests=True,
+            limit="requests",
             unstable=(f"{old}/v3/config", f"{old}/r0/config"),
         ),
         ClientRoute(
