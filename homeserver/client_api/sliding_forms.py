@@ -24,9 +24,11 @@ MAX_STATE_ELEMENTS = 500
 MAX_ALL_STATE_ELEMENTS = 2_000
 """Of all lists and subscriptions, where those that want the same count once: they are kept while a connection is."""
 MAX_RANGES = 100
+"""Of one list."""
+MAX_ALL_RANGES = 500
 MAX_NAMES = 1000
 """Tags, spaces or types in a filter; lists or rooms in an extension."""
-MAX_ALL_NAMES = 5_000
+MAX_ALL_NAMES = 2_000
 """In all filters."""
 MAX_NAME_LENGTH = 255
 MAX_TIMELINE = 100
@@ -57,6 +59,8 @@ def _check_size(wanted: Wanted) -> None:
     patterns |= {config.required_state for _, config in wanted.subscriptions}
     if sum(len(each.include) + len(each.exclude) for each in patterns) > MAX_ALL_STATE_ELEMENTS:
         raise InvalidInput(f"required_state may have at most {MAX_ALL_STATE_ELEMENTS} different elements in all")
+    if sum(len(each.ranges or ()) for each in wanted.lists) > MAX_ALL_RANGES:
+        raise InvalidInput(f"There may be at most {MAX_ALL_RANGES} ranges in all")
     if sum(each.filter.size for each in wanted.lists) > MAX_ALL_NAMES:
         raise InvalidInput(f"All filters together may have at most {MAX_ALL_NAMES} names")
 

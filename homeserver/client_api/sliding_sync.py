@@ -19,6 +19,8 @@ MAX_REMEMBERED = 1_000
 """Bodies, which clients repeat with every request."""
 MAX_REMEMBERED_BYTES = 8 * 1024
 """Of one of them."""
+MAX_ALL_REMEMBERED_BYTES = 2 * 1024 * 1024
+"""What is made of them takes ten times as much."""
 
 _Asked = tuple[Wanted, str | None, str | None, str | None]
 
@@ -30,6 +32,7 @@ class SlidingSyncAPI:
         self._syncs = syncs
         self._presence = presence
         self._remembered: OrderedDict[tuple[UserID, bytes], _Asked] = OrderedDict()
+        self._remembered_bytes = 0
 
     def routes(self) -> list[ClientRoute]:
         """The endpoints."""
@@ -69,9 +72,7 @@ class SlidingSyncAPI:
         if asked is None:
             asked = _read(data, who.user_id)
             if len(data) <= MAX_REMEMBERED_BYTES:
-                self._remembered[key] = asked
-                if len(self._remembered) > MAX_REMEMBERED:
-                    self._remembered.popitem(last=False)
+                self._remember(key, asked)
         else:
             self._remembered.move_to_end(key)
         wanted, conn_id, to_device_since, txn_id = asked
@@ -87,6 +88,13 @@ class SlidingSyncAPI:
             is_abandoned=lambda: call.request.transport is None,
         )
         return await self._answer(request, call.query_text("set_presence"))
+
+    def _remember(self, key: tuple[UserID, bytes], asked: _Asked) -> None:
+        self._remembered[key] = asked
+        self._remembered_bytes += len(key[1])
+        while len(self._remembered) > MAX_REMEMBERED or self._remembered_bytes > MAX_ALL_REMEMBERED_BYTES:
+            (_, oldest), _ = self._remembered.popitem(last=False)
+            self._remembered_bytes -= len(oldest)
 
     async def _answer(self, request: SlidingRequest, presence: str | None) -> bytes:
         if presence not in PRESENCE:

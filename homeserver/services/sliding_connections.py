@@ -26,6 +26,8 @@ MAX_STATE_BYTES = 256 * 1024
 """Of a state as it is stored. A connection with a larger one is given up: the client begins anew."""
 MAX_KEPT = 2_000
 """Connections that a process remembers."""
+MAX_KEPT_OF_USER = 20
+"""What is remembered of one may be a megabyte."""
 UNUSED_DAYS = 30
 WHOLE = 1_000_000
 """The depth of a timeline that reaches down to where the room's history begins, or ours."""
@@ -114,17 +116,29 @@ class SlidingConnections:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._held: OrderedDict[ConnectionKey, Held] = OrderedDict()
+        self._of_users: dict[UserID, OrderedDict[ConnectionKey, None]] = {}
+        """The same by user, in the same order."""
 
     def held(self, key: ConnectionKey) -> Held:
         """What is remembered of a connection."""
         found = self._held.get(key)
         if found is None:
             found = self._held[key] = Held()
-            if len(self._held) > MAX_KEPT:
-                self._held.popitem(last=False)
+            of_user = self._of_users.setdefault(key.user_id, OrderedDict())
+            of_user[key] = None
+            if len(of_user) > MAX_KEPT_OF_USER:
+                self._forget(next(iter(of_user)))
+            elif len(self._held) > MAX_KEPT:
+                self._forget(next(iter(self._held)))
         else:
             self._held.move_to_end(key)
+            self._of_users[key.user_id].move_to_end(key)
         return found
+
+    def _forget(self, key: ConnectionKey) -> None:
+        del self._held[key], self._of_users[key.user_id][key]
+        if not self._of_users[key.user_id]:
+            del self._of_users[key.user_id]
 
     async def rooms(self, key: ConnectionKey, number: int) -> Rooms:
         """A state of the connection; raises UnknownPos where it can no longer be gone on from."""

@@ -5,7 +5,10 @@ import dataclasses
 
 import pytest
 
-from storage.sync_connections import MAX_OF_DEVICE
+from federation.protocol.types import UserID
+from homeserver.services import sliding_connections
+from homeserver.services.sliding_connections import Held, SentRoom, SlidingConnections
+from storage.sync_connections import MAX_OF_DEVICE, ConnectionKey
 from tests.client import Client, Server
 from tests.homeserver.rooms import a_room
 from tests.homeserver.sliding import Sliding, a_list, new_sliding, room, timeline
@@ -175,3 +178,18 @@ async def test_what_was_asked_anew_is_answered_at_once(alice: Client) -> None:
     await sync.next()
 
     assert room(await sync.next(lists={"all": a_list()}), room_id)["initial"] is True
+
+
+async def test_a_process_remembers_few_connections_of_a_user_and_goes_on_with_all(
+    server: Server, alice: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sliding_connections, "MAX_KEPT_OF_USER", 2)
+    connections = SlidingConnections(server.application.database)
+    keys = [ConnectionKey(UserID(alice.user_id), 0, f"s{number}") for number in range(4)]
+    numbers = [await connections.begin(key, {number: SentRoom(1)}, Held()) for number, key in enumerate(keys)]
+    kept = [connections.held(key).states for key in keys[2:]]
+
+    assert [len(states) for states in kept] == [1, 1]
+    assert not connections.held(keys[0]).states
+    for number, key in enumerate(keys):
+        assert await connections.rooms(key, numbers[number]) == {number: SentRoom(1)}

@@ -152,4 +152,5 @@ async def test_what_all_lists_ask_for_together_is_bounded(alice: Client) -> None
     assert await status(lists(20, required_state=of_its_own)) == 200
     assert await status(lists(21, required_state=of_its_own)) == 400
     assert await status(lists(100, required_state=lambda _: of_its_own(0))) == 200
+    assert await status(lists(6, ranges=lambda _: [[0, 1]] * 100)) == 400
     assert await status(lists(11, filters=lambda _: {"not_tags": [f"u.{n}" for n in range(500)]})) == 400
