@@ -119,6 +119,18 @@ async def set_password(tx: Tx, user_id: UserID, password_hash: str | None) -> bo
     )
 
 
+async def upgrade_guest(tx: Tx, user_id: UserID, password_hash: str | None) -> bool:
+    """Make an ordinary account of a guest's; whether it was one, and has not ended."""
+    return (
+        await tx.execute(
+            "update users set password_hash = %s, is_guest = false"
+            " where user_id = %s and is_guest and deactivated_ts is null",
+            (password_hash, user_id),
+        )
+        == 1
+    )
+
+
 async def renew_hash(tx: Tx, account: Account, password_hash: str) -> None:
     """Store another hash of the same password, unless there is another password by now."""
     await tx.execute(

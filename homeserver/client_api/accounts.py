@@ -63,15 +63,37 @@ class AccountsAPI:
         attempt = await self._interactive_auth.begin(call, body, None)
         body = attempt.body
         localpart = _localpart(body)
-        if localpart is not None:
+        guest = await self._guest(body, localpart)
+        if localpart is not None and guest is None:
             await self._accounts.check_available(localpart)
         password = None if body.get("password") is None else self._accounts.check_new_password(body["password"])
         new, inhibit_login = new_login(body), _inhibit_login(body)
         await self._interactive_auth.complete(attempt, self._registration.flows)
         if password is None:
             raise InvalidInput("A password is required", "M_MISSING_PARAM")
-        user_id = await self._accounts.register(_new_account(localpart, password, attempt))
+        account = _new_account(localpart, password, attempt)
+        if guest is None:
+            user_id = await self._accounts.register(account)
+        else:
+            user_id = await self._accounts.upgrade_guest(guest, account)
         return await self._logged_in(user_id, new, inhibit_login=inhibit_login)
+
+    async def _guest(self, body: JsonObject, localpart: str | None) -> UserID | None:
+        """The guest whose account is to become an ordinary one ("Guest Access"), if it is one's."""
+        token = find_text(body, "guest_access_token")
+        if token is None:
+            return None
+        try:
+            who = await self._sessions.authenticate(token)
+        except Unauthorized:
+            who = None
+        if who is None or not who.is_guest:
+            raise Forbidden("guest_access_token is no access token of a guest")
+        if localpart is None:
+            raise InvalidInput("username is required", "M_MISSING_PARAM")
+        if who.user_id != f"@{localpart}:{server_name_of(who.user_id)}":
+            raise InvalidInput("username must be that of the guest")
+        return who.user_id
 
     async def _logged_in(self, user_id: UserID, new: NewLogin, *, inhibit_login: bool) -> Answer:
         if inhibit_login:

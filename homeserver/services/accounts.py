@@ -90,15 +90,33 @@ class AccountService:
         async with self._database.transaction() as tx:
             if not await accounts.insert(tx, account):
                 raise InvalidInput("This user ID is taken", "M_USER_IN_USE")
-            if new.registration_token is not None and not await accounts.spend_registration_token(
-                tx, new.registration_token, self._database.now_ms()
-            ):
-                raise Forbidden("The registration token is no longer valid")
-            if new.email_proof is not None:
-                now_ts = self._database.now_ms()
-                proven = await find_proven(tx, ProofPurpose.REGISTER, new.email_proof, None, now_ts=now_ts)
-                await give(tx, user_id, proven, now_ts)
+            await self._use_proofs_up(tx, user_id, new)
         return user_id
+
+    async def upgrade_guest(self, user_id: UserID, new: NewAccount) -> UserID:
+        """Make an ordinary account of a guest's, whose sessions stay; raises as `register`."""
+        if new.address is not None:
+            self._rate_limits.spend("registration", new.address)
+        password_hash = None if new.password is None else await self._passwords.hash(new.password)
+
+        async def work(tx: Tx) -> None:
+            if not await accounts.upgrade_guest(tx, user_id, password_hash):
+                raise InvalidInput("This user is no guest any longer", "M_USER_IN_USE")
+            await self._use_proofs_up(tx, user_id, new)
+
+        await self._sessions.change_standing(user_id, work)
+        return user_id
+
+    async def _use_proofs_up(self, tx: Tx, user_id: UserID, new: NewAccount) -> None:
+        """What allowed the account to be made allows no other."""
+        if new.registration_token is not None and not await accounts.spend_registration_token(
+            tx, new.registration_token, self._database.now_ms()
+        ):
+            raise Forbidden("The registration token is no longer valid")
+        if new.email_proof is not None:
+            now_ts = self._database.now_ms()
+            proven = await find_proven(tx, ProofPurpose.REGISTER, new.email_proof, None, now_ts=now_ts)
+            await give(tx, user_id, proven, now_ts)
 
     async def register_for_service(self, service: ApplicationService, localpart: object) -> UserID:
         """Make an account without a password in the service's namespace; raises M_EXCLUSIVE outside of it."""

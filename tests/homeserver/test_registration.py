@@ -185,6 +185,33 @@ async def test_a_guest_may_do_little(server: Server) -> None:
     assert (status, error["errcode"]) == (403, "M_GUEST_ACCESS_FORBIDDEN")
 
 
+async def test_a_guest_gets_an_ordinary_account(server: Server) -> None:
+    guest = server.anonymous.logged_in(await server.anonymous.ok("POST", "/v3/register?kind=guest", {}))
+    localpart = guest.user_id[1:].partition(":")[0]
+    body = {"username": localpart, "password": PASSWORD, "guest_access_token": guest.access_token}
+    ordinary = await server.register("ordinary")
+    own = ordinary.user_id[1:].partition(":")[0]
+
+    for wrong, status, errcode in (
+        ({"guest_access_token": "unknown"}, 403, "M_FORBIDDEN"),
+        ({"guest_access_token": ordinary.access_token, "username": own}, 403, "M_FORBIDDEN"),
+        ({"guest_access_token": 7}, 400, "M_BAD_JSON"),
+        ({"username": None}, 400, "M_MISSING_PARAM"),
+        ({"username": unique()}, 400, "M_INVALID_PARAM"),
+        ({"guest_access_token": None}, 400, "M_USER_IN_USE"),
+    ):
+        answer = await server.anonymous.post("/v3/register", {**body, **wrong, "auth": DUMMY})
+        assert (answer.status, answer.body["errcode"]) == (status, errcode), wrong
+
+    user = server.anonymous.logged_in(await server.anonymous.ok("POST", "/v3/register", {**body, "auth": DUMMY}))
+    assert user.user_id == guest.user_id
+    for client in (user, guest, await user.login()):
+        assert (await client.ok("GET", "/v3/account/whoami"))["is_guest"] is False
+        await client.ok("GET", "/v3/pushrules/")
+    again = await server.anonymous.post("/v3/register", {**body, "auth": DUMMY})
+    assert (again.status, again.body["errcode"]) == (403, "M_FORBIDDEN")
+
+
 async def test_where_registration_is_closed_nobody_registers(conninfo: str) -> None:
     async with running(conninfo, registration=Registration()) as server:
         for kind in ("user", "guest"):
