@@ -50,6 +50,7 @@ from homeserver.services.impersonation import Impersonation
 from homeserver.services.mail import Mailer
 from homeserver.services.media_cache import MediaCache
 from homeserver.services.passwords import Passwords
+from homeserver.services.rate_limits import RateLimits
 from homeserver.services.rendezvous import RendezvousService
 from homeserver.services.sessions import SessionService
 from homeserver.services.user_names import UserNames
@@ -106,7 +107,9 @@ class AccountParts:
             user_agent=f"Hearth/{release.number()}",
         )
         self.identifiers = IdentifierService(database, mailer, ground.rate_limits, configured.identifier_policy(config))
-        self.interactive_auth = InteractiveAuth(database, self._stages(config, outbound), ground.rate_limits)
+        self.interactive_auth = InteractiveAuth(
+            database, self._stages(config, outbound, ground.rate_limits), ground.rate_limits
+        )
         login = LoginAPI(
             self.service, sessions, self.authenticator, self.interactive_auth, base_url=config.public_base_url
         )
@@ -141,11 +144,7 @@ class AccountParts:
             *routes.administration_routes(administration),
             *routes.report_routes(moderation),
             *routes.outside_service_routes(OutsideServicesAPI(database, configured.turn_servers(config.turn))),
-        ]
-        self.page_routes: list[Route] = [
-            *routes.well_known_routes(discovery),
-            *routes.page_routes(
-                PagesAPI(server_name=ground.server_name),
+            *routes.form_routes(
                 StagePagesAPI(
                     self.interactive_auth,
                     self.identifiers,
@@ -154,6 +153,10 @@ class AccountParts:
                 ),
                 ConfirmationPageAPI(self.identifiers, server_name=ground.server_name),
             ),
+        ]
+        self.page_routes: list[Route] = [
+            *routes.well_known_routes(discovery),
+            *routes.page_routes(PagesAPI(server_name=ground.server_name)),
         ]
         self.admin_routes: list[Route] = [
             *admin_routes.server_routes(administration, registration, self.authenticator),
@@ -165,7 +168,7 @@ class AccountParts:
             ),
         ]
 
-    def _stages(self, config: Config, outbound: Outbound) -> dict[str, Stage]:
+    def _stages(self, config: Config, outbound: Outbound, rate_limits: RateLimits) -> dict[str, Stage]:
         """What somebody can be asked to prove here."""
         stages: dict[str, Stage] = {
             uia.DUMMY: DummyStage(),
@@ -177,5 +180,5 @@ class AccountParts:
             stages[uia.EMAIL] = EmailStage(self.identifiers)
         keys = configured.captcha(config.registration.captcha)
         if keys is not None:
-            stages[uia.RECAPTCHA] = CaptchaStage(Captcha(outbound.egress, keys))
+            stages[uia.RECAPTCHA] = CaptchaStage(Captcha(outbound.egress, keys), rate_limits)
         return stages

@@ -281,7 +281,6 @@ class Application:
                         ground.rate_limits.spend_on_body,
                     ),
                     *self.accounts.page_routes,
-                    *self.push.page_routes,
                 ],
                 API.FEDERATION: inbound.routes if config.federation.enabled else [],
                 API.ADMIN: self.accounts.admin_routes,

@@ -6,12 +6,11 @@ from federation.outbound.addresses import AddressPolicy
 from federation.outbound.egress import Egress
 from federation.outbound.name_lookup import SystemNameLookup
 from federation.outbound.turns import Places
-from federation.web import Route
 from homeserver import release
 from homeserver.client_api import routes
 from homeserver.client_api.notifications import NotificationsAPI
 from homeserver.client_api.pushers import PushersAPI
-from homeserver.client_api.routing import ClientRoute
+from homeserver.client_api.routing import ClientRoute, Login
 from homeserver.client_api.unsubscribe_page import UnsubscribePageAPI
 from homeserver.federation_parts import Ground, Outbound
 from homeserver.followers.push import PushFollower, PushParts
@@ -74,11 +73,11 @@ class PushNotificationParts:
         notifications = NotificationService(
             ground.database, ground.reader, user_data.push_rules, user_data.account_data
         )
-        self.routes: list[ClientRoute] = [
-            *routes.push_routes(PushersAPI(self.pushers), NotificationsAPI(notifications))
-        ]
         unsubscribe = UnsubscribePageAPI(self.pushers, server_name=ground.server_name)
-        self.page_routes: list[Route] = [
-            Route("GET", UNSUBSCRIBE_PATH, unsubscribe.get),
-            Route("POST", UNSUBSCRIBE_PATH, unsubscribe.post),
+        self.routes: list[ClientRoute] = [
+            *routes.push_routes(PushersAPI(self.pushers), NotificationsAPI(notifications)),
+            *(
+                ClientRoute(method=method, path=UNSUBSCRIBE_PATH, endpoint=endpoint, login=Login.NONE, limit="requests")
+                for method, endpoint in (("GET", unsubscribe.get), ("POST", unsubscribe.post))
+            ),
         ]

@@ -11,6 +11,7 @@ from homeserver.client_api.interactive_auth import Asker
 from homeserver.services.accounts import AccountService
 from homeserver.services.captcha import Captcha
 from homeserver.services.identifiers import IdentifierService
+from homeserver.services.rate_limits import RateLimits
 from storage.identifier_validations import Purpose
 
 
@@ -91,15 +92,17 @@ class EmailStage:
 class CaptchaStage:
     """A captcha, solved ("Google ReCaptcha")."""
 
-    def __init__(self, captcha: Captcha) -> None:
+    def __init__(self, captcha: Captcha, rate_limits: RateLimits) -> None:
         self._captcha = captcha
+        self._rate_limits = rate_limits
 
     def params(self) -> JsonObject | None:
         """What shows it."""
         return {"public_key": self._captcha.site_key}
 
     async def check(self, auth: JsonObject, asker: Asker) -> None:
-        """Raise M_CAPTCHA_NEEDED, M_CAPTCHA_INVALID."""
+        """Raise M_CAPTCHA_NEEDED, M_CAPTCHA_INVALID, or LimitExceeded for an address that has many checked."""
+        self._rate_limits.spend("login", asker.address)
         await self._captcha.check(find_text(auth, "response") or "", asker.address)
 
 

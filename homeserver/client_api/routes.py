@@ -448,19 +448,24 @@ def directory_routes(api: RoomDirectoryAPI) -> Sequence[ClientRoute]:
     ]
 
 
-def page_routes(api: PagesAPI, stages: StagePagesAPI, confirmation: ConfirmationPageAPI) -> Sequence[Route]:
-    """Web pages."""
-    stage_pages = [
-        Route(method, f"/_matrix/client/{version}/auth/{{auth_type}}/fallback/web", endpoint)
-        for version in ("v3", "r0")
-        for method, endpoint in (("GET", stages.get_stage), ("POST", stages.post_stage))
-    ]
+def page_routes(api: PagesAPI) -> Sequence[Route]:
+    """Web pages that cost nothing."""
     return [
         Route("GET", "/", api.get_landing),
         Route("GET", "/_matrix/static/client/login/", api.get_login),
-        *stage_pages,
-        Route("GET", CONFIRM_PATH, confirmation.get),
-        Route("POST", CONFIRM_PATH, confirmation.post),
+    ]
+
+
+def form_routes(stages: StagePagesAPI, confirmation: ConfirmationPageAPI) -> Sequence[ClientRoute]:
+    """Web pages with forms."""
+    return [
+        ClientRoute(method=method, path=path, endpoint=endpoint, login=NONE, limit="requests")
+        for method, path, endpoint in (
+            ("GET", "v3/auth/{auth_type}/fallback/web", stages.get_stage),
+            ("POST", "v3/auth/{auth_type}/fallback/web", stages.post_stage),
+            ("GET", CONFIRM_PATH, confirmation.get),
+            ("POST", CONFIRM_PATH, confirmation.post),
+        )
     ]
 
 

@@ -1,5 +1,6 @@
 """What one account, or one address, can make the server store and compute is bounded by its budgets."""
 
+import dataclasses
 from collections.abc import AsyncIterator
 
 import pytest
@@ -58,3 +59,19 @@ async def test_the_administrators_are_not_flooded_with_reports(limited: Server, 
     path = "/v3/" + what.format(user=quote(alice.user_id))
 
     assert [(await alice.post(path, {"reason": "spam"})).status for _ in range(4)] == [200, 200, 200, 429]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v3/auth/m.login.dummy/fallback/web?session=x",
+        "/_matrix/client/unstable/hearth.email/confirm?sid=a&token=b",
+        "/_matrix/client/unstable/hearth.push/unsubscribe?token=a",
+    ],
+)
+async def test_forms_are_posted_no_oftener_than_other_requests(limited: Server, path: str) -> None:
+    anonymous = dataclasses.replace(limited.anonymous, is_held_to_specification=False)
+
+    statuses = [(await anonymous.request("POST", path, b"session=x")).status for _ in range(25)]
+
+    assert (statuses.count(429), 429 in statuses[:20]) == (5, False)
