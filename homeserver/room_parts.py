@@ -21,7 +21,10 @@ from homeserver.client_api.routing import ClientRoute
 from homeserver.client_api.sending_events import SendingEventsAPI
 from homeserver.client_api.spaces import SpacesAPI
 from homeserver.federation_parts import Fetching, Ground, Handshaking, Outbound
-from homeserver.followers.forced_forgetting import ForcedForgetting, stop_forgetting
+from homeserver.followers.forced_forgetting import NAME as FORGETTING
+from homeserver.followers.forced_forgetting import ForcedForgetting, leave_no_cursors
+from homeserver.followers.guest_access import NAME as GUEST_ACCESS
+from homeserver.followers.guest_access import GuestAccess
 from homeserver.services.application_services import ApplicationServices
 from homeserver.services.delayed_events import DelayedEventService
 from homeserver.services.identity_servers import Identity, IdentityServers
@@ -141,14 +144,14 @@ class RoomParts:
         """What follows the log."""
         if ground.config.forget_rooms_on_leave:
             self.followers.append(ForcedForgetting(log, ground.server_name))
+        if ground.config.registration.allow_guests:
+            self.followers.append(GuestAccess(self.member_upkeep))
         self.routes: list[ClientRoute] = [
             *routes.profile_routes(ProfilesAPI(self.profiles)),
             *routes.room_creation_routes(RoomCreationAPI(creation, upgrades, third_party)),
             *routes.membership_routes(RoomMembershipAPI(self.memberships, self.directory, third_party)),
             *routes.sending_routes(
-                SendingEventsAPI(
-                    self.messages, self.memberships, self.member_upkeep, user_data.presence, self.delayed_events
-                )
+                SendingEventsAPI(self.messages, self.memberships, user_data.presence, self.delayed_events)
             ),
             *routes.reading_routes(ReadingEventsAPI(self.reading), ReadingStateAPI(self.reading)),
             *RelationsAPI(self.reading).routes(),
@@ -161,5 +164,4 @@ class RoomParts:
     async def start(self) -> None:
         """Make the account that sends notices; leave no cursor of what is turned off."""
         await self.notices.prepare()
-        if not self.followers:
-            await stop_forgetting(self._database)
+        await leave_no_cursors(self._database, {FORGETTING, GUEST_ACCESS} - {each.name for each in self.followers})

@@ -5,7 +5,6 @@ from federation.protocol.types import JsonObject
 from federation.web import Answer, Call
 from homeserver.client_api.routing import requester
 from homeserver.services.delayed_events import DelayedEventService
-from homeserver.services.member_upkeep import MemberUpkeep
 from homeserver.services.membership import MembershipService
 from homeserver.services.messages import Message, MessageService
 from homeserver.services.presence import PresenceService
@@ -22,13 +21,11 @@ class SendingEventsAPI:
         self,
         messages: MessageService,
         memberships: MembershipService,
-        upkeep: MemberUpkeep,
         presence: PresenceService,
         delayed_events: DelayedEventService,
     ) -> None:
         self._messages = messages
         self._memberships = memberships
-        self._upkeep = upkeep
         self._presence = presence
         self._delayed_events = delayed_events
 
@@ -76,10 +73,7 @@ class SendingEventsAPI:
             return {"delay_id": await self._delayed_events.delay(who, message, state_key, delay_ms)}
         if event_type == "m.room.member":
             return {"event_id": await self._memberships.set(who, room_id, state_key, content, exactly=True)}
-        event_id = await self._messages.send_state(who, message, state_key)
-        if event_type == "m.room.guest_access" and content.get("guest_access") != "can_join":
-            await self._upkeep.remove_guests(room_id)
-        return {"event_id": event_id}
+        return {"event_id": await self._messages.send_state(who, message, state_key)}
 
 
 def _with_rel_types(body: JsonObject) -> list[str]:

@@ -3,7 +3,7 @@
 Whoever ended the membership, and on whichever server: all that the log tells of our users' leaves and bans.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from federation.protocol.identifiers import is_user_id, server_name_of
 from federation.protocol.types import ServerName, UserID
@@ -59,7 +59,8 @@ class ForcedForgetting:
         ]
 
 
-async def stop_forgetting(database: Database) -> None:
-    """Where it is turned off, what users leave meanwhile is not forgotten when it is turned on again."""
+async def leave_no_cursors(database: Database, names: Collection[str]) -> None:
+    """Of followers that are turned off: what happens meanwhile is none of theirs when they are turned on again."""
     async with database.transaction() as tx:
-        await followers.forget(tx, NAME)
+        for name in names:
+            await followers.forget(tx, name)

@@ -10,6 +10,7 @@ from federation.protocol import canonical_json
 from federation.protocol.event_hashes import encode_base64
 from federation.protocol.signatures import SigningKey
 from tests.client import Client, Server, quote
+from tests.homeserver.syncs import sync
 from tests.rooms import create_room, join, membership_of, pdus_of, put_state, send, state_of
 
 MEMBERSHIPS = ("leave", "invite", "knock", "join", "ban")
@@ -292,15 +293,21 @@ async def test_a_guest_joins_where_guests_may(server: Server, alice: Client) -> 
     assert (await guest.post("/v3/createRoom")).status == 403
 
 
-async def test_guests_leave_when_a_room_closes_to_them(server: Server, alice: Client, bob: Client) -> None:
+@pytest.mark.parametrize("delay", ["", "?org.matrix.msc4140.delay=1"])
+async def test_guests_leave_when_a_room_closes_to_them(server: Server, alice: Client, bob: Client, delay: str) -> None:
     guest = server.anonymous.logged_in(await server.anonymous.ok("POST", "/v3/register?kind=guest", {}))
     can_join = {"type": "m.room.guest_access", "content": {"guest_access": "can_join"}}
     room_id = await create_room(alice, preset="public_chat", initial_state=[can_join])
     await join(guest, room_id)
     await join(bob, room_id)
+    answer = await sync(guest)
 
-    await put_state(alice, room_id, "m.room.guest_access", {"guest_access": "forbidden"})
+    path = f"/v3/rooms/{quote(room_id)}/state/m.room.guest_access/{delay}"
+    await alice.ok("PUT", path, {"guest_access": "forbidden"})
 
+    async with asyncio.timeout(30):
+        while room_id not in answer.get("rooms", {}).get("leave", {}):
+            answer = await sync(guest, answer["next_batch"], timeout=5000)
     assert [await membership_of(server, room_id, user) for user in (guest, bob)] == ["leave", "join"]
 
 
