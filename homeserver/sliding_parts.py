@@ -18,6 +18,7 @@ from storage.account_data import AccountDataChanged
 from storage.append_events import RoomEvents
 from storage.end_to_end_keys import KeyCountCache
 from storage.invalidations import Invalidated
+from storage.room_completeness import RoomCompleteness
 
 
 class SlidingParts:
@@ -34,6 +35,7 @@ class SlidingParts:
     ) -> None:
         database, tail, incomplete = ground.database, ground.tail, ground.incomplete
         tail.add_view(timelines.state_events.apply, RoomEvents, plain=False)
+        tail.add_view(timelines.current_rooms.apply, RoomEvents, RoomCompleteness)
         summaries = RoomSummaries(database, timelines)
         tail.add_view(summaries.apply, RoomEvents)
         facts = ListFacts(database)

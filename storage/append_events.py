@@ -41,7 +41,7 @@ class Head(Protocol):
     is_broken: bool
 
 
-def _memory_of(canonical: bytes) -> int:
+def memory_of(canonical: bytes) -> int:
     """About as many bytes as an event takes when it was parsed, too: 64 KiB of empty objects take a megabyte."""
     return 2 * len(canonical) + _BYTES_OF_A_VALUE * len(canonical.translate(None, _NO_VALUE_BEGINS))
 
@@ -121,7 +121,7 @@ class RoomEvents:
         join to a large room comes its whole state."""
         held = _BYTES_OF_A_CHANGE * len(self.trunk)
         for event in self.stored:
-            held += _memory_of(event.canonical)
+            held += memory_of(event.canonical)
         return held
 
     @property

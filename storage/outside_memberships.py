@@ -11,6 +11,7 @@ from typing import ClassVar, Self
 
 from federation.protocol.types import EventID, RoomID, ServerName, UserID
 from storage import strings
+from storage.arrays import Int2
 from storage.database import Row, Tx
 from storage.memberships import Membership
 
@@ -118,6 +119,29 @@ async def of_user(tx: Tx, user_id: UserID) -> dict[RoomID, tuple[Membership, int
         f"select room_id, membership, position from outside_memberships where user_id = %s and {_COUNTS}", (user_id,)
     )
     return {RoomID(room_id): (Membership(membership), position) for room_id, membership, position in rows}
+
+
+async def with_rooms(
+    tx: Tx, user_id: UserID
+) -> tuple[dict[int, tuple[Membership, int, int]], dict[RoomID, tuple[Membership, int]]]:
+    """Where the user is, is invited, or knocks, by one statement: rooms here, with membership, position of the member
+    event and the room's version since when; and as `of_user`."""
+    rows = await tx.fetch(
+        "select room, null as room_id, membership, event, since_version from room_state"
+        " where state_key = (select id from strings where value = %s) and line = 0 and until_version is null"
+        " and membership is not null and membership = any(%s::smallint[])"
+        " union all select 0, room_id, membership, position, 0 from outside_memberships"
+        f" where user_id = %s and {_COUNTS}",
+        (user_id, Int2((Membership.JOIN, Membership.INVITE, Membership.KNOCK)), user_id),
+    )
+    here: dict[int, tuple[Membership, int, int]] = {}
+    outside: dict[RoomID, tuple[Membership, int]] = {}
+    for room, room_id, membership, position, since in rows:
+        if room_id is None:
+            here[room] = Membership(membership), position, since
+        else:
+            outside[RoomID(room_id)] = Membership(membership), position
+    return here, outside
 
 
 async def get_many(tx: Tx, user_id: UserID, room_ids: Collection[RoomID]) -> list[OutsideMembership]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from federation.protocol.room_versions import RoomVersionRules, get_rules
 from federation.protocol.types import EventID, RoomID
+from storage.arrays import Int4
 from storage.database import Memory, Row, Tx
 
 
@@ -160,6 +161,14 @@ async def newest_events(tx: Tx, numbers: Collection[int]) -> dict[int, tuple[int
     """Of each of these rooms the newest event that is shown, and the newest that people sent: positions, or 0."""
     rows = await tx.fetch("select room, last_event, last_bump from rooms where room = any(%s::int[])", (list(numbers),))
     return {room: (last_event, last_bump) for room, last_event, last_bump in rows}
+
+
+async def member_counts(tx: Tx, numbers: Collection[int]) -> dict[int, tuple[int, int]]:
+    """How many are joined to each of these rooms, and invited."""
+    rows = await tx.fetch(
+        "select room, joined_members, invited_members from rooms where room = any(%s::int[])", (Int4(numbers),)
+    )
+    return {room: (joined, invited) for room, joined, invited in rows}
 
 
 def rows_query(numbers: Collection[int]) -> str:

@@ -3,7 +3,7 @@
 Only of events up to a place in the log: an entry that was replaced since is left out, for who reads on from there.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from federation.protocol.types import StateKey
@@ -47,6 +47,24 @@ async def read(tx: Tx, parts: Mapping[int, StatePart], upto: int) -> dict[int, d
     for room, type_, state_key, event in rows:
         found[room][names[type_], names[state_key]] = event
     return found
+
+
+async def read_whole(tx: Tx, rooms: Collection[int], *, limit: int) -> dict[int, dict[StateKey, int] | None]:
+    """The current states of these rooms but for member events; None for one that has more entries than `limit`."""
+    range_of_types = (
+        "(select type, state_key, event from room_state where room = number and line = 0 and until_version is null"
+        f" and event is not null and type {{}} {strings.MEMBER:d} limit %s)"
+    )
+    rows = await tx.fetch(
+        "select number, type, state_key, event from unnest(%s::int[]) as given(number),"
+        f" lateral ({range_of_types.format('<')} union all {range_of_types.format('>')}) as found",
+        (Int4(rooms), limit + 1, limit + 1),
+    )
+    names = await strings.values_of(tx, {number for row in rows for number in row[1:3]})
+    found: dict[int, dict[StateKey, int]] = {room: {} for room in rooms}
+    for room, type_, state_key, event in rows:
+        found[room][names[type_], names[state_key]] = event
+    return {room: state if len(state) <= limit else None for room, state in found.items()}
 
 
 async def _entries(tx: Tx, parts: Mapping[int, StatePart], upto: int, numbers: Mapping[str, int]) -> list[Row]:

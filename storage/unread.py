@@ -1,10 +1,11 @@
 """Where local users' unread counts stand (tables `read_marks`, `threads`, `notifications`; columns of `rooms`)."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from federation.protocol.types import UserID
-from storage.database import Tx
+from storage.arrays import Int4
+from storage.database import Row, Tx
 
 
 @dataclass(slots=True)
@@ -61,25 +62,42 @@ class _Marks:
         return self.of("")[0]
 
 
+_STORED = (
+    "select 0 as part, 0 as room, '' as thread, position, 0 as notify, 0 as highlight, 0, 0 from log_head"
+    " union all select 1, room, thread, position, notify_total, highlight_total, 0, 0 from read_marks"
+    "  where user_id = %s and room = any(%s::int[])"
+    " union all select 2, room, '', 0, notify_total, highlight_total, 0, 0 from rooms where room = any(%s::int[])"
+    # Threads with events after what the user has read, whatever thread that is in.
+    " union all select 3, threads.room, threads.thread, 0, threads.notify_total, threads.highlight_total,"
+    "  coalesce(before.notify_total, 0), coalesce(before.highlight_total, 0) from unnest(%s::int[]) as given(number)"
+    "  left join read_marks on read_marks.user_id = %s and read_marks.room = number and read_marks.thread = ''"
+    "  join threads on threads.room = number and threads.last_position > coalesce(read_marks.position, 0)"
+    "  left join lateral (select notify_total, highlight_total from events where events.room = threads.room"
+    "   and events.thread = threads.thread and events.position <= coalesce(read_marks.position, 0)"
+    "   order by events.position desc limit 1) as before on true"
+    # What counts for this user alone.
+    " union all select 4, room, thread, position, notify, highlight, 0, 0 from notifications"
+    "  where user_id = %s and room = any(%s::int[])"
+)
+_HEAD, _MARK, _ROOM, _THREAD, _OWN = range(5)
+
+
 async def load(tx: Tx, user_id: UserID, rooms: Collection[int]) -> Loaded:
-    """The user's counts in these rooms; `tx` has to be one snapshot."""
-    head = await tx.fetch_one("select position from log_head")
-    loaded = Loaded(0 if head is None else head[0])
-    numbers = list(rooms)
-    marks: dict[int, _Marks] = {room: _Marks() for room in numbers}
-    for room, thread, position, notify, highlight in await tx.fetch(
-        "select room, thread, position, notify_total, highlight_total from read_marks"
-        " where user_id = %s and room = any(%s::int[])",
-        (user_id, numbers),
-    ):
+    """The user's counts in these rooms, all as of the same place in the log: by one statement, and one more where what
+    is read is not told by threads."""
+    numbers = Int4(rooms)
+    parts: tuple[list[Row], ...] = ([], [], [], [], [])
+    for row in await tx.fetch(_STORED, (user_id, numbers, numbers, numbers, user_id, user_id, numbers)):
+        parts[row[0]].append(row[1:])
+    loaded = Loaded(parts[_HEAD][0][2] if parts[_HEAD] else 0)
+    marks: dict[int, _Marks] = {room: _Marks() for room in rooms}
+    for room, thread, position, notify, highlight, _, _ in parts[_MARK]:
         marks[room].by_thread[thread] = (position, notify, highlight)
-    for room, notify, highlight in await tx.fetch(
-        "select room, notify_total, highlight_total from rooms where room = any(%s::int[])", (numbers,)
-    ):
+    for room, _, _, notify, highlight, _, _ in parts[_ROOM]:
         loaded.main[room] = ThreadCounts(notify, highlight)
     await _set_main_bases(tx, loaded, marks)
-    await _load_threads(tx, loaded, marks)
-    await _load_own(tx, user_id, loaded, marks)
+    _set_threads(parts[_THREAD], loaded, marks)
+    _set_own(parts[_OWN], loaded, marks)
     return loaded
 
 
@@ -109,19 +127,9 @@ async def _totals_at(tx: Tx, positions: dict[int, int]) -> list[tuple[int, int, 
     return [(room, notify, highlight) for room, notify, highlight in rows]
 
 
-async def _load_threads(tx: Tx, loaded: Loaded, marks: dict[int, _Marks]) -> None:
+def _set_threads(rows: Sequence[Row], loaded: Loaded, marks: dict[int, _Marks]) -> None:
     """Threads with events after what the user has read."""
-    rows = await tx.fetch(
-        "select threads.room, threads.thread, threads.notify_total, threads.highlight_total,"
-        " coalesce(before.notify_total, 0), coalesce(before.highlight_total, 0)"
-        " from unnest(%s::int[], %s::bigint[]) as given(room, read_upto)"
-        " join threads on threads.room = given.room and threads.last_position > given.read_upto"
-        " left join lateral (select notify_total, highlight_total from events where events.room = given.room"
-        "  and events.thread = threads.thread and events.position <= given.read_upto"
-        "  order by events.position desc limit 1) as before on true",
-        (list(marks), [mark.unthreaded for mark in marks.values()]),
-    )
-    for room, thread, notify, highlight, notify_before, highlight_before in rows:
+    for room, thread, _, notify, highlight, notify_before, highlight_before in rows:
         position, notify_read, highlight_read = marks[room].of(thread)
         base = (notify_before, highlight_before)
         if position > marks[room].unthreaded:
@@ -129,14 +137,9 @@ async def _load_threads(tx: Tx, loaded: Loaded, marks: dict[int, _Marks]) -> Non
         loaded.threads.setdefault(room, {})[thread] = ThreadCounts(notify, highlight, *base)
 
 
-async def _load_own(tx: Tx, user_id: UserID, loaded: Loaded, marks: dict[int, _Marks]) -> None:
+def _set_own(rows: Sequence[Row], loaded: Loaded, marks: dict[int, _Marks]) -> None:
     """What counts for this user alone, after what they have read."""
-    rows = await tx.fetch(
-        "select room, thread, position, notify, highlight from notifications"
-        " where user_id = %s and room = any(%s::int[])",
-        (user_id, list(marks)),
-    )
-    for room, thread, position, notify, highlight in rows:
+    for room, thread, position, notify, highlight, _, _ in rows:
         if position <= max(marks[room].unthreaded, marks[room].of(thread)[0]):
             continue
         counts = loaded.main[room] if thread == "main" else loaded.threads.setdefault(room, {}).get(thread)

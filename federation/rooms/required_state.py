@@ -5,7 +5,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from federation.protocol.types import EventID, StateKey
-from storage import events, state_matching
+from federation.rooms.current_rooms import CurrentRooms
+from storage import events
 from storage.append_events import RoomEvents
 from storage.database import Tx
 from storage.events import StoredEvent as StoredEvent
@@ -76,6 +77,10 @@ class Wish:
     """What the reader has already."""
     entries: set[StateKey] = field(default_factory=set)
     """What is needed whatever the patterns say."""
+    known: Mapping[StateKey, int] = field(default_factory=dict)
+    """Entries that need not be looked for, as positions of events."""
+    is_unfollowed: bool = False
+    """The state changes in ways that the log does not tell: the room lacks members."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,19 +135,22 @@ class StateEvents:
             del self._positions[oldest.event_id]
 
 
-async def read(tx: Tx, wishes: Mapping[int, Wish], upto: int, kept: StateEvents) -> dict[int, Granted]:
+async def read(
+    tx: Tx, wishes: Mapping[int, Wish], upto: int, current: CurrentRooms, kept: StateEvents
+) -> dict[int, Granted]:
     """The current state events of each room that are wanted, up to a place in the log: a fixed number of statements
     for all."""
     if not wishes:
         return {}
-    states = await state_matching.read(tx, {room: _part(wish) for room, wish in wishes.items()}, upto)
+    unfollowed = {room for room, wish in wishes.items() if wish.is_unfollowed}
+    states = await current.state(tx, {room: _part(wish) for room, wish in wishes.items()}, upto, unfollowed=unfollowed)
     verdicts: dict[tuple[int, int], dict[StateKey, bool]] = {}
     chosen: dict[int, dict[StateKey, tuple[int, bool]]] = {}
     for room, state in states.items():
         wish = wishes[room]
         known = verdicts.setdefault((id(wish.patterns), id(wish.besides)), {})  # as a rule the same for all rooms
         of_room = chosen[room] = {}
-        for key, event in state.items():
+        for key, event in (*state.items(), *wish.known.items()):
             is_wanted = known.get(key)
             if is_wanted is None:
                 is_wanted = known[key] = matches(wish.patterns, *key) and not matches(wish.besides, *key)
@@ -172,4 +180,5 @@ def _part(wish: Wish) -> StatePart:
                 part.has_rest = True
                 if not pattern.lazy_members:
                     part.types.add(MEMBER)
+    part.entries.difference_update(wish.known)
     return part

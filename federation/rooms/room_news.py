@@ -66,6 +66,8 @@ class Reading:
     """The state holds the member events of the timeline's senders, of the reader, and of `heroes` alone."""
     heroes: Mapping[int, Collection[UserID]] = field(default_factory=dict)
     """By room: who gives it its name."""
+    joined_since: Mapping[int, int] = field(default_factory=dict)
+    """By room: the version from which on the reader has been joined by one and the same member event, up to now."""
 
     @property
     def drops_some(self) -> bool:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from federation.protocol.types import StateKey, UserID
 from federation.rooms import client_events, required_state, room_news
 from federation.rooms.aggregations import NO_BUNDLES, Aggregations, Bundles, Onlooker
+from federation.rooms.current_rooms import CurrentRooms
 from federation.rooms.reader import RoomReader, Seen
 from federation.rooms.required_state import Granted, StateEvents, Wish
 from federation.rooms.room_news import BEGINNING, Delta, Reading, RoomNews, Span
@@ -33,6 +34,7 @@ class Timelines:
         self._tail = tail
         self._reader = reader
         self.state_events = StateEvents()
+        self.current_rooms = CurrentRooms(tail)
         self._aggregations = Aggregations(reader)
 
     # --- rooms that the reader was and is joined to
@@ -187,12 +189,33 @@ class Timelines:
 
     async def newest(self, tx: Tx, reading: Reading, wanted_rooms: Collection[Room], span: Span) -> dict[int, RoomNews]:
         """As `fresh`, without any state."""
-        fetched, cut = await self._fetch(tx, reading, [room.number for room in wanted_rooms], span)
+        numbers = [room.number for room in wanted_rooms]
+        if span.since == BEGINNING:
+            limit = reading.fetch_limit(span.limit)
+            fetched, cut = await self.current_rooms.newest(tx, numbers, upto=span.upto, limit=limit)
+        else:
+            fetched, cut = await self._fetch(tx, reading, numbers, span)
         looked_at = {room: fetched[room.number] for room in wanted_rooms}
-        seen = await self._reader.visible_in(tx, reading.user_id, looked_at)
+        seen = await self._visible_in(tx, reading, looked_at)
         found = await self._cut_all(tx, reading, looked_at, seen, span)
         room_news.set_limited(found, cut, span)
         return found
+
+    async def _visible_in(
+        self, tx: Tx, reading: Reading, looked_at: Mapping[Room, Sequence[StoredEvent]]
+    ) -> dict[int, Sequence[Seen]]:
+        """Those of these events that the reader may see; asks only where they were not joined at every one of them."""
+        seen: dict[int, Sequence[Seen]] = {}
+        others: dict[Room, Sequence[StoredEvent]] = {}
+        for room, stored in looked_at.items():
+            since = reading.joined_since.get(room.number)
+            if since is not None and all(_is_within(event, since, reading.user_id) for event in stored):
+                seen[room.number] = [Seen(event, "join") for event in stored]
+            else:
+                others[room] = stored
+        if others:
+            seen.update(await self._reader.visible_in(tx, reading.user_id, others))
+        return seen
 
     async def _set_whole_state(
         self,
@@ -269,7 +292,11 @@ class Timelines:
 
     async def wished(self, tx: Tx, upto: int, wishes: Mapping[int, Wish]) -> dict[int, Granted]:
         """Parts of the states of rooms that the reader was joined to at a place in the log; none that is newer."""
-        return await required_state.read(tx, wishes, upto, self.state_events)
+        return await required_state.read(tx, wishes, upto, self.current_rooms, self.state_events)
+
+    async def member_counts(self, tx: Tx, numbers: Collection[int]) -> dict[int, tuple[int, int]]:
+        """How many are joined to each of these rooms, and invited."""
+        return await self.current_rooms.member_counts(tx, numbers)
 
     async def current_of_many(
         self, tx: Tx, numbers: Collection[int], keys: Sequence[StateKey]
@@ -356,3 +383,11 @@ class Timelines:
             for event in stored
             if client_events.is_presentable(event)
         ]
+
+
+def _is_within(event: StoredEvent, since: int, user_id: UserID) -> bool:
+    """Whether who is joined from a version of the room on was so before and after an event."""
+    # Their own member events tell of themselves.
+    return (
+        event.line == room_state.TRUNK and event.version >= since and event.is_readable and event.state_key != user_id
+    )

@@ -82,7 +82,12 @@ class SlidingRooms:
         part = RoomsPart(state=found.state, has_left=bool(found.left))
         numbers = [key for key in arranged.rules if isinstance(key, int)]
         part.known = await self._views.rooms_by_number(numbers)
-        reading = Reading(moment.view.user_id, _EVERYTHING, moment.ignored)
+        reading = Reading(
+            moment.view.user_id,
+            _EVERYTHING,
+            moment.ignored,
+            joined_since={room: since for room in found.joined if (since := moment.members[room].since) is not None},
+        )
         tellings = await self._joined(request, moment, reading, arranged, found, held)
         for room, telling in tellings.items():
             self._note(found, room, telling, part)
@@ -199,6 +204,9 @@ class SlidingRooms:
             if telling.may_change_names:
                 wish.entries |= {NAME, AVATAR}
             if wish.patterns or wish.entries:
+                if own := moment.members[room].position:
+                    wish.known = {(MEMBER, moment.view.user_id): own}
+                wish.is_unfollowed = self._incomplete.has(room)
                 wishes[room] = wish
         for room, read in (await self._timelines.wished(tx, moment.upto.position, wishes)).items():
             tellings[room].take(read)
@@ -238,8 +246,8 @@ class SlidingRooms:
         }
         if not changed:
             return
-        for room, row in (await rooms.rows(tx, list(changed))).items():
-            changed[room].counts = (row.joined_members, row.invited_members)
+        for room, counts in (await self._timelines.member_counts(tx, list(changed))).items():
+            changed[room].counts = counts
         nameless = [room for room, telling in changed.items() if telling.name is None]
         if nameless:
             for room, heroes in (await hero_events(tx, nameless, moment.view.user_id)).items():

@@ -13,7 +13,7 @@ from typing import TypeVar
 from federation.protocol.types import RoomID, UserID
 from homeserver.services import unread_counts
 from homeserver.services.unread_counts import Unread
-from storage import memberships, outside_memberships, rooms
+from storage import outside_memberships, rooms
 from storage.append_events import RoomEvents
 from storage.database import Database
 from storage.log_entries import Change
@@ -41,6 +41,8 @@ class Member:
     membership: Membership
     position: int
     """Of the member event."""
+    since: int | None = None
+    """The room's version from which on this is so; None where it is not known."""
 
 
 def without_invites(rooms: Mapping[K, Member]) -> dict[K, Member]:
@@ -119,14 +121,13 @@ class UserViews:
         self._tail.register(listener)
         try:
             async with self._database.read() as tx:
-                found = await memberships.rooms_of(tx, user_id, (Membership.JOIN, Membership.INVITE, Membership.KNOCK))
-                outside = await outside_memberships.of_user(tx, user_id)
+                found, outside = await outside_memberships.with_rooms(tx, user_id)
         except BaseException:
             self._drop(view)
             raise
         else:
             touched, view.touched = view.touched or {}, None
-            view.rooms = {room: Member(membership, position) for room, (membership, position) in found.items()}
+            view.rooms = {room: Member(*standing) for room, standing in found.items()}
             for room, member in touched.items():
                 known = view.rooms.get(room)
                 if known is None or known.position < member.position:
@@ -163,7 +164,7 @@ class UserViews:
         for entry in change.trunk:
             if entry.type != "m.room.member":
                 continue
-            member = Member(entry.membership or Membership.LEAVE, entry.event or 0)
+            member = Member(entry.membership or Membership.LEAVE, entry.event or 0, entry.since)
             user_id = UserID(entry.state_key)
             self._apply_member(change.room.number, user_id, member)
             if user_id in self._views:
@@ -194,8 +195,7 @@ class UserViews:
         """The user's unread counts in these rooms."""
         missing = [room for room in wanted if room not in view.unread]
         if missing:
-            async with self._database.transaction() as tx:
-                await tx.execute("set transaction isolation level repeatable read, read only")
+            async with self._database.read() as tx:
                 loaded = await unread_counts.load(tx, view.user_id, missing)
             # What the tail applies from here on moves these along; what came meanwhile is in them.
             for room, counts in loaded.items():
