@@ -15,6 +15,7 @@ from storage.arrays import Int2
 from storage.database import Row, Tx
 from storage.memberships import Membership
 
+_BY_NUMBER = {int(membership): membership for membership in Membership}
 _COLUMNS = "user_id, room_id, membership, room_version, event_id, json, stripped_state, via, position"
 _COUNTS = (
     # Nothing newer is known of the user from the room's own state.
@@ -138,9 +139,9 @@ async def with_rooms(
     outside: dict[RoomID, tuple[Membership, int]] = {}
     for room, room_id, membership, position, since in rows:
         if room_id is None:
-            here[room] = Membership(membership), position, since
+            here[room] = _BY_NUMBER[membership], position, since
         else:
-            outside[RoomID(room_id)] = Membership(membership), position
+            outside[RoomID(room_id)] = _BY_NUMBER[membership], position
     return here, outside
 
 

@@ -12,7 +12,7 @@ import logging
 import time
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TypeVar
 
 from federation.protocol.errors import Unavailable
@@ -440,6 +440,16 @@ class Tail:
         """The listener's user is now concerned by what happens in the room."""
         listener.rooms.add(room)
         self._room_listeners.setdefault(room, set()).add(listener)
+
+    def enter_all(self, listener: Listener, rooms: Collection[int]) -> None:
+        """As `enter`, for many rooms."""
+        listener.rooms.update(rooms)
+        for room in rooms:
+            listeners = self._room_listeners.get(room)
+            if listeners is None:
+                self._room_listeners[room] = {listener}
+            else:
+                listeners.add(listener)
 
     def leave(self, listener: Listener, room: int) -> None:
         """The listener's user is no longer concerned by the room."""

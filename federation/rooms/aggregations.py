@@ -12,6 +12,7 @@ import orjson
 from federation.protocol.relations import REFERENCE, REPLACE, THREAD, related_event
 from federation.protocol.types import EventID, JsonObject, UserID
 from federation.rooms import client_events
+from federation.rooms.current_rooms import CurrentRooms
 from federation.rooms.reader import BEGINNING, END, RoomReader, Seen
 from storage import related_events, rooms, strings
 from storage.database import Tx
@@ -48,8 +49,10 @@ class _Found:
 class Aggregations:
     """Bundles what relates to events with them."""
 
-    def __init__(self, reader: RoomReader) -> None:
+    def __init__(self, reader: RoomReader, current_rooms: CurrentRooms | None = None) -> None:
+        """`current_rooms` may know of events to which nothing relates."""
         self._reader = reader
+        self._current_rooms = current_rooms
 
     async def bundle(self, tx: Tx, onlooker: Onlooker, seen: Iterable[Seen]) -> Bundles:
         """What to give `RoomReader.render` or `Timelines.render` with these events, of whatever rooms."""
@@ -57,10 +60,10 @@ class Aggregations:
 
     async def _bundle(self, tx: Tx, onlooker: Onlooker, seen: Iterable[Seen], eyes: Eyes | None) -> Bundles:
         """As `bundle`; `eyes` where it is known already what is seen in the rooms of these events."""
-        shown = {each.event.position: each.event for each in seen if may_be_parent(each.event)}
+        shown = {each.event.position: each.event for each in seen if self._may_be_parent(each.event)}
         if not shown:
             return NO_BUNDLES
-        kinds = await related_events.bundled_kinds(tx, shown.values())
+        kinds = await self._bundled_kinds(tx, shown)
         if not kinds:
             return NO_BUNDLES
         parents = {position: shown[position] for position in kinds}
@@ -82,6 +85,19 @@ class Aggregations:
             if bundle := _bundle(event, found, rendered, onlooker):
                 bundles[position] = orjson.dumps(bundle)
         return bundles
+
+    def _may_be_parent(self, event: StoredEvent) -> bool:
+        known = self._current_rooms
+        return may_be_parent(event) and (known is None or not known.is_childless(event))
+
+    async def _bundled_kinds(self, tx: Tx, shown: Mapping[int, StoredEvent]) -> dict[int, set[int]]:
+        """By position, in what ways others relate to those of these events to which any do."""
+        known = self._current_rooms
+        changes = {} if known is None else known.changes_of({event.room for event in shown.values()})
+        kinds = await related_events.bundled_kinds(tx, shown.values())
+        if known is not None:
+            known.note_childless((event for position, event in shown.items() if position not in kinds), changes)
+        return kinds
 
     async def eyes(self, tx: Tx, onlooker: Onlooker, numbers: Collection[int]) -> Eyes:
         """Where in these rooms somebody sees what."""

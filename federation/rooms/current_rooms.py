@@ -7,9 +7,10 @@ is here is for the visibility gate to say, or for who knows that the reader is i
 """
 
 from collections import OrderedDict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from federation.protocol.relations import related_event
 from federation.protocol.types import StateKey, UserID
 from federation.rooms.room_news import BEGINNING
 from storage import event_pages, rooms, state_matching
@@ -30,6 +31,8 @@ SPARE = 5
 """Events of a room more than were ever asked for, for who looks from a place a little further back."""
 MAX_ENTRIES = 300
 """Of one room's state without members: larger ones are not kept."""
+MAX_CHILDLESS = 200
+"""Events of one room to which nothing is known to relate."""
 MAX_MEMBERS = 300
 """Whose member events are known, of one room."""
 
@@ -77,6 +80,8 @@ class _CurrentRoom:
     members: dict[str, int | None] = field(default_factory=dict)
     """Positions of member events; None for who has none."""
     counts: tuple[int, int] | None = None
+    childless: set[int] = field(default_factory=set)
+    """Events to which nothing relates, by position."""
 
     def follow(self, change: RoomEvents) -> None:
         """Take what came to the room."""
@@ -91,6 +96,8 @@ class _CurrentRoom:
                 self.state[entry.type, entry.state_key] = entry.event
         if self.state is not None and len(self.state) > MAX_ENTRIES:
             self.state, self.is_large = None, True
+        if self.childless and any(related_event(event.content) is not None for event in change.stored):
+            self.childless.clear()
         if self.newest is not None:
             self.held_bytes += self.newest.take(change.stored)
 
@@ -188,6 +195,27 @@ class CurrentRooms:
             if room.changes == before[number]:
                 room.newest = _Newest(read[number], len(read[number]) < limit, number in cut, upto, limit)
         self._settle(lacking)
+
+    # --- what relates to them
+
+    def is_childless(self, event: StoredEvent) -> bool:
+        """Whether it is known that nothing relates to an event. History that was fetched since is not looked at: it is
+        older than what stands at the end of the room."""
+        room = self._rooms.get(event.room)
+        return room is not None and event.position in room.childless
+
+    def changes_of(self, numbers: Iterable[int]) -> dict[int, int]:
+        """For `note_childless`: where these rooms are."""
+        return {number: room.changes for number in numbers if (room := self._rooms.get(number)) is not None}
+
+    def note_childless(self, found: Iterable[StoredEvent], changes: Mapping[int, int]) -> None:
+        """Nothing related to these events when their rooms were there."""
+        for event in found:
+            room = self._rooms.get(event.room)
+            if room is not None and room.changes == changes.get(event.room):
+                if len(room.childless) > MAX_CHILDLESS:
+                    room.childless.clear()
+                room.childless.add(event.position)
 
     # --- state
 

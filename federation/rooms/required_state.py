@@ -143,7 +143,7 @@ async def read(
     if not wishes:
         return {}
     unfollowed = {room for room, wish in wishes.items() if wish.is_unfollowed}
-    states = await current.state(tx, {room: _part(wish) for room, wish in wishes.items()}, upto, unfollowed=unfollowed)
+    states = await current.state(tx, _parts(wishes), upto, unfollowed=unfollowed)
     verdicts: dict[tuple[int, int], dict[StateKey, bool]] = {}
     chosen: dict[int, dict[StateKey, tuple[int, bool]]] = {}
     for room, state in states.items():
@@ -166,9 +166,21 @@ async def read(
     }
 
 
-def _part(wish: Wish) -> StatePart:
-    part = StatePart(set(wish.entries))
-    for pattern in wish.patterns:
+def _parts(wishes: Mapping[int, Wish]) -> dict[int, StatePart]:
+    of_patterns: dict[Patterns, StatePart] = {}  # as a rule the same for all rooms
+    parts: dict[int, StatePart] = {}
+    for room, wish in wishes.items():
+        part = of_patterns.get(wish.patterns)
+        if part is None:
+            part = of_patterns[wish.patterns] = _part(wish.patterns)
+        entries = (part.entries | wish.entries) - wish.known.keys()
+        parts[room] = StatePart(entries, part.types, part.state_keys, part.has_rest)
+    return parts
+
+
+def _part(patterns: Patterns) -> StatePart:
+    part = StatePart()
+    for pattern in patterns:
         for event_type, state_key in pattern.include:
             if event_type is not None and state_key is not None:
                 part.entries.add((event_type, state_key))
@@ -180,5 +192,4 @@ def _part(wish: Wish) -> StatePart:
                 part.has_rest = True
                 if not pattern.lazy_members:
                     part.types.add(MEMBER)
-    part.entries.difference_update(wish.known)
     return part

@@ -35,7 +35,7 @@ class Timelines:
         self._reader = reader
         self.state_events = StateEvents()
         self.current_rooms = CurrentRooms(tail)
-        self._aggregations = Aggregations(reader)
+        self._aggregations = Aggregations(reader, self.current_rooms)
 
     # --- rooms that the reader was and is joined to
 
@@ -339,7 +339,9 @@ class Timelines:
 
         In one that is whole since the reader's token they see all of it come.
         """
-        shown = [each for of_room in news if of_room.is_limited for each in of_room.timeline]
+        known = self.current_rooms
+        limited = [each for of_room in news if of_room.is_limited for each in of_room.timeline]
+        shown = [each for each in limited if not known.is_childless(each.event)]
         if not shown:
             return NO_BUNDLES
         async with self._database.read() as tx:

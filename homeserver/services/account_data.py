@@ -92,10 +92,11 @@ class AccountDataService:
 
     async def all_of(self, tx: Tx, user_id: UserID) -> list[AccountDataChanged]:
         """All data of a user, for a first sync: push rules are always among it."""
-        found = await account_data.all_of(tx, user_id)
-        if not any(change.type == PUSH_RULES and change.room is None for change in found):
-            found.append(AccountDataChanged(user_id, None, PUSH_RULES, b""))
-        return found
+        return _with_push_rules(user_id, await account_data.all_of(tx, user_id))
+
+    async def of_some(self, tx: Tx, user_id: UserID, rooms: Collection[int]) -> list[AccountDataChanged]:
+        """As `all_of`, of rooms only these."""
+        return _with_push_rules(user_id, await account_data.of_some(tx, user_id, rooms))
 
     # --- for clients
 
@@ -222,3 +223,9 @@ def _check_name(name: str) -> None:
         raise MatrixError("M_BAD_JSON", f"Cannot set {name} through this API", 405)
     if not name or len(name.encode()) > MAX_TYPE_BYTES:
         raise InvalidInput("The type of account data has 1 to 255 bytes")
+
+
+def _with_push_rules(user_id: UserID, found: list[AccountDataChanged]) -> list[AccountDataChanged]:
+    if not any(change.type == PUSH_RULES and change.room is None for change in found):
+        found.append(AccountDataChanged(user_id, None, PUSH_RULES, b""))
+    return found

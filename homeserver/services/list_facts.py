@@ -1,4 +1,5 @@
-"""What of a user decides which of their rooms a list of sliding sync holds; kept in memory, a view of the tail."""
+"""What of a user decides which of their rooms a list of sliding sync holds, and what of those they are shown; kept in
+memory, a view of the tail."""
 
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -7,6 +8,7 @@ from typing import Any
 import orjson
 
 from federation.protocol.types import RoomID, UserID
+from homeserver.services.account_data import IGNORED_USERS, ignored_in
 from homeserver.services.sliding_connections import RoomKey
 from homeserver.services.user_views import Member
 from storage import account_data, memberships, rooms
@@ -29,6 +31,8 @@ class UserFacts:
     direct: frozenset[RoomKey] | None = None
     """Direct chats, by number where we know the room, and by ID."""
     tags: dict[int, frozenset[str]] | None = None
+    ignored: frozenset[UserID] = frozenset()
+    """Known as soon as `direct` is."""
     removed: dict[RoomKey, Member] | None = None
     """Rooms that others removed them from, and that they have not forgotten."""
 
@@ -44,7 +48,7 @@ class ListFacts:
         """Follow the log."""
         if isinstance(change, AccountDataChanged):
             facts = self._users.get(change.user_id)
-            if facts is not None and change.type in (DIRECT_DATA, TAG_DATA):
+            if facts is not None and change.type in (DIRECT_DATA, TAG_DATA, IGNORED_USERS):
                 self._drop(change.user_id)
         elif isinstance(change, Invalidated) and change.kind_of is Kind.FORGOTTEN_ROOM:
             self._drop(change.user_id)
@@ -68,14 +72,17 @@ class ListFacts:
         return facts
 
     async def get(self, user_id: UserID, *, with_tags: bool) -> UserFacts:
-        """The user's facts; their tags only where they are asked for."""
-        facts = self._of(user_id)
-        if facts.direct is None or facts.removed is None or (with_tags and facts.tags is None):
+        """The user's facts as of where the tail is; their tags only where they are asked for."""
+        while True:  # what changed while it was read is read again
+            facts = self._of(user_id)
+            if facts.direct is not None and facts.removed is not None and not (with_tags and facts.tags is None):
+                return facts
             async with self._database.read() as tx:
                 if facts.direct is None:
-                    content = await account_data.find(tx, user_id, None, DIRECT_DATA)
-                    room_ids = _direct_rooms(content)
+                    stored = await account_data.find_several(tx, user_id, (DIRECT_DATA, IGNORED_USERS))
+                    room_ids = _direct_rooms(stored.get(DIRECT_DATA))
                     numbers = await rooms.find_many(tx, room_ids) if room_ids else {}
+                    facts.ignored = ignored_in(stored.get(IGNORED_USERS))
                     facts.direct = frozenset((*room_ids, *numbers.values()))
                 if facts.removed is None:
                     removed = await memberships.removed_from(tx, user_id)
@@ -83,7 +90,6 @@ class ListFacts:
                 if with_tags and facts.tags is None:
                     found = await account_data.of_rooms(tx, user_id, TAG_DATA)
                     facts.tags = {room: _tags(content) for room, content in found.items()}
-        return facts
 
 
 def _object(content: bytes | None) -> dict[str, Any]:

@@ -70,7 +70,8 @@ class RoomSummaries:
 
     async def load(self, numbers: Iterable[int]) -> dict[int, RoomSummary]:
         """These rooms, with their newest events."""
-        found = {number: self._of(number) for number in numbers}
+        known = self._rooms
+        found = {number: known.get(number) or self._of(number) for number in numbers}
         missing = [number for number, summary in found.items() if not summary.is_loaded]
         if missing:
             async with self._database.read() as tx:

@@ -250,10 +250,9 @@ class SlidingExtensions:
         changes: list[AccountDataChanged] = []
         of_all = self._place(moment, known)
         if of_all == ALL:
+            unseen = [room for room, at in places.items() if at == ALL]
             async with self._database.read() as tx:
-                every = await self._account_data.all_of(tx, moment.view.user_id)
-            unseen = {None, *(room for room, at in places.items() if at == ALL)}
-            changes = [change for change in every if change.room in unseen]
+                changes = await self._account_data.of_some(tx, moment.view.user_id, unseen)
             places = {room: at for room, at in places.items() if at != ALL}
         elif of_all < self._tail.floor:
             async with self._database.read() as tx:

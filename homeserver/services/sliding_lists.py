@@ -77,16 +77,17 @@ class RoomLists:
         self._facts = facts
         self._outside = outside
 
+    async def facts(self, user_id: UserID, wanted: Wanted) -> UserFacts:
+        """What lists need to know of the user, as of where the tail is."""
+        return await self._facts.get(user_id, with_tags=any(each.filter.needs_tags for each in wanted.lists))
+
     async def arrange(self, wanted: Wanted, moment: SlidingMoment) -> Arranged:
         """The rooms of each list, and what of each room is wanted."""
-        facts = await self._facts.get(
-            moment.view.user_id, with_tags=any(each.filter.needs_tags for each in wanted.lists)
-        )
+        facts = await self.facts(moment.view.user_id, wanted)
         found = Arranged(members=await self._members(moment, facts), direct=facts.direct or frozenset())
         joined = [room for room, member in moment.members.items() if member.membership is Membership.JOIN]
         found.summaries = await self._summaries.load(joined)
-        listed = (key for key in found.members if key in (facts.removed or ()) or not _is_gone(found, moment, key))
-        entries = sorted(listed, key=lambda key: _activity(found, key), reverse=True)
+        entries = _by_activity(found, _gone(found, moment) - (facts.removed or {}).keys())
         matched: dict[RoomKey, list[int]] = {}
         for index, each in enumerate(wanted.lists):
             if index:
@@ -224,18 +225,25 @@ class RoomLists:
 _EVERYTHING = RoomFilter()
 
 
-def _activity(found: Arranged, key: RoomKey) -> int:
-    """By what rooms are sorted: the newest event, or for rooms that the user is not in their own membership."""
-    member = found.members[key]
-    if member.membership is Membership.JOIN and isinstance(key, int):
-        return max(found.summaries[key].last_event, member.position)
-    return member.position
+def _by_activity(found: Arranged, gone: Collection[RoomKey]) -> list[RoomKey]:
+    """All rooms but these, those first whose newest event is the newest; of rooms that the user is not in their own
+    membership counts."""
+    places: dict[RoomKey, int] = {key: member.position for key, member in found.members.items()}
+    for room, summary in found.summaries.items():
+        if summary.last_event > places.get(room, summary.last_event):
+            places[room] = summary.last_event
+    for key in gone:
+        del places[key]
+    return sorted(places, key=places.__getitem__, reverse=True)
 
 
-def _is_gone(found: Arranged, moment: SlidingMoment, key: RoomKey) -> bool:
-    """Whether the client was told that the user has left: lists no longer hold the room."""
-    sent = moment.sent.get(key)
-    return sent is not None and bool(sent.left_at) and found.members[key].position == sent.left_at
+def _gone(found: Arranged, moment: SlidingMoment) -> set[RoomKey]:
+    """Of which rooms the client was told that the user has left them: lists no longer hold these."""
+    return {
+        key
+        for key, sent in moment.sent.items()
+        if sent.left_at and key in found.members and found.members[key].position == sent.left_at
+    }
 
 
 def _tag_test(wanted: RoomFilter, tags: Mapping[int, frozenset[str]]) -> Callable[[RoomKey], bool]:

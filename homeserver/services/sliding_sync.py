@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import orjson
 
 from federation.protocol.errors import InvalidInput
-from federation.protocol.types import JsonObject, RoomID, UserID
+from federation.protocol.types import JsonObject, RoomID
 from homeserver.services.account_data import AccountDataService
 from homeserver.services.sliding_connections import Held, Rooms, Settled, SlidingConnections, UnknownPos
 from homeserver.services.sliding_extensions import ExtensionsPart, SlidingExtensions
@@ -213,12 +213,12 @@ class SlidingSyncService:
             return await self._collect_now(request, view, place)
 
     async def _collect_now(self, request: SlidingRequest, view: UserView, place: _Place) -> _Part:
-        ignored = await self._ignored(view.user_id)
         since: StreamToken | None = None
         sent: Rooms = {}
         if place.token is not None:
             since = place.token.stream
             sent = await self._connections.rooms(place.key, place.token.number)
+        facts = await self._lists.facts(view.user_id, request.wanted)
         # From one moment, without waiting between: how far the log is read, and the user's rooms there.
         upto, members, outside = self._now(since), dict(view.rooms), dict(view.outside)
         moment = SlidingMoment(
@@ -228,20 +228,13 @@ class SlidingSyncService:
             members=members,
             outside=outside,
             sent=sent,
-            ignored=ignored,
+            ignored=facts.ignored,
             hides_invites=await self._account_data.hides_invites(view.user_id, members, outside),
         )
         arranged = await self._lists.arrange(request.wanted, moment)
         rooms = await self._rooms.collect(request, moment, arranged, place.held)
         extensions = await self._extensions.collect(request, moment, arranged, rooms, place.to_device_since)
         return _Part(moment.upto, rooms, extensions, arranged.counts)
-
-    async def _ignored(self, user_id: UserID) -> frozenset[UserID]:
-        known = self._account_data.known_ignored_users(user_id)
-        if known is not None:
-            return known
-        async with self._database.read() as tx:
-            return await self._account_data.ignored_users(tx, user_id)
 
     # --- the answer
 

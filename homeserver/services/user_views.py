@@ -7,8 +7,7 @@ import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from federation.protocol.types import RoomID, UserID
 from homeserver.services import unread_counts
@@ -34,8 +33,7 @@ LARGE_AT_ONCE = 2
 K = TypeVar("K")
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
+class Member(NamedTuple):
     """A user's own membership in a room."""
 
     membership: Membership
@@ -134,8 +132,7 @@ class UserViews:
                     view.rooms[room] = member
             for room_id, (membership, position) in outside.items():
                 view.outside.setdefault(room_id, Member(membership, position))
-            for room in view.joined():
-                self._tail.enter(listener, room)
+            self._tail.enter_all(listener, view.joined())
             # What came while the rooms were not known told nobody: only from here on silence means that nothing came.
             listener.known_from = listener.concerned_at = self._tail.position
             return view
