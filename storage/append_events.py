@@ -4,9 +4,10 @@ What an append expects is checked here (`docs/how-it-works.md`): the room's vers
 Everything else about an event was decided before by `federation/rooms`.
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol, Self
+from types import MappingProxyType
+from typing import Any, ClassVar, Protocol, Self
 
 from federation.protocol.errors import MatrixError
 from federation.protocol.relations import THREAD
@@ -33,6 +34,17 @@ from storage.unread import PersonalCount
 _BYTES_OF_A_CHANGE = 200
 _BYTES_OF_A_VALUE = 80
 _NO_VALUE_BEGINS = bytes(set(range(256)) - set(b",{["))
+
+
+_NOTHING: Mapping[Any, int] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class AtEnd:
+    """How an event stands at a room's end, in a room version whose references carry no hashes."""
+
+    depth: int
+    prev_event_ids: Sequence[EventID]
 
 
 class Head(Protocol):
@@ -81,15 +93,17 @@ class RoomEvents:
 
     stored: list[StoredEvent] = field(default_factory=list)
     """The events with their places; filled when they are written, or read."""
-    trunk: list[TrunkChange] = field(default_factory=list)
+    trunk: Sequence[TrunkChange] = ()
     """What the room's current state changed in; filled likewise."""
-    personal: list[tuple[int, PersonalCount]] = field(default_factory=list)
+    personal: Sequence[tuple[int, PersonalCount]] = ()
     """What counts for single users, with the positions of the events; filled likewise."""
-    redacted: dict[EventID, int] = field(default_factory=dict)
+    redacted: Mapping[EventID, int] = field(default_factory=lambda: _NOTHING)
     """Events that came before and are redacted now, with what redacts them; filled likewise."""
+    at_end: AtEnd | None = field(default=None, compare=False)
+    """Of a change that another process handed on: where its event, of one of our users, stands."""
     is_after_gap: bool = False
     """Of a change that was read: as `follows_gap`."""
-    numbers: dict[str, int] = field(default_factory=dict)
+    numbers: Mapping[str, int] = field(default_factory=lambda: _NOTHING)
     """The numbers of strings that were not remembered before; final once the change is committed."""
     _standing: Standing | None = None
 
@@ -194,10 +208,12 @@ class RoomEvents:
     def _place(self, first: int, room: Standing, threads: dict[tuple[int, str], list[int]]) -> None:
         """Give each event its position and running counts; move the room's row along."""
         self._standing = room
-        self.stored, self.personal = [], []
+        self.stored = []
+        personal: list[tuple[int, PersonalCount]] = []
         for position, event in enumerate(self.new, first + self.hole):
             pdu = event.pdu
-            self.personal.extend((position, count) for count in event.personal)
+            if event.personal:
+                personal.extend((position, count) for count in event.personal)
             totals = _count(event, room, threads, self.room.number, position)
             is_hidden = bool(event.flags & HIDDEN)
             covered = event.covers
@@ -230,6 +246,7 @@ class RoomEvents:
                 )
             )
             room.note_shown(position, pdu.type, int(event.flags))
+        self.personal = personal
         room.state_version = max(room.state_version, self.new_version)
         room.joined += self.members_ahead[0]
         room.invited += self.members_ahead[1]
@@ -270,7 +287,8 @@ class RoomEvents:
         for change in changes:
             if change.hole and change.stored:
                 await history.open_gap(tx, change.stored[0], change.new[0].missing, change.hole)
-            change.redacted = redacted if any(event.redacts is not None for event in change.new) else {}
+            is_redaction = any(event.redacts is not None for event in change.new)
+            change.redacted = redacted if redacted and is_redaction else _NOTHING
 
     @classmethod
     async def read_range(cls, tx: Tx, after: int, upto: int) -> list[tuple[int, Self]]:
@@ -297,16 +315,23 @@ class RoomEvents:
                 trunk=changed,
                 personal=[(event.position, count) for count in personal.get(event.position, ())],
             )
-            change.redacted = redacted if redacted and event.is_a("m.room.redaction") else {}
+            if redacted and event.is_a("m.room.redaction"):
+                change.redacted = redacted
             change.is_after_gap = event.position in gaps
             answer.append((event.position, change))
         return answer
 
     @classmethod
     def from_stored(
-        cls, room: Room, event: StoredEvent, *, trunk: list[TrunkChange], personal: list[tuple[int, PersonalCount]]
+        cls,
+        room: Room,
+        event: StoredEvent,
+        *,
+        trunk: Sequence[TrunkChange],
+        personal: Sequence[tuple[int, PersonalCount]],
+        concerned: tuple[UserID, ...] | None = None,
     ) -> Self:
-        """The change of one event that another process appended."""
+        """The change of one event that another process appended; `concerned` where that was looked at."""
         return cls(
             room=room,
             new=[],
@@ -314,7 +339,7 @@ class RoomEvents:
             new_version=event.trunk_version,
             stored=[event],
             trunk=trunk,
-            concerned=_concerned(event, trunk),
+            concerned=concerned_by(event, trunk) if concerned is None else concerned,
             personal=personal,
         )
 
@@ -330,7 +355,7 @@ def trunk_change(write: StateWrite) -> TrunkChange:
     )
 
 
-def _concerned(event: StoredEvent, trunk: Sequence[TrunkChange]) -> tuple[UserID, ...]:
+def concerned_by(event: StoredEvent, trunk: Sequence[TrunkChange]) -> tuple[UserID, ...]:
     """Whose membership an event, or what it changed in the room's state, is about."""
     users = [change.state_key for change in trunk if change.type == "m.room.member"]
     if not event.flags & HIDDEN and event.is_a("m.room.member") and event.state_key is not None:

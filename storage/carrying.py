@@ -14,7 +14,7 @@ from federation.protocol.errors import MatrixError
 from federation.protocol.types import DeviceID, EventID, RoomID, ServerName, UserID
 from storage import rooms
 from storage.account_data import AccountDataChanged
-from storage.append_events import RoomEvents
+from storage.append_events import AtEnd, RoomEvents, concerned_by
 from storage.database import Memory
 from storage.device_lists import DeviceListChanged
 from storage.events import Flag, StoredEvent, TrunkChange
@@ -28,7 +28,7 @@ from storage.unread import PersonalCount
 
 logger = logging.getLogger(__name__)
 
-FORM = 1
+FORM = 2
 """To be raised with every change of what is written here: processes of two releases may run beside each other."""
 
 MAX_TRUNK = 100
@@ -76,16 +76,15 @@ def decode(body: bytes, memory: Memory) -> list[tuple[int, Change]] | None:
 
 
 def _decode(body: bytes, memory: Memory) -> list[tuple[int, Change]] | None:
-    head, _, rest = body.partition(b"\n")
-    line = orjson.loads(head)
+    at = body.index(b"\n") + 1
+    line = orjson.loads(body[:at])
     if line[0] != FORM:
         return None
     changes: list[tuple[int, Change]] = []
-    at = 0
     for kind, position, lengths, *fields in line[1:]:
         texts = []
         for length in lengths:
-            texts.append(rest[at : at + length])
+            texts.append(body[at : at + length])
             at += length
         changes.append((position, _READERS[kind](position, fields, texts, memory)))
     return changes
@@ -99,7 +98,7 @@ def _write_event(_position: int, change: RoomEvents) -> Iterator[Item]:
         raise _StaysError
     room = change.room
     trunk = sorted(change.trunk, key=lambda entry: entry.since) if change.trunk else []
-    for event in change.stored:
+    for new, event in zip(change.new, change.stored, strict=True):
         if event.flags & _NO_NEWS:
             continue
         if event.is_a("m.room.redaction"):
@@ -107,6 +106,7 @@ def _write_event(_position: int, change: RoomEvents) -> Iterator[Item]:
         told = [entry for entry in trunk if entry.since <= event.trunk_version]
         del trunk[: len(told)]
         personal = [each for at, each in change.personal if at == event.position]
+        stands_so = new.is_local and not room.rules.references_carry_hashes
         fields = [
             [room.number, room.room_id, room.rules.version],
             event.event_id,
@@ -120,12 +120,15 @@ def _write_event(_position: int, change: RoomEvents) -> Iterator[Item]:
             [event.other_place, event.other_arrival],
             [[entry.type, entry.state_key, entry.event, entry.since, entry.membership] for entry in told],
             [[each.user_id, each.notify, each.highlight] for each in personal],
+            concerned_by(event, told),
+            [new.pdu.depth, *new.pdu.prev_event_ids] if stands_so else None,
         ]
         yield event.position, fields, (event.canonical,)
 
 
 def _read_event(position: int, fields: Fields, texts: Sequence[bytes], memory: Memory) -> RoomEvents:
-    room, event_id, flags, versions, totals, redacted_by, thread, device, txn_id, others, trunk, personal = fields
+    room, event_id, flags, versions, totals, redacted_by, thread, device, txn_id, *more = fields
+    others, trunk, personal, concerned, at_end = more
     line, version, trunk_version, after_line, after_version = versions
     stored = StoredEvent(
         position=position,
@@ -147,7 +150,7 @@ def _read_event(position: int, fields: Fields, texts: Sequence[bytes], memory: M
         other_place=others[0],
         other_arrival=others[1],
     )
-    changed = [
+    changed = trunk and [
         TrunkChange(
             type=type_,
             state_key=state_key,
@@ -157,12 +160,15 @@ def _read_event(position: int, fields: Fields, texts: Sequence[bytes], memory: M
         )
         for type_, state_key, event, since, membership in trunk
     ]
-    counts = [
+    counts = personal and [
         (position, PersonalCount(user_id=UserID(user_id), notify=notify, highlight=highlight))
         for user_id, notify, highlight in personal
     ]
     known = rooms.remember(memory, room[0], RoomID(room[1]), room[2])
-    return RoomEvents.from_stored(known, stored, trunk=changed, personal=counts)
+    change = RoomEvents.from_stored(known, stored, trunk=changed, personal=counts, concerned=tuple(concerned))
+    if at_end is not None:
+        change.at_end = AtEnd(at_end[0], at_end[1:])
+    return change
 
 
 def _write_receipt(position: int, change: ReceiptMoved) -> Iterator[Item]:

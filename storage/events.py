@@ -5,7 +5,7 @@ Only `federation.rooms` and `storage` may import this module: every reader goes 
 
 import logging
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntFlag
 from functools import cache
 
@@ -73,7 +73,7 @@ class StoredEvent:
     other_arrival: int | None = None
     client: bytes | None = None
     """The client's form up to `unsigned`, encoded once."""
-    _json: JsonObject | None = None
+    _json: JsonObject | None = field(default=None, compare=False)
 
     @property
     def json(self) -> JsonObject:

@@ -3,7 +3,7 @@
 A string's number never changes, so this process may remember as many as it likes: a bounded part of the table.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 
 from storage.database import Memory, Tx
 
@@ -107,7 +107,7 @@ async def values_of(tx: Tx, numbers: Iterable[int]) -> dict[int, str]:
     return found
 
 
-def remember_committed(memory: Memory, pairs: dict[str, int]) -> None:
+def remember_committed(memory: Memory, pairs: Mapping[str, int]) -> None:
     """Keep numbers whose transaction is known to be committed."""
     remembered = memory.part(_Strings)
     for value, number in pairs.items():
@@ -115,7 +115,7 @@ def remember_committed(memory: Memory, pairs: dict[str, int]) -> None:
             remembered.keep(value, number)
 
 
-def not_remembered(memory: Memory, pairs: dict[str, int]) -> dict[str, int]:
+def not_remembered(memory: Memory, pairs: Mapping[str, int]) -> dict[str, int]:
     """Those of these numbers that this process does not remember: next to none, as a rule."""
     remembered = memory.part(_Strings).numbers
     return {value: number for value, number in pairs.items() if value not in remembered}

@@ -319,14 +319,15 @@ class Tail:
         self._apply(changes, upto)
 
     def _apply(self, changes: Sequence[tuple[int, Change]], position: int) -> None:
-        for at, change in changes:
+        for pair in changes:
+            at, change = pair
             is_plain: bool = getattr(change, "is_plain", False)
             views = self._views_of[is_plain].get(type(change))
             if views is None:
                 views = self._find_views(type(change), is_plain=is_plain)
             for view in views:
                 view(at, change)
-            self._remember(at, change)
+            self._remember(pair)
         self.position = position
         if self._listeners:
             self._wake(changes)
@@ -357,16 +358,17 @@ class Tail:
         for listener in woken:
             listener.wake()
 
-    def _remember(self, at: int, change: Change) -> None:
+    def _remember(self, pair: tuple[int, Change]) -> None:
+        at, change = pair
         size: int = getattr(change, "held_bytes", 0)
-        self._window.append((at, change))
+        self._window.append(pair)
         self._sizes.append(size)
         self._held_bytes += size
         last = at + change.width - 1
         for room in change.rooms:
-            _place(self._by_room, room).append(at, last, change)
+            _place(self._by_room, room).append(pair, last)
         for user_id in change.users:
-            _place(self._by_user, user_id).append(at, last, change)
+            _place(self._by_user, user_id).append(pair, last)
         while len(self._window) > WINDOW or self._held_bytes > WINDOW_BYTES:
             oldest, gone = self._window.popleft()
             self._held_bytes -= self._sizes.popleft()
@@ -489,8 +491,8 @@ class _Index:
         self.lasts: list[int] = []
         """The last position of each."""
 
-    def append(self, at: int, last: int, change: Change) -> None:
-        self.changes.append((at, change))
+    def append(self, change: tuple[int, Change], last: int) -> None:
+        self.changes.append(change)
         self.lasts.append(last)
 
     def drop_first(self) -> bool:

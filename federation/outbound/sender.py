@@ -160,7 +160,8 @@ class Sender:
         version = 0
         for event in change.stored:
             version = max(version, event.trunk_version)
-            if b'"state_key":' in event.canonical:
+            is_at_end = event.line == event.flags == 0 and event.version == event.trunk_version
+            if not is_at_end and b'"state_key":' in event.canonical:
                 return False
         return self._room_servers.are_only(self._server_name, change.room.number, version)
 

@@ -19,7 +19,7 @@ from federation.protocol.redaction import redact
 from federation.protocol.types import EventID, ServerName, StateKey
 from federation.rooms.incomplete_rooms import BeingJoined, IncompleteRooms
 from storage import events, room_state, rooms
-from storage.append_events import RoomEvents
+from storage.append_events import AtEnd, RoomEvents
 from storage.database import Database, Tx
 from storage.events import Flag, StoredEvent
 from storage.figures import Figures, Lookups
@@ -60,9 +60,7 @@ class RoomHead:
 
     def advance(self, pdu: VerifiedPDU) -> None:
         """Put an event of ours, which refers to all extremities, at the end."""
-        for event_id in pdu.prev_event_ids:
-            self.extremities.pop(event_id, None)
-        self.extremities[pdu.event_id] = described(pdu)
+        self.put(pdu.event_id, pdu.prev_event_ids, described(pdu))
         self.in_flight.add(pdu.event_id)
         if pdu.state_key is not None:
             self.version += 1
@@ -70,6 +68,12 @@ class RoomHead:
                 before = self.state.get((pdu.type, pdu.state_key))
                 self.joined += (pdu.membership == "join") - (before is not None and before.membership == "join")
             self.state[pdu.type, pdu.state_key] = pdu
+
+    def put(self, event_id: EventID, prev_event_ids: Iterable[EventID], description: tuple[int, str]) -> None:
+        """Make an event an extremity instead of those that it follows."""
+        for each in prev_event_ids:
+            self.extremities.pop(each, None)
+        self.extremities[event_id] = description
 
     def forget_state(self) -> None:
         """Keep only what is in flight, which the database does not have yet, and what every event needs."""
@@ -107,12 +111,12 @@ class RoomHeads:
         if head is None:
             return
         for event in change.stored:
-            if event.position > head.read_at and not self._follow(head, event):
+            if event.position > head.read_at and not self._follow(head, event, change.at_end):
                 # What is in flight on it decides for itself whether it still holds.
                 del self._heads[change.room.number]
                 return
 
-    def _follow(self, head: RoomHead, event: StoredEvent) -> bool:
+    def _follow(self, head: RoomHead, event: StoredEvent, at_end: AtEnd | None) -> bool:
         """Move a head past an event; False when more than the room's end has changed."""
         if event.event_id in head.in_flight:
             head.in_flight.discard(event.event_id)
@@ -121,18 +125,18 @@ class RoomHeads:
         if event.trunk_version != head.logged_version:
             return False
         if event.flags & events.HIDDEN == 0:
+            if at_end is not None:
+                head.put(event.event_id, at_end.prev_event_ids, (at_end.depth, ""))
+                return True
             try:
                 prev_event_ids, description = _placed(event, head.room)
             except (InvalidEvent, LookupError, TypeError):
                 return False  # who reads the room meets it
-            is_ours = (
-                server_name_of(event.sender) == self._server_name
-            )  # by another process, which had not heard of all
+            # One of ours is by another process, which had not heard of all.
+            is_ours = server_name_of(event.sender) == self._server_name
             if not is_ours and not head.extremities.keys() >= prev_event_ids:
                 return False  # by way of hidden events it may follow more of them than it names
-            for event_id in prev_event_ids:
-                head.extremities.pop(event_id, None)
-            head.extremities[event.event_id] = description
+            head.put(event.event_id, prev_event_ids, description)
         return True
 
     def add_new(self, room: Room) -> RoomHead:
