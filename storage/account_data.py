@@ -11,7 +11,7 @@ from typing import ClassVar, Self
 import orjson
 
 from federation.protocol.types import UserID
-from storage.arrays import Int4, Texts
+from storage.arrays import Int4
 from storage.database import Tx
 
 GLOBAL = 0
@@ -119,16 +119,6 @@ async def find_many(tx: Tx, user_ids: Collection[UserID], name: str) -> dict[Use
         (list(user_ids), name),
     )
     return {UserID(user_id): content for user_id, content in rows}
-
-
-async def find_several(tx: Tx, user_id: UserID, names: Sequence[str]) -> dict[str, bytes]:
-    """The content of several types of a user's global data, of those that there are."""
-    rows = await tx.fetch(
-        "select type, content from account_data where user_id = %s and room = 0 and type = any(%s::text[])"
-        " and content <> ''",
-        (user_id, Texts(names)),
-    )
-    return {name: content for name, content in rows}
 
 
 async def of_some(tx: Tx, user_id: UserID, rooms: Collection[int]) -> list[AccountDataChanged]:

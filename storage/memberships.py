@@ -125,28 +125,20 @@ async def stayed(tx: Tx, members: Collection[tuple[int, UserID]], since: int) ->
     return {(room, UserID(user_id)) for room, user_id, was_joined in rows if was_joined}
 
 
-async def removed_from(tx: Tx, user_id: UserID) -> dict[int, tuple[Membership, int]]:
-    """The rooms that the user was in and that somebody else removed them from, as far as they have not forgotten them:
-    room -> membership, position of the member event.
-    """
-    numbers = await strings.find(tx, [user_id])
-    if user_id not in numbers:
-        return {}
-    own = numbers[user_id]
+REMOVED = (
     # With the memberships as parameters PostgreSQL would plan this anew each time, which costs more than to run it.
-    rows = await tx.fetch(
-        "select room_state.room, membership, event from room_state"
-        " join events on events.room = room_state.room and events.position = event and events.sender <> %s"
-        " where room_state.state_key = %s and room_state.line = 0 and until_version is null"
-        f" and membership is not null and membership in ({Membership.LEAVE:d}, {Membership.BAN:d})"
-        f" and exists (select from room_state earlier where earlier.room = room_state.room"
-        f"  and earlier.type = {strings.MEMBER:d} and earlier.state_key = %s and earlier.line = 0"
-        f"  and earlier.membership = {Membership.JOIN:d})"
-        " and not exists (select from forgotten_rooms where user_id = %s and forgotten_rooms.room = room_state.room"
-        "  and forgotten_rooms.position >= event)",
-        (own, own, own, user_id),
-    )
-    return {room: (Membership(membership), event) for room, membership, event in rows}
+    "select room_state.room, membership, event from strings own"
+    " join room_state on room_state.state_key = own.id and room_state.line = 0 and until_version is null"
+    f"  and membership is not null and membership in ({Membership.LEAVE:d}, {Membership.BAN:d})"
+    " join events on events.room = room_state.room and events.position = event and events.sender <> own.id"
+    " where own.value = %s and exists (select from room_state earlier where earlier.room = room_state.room"
+    f"  and earlier.type = {strings.MEMBER:d} and earlier.state_key = own.id and earlier.line = 0"
+    f"  and earlier.membership = {Membership.JOIN:d})"
+    " and not exists (select from forgotten_rooms where forgotten_rooms.user_id = own.value"
+    "  and forgotten_rooms.room = room_state.room and forgotten_rooms.position >= event)"
+)
+"""The rooms that a user was in and that somebody else removed them from, as far as they have not forgotten them: room,
+membership, position of the member event."""
 
 
 async def forgotten(tx: Tx, user_id: UserID) -> set[int]:

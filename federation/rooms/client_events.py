@@ -67,6 +67,19 @@ def finish(event: StoredEvent, *, membership: str | None, device: int | None, re
     return b"".join((event.client, age, _MEMBERSHIPS.get(membership or "", b""), own, bundle, b"}}"))
 
 
+def finish_state(stored: Sequence[StoredEvent], *, device: int | None) -> list[bytes]:
+    """The client events of state that stands outside a timeline, for one reader, without those that have none;
+    `prepare` must have seen them."""
+    now = time.time_ns() // 1_000_000
+    return [
+        b'%b"age":%d}}' % (event.client, max(now - event.json["origin_server_ts"], 0))
+        if event.txn_id is None
+        else finish(event, membership=None, device=device)
+        for event in stored
+        if event.client
+    ]
+
+
 def is_presentable(event: StoredEvent) -> bool:
     """Whether a prepared event has a client form: what was put into the database by somebody else may have none."""
     return bool(event.client)

@@ -334,11 +334,7 @@ class RoomReader:
     async def render_state(self, tx: Tx, stored: Sequence[StoredEvent], device: int | None = None) -> list[bytes]:
         """The client form of state that stands outside a timeline."""
         await client_events.prepare(tx, stored, is_state=True)
-        return [
-            client_events.finish(event, membership=None, device=device)
-            for event in stored
-            if client_events.is_presentable(event)
-        ]
+        return client_events.finish_state(stored, device=device)
 
 
 async def visibility_spans(tx: Tx, room: Room) -> tuple[Sequence[Span], Spans]:

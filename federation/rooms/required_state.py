@@ -3,6 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from federation.protocol.types import EventID, StateKey
 from federation.rooms.current_rooms import CurrentRooms
@@ -58,6 +59,7 @@ def matches(patterns: Patterns, event_type: str, state_key: str) -> bool:
     return any(pattern.matches(event_type, state_key) for pattern in patterns)
 
 
+@lru_cache(256)
 def are_lazy(patterns: Patterns) -> bool:
     """Whether members come with what they sent: some pattern says so, and none asks for all of them."""
     return any(each.lazy_members for each in patterns) and not any(each.has_all_members for each in patterns)

@@ -380,11 +380,7 @@ class Timelines:
         if fresh:
             async with self._database.read() as tx:
                 await client_events.prepare(tx, fresh, is_state=True)
-        return [
-            client_events.finish(event, membership=None, device=device)
-            for event in stored
-            if client_events.is_presentable(event)
-        ]
+        return client_events.finish_state(stored, device=device)
 
 
 def _is_within(event: StoredEvent, since: int, user_id: UserID) -> bool:

@@ -2,7 +2,7 @@
 memory, a view of the tail."""
 
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
@@ -11,7 +11,7 @@ from federation.protocol.types import RoomID, UserID
 from homeserver.services.account_data import IGNORED_USERS, ignored_in
 from homeserver.services.sliding_connections import RoomKey
 from homeserver.services.user_views import Member
-from storage import account_data, memberships, rooms
+from storage import account_data, list_facts, rooms
 from storage.account_data import AccountDataChanged
 from storage.append_events import RoomEvents
 from storage.database import Database
@@ -26,15 +26,15 @@ DIRECT_DATA, TAG_DATA = "m.direct", "m.tag"
 
 @dataclass(slots=True)
 class UserFacts:
-    """Of one user; None is what was not looked at."""
+    """Of one user."""
 
     direct: frozenset[RoomKey] | None = None
-    """Direct chats, by number where we know the room, and by ID."""
-    tags: dict[int, frozenset[str]] | None = None
+    """Direct chats, by number where we know the room, and by ID; None as long as nothing was looked at."""
     ignored: frozenset[UserID] = frozenset()
-    """Known as soon as `direct` is."""
-    removed: dict[RoomKey, Member] | None = None
+    removed: dict[RoomKey, Member] = field(default_factory=dict)
     """Rooms that others removed them from, and that they have not forgotten."""
+    tags: dict[int, frozenset[str]] | None = None
+    """None: they were not looked at."""
 
 
 class ListFacts:
@@ -75,18 +75,16 @@ class ListFacts:
         """The user's facts as of where the tail is; their tags only where they are asked for."""
         while True:  # what changed while it was read is read again
             facts = self._of(user_id)
-            if facts.direct is not None and facts.removed is not None and not (with_tags and facts.tags is None):
+            if facts.direct is not None and not (with_tags and facts.tags is None):
                 return facts
             async with self._database.read() as tx:
                 if facts.direct is None:
-                    stored = await account_data.find_several(tx, user_id, (DIRECT_DATA, IGNORED_USERS))
+                    stored, removed = await list_facts.read(tx, user_id, (DIRECT_DATA, IGNORED_USERS))
                     room_ids = _direct_rooms(stored.get(DIRECT_DATA))
                     numbers = await rooms.find_many(tx, room_ids) if room_ids else {}
                     facts.ignored = ignored_in(stored.get(IGNORED_USERS))
-                    facts.direct = frozenset((*room_ids, *numbers.values()))
-                if facts.removed is None:
-                    removed = await memberships.removed_from(tx, user_id)
                     facts.removed = {room: Member(*found) for room, found in removed.items()}
+                    facts.direct = frozenset((*room_ids, *numbers.values()))
                 if with_tags and facts.tags is None:
                     found = await account_data.of_rooms(tx, user_id, TAG_DATA)
                     facts.tags = {room: _tags(content) for room, content in found.items()}

@@ -87,7 +87,7 @@ class RoomLists:
         found = Arranged(members=await self._members(moment, facts), direct=facts.direct or frozenset())
         joined = [room for room, member in moment.members.items() if member.membership is Membership.JOIN]
         found.summaries = await self._summaries.load(joined)
-        entries = _by_activity(found, _gone(found, moment) - (facts.removed or {}).keys())
+        entries = _by_activity(found, _gone(found, moment) - facts.removed.keys())
         matched: dict[RoomKey, list[int]] = {}
         for index, each in enumerate(wanted.lists):
             if index:
@@ -110,7 +110,7 @@ class RoomLists:
 
     async def _members(self, moment: SlidingMoment, facts: UserFacts) -> dict[RoomKey, Member]:
         """The rooms that the user may be told of: those that they left only if the client knows them."""
-        removed = facts.removed or {}
+        removed = facts.removed
         found: dict[RoomKey, Member] = {
             **removed,
             **{
