@@ -27,7 +27,7 @@ MAX_BYTES = 64 * 1024 * 1024
 """What all of that may take, about."""
 MAX_NEWEST = 50
 """Events of one room. Who wants more of them asks the database."""
-SPARE = 5
+SPARE = 2
 """Events of a room more than were ever asked for, for who looks from a place a little further back."""
 MAX_ENTRIES = 300
 """Of one room's state without members: larger ones are not kept."""
