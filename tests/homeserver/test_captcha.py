@@ -9,7 +9,9 @@ import orjson
 import pytest
 import pytest_asyncio
 
+from federation.protocol.errors import LimitExceeded
 from homeserver.config import Captcha, ExistingFile, Federation, Registration, RegistrationMode, Secret
+from homeserver.services.rate_limits import RateLimits
 from tests.client import PASSWORD, Server, unique
 from tests.federation.authority import Authority
 from tests.federation.https_servers import Request, Write, https_server, whole_answer
@@ -107,3 +109,17 @@ async def test_the_page_shows_it_and_nothing_else_runs(scene: Scene) -> None:
     right = await anonymous.request("POST", PATH, f"session={session}&g-recaptcha-response=right".encode())
     assert (right.status, b"onAuthDone" in right.body) == (200, True)
     assert (await anonymous.post("/v3/register", {"auth": {"session": session}})).status == 200
+
+
+@pytest.mark.one_process("its budgets are replaced here")
+async def test_an_address_has_few_checked(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    def spend(_self: RateLimits, name: str, key: str, *, cost: int = 1) -> None:
+        if (name, key) == ("login", "127.0.0.1"):
+            raise LimitExceeded(1000)
+
+    monkeypatch.setattr(RateLimits, "spend", spend)
+    auth = {"type": "m.login.recaptcha", "response": "right"}
+
+    answer = await scene.server.anonymous.post("/v3/register", {"username": unique(), "auth": auth})
+
+    assert (answer.status, scene.checker.asked) == (429, [])
