@@ -22,6 +22,8 @@ from storage.rooms import Room
 MAX_SCANNED = 2_000
 """Events looked at for one page."""
 MAX_TIMESTAMPS_SCANNED = 1_000
+MAX_PAGE_BYTES = 4 * 1024 * 1024
+"""Of events: a page that has more ends, since somebody may ask for many of them at once."""
 _CHUNK = 200
 
 
@@ -121,11 +123,10 @@ class Pages:
         gap, floor = await _next_gap(tx, access.room, request, start)
         request = request if floor is None else replace(request, stop=floor)
         ranges, is_narrowed = clip([(BEGINNING, END)], request, start), False
-        budget = MAX_SCANNED
+        budget, size = MAX_SCANNED, 0
         while ranges:
-            missing = limit - len(page.seen)
-            looked_at = min(max(_CHUNK, 2 * missing), budget)
-            wanted = missing + 1 if _is_whole(request) else looked_at
+            looked_at = min(_CHUNK, budget)
+            wanted = min(limit - len(page.seen) + 1, looked_at) if _is_whole(request) else looked_at
             scanned = await event_pages.scan(
                 tx, access.room.number, replace(scan, ranges=ranges, budget=looked_at, limit=wanted)
             )
@@ -133,10 +134,11 @@ class Pages:
             for each in seen:
                 if not _passes(each.event, request):
                     continue
-                if len(page.seen) == limit:
+                if len(page.seen) == limit or size > MAX_PAGE_BYTES:
                     page.end = end_of(page, request)
                     return page
                 page.seen.append(each)
+                size += len(each.event.canonical)
             if scanned.last is None:
                 break
             budget -= looked_at

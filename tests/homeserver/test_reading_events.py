@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from federation.rooms import pages
 from storage.database import Tx
 from tests.client import Client, Server, quote
 from tests.homeserver.rooms import a_room, bodies, history, join, leave, page, redact, set_state, set_visibility
@@ -453,3 +454,26 @@ async def test_a_page_costs_the_same_few_queries_whatever_its_length(
 
     await cost(1)  # whom the reader ignores is remembered from then on
     assert 0 < await cost(60) == await cost(15) <= 10
+
+
+@pytest.mark.one_process("its pages are shortened here")
+@pytest.mark.parametrize("direction", ["b", "f"])
+async def test_a_page_of_large_events_is_shorter(
+    alice: Client, monkeypatch: pytest.MonkeyPatch, direction: str
+) -> None:
+    monkeypatch.setattr(pages, "MAX_PAGE_BYTES", 5_000)
+    room_id = await a_room(alice)
+    sent = [await send(alice, room_id, "x" * 2_000) for _ in range(7)]
+    found: list[str] = []
+    place: dict[str, str] = {}
+    for _ in range(20):
+        path, params = f"/v3/rooms/{quote(room_id)}/messages", {"dir": direction, "limit": "100", **place}
+        answer = await alice.ok("GET", path, params=params)
+        events = [event["event_id"] for event in answer["chunk"] if event["type"] == "m.room.message"]
+        assert len(events) <= 3
+        found += events
+        if "end" not in answer:
+            break
+        place = {"from": answer["end"]}
+
+    assert found == (sent if direction == "f" else sent[::-1])
