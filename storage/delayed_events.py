@@ -75,9 +75,15 @@ async def restart(tx: Tx, delay_id: str, now_ts: int) -> bool:
     )
 
 
-async def delete(tx: Tx, delay_id: str) -> bool:
-    """Take an event away; whether it was still there."""
-    return await tx.execute("delete from delayed_events where delay_id = %s", (delay_id,)) == 1
+async def delete(tx: Tx, delay_id: str, *, running_since_ts: int | None = None) -> bool:
+    """Take an event away; whether it was still there, and where a time is given, its delay has not begun again."""
+    return (
+        await tx.execute(
+            "delete from delayed_events where delay_id = %s and running_since_ts = coalesce(%s, running_since_ts)",
+            (delay_id, running_since_ts),
+        )
+        == 1
+    )
 
 
 async def list_of_user(tx: Tx, user_id: UserID) -> list[DelayedEvent]:

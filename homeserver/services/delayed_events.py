@@ -36,6 +36,13 @@ _UNDELAYED = frozenset(("m.room.member", "m.room.canonical_alias"))
 """What is checked in more than the authorisation rules when it is sent."""
 
 
+class _Gone(NotFound):
+    """It was sent or given up, or its delay has begun again."""
+
+    def __init__(self) -> None:
+        super().__init__("There is no such delayed event, or not any longer")
+
+
 class DelayedEventService:
     """Takes events in, and sends them when they are due; a view of the tail."""
 
@@ -110,22 +117,22 @@ class DelayedEventService:
         """Let the delay begin again; raises NotFound once the event was sent or given up."""
         async with self._database.transaction() as tx:
             if not await delayed_events.restart(tx, delay_id, self._database.now_ms()):
-                raise _gone()
+                raise _Gone
         self._wake.set()
 
     async def cancel(self, delay_id: str) -> None:
         """Give the event up."""
         async with self._database.transaction() as tx:
             if not await delayed_events.delete(tx, delay_id):
-                raise _gone()
+                raise _Gone
 
     async def send(self, delay_id: str) -> None:
         """Send the event now; raises what keeps it from being sent."""
         async with self._database.read() as tx:
             event = await delayed_events.find(tx, delay_id)
         if event is None:
-            raise _gone()
-        await self._send(event)
+            raise _Gone
+        await self._send(event, None)
 
     # --- in the background
 
@@ -204,14 +211,16 @@ class DelayedEventService:
     async def _send_due(self, event: DelayedEvent) -> bool:
         """Send an event or give it up; False when it has to wait on."""
         try:
-            await self._send(event)
+            await self._send(event, event.running_since_ts)
+        except _Gone:  # another process was first, or its client
+            pass
         except MatrixError as error:
             if error.http_status >= 500:
                 logger.warning("a delayed event in %s waits on: %s", event.room_id, error.message)
                 return False
             logger.info("a delayed event in %s is given up: %s", event.room_id, error.message)
             async with self._database.transaction() as tx:
-                await delayed_events.delete(tx, event.delay_id)
+                await delayed_events.delete(tx, event.delay_id, running_since_ts=event.running_since_ts)
         return True
 
     async def _check_may_send(self, user_id: UserID) -> None:
@@ -221,7 +230,8 @@ class DelayedEventService:
         if account is None or account.is_deactivated or account.is_locked or account.is_suspended:
             raise Forbidden("The account may not send events")
 
-    async def _send(self, event: DelayedEvent) -> None:
+    async def _send(self, event: DelayedEvent, running_since_ts: int | None) -> None:
+        """Send an event; raises NotFound where it is no longer there, or its delay has begun again since."""
         await self._check_may_send(event.user_id)
         content: JsonObject = orjson.loads(event.content)
         redacts: str | None = None
@@ -237,11 +247,7 @@ class DelayedEventService:
         )
 
         async def take(tx: Tx) -> None:
-            if not await delayed_events.delete(tx, event.delay_id):
-                raise _gone()
+            if not await delayed_events.delete(tx, event.delay_id, running_since_ts=running_since_ts):
+                raise _Gone
 
         await self._writer.append([draft], work=take)
-
-
-def _gone() -> NotFound:
-    return NotFound("There is no such delayed event, or not any longer")

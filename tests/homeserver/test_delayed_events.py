@@ -190,10 +190,10 @@ async def test_a_room_in_which_nothing_can_be_sent_holds_up_no_other(
     may_go_on = asyncio.Event()
     send = DelayedEventService._send
 
-    async def held_up(self: DelayedEventService, event: DelayedEvent) -> None:
+    async def held_up(self: DelayedEventService, event: DelayedEvent, since: int | None) -> None:
         if event.room_id == stuck:
             await may_go_on.wait()
-        await send(self, event)
+        await send(self, event, since)
 
     monkeypatch.setattr(DelayedEventService, "_send", held_up)
     for number in range(AT_ONCE + 10):
@@ -205,3 +205,29 @@ async def test_a_room_in_which_nothing_can_be_sent_holds_up_no_other(
     may_go_on.set()
     await nothing_waits(alice)
     assert len(await pdus_of(server, stuck, TYPE)) == AT_ONCE + 10
+
+
+@pytest.mark.one_process("what it sends is held up here")
+async def test_a_delay_that_is_restarted_as_it_ends_begins_again(
+    server: Server, alice: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room_id = await create_room(alice)
+    is_due, may_go_on = asyncio.Event(), asyncio.Event()
+    send = DelayedEventService._send
+
+    async def held_up(self: DelayedEventService, event: DelayedEvent, since: int | None) -> None:
+        if event.room_id == room_id:
+            is_due.set()
+            await may_go_on.wait()
+        await send(self, event, since)
+
+    monkeypatch.setattr(DelayedEventService, "_send", held_up)
+    delay_id = await delayed_state(alice, room_id, 200)
+    await is_due.wait()
+
+    restarted_ts = time.time_ns() // 1_000_000
+    await alice.ok("POST", f"{BASE}/{delay_id}", {"action": "restart"})
+    may_go_on.set()
+
+    [pdu] = await sent(server, room_id)
+    assert pdu["origin_server_ts"] >= restarted_ts + 200
