@@ -28,6 +28,8 @@ MAX_CONTENT_BYTES = 256 * 1024
 MAX_USER_BYTES = 32 * 1024 * 1024
 MAX_USER_ROWS = 50_000
 MAX_TAGS = 100
+MAX_ORDER = 100
+"""Characters of a number that is sent as a string."""
 
 
 def client_event(change: AccountDataChanged) -> bytes:
@@ -147,7 +149,8 @@ class AccountDataService:
         """Tag a room."""
         if not tag or len(tag.encode()) > 255:
             raise InvalidInput("The name of a tag has 1 to 255 bytes")
-        _check_order(info.get("order"))
+        if info.get("order") is not None:
+            info = {**info, "order": _parse_order(info["order"])}
 
         def add(tags: JsonObject) -> None:
             tags[tag] = info
@@ -211,11 +214,15 @@ def _tags_in(content: bytes | None) -> JsonObject:
     return tags if isinstance(tags, dict) else {}
 
 
-def _check_order(order: object) -> None:
-    if order is None:
-        return
-    if isinstance(order, bool) or not isinstance(order, int | float) or not 0 <= order <= 1:
+def _parse_order(order: object) -> float:
+    """The number that `order` is, or that it spells: some clients send what they keep as a string."""
+    try:
+        number = float(order) if isinstance(order, str) and len(order) <= MAX_ORDER else order
+    except ValueError:
+        number = None
+    if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number <= 1:
         raise InvalidInput("order must be a number between 0 and 1")
+    return number
 
 
 def _check_name(name: str) -> None:
