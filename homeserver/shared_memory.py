@@ -8,6 +8,9 @@ from storage import newest, shelf
 from storage.newest import Newest
 from storage.shelf import Shelf, ShelfCarrier
 
+_PLACES_EACH = 2
+"""A process and the one that follows it may be there at the same time."""
+
 
 @dataclass(frozen=True, slots=True)
 class Shared:
@@ -26,7 +29,7 @@ class SharedMemory:
         """For so many places, in each of which one process follows another, maybe before that has ended."""
         self._budgets = budget_table.shared_memory()
         self._newest = newest.shared_memory()
-        self._places = 2 * count
+        self._places = _PLACES_EACH * count
         self._shelf = shelf.shared_memory(self._places)
 
     @property
@@ -36,11 +39,12 @@ class SharedMemory:
 
     def given(self, number: int, generation: int) -> list[int]:
         """What `attach` needs in a process, at one of the places from 1 on, after so many others."""
-        return [*self.descriptors, 2 * (number - 1) + generation % 2, self._places]
+        return [*self.descriptors, _PLACES_EACH * (number - 1) + generation % _PLACES_EACH, self._places]
 
 
 def attach(given: list[int]) -> Shared:
     """The memory in a process that inherited it."""
     budgets, positions, entries, place, places = given
-    newest_of_all, carrier = Newest(positions, place, places), ShelfCarrier(Shelf(entries, place, places))
-    return Shared(BudgetTable(budgets), newest_of_all, carrier, is_with_others=True)
+    has_neighbours = places > _PLACES_EACH  # more than who comes before or after it
+    carrier = ShelfCarrier(Shelf(entries, place, places) if has_neighbours else None)
+    return Shared(BudgetTable(budgets), Newest(positions, place, places), carrier, is_with_others=True)

@@ -6,7 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storage.shelf import MAX_BYTES, RING_BYTES, Shelf, shared_memory
+from federation.protocol.types import UserID
+from homeserver.shared_memory import SharedMemory, attach
+from storage.database import Memory
+from storage.invalidations import Invalidated, Kind
+from storage.shelf import MAX_BYTES, RING_BYTES, Shelf, ShelfCarrier, shared_memory
 
 
 def shelves(places: int = 2) -> list[Shelf]:
@@ -72,3 +76,18 @@ def test_bytes_that_are_others_than_were_announced_are_not_taken() -> None:
     *place, checksum = one.lay(b"hello").split()
 
     assert one.take(b" ".join((*place, b"%d" % (int(checksum) ^ 1)))) is None
+
+
+def test_what_is_too_much_for_the_bus_is_laid_down_where_others_are() -> None:
+    changes = [(1, Invalidated(Kind.PROFILE, UserID("@alice:example.org"), "x" * 200))]
+    memory, alone = SharedMemory(2), SharedMemory(1)
+    one, other, lone = attach(memory.given(1, 0)), attach(memory.given(2, 1)), attach(alone.given(1, 0))
+    for descriptor in (*memory.descriptors, *alone.descriptors):
+        os.close(descriptor)
+
+    body = one.carrier.encode(changes, 150)
+    assert 0 < len(body) <= 150
+    assert other.carrier.decode(body, Memory()) == changes
+    assert ShelfCarrier().decode(body, Memory()) is lone.carrier.decode(body, Memory()) is None
+    assert lone.carrier.encode(changes, 150) == b""
+    assert lone.carrier.decode(lone.carrier.encode(changes, 1000), Memory()) == changes
