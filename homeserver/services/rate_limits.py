@@ -76,9 +76,13 @@ class RateLimits:
             raise LimitExceeded(max(1, round(too_early * 1000)))
 
     def spend_on_body(self, key: str, size: int) -> None:
-        """Take what it costs to read a large body from the requests of `key`."""
+        """Take what it costs to read a large body from the requests of `key`.
+
+        Never all that there can be: else who sends other requests meanwhile could not send the largest.
+        """
         if size > BODY_BYTES:
-            self.spend("requests", key, cost=size // BODY_BYTES)
+            burst = self._limits["requests"].burst
+            self.spend("requests", key, cost=min(size // BODY_BYTES, burst - burst // 4))
 
     def by_name(self) -> Mapping[str, Callable[[object, str], None]]:
         """What spends one from each budget, for the gates of an API's routes."""

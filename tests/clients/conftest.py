@@ -34,7 +34,9 @@ async def server(maintenance_conninfo: str, worker_id: str) -> AsyncIterator[Ser
         "listeners": (Listener(address="127.0.0.1", port=port),),
         "public_base_url": f"http://127.0.0.1:{port}",  # clients in browsers go where /.well-known says
         # People come one after another from one address; what each of them does stays within the limits.
-        "rate_limits": RateLimits(registration=RateLimit(100.0, 1000), login=RateLimit(100.0, 1000)),
+        "rate_limits": RateLimits(
+            registration=RateLimit(100.0, 1000), login=RateLimit(100.0, 1000), authentication=RateLimit(100.0, 1000)
+        ),
         "turn": Turn(uris=("turn:turn.hearth.test?transport=udp",), shared_secret=Secret("between the two servers")),
     }
     async with running(make_conninfo(maintenance_conninfo, dbname=name), **settings) as server:

@@ -119,3 +119,16 @@ def test_memory_is_bounded_and_who_has_spent_most_is_remembered_longest(monkeypa
         assert spends(limits, f"user{number}")
 
     assert not spends(limits, "mallory")
+
+
+def test_the_largest_body_costs_most_of_the_requests_and_not_all() -> None:
+    limits = RateLimits({"requests": Limit(per_second=0.001, burst=100)}, clock=Clock())
+
+    limits.spend("requests", "alice")
+    limits.spend_on_body("alice", 8 * 1024)
+    limits.spend_on_body("alice", 100 * 1024 * 1024)
+
+    for _ in range(24):
+        limits.spend("requests", "alice")
+    with pytest.raises(LimitExceeded):
+        limits.spend("requests", "alice")
