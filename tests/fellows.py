@@ -135,7 +135,7 @@ def _end(process: ForkServerProcess) -> None:
 def _serve(orders: _Orders, ready: Connection, memory: Sequence[Any], sockets: Sequence[Any]) -> None:
     """What another process does until SIGTERM, or the end of the test's."""
     loopback.stay()
-    shared = attach([*(each.detach() for each in memory[:2]), *memory[2:]])
+    shared = attach([*(each.detach() for each in memory[:-2]), *memory[-2:]])
     uvloop.run(_serve_until_told(orders, ready, shared, [socket.socket(fileno=each.detach()) for each in sockets]))
 
 
