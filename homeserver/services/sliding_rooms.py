@@ -25,7 +25,7 @@ from homeserver.services.sliding_words import AVATAR, NAME, Telling
 from homeserver.services.sync_filter import RoomEventFilter
 from homeserver.services.sync_outside import client_form
 from homeserver.services.sync_rooms import STRIPPED
-from homeserver.services.user_views import UserViews
+from homeserver.services.user_views import UserViews, joined_since
 from storage import outside_memberships, rooms
 from storage.database import Database, Tx
 from storage.memberships import Membership
@@ -86,7 +86,7 @@ class SlidingRooms:
             moment.view.user_id,
             _EVERYTHING,
             moment.ignored,
-            joined_since={room: since for room in found.joined if (since := moment.members[room].since) is not None},
+            joined_since=joined_since(moment.members, found.joined),
         )
         tellings = await self._joined(request, moment, reading, arranged, found, held)
         for room, telling in tellings.items():

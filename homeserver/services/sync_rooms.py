@@ -14,7 +14,7 @@ from federation.rooms.timelines import Timelines
 from homeserver.services.sync_outside import OutsideRooms
 from homeserver.services.sync_sections import NOTHING, Besides, add_counts, is_news, section
 from homeserver.services.sync_sorting import RoomSorter, RoomsRequest, SortedRooms
-from homeserver.services.user_views import Member, UserView, UserViews
+from homeserver.services.user_views import Member, UserView, UserViews, joined_since
 from homeserver.tokens import StreamToken
 from storage import account_data, memberships, receipts, rooms
 from storage.account_data import AccountDataChanged
@@ -111,7 +111,11 @@ class SyncRooms:
         found = await self._sorter.sort(request, moment.view, moment.members)
         self._forget_sent(request, moment.view, found)
         reading = Reading(
-            moment.view.user_id, request.filter.timeline, moment.ignored, lazy_members=request.lazy_members
+            moment.view.user_id,
+            request.filter.timeline,
+            moment.ignored,
+            lazy_members=request.lazy_members,
+            joined_since=joined_since(moment.members, (*found.entered, *found.whole)),
         )
         since = BEGINNING if request.since is None else request.since.position
         span = Span(since, moment.upto.position, request.limit)

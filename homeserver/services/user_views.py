@@ -6,7 +6,7 @@ A view of the tail keeps it exact, so that a sync that finds nothing new asks th
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 from federation.protocol.types import RoomID, UserID
@@ -46,6 +46,17 @@ class Member(NamedTuple):
 def without_invites(rooms: Mapping[K, Member]) -> dict[K, Member]:
     """Those of these rooms to which the user is not merely invited."""
     return {room: member for room, member in rooms.items() if member.membership is not Membership.INVITE}
+
+
+def joined_since(members: Mapping[int, Member], rooms: Iterable[int]) -> dict[int, int]:
+    """From which version on a user is in those of these rooms in which they are, as far as that is known."""
+    return {
+        room: member.since
+        for room in rooms
+        if (member := members.get(room)) is not None
+        and member.membership is Membership.JOIN
+        and member.since is not None
+    }
 
 
 class UserView:
