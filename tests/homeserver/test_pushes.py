@@ -232,13 +232,14 @@ async def test_reading_elsewhere_takes_the_count_away(alice: Client, bob: Client
 
 async def test_what_is_read_while_a_gateway_is_away_is_not_told(alice: Client, bob: Client, gateway: Gateway) -> None:
     room_id = await a_room(alice, bob)
-    pushkey = await set_pusher(bob, gateway)
+    pushkey, follows = await set_pusher(bob, gateway), await set_pusher(bob, gateway)
     gateway.holds.add(pushkey)
     first = await send(alice, room_id, "first")
     await gateway.until(lambda: any(_names(each, first) for each in gateway.requests))
     seen = await send(alice, room_id, "seen")
     await read(bob, room_id, seen)
     last = await send(alice, room_id, "unseen")
+    await gateway.until_event(follows, last)
     gateway.holds.discard(pushkey)
     gateway.is_open.set()
 
