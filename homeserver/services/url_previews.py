@@ -53,6 +53,8 @@ FAILED_MS = 60_000
 """For so long a page that could not be had is not asked for again."""
 KEPT_MS = 7 * 86_400_000
 """For so long after its time an answer is kept for who asks for that time."""
+_NEWEST = (1 << 62) - 1
+"""After every time."""
 MAX_KEPT = 50_000
 """Answers, of which each may take some kilobytes; the oldest go."""
 
@@ -117,7 +119,8 @@ class URLPreviews:
         now_ts = self._database.now_ms()
         wanted_ts = now_ts if ts is None else min(ts, now_ts)
         async with self._database.read() as tx:
-            kept = await url_previews.find(tx, str(url), wanted_ts)
+            # Of another process, whose clock may be a little ahead, the newest is as new.
+            kept = await url_previews.find(tx, str(url), wanted_ts if wanted_ts < now_ts else _NEWEST)
         is_known = kept is not None and kept.expires_ts > wanted_ts
         self._lookups.note(is_hit=is_known)
         answer = kept.answer if kept is not None and is_known else await self._fetch_once(url, user_id)

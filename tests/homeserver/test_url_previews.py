@@ -216,6 +216,7 @@ async def test_the_old_paths_serve_it_too(reader: Client, site: Site) -> None:
 # --- kept, and shared
 
 
+@pytest.mark.one_process("each asks by itself")
 async def test_a_page_is_asked_once(looking: Server, reader: Client, site: Site) -> None:
     gate, other = asyncio.Event(), await looking.register()
 
@@ -254,6 +255,19 @@ async def test_a_page_that_fails_is_not_asked_again_at_once(reader: Client, site
     for _ in range(2):
         assert (await preview(reader, site.url("/missing"))).status == 502
     assert site.asked("/missing") == 1
+
+
+@pytest.mark.one_process("its clock is set here")
+async def test_what_a_process_fetched_whose_clock_is_ahead_is_found(
+    looking: Server, reader: Client, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = site.put("/page", "<title>x</title>")
+    await preview(reader, url)
+    clock = looking.application.database._clock
+    monkeypatch.setattr(clock, "_ahead_ms", clock._ahead_ms - 10_000)
+
+    assert (await preview(reader, url)).body == {"og:title": "x"}
+    assert site.asked("/page") == 1
 
 
 async def test_previews_are_limited(conninfo: str, site: Site) -> None:
