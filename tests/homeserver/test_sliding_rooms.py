@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pytest
 import pytest_asyncio
 
 from tests.client import Client, Server, quote
@@ -114,6 +115,17 @@ async def test_members_come_with_what_they_sent(alice: Client, bob: Client, caro
     sync = Sliding(alice, {"lists": {"all": a_list(1, [["m.room.member", "$LAZY"], ["m.room.member", "$ME"]])}})
 
     assert members(await sync.next(), room_id) == {alice.user_id, bob.user_id}
+
+    await send(carol, room_id, "me too")
+    assert members(await sync.next(), room_id) == {carol.user_id}
+
+
+@pytest.mark.one_process("each remembers what it sent, and others repeat it")
+async def test_members_who_were_sent_are_not_sent_again(alice: Client, bob: Client, carol: Client) -> None:
+    room_id = await a_room(alice, bob, carol)
+    await send(bob, room_id, "hello")
+    sync = Sliding(alice, {"lists": {"all": a_list(1, [["m.room.member", "$LAZY"]])}})
+    await sync.next()
 
     await send(bob, room_id, "again")
     assert members(await sync.next(), room_id) == set(), "bob's was sent"
