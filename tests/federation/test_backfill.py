@@ -312,6 +312,7 @@ async def test_a_server_that_gives_nothing_is_not_asked_all_the_time(
     assert len((await page(bob, room_id, limit=10))["chunk"]) == 10
 
 
+@pytest.mark.one_process("it is cut off here")
 async def test_a_gap_is_tried_again_once_its_server_is_back(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     alice, bob = await both(pair)
     room_id, _ = await a_room_with(alice, 5)
