@@ -140,7 +140,7 @@ class ServerNotices:
         first.add_state(creation, None)
         profile = await self._profile_of(user_id)
         first.add_member(user_id, {**profile, "membership": "invite"})
-        if policy.joins:
+        if await self._joins(policy, user_id):
             first.drafts.append(_membership(RoomID(""), user_id, user_id, {**profile, "membership": "join"}))
 
         async def work(tx: Tx, room: Room) -> None:
@@ -167,12 +167,19 @@ class ServerNotices:
         """Invite who has left."""
         room = await self._writer.get_room(room_id)
         key: StateKey = ("m.room.member", user_id)
-        if content_of((await self._writer.state_for(room, [key])).get(key)).get("membership") != "leave":
+        membership = content_of((await self._writer.state_for(room, [key])).get(key)).get("membership")
+        if membership not in ("leave", "invite"):
             return
         profile = await self._profile_of(user_id)
-        await self._writer.append([_membership(room_id, policy.sender, user_id, {**profile, "membership": "invite"})])
-        if policy.joins:
+        if membership == "leave":
+            invite = {**profile, "membership": "invite"}
+            await self._writer.append([_membership(room_id, policy.sender, user_id, invite)])
+        if await self._joins(policy, user_id):
             await self._writer.append([_membership(room_id, user_id, user_id, {**profile, "membership": "join"})])
+
+    async def _joins(self, policy: NoticePolicy, user_id: UserID) -> bool:
+        """Whether the user is in the room without being asked: who blocks invites would not be told of one."""
+        return policy.joins or await self._account_data.blocks_invites(user_id, policy.sender)
 
 
 class _HasRoomError(MatrixError):

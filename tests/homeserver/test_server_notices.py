@@ -94,12 +94,18 @@ async def test_its_invite_cannot_be_rejected_and_who_left_is_invited_again(notic
 async def test_who_takes_no_invites_gets_notices_all_the_same(noticing: tuple[Server, Client]) -> None:
     server, admin = noticing
     alice = await server.register("alice")
-    blocking = f"/v3/user/{quote(alice.user_id)}/account_data/m.invite_permission_config"
-    await alice.ok("PUT", blocking, {"default_action": "block"})
+    bob = await server.register("bob")
+    await admin.ok("POST", PATH, notice_for(bob))
+    (invited,) = (await sync(bob))["rooms"]["invite"]
+    for user in (alice, bob):
+        blocking = f"/v3/user/{quote(user.user_id)}/account_data/m.invite_permission_config"
+        await user.ok("PUT", blocking, {"default_action": "block"})
 
-    await admin.ok("POST", PATH, notice_for(alice))
+    for user in (alice, bob):
+        await admin.ok("POST", PATH, notice_for(user))
 
-    assert len((await sync(alice))["rooms"]["invite"]) == 1
+    assert len((await sync(alice))["rooms"]["join"]) == 1
+    assert list((await sync(bob))["rooms"]["join"]) == [invited]
     await alice.ok("POST", "/v3/account/deactivate", {"auth": alice.password_auth()})
     assert (await admin.post(PATH, notice_for(alice))).status == 404
 
