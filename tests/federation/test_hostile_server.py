@@ -15,6 +15,7 @@ import pytest_asyncio
 from tests.federation.hostile import ephemeral, flooding, mutations, pulling, pushing, residing, transports
 from tests.federation.hostile.pushing import Way
 from tests.federation.hostile.world import PATIENCE_SECONDS, World, a_world
+from tests.processor import slowness
 from tests.protocol.builders import VERSIONS
 
 ROUNDS = int(os.environ.get("HEARTH_HOSTILE_ROUNDS", "0"))
@@ -55,7 +56,7 @@ def check(world: World) -> None:
     assert world.slowest < PATIENCE_SECONDS
     assert world.grown_megabytes() < MEMORY_MEGABYTES, world.summary()
     cpu_seconds = CPU_SECONDS_PER_CASE * world.tried.total() + CPU_SECONDS_PER_FLOOD * len(world.costs)
-    assert world.cpu_seconds() < 5 + cpu_seconds, world.summary()
+    assert world.cpu_seconds() < (5 + cpu_seconds) * slowness(), world.summary()
 
 
 @pytest.mark.parametrize("version", TRIED_VERSIONS)

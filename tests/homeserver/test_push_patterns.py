@@ -1,7 +1,6 @@
 """Patterns of push rules: what they match, and that no pattern is slow."""
 
 import re
-import time
 
 import pytest
 from hypothesis import given
@@ -11,6 +10,7 @@ from federation.protocol.types import UserID
 from homeserver.services.push_conditions import Situation
 from homeserver.services.push_patterns import has_word, whole, words
 from homeserver.services.push_rules import Ruleset
+from tests.processor import cpu_within
 
 
 @pytest.mark.parametrize(
@@ -85,12 +85,10 @@ def test_wildcards_in_a_literal_word_are_ordinary_characters() -> None:
 @pytest.mark.parametrize("pattern", ["a*" * 500 + "b", "?" * 2000 + "*b", "a" * 2000, "*a?" * 300, "a?" * 1000 + "x"])
 def test_no_pattern_takes_long(pattern: str) -> None:
     text = "a" * 60_000
-    started = time.process_time()
 
-    words(pattern)(text)
-    whole(pattern)(text)
-
-    assert time.process_time() - started < 1.0
+    with cpu_within(1.0):
+        words(pattern)(text)
+        whole(pattern)(text)
 
 
 @pytest.mark.parametrize(("pattern", "text"), [("b?a*c", "abc" * 20_000), ("b", "ab" * 30_000), ("?*z", "xy" * 30_000)])
@@ -104,10 +102,9 @@ def test_not_even_thousands_of_rules_take_long(kind: str, pattern: str, text: st
     ruleset = Ruleset(UserID("@a:x"), {kind: rules})
     situation = Situation({"content": {"body": text, "other": text}}, 2, lambda _: False)
     ruleset.evaluate(situation)
-    started = time.process_time()
 
-    assert not ruleset.evaluate(situation).notify
-    assert time.process_time() - started < 1.0
+    with cpu_within(1.0):
+        assert not ruleset.evaluate(situation).notify
 
 
 def test_each_member_has_as_much_effort_and_short_texts_need_little() -> None:

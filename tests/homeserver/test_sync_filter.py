@@ -1,6 +1,5 @@
 """Filters: what passes, what is refused."""
 
-import time
 from contextlib import suppress
 from typing import Any
 
@@ -10,6 +9,7 @@ from hypothesis import strategies as st
 
 from federation.protocol.errors import InvalidInput
 from homeserver.services.sync_filter import EVERYTHING, parse_event_filter, parse_filter, parse_room_event_filter
+from tests.processor import cpu_within
 
 BOB = "@bob:example.org"
 
@@ -157,10 +157,9 @@ def test_any_json_is_a_filter_or_refused(body: object) -> None:
 
 def test_thousands_of_events_are_asked_of_many_patterns_at_once() -> None:
     wanted = parse_room_event_filter({"types": ["a*" * 100 + f"{n}" for n in range(100)], "not_types": ["b*"]})
-    started = time.process_time()
 
-    assert not any(wanted.allows_event("a" * 250, "@a:b", {}) for _ in range(100_000))
-    assert time.process_time() - started < 2
+    with cpu_within(2.0):
+        assert not any(wanted.allows_event("a" * 250, "@a:b", {}) for _ in range(100_000))
 
 
 @pytest.mark.parametrize("types", [[f"{n}*" for n in range(101)], ["a" * 255 + "*"]])

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import time
 from typing import Any
 
 import canonicaljson
@@ -12,6 +11,7 @@ from hypothesis import strategies as st
 
 from federation.protocol import canonical_json
 from federation.protocol.errors import InvalidInput
+from tests.processor import cpu_within
 from tests.protocol.strategies import ANY_JSON, STRICT_JSON
 
 SPECIFICATION_EXAMPLES = [
@@ -250,11 +250,8 @@ def test_any_bytes_are_read_or_refused(data: bytes | str) -> None:
     ids=lambda data: f"{len(data)}",
 )
 def test_a_megabyte_takes_no_more_than_its_length(data: bytes) -> None:
-    start = time.process_time()
-    with contextlib.suppress(InvalidInput):
+    with cpu_within(2.0), contextlib.suppress(InvalidInput):
         canonical_json.loads(data)
-
-    assert time.process_time() - start < 2.0
 
 
 @pytest.mark.parametrize("piece", [b"[]", b"{}", b"1", b'{"a":1}', b'""'])

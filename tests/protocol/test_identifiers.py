@@ -1,6 +1,5 @@
 """`identifiers`: the grammars, by table."""
 
-import time
 from collections.abc import Callable
 
 import pytest
@@ -11,6 +10,7 @@ from federation.protocol import identifiers
 from federation.protocol.errors import InvalidInput
 from federation.protocol.room_versions import get_rules
 from federation.protocol.types import EventID, RoomAlias, RoomID, ServerName, UserID
+from tests.processor import cpu_within
 from tests.protocol.strategies import ANY_JSON
 
 NOT_STRINGS: list[object] = [None, 1, True, 1.5, [], {}, b"@a:b"]
@@ -316,7 +316,6 @@ def test_every_check_answers_for_every_value(value: object) -> None:
 @pytest.mark.parametrize("sigil", ["", "@", "!", "#", "$", "mxc://", "["])
 def test_long_identifiers_are_refused_quickly(sigil: str, piece: str) -> None:
     hostile = sigil + piece * 300_000
-    start = time.process_time()
 
-    assert not any(check(hostile) for check in EVERY_CHECK)
-    assert time.process_time() - start < 0.5
+    with cpu_within(0.5):
+        assert not any(check(hostile) for check in EVERY_CHECK)

@@ -1,7 +1,6 @@
 """`request_signing`: the X-Matrix header, made strictly and read loosely."""
 
 import contextlib
-import time
 from dataclasses import replace
 
 import canonicaljson
@@ -16,6 +15,7 @@ from federation.protocol.errors import InvalidInput, Unauthorized
 from federation.protocol.event_hashes import encode_base64
 from federation.protocol.request_signing import Authorization, SignedRequest
 from federation.protocol.types import JsonObject, KeyID, ServerName
+from tests.processor import cpu_within
 from tests.protocol.builders import HOME, HOME_KEY, OTHER, OTHER_KEY
 
 URI = "/_matrix/federation/v1/send/1?a=b&é=%20"
@@ -160,11 +160,8 @@ def test_any_header_is_read_or_refused(header: str) -> None:
 
 @pytest.mark.parametrize("piece", ["a", ",", '"', "\\", '"\\', " ", "a=,", 'a="', "a=b ", 'a="b",', "=", "\t"])
 def test_a_long_header_is_read_quickly(piece: str) -> None:
-    start = time.process_time()
-
-    with contextlib.suppress(Unauthorized):
-        request_signing.parse_header("X-Matrix " + piece * 100_000)
-    with contextlib.suppress(Unauthorized):
-        request_signing.parse_header('X-Matrix origin="' + piece * 100_000)
-
-    assert time.process_time() - start < 1.0
+    with cpu_within(1.0):
+        with contextlib.suppress(Unauthorized):
+            request_signing.parse_header("X-Matrix " + piece * 100_000)
+        with contextlib.suppress(Unauthorized):
+            request_signing.parse_header('X-Matrix origin="' + piece * 100_000)
