@@ -10,14 +10,13 @@ anybody who waits is woken.
 import asyncio
 import logging
 import time
-from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
-from typing import TypeVar
 
 from federation.protocol.errors import Unavailable
 from federation.protocol.types import UserID
 from storage.announcements import Announcement, Carrier, parse
+from storage.change_index import ChangeIndex, place
 from storage.database import Database, Tx, wait_before_retry
 from storage.figures import Figures
 from storage.log_entries import Batch, Change
@@ -120,8 +119,8 @@ class Tail:
         self._window: deque[tuple[int, Change]] = deque()
         self._sizes: deque[int] = deque()
         self._held_bytes = 0
-        self._by_room: dict[int, _Index] = {}
-        self._by_user: dict[UserID, _Index] = {}
+        self._by_room: dict[int, ChangeIndex] = {}
+        self._by_user: dict[UserID, ChangeIndex] = {}
         self._listeners: dict[UserID, Listener] = {}
         self._room_listeners: dict[int, set[Listener]] = {}
         self.reading = asyncio.Lock()
@@ -366,9 +365,9 @@ class Tail:
         self._held_bytes += size
         last = at + change.width - 1
         for room in change.rooms:
-            _place(self._by_room, room).append(pair, last)
+            place(self._by_room, room).append(pair, last)
         for user_id in change.users:
-            _place(self._by_user, user_id).append(pair, last)
+            place(self._by_user, user_id).append(pair, last)
         while len(self._window) > WINDOW or self._held_bytes > WINDOW_BYTES:
             oldest, gone = self._window.popleft()
             self._held_bytes -= self._sizes.popleft()
@@ -429,8 +428,7 @@ class Tail:
     def register(self, listener: Listener) -> None:
         """Keep `listener` told of what concerns its user."""
         self._listeners[listener.user_id] = listener
-        for room in listener.rooms:
-            self._room_listeners.setdefault(room, set()).add(listener)
+        self.enter_all(listener, listener.rooms)
 
     def unregister(self, listener: Listener) -> None:
         """Forget a listener that nobody uses any longer."""
@@ -440,8 +438,7 @@ class Tail:
 
     def enter(self, listener: Listener, room: int) -> None:
         """The listener's user is now concerned by what happens in the room."""
-        listener.rooms.add(room)
-        self._room_listeners.setdefault(room, set()).add(listener)
+        self.enter_all(listener, (room,))
 
     def enter_all(self, listener: Listener, rooms: Collection[int]) -> None:
         """As `enter`, for many rooms."""
@@ -469,41 +466,6 @@ class Tail:
     def all_listeners(self) -> list[Listener]:
         """Every registered listener."""
         return list(self._listeners.values())
-
-
-_Key = TypeVar("_Key", int, UserID)
-
-
-def _place(indexes: dict[_Key, "_Index"], key: _Key) -> "_Index":
-    index = indexes.get(key)
-    if index is None:
-        index = indexes[key] = _Index()
-    return index
-
-
-class _Index:
-    """Changes of one room or user, in order, never empty once the first is in."""
-
-    __slots__ = ("changes", "lasts")
-
-    def __init__(self) -> None:
-        self.changes: list[tuple[int, Change]] = []
-        self.lasts: list[int] = []
-        """The last position of each."""
-
-    def append(self, change: tuple[int, Change], last: int) -> None:
-        self.changes.append(change)
-        self.lasts.append(last)
-
-    def drop_first(self) -> bool:
-        """Whether nothing is left."""
-        del self.changes[0], self.lasts[0]
-        return not self.lasts
-
-    def after(self, position: int) -> Sequence[tuple[int, Change]]:
-        if self.lasts[-1] <= position:
-            return ()
-        return self.changes[bisect_right(self.lasts, position) :]
 
 
 async def _head(tx: Tx) -> int:
