@@ -345,7 +345,11 @@ class Log:
     async def _connected(self) -> Connection:
         if self._connection is None or self._connection.closed:
             connection = await self._database.connect()
-            await connection.execute(f"{_LIMITS}; {_BY_KEY}")
+            try:
+                await connection.execute(f"{_LIMITS}; {_BY_KEY}")
+            except BaseException:  # a cancellation, too: nobody else has this connection yet
+                await connection.close()
+                raise
             self._connection, self._is_locked = connection, False
         return self._connection
 

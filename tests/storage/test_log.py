@@ -14,7 +14,7 @@ from federation.protocol.errors import Forbidden, InvalidInput, MatrixError, Una
 from federation.protocol.types import UserID
 from storage import tail as tail_module
 from storage.bus import PostgresBus
-from storage.database import Database, Row, Tx
+from storage.database import Connection, Database, Row, Tx
 from storage.log import CHANNEL, Log
 from storage.log_entries import AlreadyWritten, Appended, Batch, Change, Conflict, Entry
 from storage.tail import Listener, Tail, View
@@ -343,6 +343,32 @@ async def test_a_stopped_log_writes_what_waits_and_then_refuses(conninfo: str, n
     assert stored(notes) == [(1, "waits")]
     with pytest.raises(Unavailable):
         process.log.enqueue(Entry())
+
+
+async def test_a_stop_while_it_connects_leaves_no_connection(
+    conninfo: str, notes: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = Follower(conninfo)
+    await process.database.open()
+    await process.tail.start()
+    connections: list[Connection] = []
+    connect = process.database.connect
+
+    async def connect_and_stop() -> Connection:
+        connections.append(await connect())
+        asyncio.get_running_loop().call_soon(running.cancel)
+        return connections[-1]
+
+    monkeypatch.setattr(process.database, "connect", connect_and_stop)
+    running = asyncio.create_task(process.log.run())
+    pending = process.log.enqueue(Entry(changes=[Note("waits")]))
+    await asyncio.gather(running, return_exceptions=True)
+    await process.log.close()
+    await process.database.close()
+
+    assert (await pending).position == 1
+    assert stored(notes) == [(1, "waits")]
+    assert [connection.closed for connection in connections] == [True, True]
 
 
 async def test_two_processes_see_one_order(conninfo: str, notes: psycopg.Connection) -> None:
