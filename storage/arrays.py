@@ -5,7 +5,7 @@ by wrapping the list: `Int8([...])` for `%s::bigint[]`. `None` is null.
 """
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import ClassVar
 
 from psycopg.adapt import AdaptersMap, Dumper
@@ -58,6 +58,16 @@ class _ArrayDumper(Dumper):
 class _IntegerDumper(_ArrayDumper):
     size: ClassVar[int]
     code: ClassVar[str]
+    pack_one: ClassVar[Callable[..., bytes]]
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.pack_one = struct.Struct(f">iIIiii{cls.code}").pack
+
+    def dump(self, obj: list[object]) -> bytes:
+        if len(obj) == 1 and obj[0] is not None:  # most of what a lone message sends
+            return self.pack_one(1, 0, self.element_oid, 1, 1, self.size, obj[0])
+        return super().dump(obj)
 
     def _body(self, obj: list[object]) -> bytes:
         size = self.size

@@ -27,6 +27,7 @@ _BANDS = 32_768
 """Beyond so many their numbers begin anew, and two bands share what they hold."""
 _BITS = 17
 """Of a word's number: with more of them the index is larger, with fewer more matches are none."""
+_MASK = (1 << _BITS) - 1
 MAX_ROOM_WORDS = 200
 """Rooms that the index is asked for; of more rooms each row found is looked at."""
 _SKIMMED = 1_000
@@ -109,11 +110,12 @@ class Wanted:
 
 
 def _number(band: int, word: str) -> int:
-    return ((band % _BANDS) << _BITS | crc32(word.encode("utf-8", "replace")) & (1 << _BITS) - 1) - (1 << 31)
+    return ((band % _BANDS) << _BITS | crc32(word.encode("utf-8", "replace")) & _MASK) - (1 << 31)
 
 
 def _numbers(band: int, words: Iterable[str]) -> list[int]:
-    return sorted({_number(band, word) for word in words})
+    first = _number(band, "")  # crc32 of nothing is 0
+    return sorted({first + (crc32(word.encode("utf-8", "replace")) & _MASK) for word in words})
 
 
 def _room_word(room: int) -> str:
