@@ -220,15 +220,15 @@ class Log:
         finally:
             timer.cancel()
 
-    async def _reserve(self, tx: Tx, total: int, queries: Iterable[str]) -> tuple[int, list[list[Row]]]:
-        """Take so many positions, and the lock, unless that is held: the position that they follow, and what the
-        queries answer."""
+    async def _reserve(self, tx: Tx, total: int, queries: Iterable[str]) -> tuple[int, bool, list[list[Row]]]:
+        """Take so many positions, and the lock, unless that is held: the position that they follow, whether anybody
+        else is to be told, and what the queries answer."""
         began = time.monotonic()
         is_locked, self._is_locked = self._is_locked, False
         # Begun and ended together with a statement: a lone message costs three round trips.
         head, *answers = await tx.run(
             f"{'' if is_locked else 'begin;'}"
-            f"update log_head set position = position + {total:d} returning position;" + ";".join(queries)
+            f"update log_head set position = position + {total:d} returning position, listeners;" + ";".join(queries)
         )
         if not is_locked:
             self._counted.lock_seconds.add(time.monotonic() - began)
@@ -236,7 +236,7 @@ class Log:
             raise RuntimeError("log_head is empty: the database was not migrated")
         before: int = head[0][0] - total
         self._has_rivals = before != self._position
-        return before, answers
+        return before, self._bus.is_heard(head[0][1]), answers
 
     async def _commit(self, batch: list[Pending]) -> None:
         began = time.monotonic()
@@ -247,7 +247,7 @@ class Log:
             held.callback(watch(connection).cancel)
             try:
                 queries = log_batches.preloads(batch)
-                before, answers = await self._reserve(tx, total, queries.values())
+                before, is_heard, answers = await self._reserve(tx, total, queries.values())
                 position = before + total
                 if self._is_uncertain:  # under the log's lock everything below can be seen
                     await self._tell_of_others(before)
@@ -268,14 +268,18 @@ class Log:
                     kinds |= kind.kind
                 # Else the tail might read the batch back, as another process's, before it is handed it.
                 await held.enter_async_context(self._tail.reading)
-                announced = Announcement(before, position, kinds, self._carried(changes)).to_bytes()
-                await tx.run(f"{self._bus.with_commit(CHANNEL, announced)}commit")
+                announced = b""
+                if is_heard:
+                    announced = Announcement(before, position, kinds, self._carried(changes)).to_bytes()
+                saying = self._bus.with_commit(CHANNEL, announced) if is_heard else ""
+                await tx.run(f"{saying}commit")
             except BaseException:
                 await _roll_back(connection)
                 raise
             self._position = position
             self._newest.tell(position)
-            self._bus.after_commit(CHANNEL, announced)
+            if is_heard:
+                self._bus.after_commit(CHANNEL, announced)
             await self._tell(Batch(before, position, changes))
         now = time.monotonic()
         self._counted.batch_entries.add(len(batch) - len(refused))

@@ -46,7 +46,9 @@ log_head = Table(
     metadata,
     Column("id", SmallInteger, primary_key=True, autoincrement=False),
     Column("position", BigInteger, nullable=False),
-    comment="One row: the newest position. Its row lock is the log's lock: who holds it appends.",
+    Column("listeners", ARRAY(Integer), nullable=False, server_default="{}"),
+    comment="One row: the newest position, and the backends by which processes listen for batches (`storage/bus.py`)."
+    " Its row lock is the log's lock: who holds it appends.",
 )
 
 invalidations = Table(

@@ -349,10 +349,11 @@ COMMENT ON TABLE key_signatures IS 'Signatures added to keys of `user_id`; a key
 CREATE TABLE log_head (
 	id SMALLINT NOT NULL,
 	position BIGINT NOT NULL,
+	listeners INTEGER[] DEFAULT '{}' NOT NULL,
 	CONSTRAINT log_head_pkey PRIMARY KEY (id)
 );
 
-COMMENT ON TABLE log_head IS 'One row: the newest position. Its row lock is the log''s lock: who holds it appends.';
+COMMENT ON TABLE log_head IS 'One row: the newest position, and the backends by which processes listen for batches (`storage/bus.py`). Its row lock is the log''s lock: who holds it appends.';
 
 CREATE TABLE media (
 	server_name TEXT NOT NULL,

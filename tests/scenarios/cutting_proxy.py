@@ -13,8 +13,8 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from storage.cluster_settings import PORT
 from tests.scenarios.hearth_process import a_directory
 
-_COMMIT = b"notify hearth_log"
-"""What the appender ends a batch with, in one message with `commit`."""
+_COMMIT = b"commit\0"
+"""What the appender ends a batch with; other transactions end with psycopg's `COMMIT`."""
 
 
 class Cut(Enum):

@@ -1,8 +1,10 @@
 """The log: batches, order, refusals, and what happens when the database goes away; the tail that follows it."""
 
 import asyncio
+import contextlib
+import functools
 import random
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
@@ -397,6 +399,71 @@ async def test_another_process_is_told_without_asking(conninfo: str, notes: psyc
 
         assert two.seen == [(1, "hello")]
         assert listener.concerned_at == 1
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(30):
+        while not condition():  # noqa: ASYNC110  # of many kinds
+            await asyncio.sleep(0.005)
+
+
+async def test_nothing_is_announced_while_nobody_else_listens(conninfo: str, notes: psycopg.Connection) -> None:
+    async with a_follower(conninfo, follows=True) as one, await one.database.connect() as ear:
+        await until(lambda: one.bus.figures()["bus_up"])
+        await ear.execute(f"listen {CHANNEL}")  # without being counted
+        await one.write("a")
+        async with a_follower(conninfo, follows=True) as two:
+            await until(lambda: two.bus.figures()["bus_up"])
+            await one.write("b")
+            await until(lambda: two.seen[-1:] == [(2, "b")])
+        await one.write("c")
+
+        assert await _heard(ear) == ["1 2"]
+
+
+async def test_a_listener_that_died_is_forgotten_when_another_comes(conninfo: str, notes: psycopg.Connection) -> None:
+    async with a_follower(conninfo, follows=True) as one, await one.database.connect() as ear:
+        await until(lambda: one.bus.figures()["bus_up"])
+        await ear.execute(f"listen {CHANNEL}")
+        notes.execute("update log_head set listeners = array_append(listeners, 99999999)")
+        await one.write("a")
+        async with a_follower(conninfo, follows=True) as two:
+            await until(lambda: two.bus.figures()["bus_up"])
+            notes.execute("select pg_terminate_backend(pid) from unnest((select listeners from log_head)) as pid")
+            await until(lambda: not one.bus.figures()["bus_up"] and not two.bus.figures()["bus_up"])
+            await until(lambda: one.bus.figures()["bus_up"] and two.bus.figures()["bus_up"])
+            await two.write("b")
+            await until(lambda: one.seen[-1:] == [(2, "b")])
+        await one.write("c")
+
+        assert await _heard(ear) == ["0 1", "1 2"]
+
+
+async def _heard(ear: Connection) -> list[str]:
+    announced = [each.payload.split("\n")[0].split(" ") async for each in ear.notifies(timeout=0.3)]
+    return [f"{before} {position}" for _, before, position, _ in announced]
+
+
+async def test_who_comes_while_others_write_misses_nothing(
+    conninfo: str, notes: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tail_module, "POLL_SECONDS", 60.0)  # which would find what was missed
+    async with contextlib.AsyncExitStack() as stack:
+        one = await stack.enter_async_context(a_follower(conninfo, follows=True))
+        everybody = [one]
+        for number in range(12):
+            everybody.append(await stack.enter_async_context(a_follower(conninfo, follows=True)))
+            for _ in range(number):  # it connects, listens, is counted
+                await asyncio.sleep(0.001)
+            await everybody[number // 2].write(*(f"{number} {each}" for each in range(3)))
+            expected = stored(notes)
+            for each in everybody:
+                await until(functools.partial(_has_come_to, each, expected[-1][0]))
+                assert each.seen == [note for note in expected if note >= each.seen[0]]
+
+
+def _has_come_to(follower: Follower, position: int) -> bool:
+    return follower.tail.position == position
 
 
 @dataclass
