@@ -224,6 +224,15 @@ class Clock:
             self._ahead_ms = row[0] - (before + after) * 500
 
 
+class _Pool(AsyncConnectionPool[Connection]):
+    """Hands out the connection that came back last: while there is little to do one connection does all of it, whose
+    plans and caches are warm, and those that are not needed are given up."""
+
+    async def _get_ready_connection(self, timeout: float | None) -> Connection | None:
+        self._pool.rotate()  # it takes from the left, and what comes back is put to the right
+        return await super()._get_ready_connection(timeout)
+
+
 class Database:
     """The pool of connections of this process."""
 
@@ -235,7 +244,7 @@ class Database:
         self.memory = Memory()
         self._clock = Clock()
         self._patience_seconds = _PATIENCE_SECONDS
-        self._pool = AsyncConnectionPool(
+        self._pool = _Pool(
             self.conninfo,
             min_size=1,
             max_size=max_connections,

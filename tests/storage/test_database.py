@@ -34,3 +34,20 @@ async def test_who_is_cancelled_when_a_connection_has_just_come_ends(conninfo: s
         assert waiting.done()
         await holding
     await database.close()
+
+
+async def test_while_there_is_little_to_do_one_connection_does_all_of_it(conninfo: str) -> None:
+    database = Database(conninfo, max_connections=3)
+    await database.open()
+
+    async def who() -> int:
+        async with database.read() as tx:
+            rows = await tx.fetch("select pg_backend_pid() from pg_sleep(0.05)")
+        number: int = rows[0][0]
+        return number
+
+    while len(set(await asyncio.gather(who(), who(), who()))) < 3:
+        pass  # the pool grows
+
+    assert len({await who() for _ in range(6)}) == 1
+    await database.close()
