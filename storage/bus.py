@@ -12,7 +12,7 @@ from typing import Protocol
 
 import psycopg
 
-from storage.database import Connection, Database, is_lost, unavailable, wait_before_retry
+from storage.database import Connection, Database, is_lost, is_passing, unavailable, wait_before_retry
 from storage.figures import Figures
 
 logger = logging.getLogger(__name__)
@@ -127,7 +127,7 @@ class PostgresBus:
                             if sender != self._own:  # what happens here is known here
                                 hand_on(hear[notification.channel], message)
             except (psycopg.Error, OSError) as error:
-                if isinstance(error, psycopg.Error) and not is_lost(error):
+                if isinstance(error, psycopg.Error) and not is_lost(error) and not is_passing(error):
                     raise
                 unavailable(error)
                 await self._database.drop_lost()
