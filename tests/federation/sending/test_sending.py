@@ -252,6 +252,7 @@ async def _join(peer: ListeningPeer, room: SharedRoom, name: str) -> EventID:
     return join_id
 
 
+@pytest.mark.one_process("a limit is lowered here")
 async def test_what_concerns_no_server_is_not_looked_at_again(
     server: Server, alice: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
