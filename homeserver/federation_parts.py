@@ -283,6 +283,7 @@ class Inbound:
             outbound.keyring.verify_request,
             FederationBudget(ground.rate_limits),
             note_alive=outbound.availability.alive,
+            tail=ground.tail,
             speaks_with=outbound.speaks_with,
         )
         events = EventsAPI(ServerReader(database, reception.access), outbound.server_name)

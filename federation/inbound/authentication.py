@@ -20,6 +20,7 @@ from federation.protocol.errors import Forbidden, InvalidInput, LimitExceeded, M
 from federation.protocol.request_signing import Authorization, SignedRequest
 from federation.protocol.types import JsonObject, ServerName
 from federation.web import Answer, Call, Endpoint, Route
+from storage.tail import Tail
 
 MAX_BODY_BYTES = 1024 * 1024
 """Of most bodies, which carry one event or a query; a transaction's route says more."""
@@ -92,12 +93,14 @@ class Authenticator:
         budget: Budget,
         note_alive: Callable[[ServerName], None],
         *,
+        tail: Tail,
         speaks_with: Callable[[ServerName], bool],
     ) -> None:
         self._server_name = server_name
         self._verify_request = verify_request
         self._budget = budget
         self._note_alive = note_alive
+        self._tail = tail
         self._speaks_with = speaks_with
         self._pending: Counter[str] = Counter()
 
@@ -129,6 +132,8 @@ class Authenticator:
                 del self._pending[address]
         self._budget.spend(signed.origin, cost=1 + _weight(signed))
         self._note_alive(signed.origin)
+        if self._tail.is_behind():  # whoever asks may know it from another process
+            await self._tail.hear_neighbours()
         call.context = signed.origin
         return FederationCall(
             call.request,

@@ -70,6 +70,7 @@ async def echo(server: Server) -> AsyncIterator[Echo]:
         server.application.outbound.keyring.verify_request,
         budget,
         alive.append,
+        tail=server.application.tail,
         speaks_with=lambda name: name != "excluded.test",
     )
     path = "/_matrix/federation/v1/echo/{name}"

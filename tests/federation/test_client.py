@@ -385,6 +385,7 @@ def test_servers_are_left_alone_one_by_one() -> None:
         availability.check(FAR)
 
 
+@pytest.mark.one_process("each leaves alone whom it cannot reach")
 async def test_a_request_from_a_server_ends_its_pause(pair: Pair) -> None:
     far = pair.far.application.outbound
     near = ServerName(pair.near.name)

@@ -349,6 +349,7 @@ def without_a_member(answer: JsonObject) -> JsonObject:
     return {name: part[:-1] if name in ("pdus", "state") else part for name, part in answer.items()}
 
 
+@pytest.mark.one_process("its patience is shortened here")
 async def test_a_state_with_other_members_than_it_had_is_not_taken(
     maintenance_conninfo: str, authority: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -371,6 +372,7 @@ async def test_a_state_with_other_members_than_it_had_is_not_taken(
         assert members(await state_of(bob, other.room_id)) == {*members_of(other), bob.user_id}
 
 
+@pytest.mark.one_process("what it logs is read here")
 async def test_an_operator_hears_of_a_join_that_should_not_have_been(
     maintenance_conninfo: str, authority: Authority, caplog: pytest.LogCaptureFixture
 ) -> None:
