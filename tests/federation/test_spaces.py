@@ -62,14 +62,30 @@ async def test_rooms_of_another_server_are_shown(pair: Pair) -> None:
     assert [room["room_id"] for room in rooms] == [space, inner, plain, deep, deepest, ours]
     assert [event["state_key"] for event in rooms[3]["children_state"]] == [deepest]
     assert rooms[2]["num_joined_members"] == 1
-    # What a space's server has told of its children, or will not tell, is asked of nobody.
-    spaces = pair.near.application.fetching.spaces
-    assert [spaces.must_ask(RoomID(room), [there]) for room in (deep, plain, restricted)] == [False, True, True]
 
     assert [room["name"] for room in await walk(alice, space, max_depth=1)] == ["Space", "Inner"]
     first = (await alice.get(f"/v1/rooms/{quote(space)}/hierarchy", limit=3)).body
     rest = await walk(alice, space, limit=10, from_=first["next_batch"])
     assert [room["room_id"] for room in (*first["rooms"], *rest)] == [room["room_id"] for room in rooms]
+
+
+@pytest.mark.one_process("each remembers what it was told")
+async def test_what_a_server_has_told_of_the_spaces_in_its_space_is_asked_of_nobody(pair: Pair) -> None:
+    alice, bob = await pair.near.register("alice"), await pair.far.register("bob")
+    there = pair.far.name
+    space, inner, deep = await a_space(alice), await a_space(bob), await a_space(bob)
+    plain, restricted = await a_room(bob), await a_room(bob)
+    allow = [{"type": "m.room_membership", "room_id": space}]
+    await set_state(bob, restricted, "m.room.join_rules", {"join_rule": "restricted", "allow": allow})
+    await put_in(alice, space, inner, there)
+    for child in (deep, plain, restricted):
+        await put_in(bob, inner, child, there)
+
+    rooms = await walk(alice, space)
+
+    assert {room["room_id"] for room in rooms} == {space, inner, deep, plain}
+    spaces = pair.near.application.fetching.spaces
+    assert [spaces.must_ask(RoomID(room), [there]) for room in (deep, plain, restricted)] == [False, True, True]
 
 
 async def test_a_space_of_another_server_is_looked_into_before_it_is_joined(pair: Pair) -> None:
