@@ -112,6 +112,22 @@ async def test_a_request_without_a_body(echo: Echo) -> None:
     assert (answer.status, answer.body["json"]) == (200, {})
 
 
+async def test_what_other_processes_did_is_known_before_a_server_is_answered(
+    echo: Echo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tail, is_known = echo.server.application.tail, asyncio.Event()
+
+    async def hear() -> None:
+        await asyncio.sleep(0.01)
+        is_known.set()
+
+    monkeypatch.setattr(tail, "is_behind", lambda: not is_known.is_set())
+    monkeypatch.setattr(tail, "hear_neighbours", hear)
+
+    assert (await echo.peer.request("GET", ECHO)).status == 200
+    assert is_known.is_set()
+
+
 async def test_a_put_needs_a_body(echo: Echo) -> None:
     answer = await echo.peer.request("PUT", ECHO)
 
