@@ -121,12 +121,13 @@ async def find_many(tx: Tx, user_ids: Collection[UserID], name: str) -> dict[Use
     return {UserID(user_id): content for user_id, content in rows}
 
 
+OF_SOME = "select room, type, content from account_data where user_id = %s and room = any(%s::int[]) and content <> ''"
+"""A user's data of these rooms."""
+
+
 async def of_some(tx: Tx, user_id: UserID, rooms: Collection[int]) -> list[AccountDataChanged]:
     """All global data of a user, and that of these rooms."""
-    rows = await tx.fetch(
-        "select room, type, content from account_data where user_id = %s and room = any(%s::int[]) and content <> ''",
-        (user_id, Int4((GLOBAL, *rooms))),
-    )
+    rows = await tx.fetch(OF_SOME, (user_id, Int4((GLOBAL, *rooms))))
     return [AccountDataChanged(user_id, room or None, name, content) for room, name, content in rows]
 
 

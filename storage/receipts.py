@@ -8,6 +8,7 @@ from federation.protocol.errors import MatrixError
 from federation.protocol.relations import related_event, thread_of
 from federation.protocol.types import EventID, UserID
 from storage import events, read_marks
+from storage.arrays import Int4, Texts
 from storage.database import Row, Tx
 from storage.events import UNSEEN
 
@@ -176,7 +177,7 @@ async def is_reply(tx: Tx, event_id: str) -> bool:
 
 async def in_rooms(tx: Tx, rooms: Collection[int], reader: UserID) -> list[ReceiptMoved]:
     """The receipts of these rooms that the reader may know of."""
-    return _receipts(
+    return from_rows(
         await tx.fetch(
             f"select {_COLUMNS} from receipts"
             " where room = any(%s::int[]) and (receipt_type = 'm.read' or user_id = %s)",
@@ -187,7 +188,7 @@ async def in_rooms(tx: Tx, rooms: Collection[int], reader: UserID) -> list[Recei
 
 async def changed_between(tx: Tx, rooms: Collection[int], reader: UserID, after: int, upto: int) -> list[ReceiptMoved]:
     """The receipts of these rooms that moved in positions (after, upto] and that the reader may know of."""
-    return _receipts(
+    return from_rows(
         await tx.fetch(
             f"select {_COLUMNS} from receipts where room = any(%s::int[]) and position > %s and position <= %s"
             " and (receipt_type = 'm.read' or user_id = %s) order by position",
@@ -202,7 +203,7 @@ async def moved_after(
     """The receipts of these rooms that the reader may know of and that moved up to a place in the log, after another
     one for each room; or the reader's own alone."""
     who = "user_id = %s" if own_only else "(receipt_type = 'm.read' or user_id = %s)"
-    return _receipts(
+    return from_rows(
         await tx.fetch(
             f"select receipts.{_COLUMNS} from unnest(%s::int[], %s::bigint[]) as given (number, after)"
             f" join receipts on receipts.room = number and position > after and position <= %s and {who}"
@@ -212,18 +213,24 @@ async def moved_after(
     )
 
 
+AT_EVENTS = (
+    f"select {_COLUMNS} from receipts where room = any(%s::int[]) and user_id = %s and position <= %s"
+    f" union select {_COLUMNS} from receipts where room = any(%s::int[]) and receipt_type = 'm.read'"
+    "  and (room, event_id) in (select * from unnest(%s::int[], %s::text[])) and position <= %s"
+)
+
+
+def parameters_of_events(reader: UserID, shown: Mapping[int, Collection[str]], upto: int) -> tuple[object, ...]:
+    """Those of `AT_EVENTS`."""
+    numbers = Int4(shown)
+    rooms = Int4(room for room, event_ids in shown.items() for _ in event_ids)
+    event_ids = Texts(event_id for of_room in shown.values() for event_id in of_room)
+    return (numbers, reader, upto, numbers, rooms, event_ids, upto)
+
+
 async def at_events(tx: Tx, reader: UserID, shown: Mapping[int, Collection[str]], upto: int) -> list[ReceiptMoved]:
     """The receipts of these rooms that the reader may know of: those at these events, and the reader's own."""
-    rooms = [room for room, event_ids in shown.items() for _ in event_ids]
-    event_ids = [event_id for of_room in shown.values() for event_id in of_room]
-    return _receipts(
-        await tx.fetch(
-            f"select {_COLUMNS} from receipts where room = any(%s::int[]) and user_id = %s and position <= %s"
-            f" union select {_COLUMNS} from receipts where room = any(%s::int[]) and receipt_type = 'm.read'"
-            "  and (room, event_id) in (select * from unnest(%s::int[], %s::text[])) and position <= %s",
-            (list(shown), reader, upto, list(shown), rooms, event_ids, upto),
-        )
-    )
+    return from_rows(await tx.fetch(AT_EVENTS, parameters_of_events(reader, shown, upto)))
 
 
 async def newest_in_rooms(
@@ -232,7 +239,7 @@ async def newest_in_rooms(
     """The receipts of these rooms that the reader may know of and that moved last, so many of each room, and their own,
     oldest first."""
     columns = f"{_COLUMNS}, position"
-    return _receipts(
+    return from_rows(
         [
             row[:-1]
             for row in await tx.fetch(
@@ -248,10 +255,10 @@ async def newest_in_rooms(
 
 async def of_user(tx: Tx, room: int, user_id: UserID) -> list[ReceiptMoved]:
     """All receipts of one user in a room."""
-    return _receipts(
+    return from_rows(
         await tx.fetch(f"select {_COLUMNS} from receipts where room = %s and user_id = %s", (room, user_id))
     )
 
 
-def _receipts(rows: Sequence[Row]) -> list[ReceiptMoved]:
+def from_rows(rows: Sequence[Row]) -> list[ReceiptMoved]:
     return [ReceiptMoved(*row) for row in rows]

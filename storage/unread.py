@@ -1,6 +1,6 @@
 """Where local users' unread counts stand (tables `read_marks`, `threads`, `notifications`; columns of `rooms`)."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from federation.protocol.types import UserID
@@ -62,8 +62,9 @@ class _Marks:
         return self.of("")[0]
 
 
-_STORED = (
-    "select 0 as part, 0 as room, '' as thread, position, 0 as notify, 0 as highlight, 0, 0 from log_head"
+STORED = (
+    "select 0 as part, 0 as room, '' as thread, position, 0 as notify, 0 as highlight,"
+    "  0 as notify_before, 0 as highlight_before from log_head"
     " union all select 1, room, thread, position, notify_total, highlight_total, 0, 0 from read_marks"
     "  where user_id = %s and room = any(%s::int[])"
     " union all select 2, room, '', 0, notify_total, highlight_total, 0, 0 from rooms where room = any(%s::int[])"
@@ -79,16 +80,28 @@ _STORED = (
     " union all select 4, room, thread, position, notify, highlight, 0, 0 from notifications"
     "  where user_id = %s and room = any(%s::int[])"
 )
-_HEAD, _MARK, _ROOM, _THREAD, _OWN = range(5)
+"""All that counts are made of, in parts."""
+PARTS = 5
+_HEAD, _MARK, _ROOM, _THREAD, _OWN = range(PARTS)
+
+
+def parameters(user_id: UserID, rooms: Collection[int]) -> tuple[object, ...]:
+    """Those of `STORED`."""
+    numbers = Int4(rooms)
+    return (user_id, numbers, numbers, numbers, user_id, user_id, numbers)
 
 
 async def load(tx: Tx, user_id: UserID, rooms: Collection[int]) -> Loaded:
     """The user's counts in these rooms, all as of the same place in the log: by one statement, and one more where what
     is read is not told by threads."""
-    numbers = Int4(rooms)
+    return await loaded_from(tx, rooms, await tx.fetch(STORED, parameters(user_id, rooms)))
+
+
+async def loaded_from(tx: Tx, rooms: Collection[int], rows: Iterable[Row]) -> Loaded:
+    """The counts, from what `STORED` gave; by another statement where what is read is not told by threads."""
     parts: tuple[list[Row], ...] = ([], [], [], [], [])
-    for row in await tx.fetch(_STORED, (user_id, numbers, numbers, numbers, user_id, user_id, numbers)):
-        parts[row[0]].append(row[1:])
+    for row in rows:
+        parts[row[0]].append(row[1:8])
     loaded = Loaded(parts[_HEAD][0][2] if parts[_HEAD] else 0)
     marks: dict[int, _Marks] = {room: _Marks() for room in rooms}
     for room, thread, position, notify, highlight, _, _ in parts[_MARK]:

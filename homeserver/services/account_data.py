@@ -94,11 +94,11 @@ class AccountDataService:
 
     async def all_of(self, tx: Tx, user_id: UserID) -> list[AccountDataChanged]:
         """All data of a user, for a first sync: push rules are always among it."""
-        return _with_push_rules(user_id, await account_data.all_of(tx, user_id))
+        return with_push_rules(user_id, await account_data.all_of(tx, user_id))
 
     async def of_some(self, tx: Tx, user_id: UserID, rooms: Collection[int]) -> list[AccountDataChanged]:
         """As `all_of`, of rooms only these."""
-        return _with_push_rules(user_id, await account_data.of_some(tx, user_id, rooms))
+        return with_push_rules(user_id, await account_data.of_some(tx, user_id, rooms))
 
     # --- for clients
 
@@ -232,7 +232,8 @@ def _check_name(name: str) -> None:
         raise InvalidInput("The type of account data has 1 to 255 bytes")
 
 
-def _with_push_rules(user_id: UserID, found: list[AccountDataChanged]) -> list[AccountDataChanged]:
+def with_push_rules(user_id: UserID, found: list[AccountDataChanged]) -> list[AccountDataChanged]:
+    """What was found, with the default rules where no others are stored."""
     if not any(change.type == PUSH_RULES and change.room is None for change in found):
         found.append(AccountDataChanged(user_id, None, PUSH_RULES, b""))
     return found

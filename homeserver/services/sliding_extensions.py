@@ -13,7 +13,7 @@ import orjson
 
 from federation.protocol.types import JsonObject, RoomID, UserID
 from federation.rooms.incomplete_rooms import IncompleteRooms
-from homeserver.services.account_data import AccountDataService, client_event
+from homeserver.services.account_data import AccountDataService, client_event, with_push_rules
 from homeserver.services.receipts import receipt_events
 from homeserver.services.requester import Requester
 from homeserver.services.sliding_connections import (
@@ -249,7 +249,10 @@ class SlidingExtensions:
         upto = moment.upto.position
         changes: list[AccountDataChanged] = []
         of_all = self._place(moment, known)
-        if of_all == ALL:
+        if rooms.beside is not None:
+            changes = with_push_rules(moment.view.user_id, rooms.beside.account_data)
+            places = {}
+        elif of_all == ALL:
             unseen = [room for room, at in places.items() if at == ALL]
             async with self._database.read() as tx:
                 changes = await self._account_data.of_some(tx, moment.view.user_id, unseen)
@@ -306,6 +309,8 @@ class SlidingExtensions:
         shown = {room: rooms.shown[room] for room in places if room in rooms.shown}
         unshown = [room for room, at in places.items() if at == ALL and room not in shown]
         moved: list[ReceiptMoved] = []
+        if rooms.beside is not None:
+            moved, shown = rooms.beside.receipts, {}
         if shown or unshown:
             async with self._database.read() as tx:
                 if shown:

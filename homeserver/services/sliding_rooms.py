@@ -15,8 +15,8 @@ from federation.rooms.incomplete_rooms import IncompleteRooms
 from federation.rooms.required_state import MEMBER, Wish, are_lazy, matches
 from federation.rooms.room_news import BEGINNING, Reading, RoomNews, Span
 from federation.rooms.timelines import Timelines
-from homeserver.services import sliding_words
-from homeserver.services.sliding_connections import WHOLE, Held, RoomKey, SentRoom
+from homeserver.services import sliding_words, unread_counts
+from homeserver.services.sliding_connections import ACCOUNT_DATA, RECEIPTS, WHOLE, Held, RoomKey, SentRoom
 from homeserver.services.sliding_lists import Arranged, SlidingMoment
 from homeserver.services.sliding_receipts import receipts_since
 from homeserver.services.sliding_request import Form, SlidingRequest
@@ -26,7 +26,8 @@ from homeserver.services.sync_filter import RoomEventFilter
 from homeserver.services.sync_outside import client_form
 from homeserver.services.sync_rooms import STRIPPED
 from homeserver.services.user_views import UserViews, joined_since
-from storage import outside_memberships, rooms
+from storage import account_data, beside_events, outside_memberships, rooms
+from storage.beside_events import Found, Wanted
 from storage.database import Database, Tx
 from storage.memberships import Membership
 from storage.rooms import Room
@@ -51,6 +52,8 @@ class RoomsPart:
     shown: dict[int, list[str]] = field(default_factory=dict)
     """The events of the timelines of such rooms."""
     known: dict[int, Room] = field(default_factory=dict)
+    beside: Found | None = None
+    """What was read for extensions already."""
     has_left: bool = False
     """Whether rooms were told to be left, which the next answer's lists hold no longer."""
 
@@ -89,6 +92,8 @@ class SlidingRooms:
             joined_since=joined_since(moment.members, found.joined),
         )
         tellings = await self._joined(request, moment, reading, arranged, found, held)
+        if tellings:
+            await self._read_beside(request, moment, found, tellings, part)
         for room, telling in tellings.items():
             self._note(found, room, telling, part)
             told = sliding_words.tell(request.form, telling, moment.since)
@@ -140,10 +145,6 @@ class SlidingRooms:
             await self._read_timelines(tx, reading, moment, tellings)
             await self._read_state(tx, moment, tellings, held)
             await self._read_members(tx, moment, tellings)
-        if request.form is Form.DEPLOYED:
-            unread = await self._views.unread(moment.view, list(tellings))
-            for room, counts in unread.items():
-                tellings[room].unread = counts.total
         await self._render(request, moment, tellings.values())
         return tellings
 
@@ -252,6 +253,47 @@ class SlidingRooms:
         if nameless:
             for room, heroes in (await hero_events(tx, nameless, moment.view.user_id)).items():
                 changed[room].heroes = heroes
+
+    async def _read_beside(
+        self,
+        request: SlidingRequest,
+        moment: SlidingMoment,
+        found: Sorted,
+        tellings: Mapping[int, Telling],
+        part: RoomsPart,
+    ) -> None:
+        """Unread counts, where they are told; at the beginning of a connection together with what extensions need."""
+        if moment.since is None:
+            wanted = self._wanted_beside(request, moment, found, tellings, part)
+            async with self._database.read() as tx:
+                part.beside = await beside_events.read(tx, wanted)
+            self._views.keep_unread(moment.view, unread_counts.by_room(part.beside.unread))
+        if request.form is Form.DEPLOYED:
+            unread = await self._views.unread(moment.view, list(tellings))
+            for room, counts in unread.items():
+                tellings[room].unread = counts.total
+
+    def _wanted_beside(
+        self,
+        request: SlidingRequest,
+        moment: SlidingMoment,
+        found: Sorted,
+        tellings: Mapping[int, Telling],
+        part: RoomsPart,
+    ) -> Wanted:
+        wanted = Wanted(user_id=moment.view.user_id, upto=moment.upto.position)
+        if request.form is Form.DEPLOYED:
+            wanted.counted = [room for room in tellings if room not in moment.view.unread]
+        if request.wanted.extensions.account_data is not None:
+            with_data = [room for room in part.known if room in found.state and found.state[room].flags & ACCOUNT_DATA]
+            wanted.with_data = (account_data.GLOBAL, *with_data)
+        if request.wanted.extensions.receipts is not None:
+            wanted.shown = {
+                room: [each.event.event_id for each in telling.news.timeline]
+                for room, telling in tellings.items()
+                if telling.flags & RECEIPTS and telling.news is not None
+            }
+        return wanted
 
     async def _read_by_user(self, moment: SlidingMoment, found: Sorted) -> set[int]:
         """The rooms in which the user has read on, so that what is unread is another number."""

@@ -12,7 +12,7 @@ from federation.protocol.types import UserID
 from storage import unread
 from storage.append_events import RoomEvents
 from storage.database import Tx
-from storage.unread import ThreadCounts
+from storage.unread import Loaded, ThreadCounts
 
 
 @dataclass(slots=True)
@@ -34,7 +34,11 @@ class Unread:
 
 async def load(tx: Tx, user_id: UserID, rooms: list[int]) -> dict[int, Unread]:
     """The user's counts in these rooms, from the database: a fixed number of queries."""
-    loaded = await unread.load(tx, user_id, rooms)
+    return by_room(await unread.load(tx, user_id, rooms))
+
+
+def by_room(loaded: Loaded) -> dict[int, Unread]:
+    """The counts of each room."""
     return {room: Unread(loaded.upto, main, loaded.threads.get(room, {})) for room, main in loaded.main.items()}
 
 

@@ -205,14 +205,18 @@ class UserViews:
         if missing:
             async with self._database.read() as tx:
                 loaded = await unread_counts.load(tx, view.user_id, missing)
-            # What the tail applies from here on moves these along; what came meanwhile is in them.
-            for room, counts in loaded.items():
-                if counts.upto >= self._tail.position:
-                    view.unread.setdefault(room, counts)
+            self.keep_unread(view, loaded)
             return {
                 room: view.unread.get(room) or loaded[room] for room in wanted if room in view.unread or room in loaded
             }
         return {room: view.unread[room] for room in wanted}
+
+    def keep_unread(self, view: UserView, loaded: Mapping[int, Unread]) -> None:
+        """Keep counts that have just been loaded."""
+        # What the tail applies from here on moves these along; what came meanwhile is in them.
+        for room, counts in loaded.items():
+            if counts.upto >= self._tail.position:
+                view.unread.setdefault(room, counts)
 
     async def rooms_by_number(self, numbers: Sequence[int]) -> dict[int, Room]:
         """Rooms by number, from memory where possible."""
