@@ -6,11 +6,13 @@ anew at every use.
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 from federation.protocol.errors import InvalidInput
 
 _STREAM = re.compile(r"s(\d{1,18})_(\d{1,18})_(\d{1,18})_(\d{1,18})")
 _SLIDING = re.compile(r"c(\d{1,18})_(s[\d_]{1,80})")
+_MAX_SLIDING_LENGTH = 100
 _PAGE = re.compile(r"t(-?\d{1,18})")
 
 
@@ -52,6 +54,11 @@ class SlidingToken:
 
 def find_sliding_token(text: str) -> SlidingToken | None:
     """What sliding sync gave out as `pos`; None for anything else."""
+    return None if len(text) > _MAX_SLIDING_LENGTH else _find_sliding_token(text)
+
+
+@lru_cache(4096)  # who has nothing new asks again with the same
+def _find_sliding_token(text: str) -> SlidingToken | None:
     match = _SLIDING.fullmatch(text)
     stream = None if match is None else _STREAM.fullmatch(match[2])
     if match is None or stream is None:

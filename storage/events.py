@@ -14,6 +14,7 @@ import orjson
 from federation.protocol.pdu import VerifiedPDU
 from federation.protocol.relations import Relation
 from federation.protocol.types import EventID, JsonObject, ServerName, StateKey, UserID
+from storage.arrays import Int8
 from storage.database import Row, Tx
 from storage.event_bytes import unpack
 from storage.memberships import Membership
@@ -272,14 +273,14 @@ async def by_position(tx: Tx, room: int, positions: Collection[int]) -> dict[int
     """Events of one room by position."""
     rows = await tx.fetch(
         f"select {COLUMNS} from events where room = %s and position = any(%s::bigint[])",
-        (room, list(positions)),
+        (room, Int8(positions)),
     )
     return {row[0]: from_row(row) for row in rows}
 
 
 async def by_positions(tx: Tx, positions: Iterable[int]) -> dict[int, StoredEvent]:
     """Events of any rooms by position."""
-    rows = await tx.fetch(f"select {COLUMNS} from events where position = any(%s::bigint[])", (list(positions),))
+    rows = await tx.fetch(f"select {COLUMNS} from events where position = any(%s::bigint[])", (Int8(positions),))
     return {row[0]: from_row(row) for row in rows}
 
 

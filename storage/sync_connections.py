@@ -5,7 +5,7 @@ from, from which a client goes on that has not got the newest answer. Nobody els
 log.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from federation.protocol.types import UserID
 from storage.database import Tx
@@ -15,8 +15,7 @@ MAX_OF_USER = 100
 """Connections; beyond that those go whose state is oldest."""
 
 
-@dataclass(frozen=True, slots=True)
-class ConnectionKey:
+class ConnectionKey(NamedTuple):
     """Whose connection it is; `device` is 0 for who has none."""
 
     user_id: UserID
