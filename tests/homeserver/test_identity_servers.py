@@ -114,6 +114,7 @@ async def scene(asking: tuple[Server, IdentityServer]) -> Scene:
 # --- binding
 
 
+@pytest.mark.one_process("a limit is lowered here")
 async def test_an_identity_server_ends_no_session_here_and_fills_no_table(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:

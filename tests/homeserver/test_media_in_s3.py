@@ -94,6 +94,7 @@ async def test_a_thumbnail_is_made_once_for_all_machines(
         assert found.headers["Content-Type"] == made.headers["Content-Type"] == "image/png"
 
 
+@pytest.mark.one_process("a limit is lowered here")
 async def test_few_thumbnails_of_one_image_are_kept(
     conninfo: str, store: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
