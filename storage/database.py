@@ -225,11 +225,14 @@ class Clock:
 
 
 class _Pool(AsyncConnectionPool[Connection]):
-    """Hands out the connection that came back last: while there is little to do one connection does all of it, whose
-    plans and caches are warm, and those that are not needed are given up."""
+    """Hands out, of the connections that are free, the one that is there for longest: while there is little to do one
+    or two do all of it, whose plans and caches are warm, and those that are not needed are given up."""
 
     async def _get_ready_connection(self, timeout: float | None) -> Connection | None:
-        self._pool.rotate()  # it takes from the left, and what comes back is put to the right
+        if len(self._pool) > 1:
+            oldest = min(self._pool, key=lambda connection: connection._created_at)  # as the pool counts it
+            self._pool.remove(oldest)
+            self._pool.appendleft(oldest)  # which is where it takes one from
         return await super()._get_ready_connection(timeout)
 
 

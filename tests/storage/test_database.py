@@ -40,14 +40,16 @@ async def test_while_there_is_little_to_do_one_connection_does_all_of_it(conninf
     database = Database(conninfo, max_connections=3)
     await database.open()
 
-    async def who() -> int:
+    async def who(seconds: float = 0.05) -> int:
         async with database.read() as tx:
-            rows = await tx.fetch("select pg_backend_pid() from pg_sleep(0.05)")
+            rows = await tx.fetch("select pg_backend_pid() from pg_sleep(%s)", (seconds,))
         number: int = rows[0][0]
         return number
 
     while len(set(await asyncio.gather(who(), who(), who()))) < 3:
         pass  # the pool grows
+    first, second = await asyncio.gather(who(), who(0.3))  # the second one comes back last
 
-    assert len({await who() for _ in range(6)}) == 1
+    assert first != second
+    assert {await who() for _ in range(6)} == {first}
     await database.close()
