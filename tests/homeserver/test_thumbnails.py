@@ -166,6 +166,7 @@ def test_few_sizes_are_made() -> None:
     assert _rounded(800, 450) == (800, 533)
 
 
+@pytest.mark.one_process("a limit is lowered here")
 async def test_few_thumbnails_of_one_image_are_kept(
     carol: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
