@@ -1,8 +1,17 @@
 """`python -m homeserver` is the same as `hearth`."""
 
+import gc
+import importlib
 import sys
 
-from homeserver.cli import main
+
+def main() -> int:
+    """Run one command; returns its exit code."""
+    # What is imported stays. Looking for garbage among it, every 700 objects, is a tenth of what a start costs.
+    gc.set_threshold(20_000, 10, 10)
+    exit_code: int = importlib.import_module("homeserver.cli").main()
+    return exit_code
+
 
 if __name__ == "__main__":
     sys.exit(main())
