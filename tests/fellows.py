@@ -46,7 +46,7 @@ def a_session(application: Application) -> aiohttp.ClientSession:
     """
 
     async def hear(*_of_the_answer: object) -> None:
-        if isinstance(application.bus, NatsBus):
+        if isinstance(application.bus, NatsBus) and application.bus._client.is_connected:
             with contextlib.suppress(Error):
                 await application.bus._client.flush()  # what NATS was told before comes before this is answered
             await asyncio.sleep(0.002)
