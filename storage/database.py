@@ -247,6 +247,8 @@ class Database:
         self.memory = Memory()
         self._clock = Clock()
         self._patience_seconds = _PATIENCE_SECONDS
+        self._is_away = False
+        """Whether the last connection that was used was lost, or none could be made."""
         self._pool = _Pool(
             self.conninfo,
             min_size=1,
@@ -314,17 +316,21 @@ class Database:
         """Statements that each see the newest commits; nothing is written."""
         try:
             before = _cancellations()
-            async with self._pool.connection(self._patience_seconds) as connection:
+            async with self._pool.connection(self._patience()) as connection:
                 _heed_cancellation(before)
                 timer = watch(connection)
                 try:
                     yield Tx(connection, self.memory)
                 finally:
                     timer.cancel()
+                    self._is_away = connection.closed
         except UNSTORABLE as error:
             raise unstorable(error) from error
         except _LOST as error:
             raise unavailable(error) from error
+
+    def _patience(self) -> float:
+        return min(self._patience_seconds, _PATIENCE_WHILE_AWAY_SECONDS) if self._is_away else self._patience_seconds
 
     @asynccontextmanager
     async def write(self) -> AsyncIterator[Tx]:
@@ -364,14 +370,14 @@ class Database:
         try:
             connection = await psycopg.AsyncConnection.connect(self.conninfo, **_SETTINGS)
         except psycopg.Error:
-            self._patience_seconds = _PATIENCE_WHILE_AWAY_SECONDS
+            self._is_away = True
             raise
-        self._patience_seconds = _PATIENCE_SECONDS
+        self._is_away = False
         return connection
 
     async def drop_lost(self) -> None:
         """A connection of one's own was lost: have the pool try its idle ones, so that nobody is handed a dead one."""
-        self._patience_seconds = _PATIENCE_WHILE_AWAY_SECONDS
+        self._is_away = True
         await self._pool.check()
 
 

@@ -11,7 +11,6 @@ import psutil
 import pytest
 import pytest_asyncio
 
-from homeserver.config import BusKind
 from storage import database, migrate
 from storage.cluster_settings import ClusterSettings
 from storage.embedded import EmbeddedPostgres
@@ -20,11 +19,10 @@ from tests.rooms import create_room, join, send
 from tests.scenarios.cutting_proxy import Cut, cutting_proxy
 from tests.scenarios.hearth_process import a_directory, signal_all
 from tests.scenarios.load import Counts, check_refusal, until_answered
-from tests.servers import TEST_CONFIG, running
+from tests.servers import running
 
-TOLD_SECONDS = 18 if TEST_CONFIG.bus.kind is BusKind.NATS else 8
-"""Within which a client hears that the database is away, on a machine that does much else; with NATS nothing listens
-to the database, and who waits for a connection as it goes away waits as long as always."""
+TOLD_SECONDS = 8
+"""Within which a client hears that the database is away, on a machine that does much else."""
 HANGS_SECONDS = 30
 """The same where the database hangs: a new connection is tried for ten seconds."""
 BACK_SECONDS = 15
