@@ -7,7 +7,7 @@ comes meanwhile does not wait for it, and the graph forks.
 """
 
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from msgspec import Struct
@@ -151,7 +151,7 @@ class RoomWriter:
         device: int | None = None,
         txn_id: str | None = None,
         work: Work | None = None,
-        tries_again: bool = True,
+        decided_by: Mapping[StateKey, VerifiedPDU | None] | None = None,
     ) -> Sent:
         """Append events of our users to one room, in order: all of them, or none.
 
@@ -159,12 +159,13 @@ class RoomWriter:
         for a redaction Forbidden or NotFound for what its sender may not redact. Where the room uses a policy server
         that does not recommend one of them, raises what that said, and PeerFailed where it cannot be asked.
         `work` is committed with them. `device` and `txn_id` are those of the client's request; where
-        they made an event before, raises AlreadyWritten. Unless it `tries_again`, raises Conflict where others changed
-        the room meanwhile: for whom that may settle what there is to do.
+        they made an event before, raises AlreadyWritten. `decided_by` are entries of the state as the caller saw them:
+        raises Conflict where they are others by now, or somebody changed the room meanwhile, which may settle what
+        there is to do.
         """
         await self._counter.settle()
         room = await self.get_room(drafts[0].room_id)
-        keys = keys_of(room, drafts)
+        keys = [*keys_of(room, drafts), *(decided_by or ())]
         for draft in drafts:
             if draft.redacts is not None:
                 await self._check_may_redact(room, draft.sender, draft.redacts)
@@ -172,6 +173,8 @@ class RoomWriter:
         contention, has_heard = Contention(), False
         while True:
             head = await self._head_with(room, keys)
+            if decided_by is not None and any(not _is_same(head.state[key], decided_by[key]) for key in decided_by):
+                raise Conflict("The room's state has changed meanwhile")
             try:
                 built = self._builder.build_all(head, drafts)
             except AuthRuleViolated:  # by now it may be allowed
@@ -184,7 +187,8 @@ class RoomWriter:
                     return await self._append_built(head, built, sending)
                 return await self._append_endorsed(head, built, sending)
             except Conflict as error:
-                if not tries_again or (isinstance(error, AlreadyWritten) and (txn_id is not None or work is not None)):
+                may_repeat = isinstance(error, AlreadyWritten) and (txn_id is not None or work is not None)
+                if may_repeat or decided_by is not None:
                     raise
                 await contention.give_way(error)
 
@@ -441,3 +445,7 @@ class RoomWriter:
 def content_of(pdu: VerifiedPDU | None) -> JsonObject:
     """The content of a state event that may be absent."""
     return {} if pdu is None else pdu.content
+
+
+def _is_same(one: VerifiedPDU | None, other: VerifiedPDU | None) -> bool:
+    return one is other or (one is not None and other is not None and one.event_id == other.event_id)

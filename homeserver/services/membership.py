@@ -369,7 +369,8 @@ class MembershipService:
         return await self._append(change, {**await self._profile_of(change.target), **change.content})
 
     async def _append(self, change: _Change, content: JsonObject) -> EventID:
-        return (await self._writer.append([_draft(change, content)], tries_again=False)).events[0].event_id
+        decided_by: dict[StateKey, VerifiedPDU | None] = {("m.room.member", change.target): change.current}
+        return (await self._writer.append([_draft(change, content)], decided_by=decided_by)).events[0].event_id
 
     # --- third-party invites
 

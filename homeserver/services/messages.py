@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from federation.protocol.errors import InvalidInput, MatrixError
 from federation.protocol.identifiers import fits, is_event_id, is_room_alias
-from federation.protocol.pdu import Draft
+from federation.protocol.pdu import Draft, VerifiedPDU
 from federation.protocol.relations import ANNOTATION, THREAD, related_event
 from federation.protocol.types import EventID, JsonObject, RoomAlias, RoomID, StateKey
 from federation.rooms.append import RoomWriter, content_of
@@ -208,19 +208,21 @@ class MessageService:
         key: StateKey = (message.type, state_key)
         contention = Contention()
         while True:
-            same = await self._find_same(who, room, message, key)
-            if same is not None and await self._writer.catch_up():
-                same = await self._find_same(who, room, message, key)
-            if same is not None:
-                return same
+            current = (await self._writer.state_for(room, [key])).get(key)
+            if await self._is_so(who, room, message, current) and await self._writer.catch_up():
+                current = (await self._writer.state_for(room, [key])).get(key)
+            if current is not None and await self._is_so(who, room, message, current):
+                return current.event_id
             try:
-                return await self._set_state(who, room, message, key)
+                return await self._set_state(who, room, message, key, current)
             except Conflict as error:  # maybe by this very request, which was answered by nobody and came again
                 await contention.give_way(error)
 
-    async def _set_state(self, who: Requester, room: Room, message: Message, key: StateKey) -> EventID:
+    async def _set_state(
+        self, who: Requester, room: Room, message: Message, key: StateKey, current: VerifiedPDU | None
+    ) -> EventID:
+        """Set an entry of the state whose event is this one now; raises Conflict where it is another by then."""
         if key == ("m.room.canonical_alias", ""):
-            current = (await self._writer.state_for(room, [key])).get(key)
             await self._check_aliases(room, content_of(current), message.content)
         draft = Draft(
             room_id=room.room_id,
@@ -230,22 +232,17 @@ class MessageService:
             state_key=key[1],
             origin_server_ts=message.origin_server_ts,
         )
-        return (await self._writer.append([draft], tries_again=False)).events[0].event_id
+        return (await self._writer.append([draft], decided_by={key: current})).events[0].event_id
 
-    async def _find_same(self, who: Requester, room: Room, message: Message, key: StateKey) -> EventID | None:
-        """The room's current state event under this key, if the user set it to this content."""
+    async def _is_so(self, who: Requester, room: Room, message: Message, current: VerifiedPDU | None) -> bool:
+        """Whether this state event is what the user, who is in the room, set to this content."""
+        if current is None or current.sender != who.user_id or current.content != message.content:
+            return False
         own: StateKey = ("m.room.member", who.user_id)
-        state = await self._writer.state_for(room, [key, own])
-        current = state.get(key)
-        if (
-            current is not None
-            and current.sender == who.user_id
-            and current.content == message.content
-            and content_of(state.get(own)).get("membership") == "join"
-            and not await self._sent.is_redacted(room, current.event_id)
-        ):
-            return current.event_id
-        return None
+        member = (await self._writer.state_for(room, [own])).get(own)
+        return content_of(member).get("membership") == "join" and not await self._sent.is_redacted(
+            room, current.event_id
+        )
 
     async def _check_aliases(self, room: Room, old: JsonObject, new: JsonObject) -> None:
         """Aliases that come new into `m.room.canonical_alias` must be aliases, of this room."""

@@ -89,6 +89,31 @@ async def test_the_same_state_twice_at_once_is_one_event(conninfo: str) -> None:
         assert first == second
 
 
+async def test_the_same_state_that_is_heard_of_just_before_it_is_written_is_one_event(
+    conninfo: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(conninfo) as one, running(conninfo) as other:
+        alice = await one.register("alice")
+        room_id = await create_room(alice)
+        elsewhere = dataclasses.replace(alice, base_url=other.anonymous.base_url)
+        await known_to_both(alice, elsewhere, room_id)
+        settle = other.application.event_counter.settle
+        firsts: list[Any] = []
+        path = f"/v3/rooms/{quote(room_id)}/state/m.room.topic/"
+
+        async def hear_first() -> None:
+            """Between what is found in the state, and what is written."""
+            if not firsts:
+                firsts.append(await alice.ok("PUT", path, {"topic": "a"}))
+                await other.application.tail.catch_up()
+            await settle()
+
+        monkeypatch.setattr(other.application.event_counter, "settle", hear_first)
+        second = await elsewhere.ok("PUT", path, {"topic": "a"})
+
+        assert firsts == [second]
+
+
 @pytest.mark.parametrize("membership", ["join", "leave"])
 async def test_the_same_membership_twice_at_once_is_one_event(conninfo: str, membership: str) -> None:
     async with running(conninfo) as one, running(conninfo) as other:
