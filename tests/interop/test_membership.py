@@ -160,6 +160,7 @@ async def test_a_guest_with_power_bans_on_the_hosts_server(border: Border, host:
     friend = await border.friend_of(host)
     room_id = await a_shared_room(host, guest)
     await friend.join(room_id)
+    await friend.sees_member(room_id, friend)  # a first sync would not tell of a room that they are out of
     levels = await host.state(room_id, "m.room.power_levels")
     levels["users"][guest.user_id] = 60
     event_id = await host.set_state(room_id, "m.room.power_levels", levels)
