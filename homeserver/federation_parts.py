@@ -1,8 +1,7 @@
 """All of federation built in one place from arguments, in dependency order, as `app.py` does with the rest."""
 
 from collections.abc import Collection
-
-from msgspec import Struct
+from dataclasses import dataclass
 
 from federation.inbound import routes
 from federation.inbound.authentication import Authenticator, build_federation_routes
@@ -120,7 +119,8 @@ class Outbound:
         await self.egress.close()
 
 
-class Ground(Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ground:
     """What all else stands on."""
 
     config: Config
@@ -247,7 +247,8 @@ class Reception:
         )
 
 
-class Answers(Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answers:
     """What is known of this server's users and rooms."""
 
     queries: QueryAnswers

@@ -5,10 +5,9 @@ are states, of which `across` says how those of several processes become one.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
-
-from msgspec import Struct
 
 from storage.figures import COUNTS, SECONDS
 
@@ -26,7 +25,8 @@ class Across(StrEnum):
     """It is of the whole server: who read it last knows best."""
 
 
-class Described(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Described:
     """One figure."""
 
     title: str

@@ -4,9 +4,8 @@ import contextlib
 import resource
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-
-from msgspec import Struct
 
 from homeserver import signing_keys
 from homeserver.config import Config
@@ -24,7 +23,8 @@ class StartupError(Exception):
         self.complaints = complaints
 
 
-class Prepared(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Prepared:
     """What a server needs besides its settings."""
 
     conninfo: str

@@ -1,8 +1,7 @@
 """Accounts and registration tokens (tables `users`, `registration_tokens`)."""
 
 from collections.abc import Collection
-
-from msgspec import Struct
+from dataclasses import dataclass
 
 from federation.protocol.types import UserID
 from storage.database import Row, Tx
@@ -13,7 +12,8 @@ _COLUMNS = (
 )
 
 
-class Account(Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Account:
     """A local account."""
 
     user_id: UserID
@@ -83,7 +83,8 @@ async def find_many(tx: Tx, user_ids: Collection[UserID]) -> dict[UserID, Accoun
     return {row[0]: _account(row) for row in rows}
 
 
-class Wanted(Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
     """Which accounts to list."""
 
     text: str = ""

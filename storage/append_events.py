@@ -5,10 +5,9 @@ Everything else about an event was decided before by `federation/rooms`.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, ClassVar, Protocol, Self
-
-from msgspec import Struct, field
 
 from federation.protocol.errors import MatrixError
 from federation.protocol.relations import THREAD
@@ -40,7 +39,8 @@ _NO_VALUE_BEGINS = bytes(set(range(256)) - set(b",{["))
 _NOTHING: Mapping[Any, int] = MappingProxyType({})
 
 
-class AtEnd(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class AtEnd:
     """How an event stands at a room's end, in a room version whose references carry no hashes."""
 
     depth: int
@@ -62,7 +62,8 @@ class DuplicateEvent(Conflict):
     """The event is already stored."""
 
 
-class RoomEvents(Struct, kw_only=True, eq=False):
+@dataclass(slots=True, kw_only=True)
+class RoomEvents:
     """Events of one room that are appended together, with all that they change."""
 
     room: Room
@@ -98,7 +99,7 @@ class RoomEvents(Struct, kw_only=True, eq=False):
     """What counts for single users, with the positions of the events; filled likewise."""
     redacted: Mapping[EventID, int] = field(default_factory=lambda: _NOTHING)
     """Events that came before and are redacted now, with what redacts them; filled likewise."""
-    at_end: AtEnd | None = None
+    at_end: AtEnd | None = field(default=None, compare=False)
     """Of a change that another process handed on: where its event, of one of our users, stands."""
     is_after_gap: bool = False
     """Of a change that was read: as `follows_gap`."""

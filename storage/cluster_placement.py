@@ -19,10 +19,9 @@ import shutil
 import stat
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
-
-from msgspec import Struct
 
 from storage import cluster_settings, postgres_binaries
 from storage.postgres_binaries import EmbeddedPostgresError, SystemUser
@@ -69,7 +68,8 @@ class OwnerLock:
         os.close(self._file)
 
 
-class ClusterPlace(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class ClusterPlace:
     """The directories of a cluster, and the user that PostgreSQL runs as."""
 
     home: Path

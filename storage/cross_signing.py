@@ -5,9 +5,8 @@ user who made it, so that each reader can be shown what that reader may see.
 """
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
-
-from msgspec import Struct
 
 from federation.protocol.types import DeviceID, UserID
 from storage.database import Tx
@@ -21,7 +20,8 @@ class Usage(StrEnum):
     USER_SIGNING = "user_signing"
 
 
-class CrossSigningKey(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class CrossSigningKey:
     """A user's public cross-signing key, checked."""
 
     user_id: UserID
@@ -31,7 +31,8 @@ class CrossSigningKey(Struct, frozen=True):
     json: bytes
 
 
-class KeySignature(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class KeySignature:
     """A signature of a device's keys or of a cross-signing key."""
 
     user_id: UserID

@@ -4,8 +4,7 @@ One that was tried often enough stays for the operator to see, without a time fo
 """
 
 from collections.abc import Collection, Sequence
-
-from msgspec import Struct
+from dataclasses import dataclass
 
 from federation.protocol import canonical_json
 from federation.protocol.types import EventID, JsonObject, RoomID, ServerName
@@ -21,7 +20,8 @@ MAX_ATTEMPTS = 12
 KEPT_MS = 30 * 24 * 3600 * 1000
 
 
-class DeadLetter(Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeadLetter:
     """One event, as it came."""
 
     origin: ServerName

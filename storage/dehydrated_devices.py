@@ -1,12 +1,13 @@
 """Dehydrated devices: which of a user's devices is one, and the encrypted secrets that it is made of (MSC3814)."""
 
-from msgspec import Struct
+from dataclasses import dataclass
 
 from federation.protocol.types import DeviceID, UserID
 from storage.database import Tx
 
 
-class DehydratedDevice(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class DehydratedDevice:
     """A user's dehydrated device."""
 
     device: int

@@ -1,14 +1,14 @@
 """Servers that cannot be reached, and what was set aside for good (tables `destinations`, `undeliverable`)."""
 
 from collections.abc import Collection, Sequence
-
-from msgspec import Struct
+from dataclasses import dataclass
 
 from federation.protocol.types import ServerName
 from storage.database import Tx
 
 
-class Failing(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Failing:
     """A server that did not answer, or not as it should."""
 
     server: ServerName
@@ -18,7 +18,8 @@ class Failing(Struct, frozen=True):
     reason: str
 
 
-class Status(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Status:
     """What an operator wants to know of a server to which something is still to be sent."""
 
     server: ServerName
@@ -29,7 +30,8 @@ class Status(Struct, frozen=True):
     set_aside: int
 
 
-class Undeliverable(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Undeliverable:
     """Something that its server would never take."""
 
     destination: ServerName

@@ -7,9 +7,8 @@ A signature that one user made about another concerns the signer alone: only the
 
 import json
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import ClassVar, Self
-
-from msgspec import Struct
 
 from federation.protocol.types import DeviceID, UserID
 from storage import memberships, strings
@@ -20,7 +19,8 @@ _FEW = 500
 """Up to how many users are looked up one by one in the rooms of who asks."""
 
 
-class DeviceListChanged(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class DeviceListChanged:
     """The devices, device names or cross-signing keys of a user are not what they were."""
 
     user_id: UserID

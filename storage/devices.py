@@ -1,14 +1,14 @@
 """Devices of local users (table `devices`)."""
 
 from collections.abc import Collection, Sequence
-
-from msgspec import Struct
+from dataclasses import dataclass
 
 from federation.protocol.types import DeviceID, UserID
 from storage.database import Row, Tx
 
 
-class Device(Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
     """A device as its user sees it."""
 
     device: int
@@ -20,7 +20,8 @@ class Device(Struct, frozen=True, kw_only=True):
     last_seen_user_agent: str | None
 
 
-class Seen(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Seen:
     """A device was used."""
 
     device: int

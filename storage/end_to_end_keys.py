@@ -5,8 +5,7 @@ called by their number; all rows go with their device.
 """
 
 from collections.abc import Collection, Sequence
-
-from msgspec import Struct
+from dataclasses import dataclass
 
 from federation.protocol.types import DeviceID, UserID
 from storage.database import Database, Tx
@@ -17,7 +16,8 @@ REMEMBERED_MS = 7 * 24 * 3600 * 1000
 """How long a key that was given out is remembered, so that a repeated upload does not have it given out again."""
 
 
-class Key(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Key:
     """A one-time or fallback key."""
 
     algorithm: str
@@ -26,7 +26,8 @@ class Key(Struct, frozen=True):
     """The key object, or the key as a JSON string."""
 
 
-class DeviceKeys(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class DeviceKeys:
     """What /keys/query answers about a device, before signatures of others are added."""
 
     user_id: UserID
@@ -35,7 +36,8 @@ class DeviceKeys(Struct, frozen=True):
     display_name: str | None
 
 
-class Claim(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Claim:
     """A wish for a key of a device."""
 
     user_id: UserID
@@ -43,7 +45,8 @@ class Claim(Struct, frozen=True):
     algorithm: str
 
 
-class KeyCounts(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class KeyCounts:
     """What a device has left."""
 
     one_time_keys: dict[str, int]

@@ -4,16 +4,16 @@ As `storage/events.py`, only for `federation.rooms` and `storage`: every reader 
 """
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import Any
-
-from msgspec import Struct
 
 from federation.protocol.types import EventID
 from storage.database import Tx
 from storage.events import COLUMNS, UNSEEN, Flag, StoredEvent, from_row
 
 
-class Scan(Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scan:
     """What part of a room's history to look through, and for what."""
 
     ranges: Sequence[tuple[int, int]]
@@ -33,7 +33,8 @@ class Scan(Struct, frozen=True, kw_only=True):
     """Only events that others relate to in one of these ways."""
 
 
-class Scanned(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Scanned:
     """What a scan found."""
 
     events: Sequence[StoredEvent]

@@ -1,9 +1,8 @@
 """Writing admitted events and what comes with them: bulk inserts for `append_events.py`, which alone calls this."""
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
-
-from msgspec import Struct
 
 from federation.protocol.types import EventID
 from storage import redactions, relations
@@ -19,7 +18,8 @@ Placed = tuple[NewEvent, StoredEvent]
 """An event, and the row that it becomes."""
 
 
-class Standing(Struct):
+@dataclass(slots=True)
+class Standing:
     """Where a room stands, as it will be once the batch is committed."""
 
     state_version: int

@@ -5,11 +5,11 @@ Only `federation.rooms` and `storage` may import this module: every reader goes 
 
 import logging
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
 from enum import IntFlag
 from functools import cache
 
 import orjson
-from msgspec import Struct
 
 from federation.protocol.pdu import VerifiedPDU
 from federation.protocol.relations import Relation
@@ -48,7 +48,8 @@ UNREADABLE: JsonObject = {"type": "", "sender": "", "content": {}, "origin_serve
 """What stands for a stored row that is no event, so that its readers stumble over nothing but itself."""
 
 
-class StoredEvent(Struct, kw_only=True, eq=False):
+@dataclass(slots=True, kw_only=True)
+class StoredEvent:
     """An event with its place in the room. What clients see of it is made by `federation/rooms/client_events.py`."""
 
     position: int
@@ -73,7 +74,7 @@ class StoredEvent(Struct, kw_only=True, eq=False):
     other_arrival: int | None = None
     client: bytes | None = None
     """The client's form up to `unsigned`, encoded once."""
-    _json: JsonObject | None = None
+    _json: JsonObject | None = field(default=None, compare=False)
 
     @property
     def json(self) -> JsonObject:
@@ -154,7 +155,8 @@ def _readable(event: StoredEvent) -> JsonObject:
     return answer
 
 
-class NewEvent(Struct, kw_only=True):
+@dataclass(slots=True, kw_only=True)
+class NewEvent:
     """An event about to be appended, and all that follows from it."""
 
     pdu: VerifiedPDU
@@ -189,7 +191,8 @@ class NewEvent(Struct, kw_only=True):
     """Where it is here as an outlier, which it is no longer from now on."""
 
 
-class StateWrite(Struct, kw_only=True):
+@dataclass(slots=True, kw_only=True)
+class StateWrite:
     """One entry of one line of a room's state, current from `since`."""
 
     line: int
@@ -205,7 +208,8 @@ class StateWrite(Struct, kw_only=True):
     """The line holds nothing under this key that it would replace: it is not looked for."""
 
 
-class NewLine(Struct, kw_only=True):
+@dataclass(slots=True, kw_only=True)
+class NewLine:
     """A branch of the state, beside the trunk."""
 
     line: int
@@ -214,7 +218,8 @@ class NewLine(Struct, kw_only=True):
     version: int = 1
 
 
-class TrunkChange(Struct, kw_only=True):
+@dataclass(slots=True, kw_only=True)
+class TrunkChange:
     """What one entry changed in the room's current state."""
 
     type: str

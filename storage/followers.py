@@ -15,10 +15,9 @@ import logging
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from hashlib import sha256
 from typing import Protocol
-
-from msgspec import Struct
 
 from federation.protocol.errors import MatrixError, Unavailable
 from storage import background
@@ -86,7 +85,8 @@ class _Lost(Exception):
 # --- statements
 
 
-class _Row(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class _Row:
     position: int
     process: str | None
     is_held: bool
@@ -182,7 +182,8 @@ async def forget(tx: Tx, name: str) -> None:
 # --- running them
 
 
-class _Running(Struct):
+@dataclass(slots=True)
+class _Running:
     """A follower that this process runs."""
 
     follower: Follower

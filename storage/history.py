@@ -9,8 +9,7 @@ As `storage/events.py`, only for `federation.rooms` and `storage`.
 """
 
 from collections.abc import Collection, Mapping, Sequence
-
-from msgspec import Struct
+from dataclasses import dataclass
 
 from federation.protocol.types import EventID
 from storage import events, redactions, relations, search_index, state_writes, strings
@@ -27,7 +26,8 @@ MAX_FRONTIER = 100
 _LOCK = 0x48
 
 
-class Gap(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Gap:
     """What of a room's history is not here yet."""
 
     position: int
@@ -125,7 +125,8 @@ async def newest_line(tx: Tx, room: int) -> int:
     return 0 if row is None or row[0] is None else int(row[0])
 
 
-class Placed(Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placed:
     """An event of history with its place in the room."""
 
     event: NewEvent

@@ -4,9 +4,8 @@ The client's secret and what was sent are kept as hashes: nobody who reads the t
 """
 
 import hashlib
+from dataclasses import dataclass
 from enum import StrEnum
-
-from msgspec import Struct
 
 from federation.protocol.errors import Unavailable
 from storage.database import Row, Tx
@@ -21,7 +20,8 @@ class Purpose(StrEnum):
     ADD = "add"
 
 
-class Validation(Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Validation:
     """One."""
 
     sid: str
@@ -48,7 +48,8 @@ def _hash(text: str) -> bytes:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
 
 
-class Asked(Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
     """What a client asks for."""
 
     client_secret: str

@@ -4,14 +4,15 @@ The client's session ID is not stored, only its hash; what the client sent is en
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import orjson
-from msgspec import Struct, field
 
 from storage.database import Tx
 
 
-class StoredAttempt(Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredAttempt:
     """What the server remembers between the requests of one authentication."""
 
     session_hash: bytes

@@ -1,10 +1,9 @@
 """Entries without data of their own: what every process must forget or look up again."""
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import ClassVar, Self
-
-from msgspec import Struct
 
 from federation.protocol.types import UserID
 from storage.database import Tx
@@ -26,7 +25,8 @@ class Kind(IntEnum):
     """Whether the server in `detail` can be reached is not what it was; of no user."""
 
 
-class Invalidated(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Invalidated:
     """Something of a user is not what it was."""
 
     kind_of: Kind

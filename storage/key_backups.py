@@ -5,14 +5,14 @@ A deleted backup keeps its row without its keys, so that deleting it again succe
 """
 
 from collections.abc import Sequence
-
-from msgspec import Struct
+from dataclasses import dataclass
 
 from federation.protocol.types import UserID
 from storage.database import Row, Tx
 
 
-class Backup(Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backup:
     """A version of a user's backup."""
 
     version: int
@@ -22,7 +22,8 @@ class Backup(Struct, frozen=True, kw_only=True):
     count: int
 
 
-class BackedUpKey(Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackedUpKey:
     """The key of one megolm session."""
 
     room_id: str
@@ -34,7 +35,8 @@ class BackedUpKey(Struct, frozen=True, kw_only=True):
     """The `session_data` object as JSON."""
 
 
-class Totals(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Totals:
     """What every change of a backup's keys answers."""
 
     etag: int

@@ -6,8 +6,7 @@ does once the room is complete.
 """
 
 from collections.abc import Sequence
-
-from msgspec import Struct
+from dataclasses import dataclass
 
 from federation.protocol.types import UserID
 from storage import strings
@@ -15,7 +14,8 @@ from storage.database import Tx
 from storage.memberships import Membership
 
 
-class LateMember(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class LateMember:
     """A member event of the state before the join."""
 
     user_id: UserID

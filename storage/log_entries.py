@@ -1,9 +1,8 @@
 """What the log takes: entries, and the changes that they are made of (`log.py` writes them)."""
 
 from collections.abc import Awaitable, Callable, Collection, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, Self
-
-from msgspec import Struct, field
 
 from federation.protocol.errors import MatrixError
 from federation.protocol.types import UserID
@@ -74,7 +73,8 @@ class AlreadyWritten(Conflict):
     """A unique key of the entry is taken: it was written before, or another process was first."""
 
 
-class Entry(Struct):
+@dataclass(slots=True)
+class Entry:
     """All that one request changes.
 
     `work` runs first in the same transaction, for writes that nobody hears of (or that decide what is heard): it may
@@ -99,7 +99,8 @@ class Entry(Struct):
         return self.work is not None and any(hasattr(change, "admit") for change in self.changes)
 
 
-class Appended(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Appended:
     """An entry that is committed."""
 
     position: int
@@ -108,7 +109,8 @@ class Appended(Struct, frozen=True):
     """What its `work` returned."""
 
 
-class Batch(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Batch:
     """What the tail is told of one commit of its own process."""
 
     before: int

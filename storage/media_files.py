@@ -15,11 +15,10 @@ import tempfile
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import BinaryIO, Protocol
-
-from msgspec import Struct
 
 from federation.protocol.errors import Unavailable
 
@@ -85,7 +84,8 @@ class MediaStore(Protocol):
         """End what is open."""
 
 
-class LocalFile(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class LocalFile:
     """A file on this machine."""
 
     path: Path
@@ -125,7 +125,8 @@ async def opened(stored: StoredFile) -> AsyncIterator[BinaryIO]:
         file.close()
 
 
-class Content(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Content:
     """What a file holds, in short."""
 
     sha256: bytes

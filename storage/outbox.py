@@ -5,10 +5,10 @@ version is kept, so that what a server missed is found again for any part of the
 """
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import ClassVar, Self
 
 import orjson
-from msgspec import Struct
 
 from federation.protocol import canonical_json
 from federation.protocol.redaction import redact
@@ -36,14 +36,16 @@ _ACL = strings.WELL_KNOWN["m.room.server_acl"]
 # --- changes of the log
 
 
-class OutgoingMessage(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class OutgoingMessage:
     """One EDU for one server."""
 
     destination: ServerName
     json: bytes
 
 
-class OutgoingMessages(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class OutgoingMessages:
     """To-device messages of one request to users of other servers."""
 
     messages: Sequence[OutgoingMessage]
@@ -90,7 +92,8 @@ class OutgoingMessages(Struct, frozen=True):
         return [(position, cls(messages)) for position, messages in found.items()]
 
 
-class EventRelayed(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class EventRelayed:
     """An event of another server that we pass on to the others in its room.
 
     To be appended together with the event, behind it.
@@ -127,7 +130,8 @@ class EventRelayed(Struct, frozen=True):
 # --- events
 
 
-class OutgoingEvent(Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutgoingEvent:
     """An event that other servers are to get."""
 
     position: int
@@ -320,7 +324,8 @@ async def rooms_of_server(tx: Tx, server: ServerName) -> list[int]:
 # --- EDUs
 
 
-class OutgoingReceipt(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class OutgoingReceipt:
     """A public receipt of a user of ours."""
 
     position: int
@@ -344,7 +349,8 @@ async def receipts_between(
     return [OutgoingReceipt(*row) for row in rows]
 
 
-class OutgoingDeviceChange(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class OutgoingDeviceChange:
     """Devices or cross-signing keys of a user of ours that changed."""
 
     position: int

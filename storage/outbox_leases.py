@@ -6,9 +6,8 @@ machines may differ. What is lost with the last moments before a crash is sent a
 """
 
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from zlib import crc32
-
-from msgspec import Struct
 
 from federation.protocol.types import ServerName
 from storage.database import Tx
@@ -25,7 +24,8 @@ def shard_of(server: ServerName) -> int:
     return crc32(server.encode()) % SHARDS
 
 
-class Shard(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Shard:
     """A shard as the database has it."""
 
     position: int

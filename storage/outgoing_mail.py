@@ -1,13 +1,13 @@
 """Mail that waits to be taken by a mail server (table `outgoing_mail`), each for one recipient."""
 
 from collections.abc import Sequence
-
-from msgspec import Struct
+from dataclasses import dataclass
 
 from storage.database import Tx
 
 
-class WaitingMail(Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WaitingMail:
     """One message."""
 
     mail: int

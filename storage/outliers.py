@@ -7,8 +7,7 @@ wrote one of them in between, it stands higher than the places that were reserve
 """
 
 from collections.abc import Collection, Sequence
-
-from msgspec import Struct
+from dataclasses import dataclass
 
 from federation.protocol.pdu import VerifiedPDU
 from federation.protocol.types import EventID
@@ -25,7 +24,8 @@ class Overtaken(Exception):
     be committed."""
 
 
-class Reserved(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Reserved:
     """Places for outliers of one room."""
 
     first: int

@@ -12,9 +12,8 @@ import re
 import shutil
 import subprocess
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
-
-from msgspec import Struct
 
 OLDEST_MAJOR = 15
 _WHEEL_DIRECTORIES = {18: "pginstall18", 16: "pginstall"}  # the first is what new clusters get
@@ -26,7 +25,8 @@ class EmbeddedPostgresError(Exception):
     """Our own PostgreSQL cannot run; the message says why and what to do about it."""
 
 
-class SystemUser(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class SystemUser:
     """The user that PostgreSQL runs as; `switch` says that we are root and must become it."""
 
     name: str
@@ -107,7 +107,8 @@ def _user_name(uid: int) -> str:
         ) from None
 
 
-class PostgresBinaries(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class PostgresBinaries:
     """One installation of PostgreSQL."""
 
     directory: Path  # the one with `postgres` and `initdb`

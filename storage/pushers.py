@@ -5,9 +5,9 @@ an `Invalidated` of kind `PUSHERS`, or of kind `SESSIONS` where devices ended.
 """
 
 from collections.abc import Collection
+from dataclasses import dataclass
 
 import orjson
-from msgspec import Struct
 
 from federation.protocol.types import DeviceID, JsonObject, UserID
 from storage import strings
@@ -16,7 +16,8 @@ from storage.database import Row, Tx
 HTTP, EMAIL = "http", "email"
 
 
-class Pusher(Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pusher:
     """One pusher."""
 
     number: int
@@ -44,7 +45,8 @@ class Pusher(Struct, frozen=True, kw_only=True):
         return url
 
 
-class NewPusher(Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewPusher:
     """A pusher as a client sets it, checked."""
 
     kind: str
@@ -191,7 +193,8 @@ async def delete_of_sessions(tx: Tx, user_id: UserID, *, keep: DeviceID | None) 
 # --- by mail
 
 
-class DueDigest(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class DueDigest:
     """A user is to be told by mail of what waits."""
 
     pusher: int

@@ -1,9 +1,8 @@
 """Receipts: up to which event somebody has read (table `receipts`)."""
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, Self
-
-from msgspec import Struct
 
 from federation.protocol.errors import MatrixError
 from federation.protocol.relations import related_event, thread_of
@@ -29,7 +28,8 @@ class ReceiptBehind(MatrixError):
         super().__init__("M_UNKNOWN", "The receipt is not ahead of the present one", 400)
 
 
-class ReceiptMoved(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class ReceiptMoved:
     """Somebody has read up to an event. A private receipt concerns its user alone, any other the room."""
 
     room: int

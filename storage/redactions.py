@@ -1,8 +1,7 @@
 """Which events are redacted, by what (column `events.redacted_by`, table `pending_redactions`)."""
 
 from collections.abc import Sequence
-
-from msgspec import Struct
+from dataclasses import dataclass
 
 from federation.protocol.identifiers import server_name_of
 from federation.protocol.types import EventID, ServerName
@@ -11,7 +10,8 @@ from storage.database import Tx
 from storage.events import COLUMNS, Flag, StoredEvent, from_row
 
 
-class Redaction(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Redaction:
     """A redaction that is being appended, and what it takes away."""
 
     event: StoredEvent

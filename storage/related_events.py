@@ -5,9 +5,8 @@ may see, as far as `Eyes` can tell.
 """
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
-
-from msgspec import Struct, field
 
 from federation.protocol.types import EventID
 from storage.arrays import Int4, Int8, Texts
@@ -33,7 +32,8 @@ Ranges = Sequence[tuple[int, int]]
 """Places in a room, each range without its first and with its last."""
 
 
-class Eyes(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Eyes:
     """Who looks."""
 
     user: int | None
@@ -130,7 +130,8 @@ async def newest_edits(tx: Tx, eyes: Eyes, parents: Collection[StoredEvent]) -> 
     return {position: event for position, (_, _, event) in best.items()}
 
 
-class Thread(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Thread:
     """What there is to tell of a thread."""
 
     latest: StoredEvent
@@ -178,7 +179,8 @@ async def references(tx: Tx, eyes: Eyes, parents: Collection[StoredEvent]) -> di
 # --- children
 
 
-class Children(Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Children:
     """Which events are asked for that relate to one."""
 
     room: int
@@ -301,7 +303,8 @@ def _bounds(ranges: Ranges) -> tuple[Int8, Int8]:
     return Int8(low for low, _ in ranges), Int8(high for _, high in ranges)
 
 
-class Redactable(Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Redactable:
     """Which events are to be redacted with the one that they relate to (MSC3912)."""
 
     room: int
@@ -339,7 +342,8 @@ async def redactable(tx: Tx, wanted: Redactable, *, after: int, limit: int) -> l
 # --- threads
 
 
-class Threads(Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Threads:
     """Which threads of a room are asked for."""
 
     room: int

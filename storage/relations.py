@@ -5,8 +5,7 @@ As `storage/events.py`, only for `federation.rooms` and `storage`.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-
-from msgspec import Struct
+from dataclasses import dataclass
 
 from federation.protocol.relations import REPLACE, THREAD, holds_replacement, related_event
 from federation.protocol.types import EventID
@@ -21,7 +20,8 @@ ANNOTATIONS = 24
 assert [strings.WELL_KNOWN[name] for name in ("m.reference", REPLACE, THREAD, "m.annotation")] == [21, 22, 23, 24]
 
 
-class Standing(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Standing:
     """Where an event with a relation stands."""
 
     event: NewEvent
@@ -90,7 +90,8 @@ async def forget(tx: Tx, redacted: Collection[StoredEvent]) -> None:
         )
 
 
-class AnnotationKey(Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnnotationKey:
     """What makes two annotations of one room the same; sender and type as numbers."""
 
     sender: int

@@ -7,8 +7,7 @@ locked already, as the log's appender holds any number of them.
 """
 
 from collections.abc import Collection, Sequence
-
-from msgspec import Struct
+from dataclasses import dataclass
 
 from federation.protocol.types import DeviceID, ServerName, UserID
 from storage import strings
@@ -19,7 +18,8 @@ REMEMBERED = 32
 """Updates of a list that later ones may refer to."""
 
 
-class RemoteList(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class RemoteList:
     """What is known of a user's list."""
 
     user_id: UserID

@@ -1,9 +1,9 @@
 """Joins by way of other servers that are under way (table `remote_joins`): one a room, whoever asked first."""
 
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 
 import orjson
-from msgspec import Struct
 
 from federation.protocol.errors import Unavailable
 from federation.protocol.types import EventID, JsonObject, RoomID, ServerName, UserID
@@ -11,7 +11,8 @@ from storage.database import Row, Tx
 from storage.strings import MEMBER
 
 
-class SignedJoin(Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SignedJoin:
     """The join event that was sent to a server, or may have been."""
 
     destination: ServerName
@@ -19,7 +20,8 @@ class SignedJoin(Struct, frozen=True, kw_only=True):
     canonical: bytes
 
 
-class Placed(Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placed:
     """A join that counts already, of a room whose members are not all here."""
 
     version: int
@@ -30,7 +32,8 @@ class Placed(Struct, frozen=True, kw_only=True):
     invited: int
 
 
-class RemoteJoin(Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemoteJoin:
     """One join that is under way."""
 
     room_id: RoomID
@@ -251,7 +254,8 @@ async def delete(tx: Tx, join: RemoteJoin) -> bool:
     return count == 1
 
 
-class Progress(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Progress:
     """How far a join is, as an operator sees it."""
 
     room_id: RoomID

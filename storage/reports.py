@@ -1,12 +1,13 @@
 """What users reported to the administrators (table `reports`)."""
 
-from msgspec import Struct
+from dataclasses import dataclass
 
 from federation.protocol.types import UserID
 from storage.database import Row, Tx
 
 
-class Report(Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
     """A report of a room, of an event in a room, or of a user."""
 
     report: int = 0

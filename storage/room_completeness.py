@@ -6,9 +6,8 @@ before the join, as if it had been here from the start: it makes no new version,
 """
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import ClassVar, Self
-
-from msgspec import Struct
 
 from federation.protocol.types import UserID
 from storage import strings
@@ -16,7 +15,8 @@ from storage.database import Tx
 from storage.memberships import Membership
 
 
-class OwnMember(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class OwnMember:
     """A membership of one of our users that was not known before."""
 
     user_id: UserID
@@ -25,7 +25,8 @@ class OwnMember(Struct, frozen=True):
     """The position of the member event."""
 
 
-class RoomCompleteness(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class RoomCompleteness:
     """From here on a room lacks members, or does so no longer."""
 
     room: int

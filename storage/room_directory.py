@@ -1,21 +1,22 @@
 """Room aliases of this server and the published room directory (tables `room_aliases`, `published_rooms`)."""
 
 from collections.abc import Collection
-
-from msgspec import Struct
+from dataclasses import dataclass
 
 from federation.protocol.types import RoomAlias, RoomID, UserID
 from storage.database import Tx
 
 
-class Alias(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Alias:
     """What an alias stands for."""
 
     room_id: RoomID
     creator: UserID
 
 
-class Published(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Published:
     """A room of the directory."""
 
     number: int

@@ -5,8 +5,7 @@ a line without a parent is a whole state. Answers map (type, state key) to the p
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-
-from msgspec import Struct
+from dataclasses import dataclass
 
 from federation.protocol.types import ServerName, StateKey, UserID
 from storage import strings
@@ -18,7 +17,8 @@ Point = tuple[int, int]
 TRUNK = 0
 
 
-class Line(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Line:
     """A branch: where it left its parent, and its newest version."""
 
     parent: Point | None
@@ -191,7 +191,8 @@ async def changed_between(tx: Tx, spans: Mapping[int, tuple[int, int]]) -> dict[
     return found
 
 
-class Span(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Span:
     """An entry of the trunk, with the versions from which and before which it was current."""
 
     since: int

@@ -1,8 +1,7 @@
 """The rooms that this server knows: their numbers, versions and heads (table `rooms`)."""
 
 from collections.abc import Collection, Iterable
-
-from msgspec import Struct
+from dataclasses import dataclass
 
 from federation.protocol.room_versions import RoomVersionRules, get_rules
 from federation.protocol.types import EventID, RoomID
@@ -10,7 +9,8 @@ from storage.arrays import Int4
 from storage.database import Memory, Row, Tx
 
 
-class Room(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Room:
     """What never changes about a room."""
 
     number: int
@@ -18,7 +18,8 @@ class Room(Struct, frozen=True):
     rules: RoomVersionRules
 
 
-class RoomRow(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class RoomRow:
     """Where a room stands in the database."""
 
     state_version: int

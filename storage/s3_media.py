@@ -7,9 +7,8 @@ from the store. Media that is still on this machine is found there, until `heart
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import AbstractAsyncContextManager, aclosing
+from dataclasses import dataclass
 from pathlib import Path
-
-from msgspec import Struct
 
 from storage import media_files
 from storage.media_files import EXTENSIONS, Content, Incoming, MediaFiles, StoredFile
@@ -19,7 +18,8 @@ OCTETS = "application/octet-stream"
 """Nobody reads content from the store by itself: its type is in the database."""
 
 
-class S3File(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class S3File:
     """An object."""
 
     bucket: S3Bucket

@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from msgspec import Struct
-
 NOTHING = hashlib.sha256(b"").hexdigest()
 """The hash of a body that is not there."""
 
@@ -22,7 +20,8 @@ class Credentials:
     region: str
 
 
-class Unsigned(Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unsigned:
     """What of a request is signed besides its time."""
 
     method: str

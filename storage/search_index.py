@@ -12,10 +12,9 @@ taken out follow each other: what was redacted before is not indexed, what is re
 
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from enum import IntEnum
 from zlib import crc32
-
-from msgspec import Struct
 
 from storage.arrays import Int2, Int4, Int8, Texts
 from storage.database import Tx
@@ -62,7 +61,8 @@ class Kind(IntEnum):
     """What was there before the index was, the newest first."""
 
 
-class Document(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Document:
     """An event to be found."""
 
     room: int
@@ -74,7 +74,8 @@ class Document(Struct, frozen=True):
     """Where the edit stands from which the words come."""
 
 
-class Match(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Match:
     """An event that seems to have all words."""
 
     position: int
@@ -83,7 +84,8 @@ class Match(Struct, frozen=True):
     edit: int | None
 
 
-class Found(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Found:
     """The newest matches below a position."""
 
     matches: Sequence[Match]
@@ -94,7 +96,8 @@ class Found(Struct, frozen=True):
     """About how many events of the index stand above and below `low`."""
 
 
-class Wanted(Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
     """What is looked for: all words, in one of these rooms, by one of these senders if any, under one of these keys."""
 
     words: Collection[str]
@@ -193,7 +196,8 @@ async def write(tx: Tx, documents: Sequence[Document], *, rebuilding: bool = Fal
     )
 
 
-class _Band(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class _Band:
     number: int
     low: int
     high: int
@@ -263,7 +267,8 @@ async def encrypted(tx: Tx, rooms: Collection[int]) -> set[int]:
 # --- what is still to be indexed
 
 
-class Backlog(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Backlog:
     """A part of a room's history, or of that of all rooms, that is to be indexed."""
 
     room: int

@@ -4,13 +4,14 @@ Only hashes are stored. Refreshing makes a new pair that names the old one as `p
 new tokens is used, which ends the old pair.
 """
 
-from msgspec import Struct
+from dataclasses import dataclass
 
 from federation.protocol.types import DeviceID, UserID
 from storage.database import Row, Tx
 
 
-class StoredSession(Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredSession:
     """A session with what its account says about it."""
 
     session: int
@@ -62,7 +63,8 @@ async def find_by_refresh_token(tx: Tx, refresh_hash: bytes) -> StoredSession | 
     return None if row is None else _session(row)
 
 
-class NewSession(Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewSession:
     """A session about to be stored."""
 
     device: int

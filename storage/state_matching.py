@@ -4,8 +4,7 @@ Only of events up to a place in the log: an entry that was replaced since is lef
 """
 
 from collections.abc import Collection, Iterable, Mapping
-
-from msgspec import Struct, field
+from dataclasses import dataclass, field
 
 from federation.protocol.types import StateKey
 from storage import strings
@@ -16,7 +15,8 @@ _COLUMNS = "room_state.room, room_state.type, room_state.state_key, event"
 _CURRENT = "line = 0 and until_version is null and event <= %s"
 
 
-class StatePart(Struct):
+@dataclass(slots=True)
+class StatePart:
     """What is wanted of one room."""
 
     entries: set[StateKey] = field(default_factory=set)

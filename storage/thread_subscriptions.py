@@ -1,9 +1,8 @@
 """Which threads a user follows, and which they no longer do (table `thread_subscriptions`; MSC4306)."""
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import ClassVar, Self
-
-from msgspec import Struct
 
 from federation.protocol.errors import MatrixError
 from federation.protocol.types import EventID, UserID
@@ -29,7 +28,8 @@ class ConflictingUnsubscription(MatrixError):
         )
 
 
-class ThreadSubscription(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class ThreadSubscription:
     """A user follows a thread, or no longer does: a change in the log, which concerns them alone."""
 
     user_id: UserID

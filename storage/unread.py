@@ -1,15 +1,15 @@
 """Where local users' unread counts stand (tables `read_marks`, `threads`, `notifications`; columns of `rooms`)."""
 
 from collections.abc import Collection, Iterable, Sequence
-
-from msgspec import Struct, field
+from dataclasses import dataclass, field
 
 from federation.protocol.types import UserID
 from storage.arrays import Int4
 from storage.database import Row, Tx
 
 
-class ThreadCounts(Struct):
+@dataclass(slots=True)
+class ThreadCounts:
     """Of one thread, or of the main timeline: totals now, totals where the user has read to, what is theirs alone."""
 
     notify_total: int = 0
@@ -28,7 +28,8 @@ class ThreadCounts(Struct):
         )
 
 
-class PersonalCount(Struct, kw_only=True):
+@dataclass(slots=True, kw_only=True)
+class PersonalCount:
     """Where one user's count for an event differs from everybody's."""
 
     user_id: UserID
@@ -37,7 +38,8 @@ class PersonalCount(Struct, kw_only=True):
     highlight: int
 
 
-class Loaded(Struct):
+@dataclass(slots=True)
+class Loaded:
     """The counts of one user in several rooms, as of one position of the log."""
 
     upto: int
@@ -45,7 +47,8 @@ class Loaded(Struct):
     threads: dict[int, dict[str, ThreadCounts]] = field(default_factory=dict)
 
 
-class _Marks(Struct):
+@dataclass(slots=True)
+class _Marks:
     """A user's marks in one room: thread -> (position, notify_total, highlight_total)."""
 
     by_thread: dict[str, tuple[int, int, int]] = field(default_factory=dict)

@@ -1,13 +1,13 @@
 """Previews of pages that were fetched (table `url_previews`), each for the time in which it was the page's."""
 
 import hashlib
-
-from msgspec import Struct
+from dataclasses import dataclass
 
 from storage.database import Tx
 
 
-class StoredPreview(Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredPreview:
     """One."""
 
     fetched_ts: int

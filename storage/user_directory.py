@@ -9,8 +9,7 @@ A row is always made anew from what is current, so it does not matter how often,
 """
 
 from collections.abc import Collection, Iterable, Sequence
-
-from msgspec import Struct
+from dataclasses import dataclass
 
 from federation.protocol.identifiers import server_name_of
 from federation.protocol.types import JsonObject, ServerName, UserID
@@ -178,7 +177,8 @@ async def _open_accounts(tx: Tx, users: Collection[UserID]) -> set[UserID]:
     return {UserID(user_id) for (user_id,) in rows}
 
 
-class _Entry(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class _Entry:
     """A row to be."""
 
     user_id: UserID
@@ -237,7 +237,8 @@ async def _replace(tx: Tx, users: Collection[int], made: dict[int, _Entry], loca
 # --- searching
 
 
-class Found(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Found:
     """Somebody who was found."""
 
     user_id: UserID

@@ -8,11 +8,10 @@ whose body cannot be read: nobody makes us look for keys without end.
 
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from aiohttp import web
-from msgspec import Struct
-from msgspec.structs import replace
 
 from federation.arriving import BODIES, Body, is_small
 from federation.inbound.streaming import LargeAnswers
@@ -56,7 +55,8 @@ class FederationCall(Call):
 FederationEndpoint = Callable[[FederationCall], Awaitable[Answer]]
 
 
-class FederationRoute(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class FederationRoute:
     """One endpoint that other servers ask with a signature; `path` is whole."""
 
     method: str

@@ -2,8 +2,7 @@
 
 import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable
-
-from msgspec import Struct
+from dataclasses import dataclass
 
 from federation.inbound.authentication import FederationCall
 from federation.inbound.streaming import stream
@@ -13,7 +12,8 @@ from storage.media_files import StoredFile
 PIECE_BYTES = 256 * 1024
 
 
-class ServedFile(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class ServedFile:
     """A file, and how it is described; the texts are fit for headers."""
 
     file: StoredFile
@@ -21,7 +21,8 @@ class ServedFile(Struct, frozen=True):
     disposition: str
 
 
-class MediaAnswers(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class MediaAnswers:
     """Who knows: each raises M_NOT_FOUND, M_NOT_YET_UPLOADED (504), and what is wrong with the query."""
 
     download: Callable[[str, Call], Awaitable[ServedFile]]

@@ -2,8 +2,7 @@
 "End-to-End Encryption")."""
 
 from collections.abc import Awaitable, Callable
-
-from msgspec import Struct
+from dataclasses import dataclass
 
 from federation.inbound.authentication import FederationCall
 from federation.protocol.identifiers import check_user_id
@@ -11,7 +10,8 @@ from federation.protocol.types import JsonObject, UserID
 from federation.web import Answer
 
 
-class DeviceAnswers(Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceAnswers:
     """What knows, of this server's users alone; bodies are as they came."""
 
     devices: Callable[[UserID], Awaitable[JsonObject]]

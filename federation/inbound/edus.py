@@ -7,8 +7,7 @@ is malformed, or cannot be taken, harms no other.
 
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-
-from msgspec import Struct
+from dataclasses import dataclass
 
 from federation.protocol import edu
 from federation.protocol.errors import MatrixError, Unavailable
@@ -25,7 +24,8 @@ MAX_RECEIPTS = 2000
 """Receipts of one transaction that are looked at: each is written by itself, and one EDU may hold many thousands."""
 
 
-class EDUReceivers(Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EDUReceivers:
     """Who takes each kind."""
 
     typing: Callable[[edu.Typing], Awaitable[None]]

@@ -2,8 +2,7 @@
 room directory", "Spaces"): aliases, profiles, published rooms and spaces of this server."""
 
 from collections.abc import Awaitable, Callable
-
-from msgspec import Struct
+from dataclasses import dataclass
 
 from federation.inbound.authentication import FederationCall
 from federation.protocol.errors import Forbidden, InvalidInput, NotFound
@@ -16,7 +15,8 @@ MAX_ROOMS = 500
 """Of a page."""
 
 
-class QueryAnswers(Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueryAnswers:
     """What knows."""
 
     alias: Callable[[RoomAlias], Awaitable[tuple[RoomID, list[ServerName]]]]

@@ -4,9 +4,9 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, field
 
 from aiohttp import web
-from msgspec import Struct, field
 
 from federation.protocol.errors import LimitExceeded
 from federation.protocol.types import ServerName
@@ -65,7 +65,8 @@ def _break_off(request: web.BaseRequest) -> None:
         request.transport.abort()
 
 
-class _Line(Struct):
+@dataclass(slots=True)
+class _Line:
     slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(PER_ORIGIN))
     asked: int = 0
 

@@ -9,8 +9,7 @@ import random
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-
-from msgspec import Struct
+from dataclasses import dataclass
 
 from federation.protocol.errors import PeerUnreachable
 from federation.protocol.types import ServerName
@@ -21,7 +20,8 @@ MAX_SECONDS = 3600.0
 MAX_REMEMBERED = 20_000
 
 
-class BackOff(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class BackOff:
     """For how long a server is left alone, and why."""
 
     until: float

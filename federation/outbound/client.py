@@ -6,10 +6,9 @@ import math
 import re
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any, TypedDict, Unpack
 from urllib.parse import quote, urlencode
-
-from msgspec import Struct
 
 from federation.outbound.availability import Availability
 from federation.outbound.egress import (
@@ -60,7 +59,8 @@ class Options(TypedDict, total=False):
     """Whether another service may answer at this server's own name."""
 
 
-class _Signed(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class _Signed:
     """A request that is ready to be sent to any of the destination's places."""
 
     method: str

@@ -12,13 +12,12 @@ import ssl
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
-from msgspec import Struct, field
-from msgspec.structs import replace
 from yarl import URL
 
 from federation.outbound.addresses import AddressPolicy
@@ -77,7 +76,8 @@ class _Denied(OSError):
     """The same within aiohttp, which passes on only an OSError."""
 
 
-class EgressRequest(Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EgressRequest:
     """One request, and what its answer may be at most."""
 
     method: str = "GET"
@@ -103,7 +103,8 @@ class EgressRequest(Struct, frozen=True, kw_only=True):
     allows_compression: bool = False
 
 
-class EgressResponse(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class EgressResponse:
     """An answer, whatever its status."""
 
     status: int

@@ -10,9 +10,8 @@ import importlib
 import socket
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
-
-from msgspec import Struct
 
 from federation.outbound.turns import Places, Turns
 
@@ -32,7 +31,8 @@ class LookupFailed(OSError):
     """DNS gave no answer, or this one: there is no such name."""
 
 
-class Service(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Service:
     """The place that an SRV record gives."""
 
     host: str

@@ -8,8 +8,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Collection, Iterable, Mapping
-
-from msgspec import Struct
+from dataclasses import dataclass
 
 from federation.outbound.availability import Availability
 from federation.outbound.delivery import Delivery
@@ -32,7 +31,8 @@ SCANNED_PER_SECOND = 2_000
 """Destinations that are looked at for the figures, about a microsecond each."""
 
 
-class Progress(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Progress:
     """How far everybody is."""
 
     positions: dict[int, int]

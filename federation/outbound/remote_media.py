@@ -1,8 +1,7 @@
 """Media fetched from the server that its URI names (Server-Server API, "Content Repository")."""
 
 from collections.abc import Awaitable, Callable, Mapping
-
-from msgspec import Struct
+from dataclasses import dataclass
 
 from federation.outbound.client import FederationClient, path_of
 from federation.outbound.egress import Egress, EgressError, EgressRequest, EgressStream
@@ -28,7 +27,8 @@ _UNBOUNDED = 1 << 62
 Take = Callable[[bytes], Awaitable[None]]
 
 
-class Description(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Description:
     """What the other server says of the media; checked by nobody."""
 
     content_type: str | None

@@ -1,18 +1,20 @@
 """What waits for the sender, in order: entries of the log, and what is not in the log."""
 
-from msgspec import Struct
+from dataclasses import dataclass
 
 from federation.protocol.types import JsonObject, UserID
 from storage.log_entries import Change
 
 
-class Taken(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Taken:
     """Shards that this process holds from now on."""
 
     positions: dict[int, int]
 
 
-class TypingChanged(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class TypingChanged:
     """A local user begins to type, or stops."""
 
     room: int
@@ -20,7 +22,8 @@ class TypingChanged(Struct, frozen=True):
     is_typing: bool
 
 
-class PresenceChanged(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class PresenceChanged:
     """What others are told of a local user's presence."""
 
     user_id: UserID

@@ -7,12 +7,11 @@ import re
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from typing import TypeVar
-
-from msgspec import Struct
 
 from federation.outbound.egress import Egress, EgressError, EgressRequest
 from federation.outbound.name_lookup import LookupFailed, Service
@@ -26,7 +25,8 @@ from storage.figures import Figures, Lookups
 logger = logging.getLogger(__name__)
 
 
-class Ports(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Ports:
     """Where servers listen unless their name or DNS says otherwise; others are for tests."""
 
     https: int = 443
@@ -57,7 +57,8 @@ _MAX_AGE = re.compile(r"(?:^|,)\s*+max-age\s*+=\s*+\"?([0-9]{1,10})", re.IGNOREC
 _NOT_STORED = re.compile(r"(?:^|,)\s*+no-(?:store|cache)\s*+(?:,|=|$)", re.IGNORECASE)
 
 
-class Target(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Target:
     """One place to connect to for a server."""
 
     host: str
@@ -73,14 +74,16 @@ class Target(Struct, frozen=True):
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
-class _Remembered(Struct):
+@dataclass(slots=True)
+class _Remembered:
     delegated: ServerName | None
     until: float
     errors: int = 0
     usable_until: float = 0.0  # of the last delegation that was valid
 
 
-class _Services(Struct):
+@dataclass(slots=True)
+class _Services:
     targets: list[Target]
     until: float
 

@@ -11,13 +11,13 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-
-from msgspec import Struct
+from dataclasses import dataclass
 
 from storage.figures import Figures
 
 
-class Places(Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Places:
     """How many requests may be under way."""
 
     prompt: int

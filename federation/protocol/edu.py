@@ -5,9 +5,8 @@ many. Whether the user is in the room is for the receiver to check.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Literal, TypeGuard
-
-from msgspec import Struct
 
 from federation.protocol.canonical_json import MAX_INTEGER, check_depth, encode
 from federation.protocol.errors import InvalidInput
@@ -33,7 +32,8 @@ _MAX_INT64 = 2**63 - 1
 PresenceState = Literal["online", "unavailable", "offline"]
 
 
-class Typing(Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Typing:
     """`m.typing`: the user started or stopped typing."""
 
     room_id: RoomID
@@ -41,7 +41,8 @@ class Typing(Struct, frozen=True, kw_only=True):
     typing: bool
 
 
-class UserPresence(Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UserPresence:
     """One user's part of `m.presence`."""
 
     user_id: UserID
@@ -52,13 +53,15 @@ class UserPresence(Struct, frozen=True, kw_only=True):
     currently_active: bool
 
 
-class Presence(Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Presence:
     """`m.presence`."""
 
     updates: tuple[UserPresence, ...]
 
 
-class Receipt(Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Receipt:
     """One user's part of `m.receipt`."""
 
     room_id: RoomID
@@ -69,13 +72,15 @@ class Receipt(Struct, frozen=True, kw_only=True):
     thread_id: str | None
 
 
-class Receipts(Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Receipts:
     """`m.receipt`."""
 
     receipts: tuple[Receipt, ...]
 
 
-class DeviceListUpdate(Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceListUpdate:
     """`m.device_list_update`: one device of a user changed or is gone."""
 
     user_id: UserID
@@ -88,7 +93,8 @@ class DeviceListUpdate(Struct, frozen=True, kw_only=True):
     """The device keys: an object that names this user and device, else unchecked."""
 
 
-class SigningKeyUpdate(Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SigningKeyUpdate:
     """`m.signing_key_update`: a user's cross-signing keys changed."""
 
     user_id: UserID
@@ -97,7 +103,8 @@ class SigningKeyUpdate(Struct, frozen=True, kw_only=True):
     self_signing_key: JsonObject | None
 
 
-class DirectToDevice(Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DirectToDevice:
     """`m.direct_to_device`: one message for each of several devices."""
 
     sender: UserID

@@ -5,9 +5,8 @@ vouches for the user; each is checked, and nothing else is copied.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
-
-from msgspec import Struct
 
 from federation.protocol import event_builder, event_format
 from federation.protocol.errors import InvalidInput, MatrixError
@@ -30,7 +29,8 @@ class IncompatibleRoomVersion(MatrixError):
         )
 
 
-class Wish(Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
     """The membership that one of our users wants in a room that we are not in."""
 
     room_id: RoomID
@@ -40,7 +40,8 @@ class Wish(Struct, frozen=True, kw_only=True):
     """All that the event's content is to hold, `membership` included."""
 
 
-class MemberTemplate(Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemberTemplate:
     """The place that another server offers for the event."""
 
     wish: Wish

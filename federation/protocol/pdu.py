@@ -4,13 +4,14 @@
 `signatures.verify`, or built by us: `event_builder.build`). Storage takes only the last.
 """
 
-from msgspec import Struct
+from dataclasses import dataclass
 
 from federation.protocol.room_versions import RoomVersionRules
 from federation.protocol.types import EventID, JsonObject, RoomID, StateKey, UserID
 
 
-class PDU(Struct, frozen=True, kw_only=True, eq=False):
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class PDU:
     """A well-formed event of its room version. Two are equal when their IDs are."""
 
     event_id: EventID
@@ -50,14 +51,16 @@ class PDU(Struct, frozen=True, kw_only=True, eq=False):
         return self.content.get("membership")
 
 
-class VerifiedPDU(PDU, frozen=True, kw_only=True, eq=False):
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class VerifiedPDU(PDU):
     """An event whose content hash and signatures hold, as every stored event is."""
 
     canonical: bytes
     """The event's canonical JSON, as stored and sent on."""
 
 
-class Draft(Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draft:
     """An event that one of our users wants to send: all that the sender decides, and nothing else."""
 
     room_id: RoomID

@@ -1,7 +1,6 @@
 """Policy servers as other servers in the room see them (Server-Server API v1.18, "Policy Servers"). Pure."""
 
-from msgspec import Struct
-from msgspec.structs import replace
+from dataclasses import dataclass, replace
 
 from federation.protocol import canonical_json, event_format, signatures
 from federation.protocol.errors import Forbidden, TooLarge
@@ -14,7 +13,8 @@ POLICY: StateKey = ("m.room.policy", "")
 """The state event that names a room's policy server. It alone is not shown to it."""
 
 
-class PolicyServer(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class PolicyServer:
     """What a valid `m.room.policy` names. The room uses it while one of the server's users is joined."""
 
     server_name: ServerName

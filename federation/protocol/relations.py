@@ -1,9 +1,8 @@
 """What an event's `m.relates_to` says (Client-Server API v1.19, "Forming relationships between events"). Pure."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
-
-from msgspec import Struct
 
 from federation.protocol.identifiers import fits, is_event_id
 from federation.protocol.types import EventID, JsonObject
@@ -14,7 +13,8 @@ REPLACE = "m.replace"
 THREAD = "m.thread"
 
 
-class Relation(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Relation:
     """How an event relates to another, its parent."""
 
     type: str

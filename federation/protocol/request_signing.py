@@ -1,8 +1,7 @@
 """The X-Matrix header: made, read and verified (Server-Server API, "Request Authentication")."""
 
 import re
-
-from msgspec import Struct
+from dataclasses import dataclass
 
 from federation.protocol.canonical_json import encode
 from federation.protocol.errors import Unauthorized
@@ -18,7 +17,8 @@ _PARAMETER = re.compile(
 _ESCAPED = re.compile(r"\\(.)")
 
 
-class Authorization(Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Authorization:
     """What an X-Matrix header claims."""
 
     origin: ServerName
@@ -28,7 +28,8 @@ class Authorization(Struct, frozen=True, kw_only=True):
     signature: str
 
 
-class SignedRequest(Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SignedRequest:
     """All of a request that its signature covers."""
 
     method: str

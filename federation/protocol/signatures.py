@@ -4,13 +4,11 @@ Byte for byte what signedjson does, on libsodium directly.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import nacl.bindings
 import nacl.exceptions
-from msgspec import Struct
-from msgspec.structs import replace
 
 from federation.protocol import canonical_json, event_hashes
 from federation.protocol.errors import InvalidEvent, InvalidInput, KeyNotKnown
@@ -53,7 +51,8 @@ class SigningKey:
         return encode_base64(nacl.bindings.crypto_sign(message, self.secret_key)[:_SIGNATURE_BYTES])
 
 
-class VerifyKey(Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyKey:
     """Another server's public key with the times it is good for, in milliseconds."""
 
     public_key: bytes

@@ -5,9 +5,9 @@ many rooms it is from.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import orjson
-from msgspec import Struct, field
 
 from federation.protocol.relations import REFERENCE, REPLACE, THREAD, related_event
 from federation.protocol.types import EventID, JsonObject, UserID
@@ -26,7 +26,8 @@ Bundles = Mapping[int, bytes]
 NO_BUNDLES: Bundles = {}
 
 
-class Onlooker(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Onlooker:
     """For whom something is bundled."""
 
     user_id: UserID
@@ -36,7 +37,8 @@ class Onlooker(Struct, frozen=True):
     """A place in the log: what came later they hear of later. None: all that is here."""
 
 
-class _Found(Struct):
+@dataclass(slots=True)
+class _Found:
     """What relates to the events of a page, by their positions."""
 
     edits: Mapping[int, StoredEvent] = field(default_factory=dict)

@@ -12,8 +12,7 @@ is written by the entry itself.
 """
 
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-
-from msgspec import Struct, field
+from dataclasses import dataclass, field
 
 from federation.protocol.errors import NotFound
 from federation.protocol.identifiers import is_user_id, server_name_of
@@ -46,7 +45,8 @@ Guard = Callable[[Tx], Awaitable[None]]
 """Raises where the caller may not write any longer, and keeps that so until the transaction ends."""
 
 
-class Awaited(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Awaited:
     """Members of the state before the join who are still to come."""
 
     count: int
@@ -55,7 +55,8 @@ class Awaited(Struct, frozen=True):
     as joined and as invited."""
 
 
-class GivenEntry(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class GivenEntry:
     """One entry of the state before the join."""
 
     key: StateKey
@@ -64,7 +65,8 @@ class GivenEntry(Struct, frozen=True):
     """The content's `membership`, of a member event."""
 
 
-class _Attempt(Struct):
+@dataclass(slots=True)
+class _Attempt:
     """What one attempt found, and is about to write."""
 
     room: Room

@@ -9,8 +9,7 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
-
-from msgspec import Struct
+from dataclasses import dataclass
 
 from federation.protocol.errors import MatrixError, PeerUnreachable
 from federation.protocol.identifiers import server_name_of
@@ -310,7 +309,8 @@ class Backfill:
         return event_id if stored else None
 
 
-class Moment(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Moment:
     """A time, the side of it that somebody looks at, and what is here of that side."""
 
     ts: int

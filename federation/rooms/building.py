@@ -3,8 +3,7 @@
 import secrets
 import time
 from collections.abc import Sequence
-
-from msgspec.structs import replace
+from dataclasses import replace
 
 from federation.protocol import auth_rules, event_builder
 from federation.protocol.auth_events import CREATE, auth_keys_for

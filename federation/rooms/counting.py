@@ -1,9 +1,8 @@
 """What an event counts for: unread counts."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
-
-from msgspec import Struct
 
 from federation.protocol.pdu import VerifiedPDU
 from federation.protocol.power_levels import PowerLevels
@@ -11,7 +10,8 @@ from storage.rooms import Room
 from storage.unread import PersonalCount
 
 
-class Counted(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Counted:
     """What an event adds to unread counts: for everybody, and where one user's differs."""
 
     notifies: bool = False

@@ -8,8 +8,7 @@ is here is for the visibility gate to say, or for who knows that the reader is i
 
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-
-from msgspec import Struct, field
+from dataclasses import dataclass, field
 
 from federation.protocol.relations import related_event
 from federation.protocol.types import StateKey, UserID
@@ -43,7 +42,8 @@ NOW = (1 << 62) - 1
 MEMBER = "m.room.member"
 
 
-class _Newest(Struct):
+@dataclass(slots=True)
+class _Newest:
     """The end of a room's timeline."""
 
     events: list[StoredEvent]
@@ -67,7 +67,8 @@ class _Newest(Struct):
         return sum(memory_of(event.canonical) for event in new) - sum(memory_of(event.canonical) for event in old)
 
 
-class _CurrentRoom(Struct, eq=False):
+@dataclass(slots=True, eq=False)
+class _CurrentRoom:
     changes: int = 0
     """How often anything came: what was read meanwhile may be older, and is not kept."""
     newest: _Newest | None = None

@@ -5,8 +5,7 @@ is forgotten with every change to the list and to the memberships of our own use
 """
 
 from collections import OrderedDict
-
-from msgspec import Struct
+from dataclasses import dataclass
 
 from federation.protocol.errors import Forbidden
 from federation.protocol.server_acl import ServerACL
@@ -25,7 +24,8 @@ MAX_REMEMBERED = 20_000
 _ACL = ("m.room.server_acl", "")
 
 
-class _Door(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class _Door:
     acl: ServerACL | None
     is_ours: bool
     """One of our users is joined."""

@@ -3,9 +3,7 @@
 import secrets
 import time
 from contextlib import suppress
-
-from msgspec import Struct
-from msgspec.structs import replace
+from dataclasses import dataclass, replace
 
 from federation.outbound.client import FederationClient, path_of
 from federation.outbound.keyring import Keyring
@@ -24,7 +22,8 @@ from storage import rooms
 from storage.database import Database
 
 
-class Handshakes(Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Handshakes:
     """Makes events of ours that have to pass through another server."""
 
     client: FederationClient

@@ -6,9 +6,7 @@ they change nothing of it.
 """
 
 from collections.abc import Mapping, Sequence
-
-from msgspec import Struct, field
-from msgspec.structs import replace
+from dataclasses import dataclass, field, replace
 
 from federation.protocol import auth_rules
 from federation.protocol.errors import AuthRuleViolated
@@ -39,7 +37,8 @@ States = Mapping[EventID, StateBefore]
 """By event: the state before it, as another server gave it, with all of its events held here."""
 
 
-class _Lines(Struct):
+@dataclass(slots=True)
+class _Lines:
     """The states of a stretch, as lines that are about to be written."""
 
     last: int
@@ -86,7 +85,8 @@ class _Lines(Struct):
         )
 
 
-class _Stretch(Struct, kw_only=True):
+@dataclass(slots=True, kw_only=True)
+class _Stretch:
     """One attempt to place a stretch of history."""
 
     room: Room

@@ -6,8 +6,7 @@ user of ours who takes it. Of a room that we are not in, a row of `outside_membe
 
 import logging
 from collections.abc import Awaitable, Callable, Collection
-
-from msgspec import Struct
+from dataclasses import dataclass
 
 from federation.outbound.keyring import VerifyEvents
 from federation.protocol import event_format, signatures
@@ -35,7 +34,8 @@ MayBeInvited = Callable[[UserID, UserID], Awaitable[None]]
 """Raises M_INVITE_BLOCKED where the first user, ours, takes no invites from the second."""
 
 
-class Invite(Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Invite:
     """What another server brings."""
 
     room_id: str

@@ -6,9 +6,7 @@ wants more goes on where the search stopped. So `rank` orders the newest `RANKED
 
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-
-from msgspec import Struct
-from msgspec.structs import replace
+from dataclasses import dataclass, replace
 
 from federation.protocol.types import UserID
 from federation.rooms.pages import Wanted as WantedEvents
@@ -30,7 +28,8 @@ SECONDS = 1.0
 END = 1 << 62
 
 
-class Cursor(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Cursor:
     """Where a search goes on."""
 
     below: int = END
@@ -46,7 +45,8 @@ class Cursor(Struct, frozen=True):
     """Only results of this group."""
 
 
-class SearchRequest(Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchRequest:
     """What somebody searches for."""
 
     user_id: UserID
@@ -62,7 +62,8 @@ class SearchRequest(Struct, frozen=True, kw_only=True):
     ignored: Collection[UserID] = ()
 
 
-class Hit(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Hit:
     """An event with all that is searched for."""
 
     room: Room
@@ -72,7 +73,8 @@ class Hit(Struct, frozen=True):
     """In which it stands."""
 
 
-class Results(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Results:
     """A page of what was found."""
 
     hits: Sequence[Hit]
@@ -85,7 +87,8 @@ class Results(Struct, frozen=True):
     """Where to go on within a group: by `room_id` or `sender`, and which."""
 
 
-class _Gathered(Struct):
+@dataclass(slots=True)
+class _Gathered:
     """What a search has found by now."""
 
     hits: list[Hit]

@@ -4,9 +4,9 @@ Who may be told of an event was decided before; this reads what stands in the ro
 """
 
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 
 import orjson
-from msgspec import Struct, field
 
 from federation.protocol.errors import InvalidEvent
 from federation.protocol.event_format import from_stored
@@ -28,7 +28,8 @@ MAX_TEXT = 1000
 """Of a name that a member chose, so much goes to gateways."""
 
 
-class RoomFacts(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class RoomFacts:
     """What push rules, and gateways, want to know of a room."""
 
     member_count: int
@@ -41,7 +42,8 @@ class RoomFacts(Struct, frozen=True):
         return self.levels is not None and self.levels.of_user(sender) >= self.levels.notification(key)
 
 
-class Notice(Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Notice:
     """An event as a gateway is told of it."""
 
     event_id: EventID

@@ -4,8 +4,7 @@ Nothing is stored of who was notified of what: these are the events that were th
 """
 
 from collections.abc import Sequence
-
-from msgspec import Struct
+from dataclasses import dataclass
 
 from federation.protocol.types import UserID
 from federation.rooms import notices
@@ -18,7 +17,8 @@ from storage.memberships import Membership
 from storage.rooms import Room
 
 
-class Candidate(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Candidate:
     """An event that the user sees, as a member or because it invites them."""
 
     seen: Seen
@@ -26,7 +26,8 @@ class Candidate(Struct, frozen=True):
     facts: RoomFacts
 
 
-class Candidates(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Candidates:
     """Some of them."""
 
     found: Sequence[Candidate]

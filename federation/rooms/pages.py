@@ -7,10 +7,8 @@ page ends where history is missing.
 """
 
 from collections.abc import Collection
+from dataclasses import dataclass, field, replace
 from typing import Protocol
-
-from msgspec import Struct, field
-from msgspec.structs import replace
 
 from federation.protocol.types import UserID
 from federation.rooms.reader import BEGINNING, END, Access, RoomReader, Seen
@@ -76,7 +74,8 @@ class Wanted(Protocol):
         """Whether an event passes."""
 
 
-class PageRequest(Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PageRequest:
     """What part of a room's history somebody asks for."""
 
     backwards: bool
@@ -94,7 +93,8 @@ class PageRequest(Struct, frozen=True, kw_only=True):
     """Whether a page going backwards ends where history is missing that other servers may have."""
 
 
-class Page(Struct):
+@dataclass(slots=True)
+class Page:
     """Events in the order asked for, and where to go on; no `end` where there is nothing more."""
 
     start: int

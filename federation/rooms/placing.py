@@ -4,8 +4,7 @@ Beside the trunk the state after an event is a line, or the next version of one 
 """
 
 from collections.abc import Mapping, Sequence
-
-from msgspec import Struct, field
+from dataclasses import dataclass, field
 
 from federation.protocol.pdu import VerifiedPDU
 from federation.protocol.types import EventID, StateKey
@@ -26,7 +25,8 @@ NOTHING: Point = (TRUNK, 0)
 """Before the first event."""
 
 
-class Sending(Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sending:
     """What a client's request has to do with the events that it makes: as `RoomWriter.append` says."""
 
     device: int | None
@@ -34,7 +34,8 @@ class Sending(Struct, frozen=True, kw_only=True):
     work: Work | None
 
 
-class Circumstances(Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Circumstances:
     """What there is to say of an event besides what it is."""
 
     is_local: bool = False
@@ -47,7 +48,8 @@ class Circumstances(Struct, frozen=True, kw_only=True):
     """Why it has no signature of the room's policy server, which was asked."""
 
 
-class Placing(Struct, kw_only=True):
+@dataclass(slots=True, kw_only=True)
+class Placing:
     """One attempt to place an event."""
 
     room: Room

@@ -7,8 +7,7 @@ believed: what is no list, no object or no event ID is left out, and events are 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-
-from msgspec import Struct, field
+from dataclasses import dataclass, field
 
 from federation.outbound.client import FederationClient, path_of
 from federation.protocol.errors import InvalidInput, MatrixError
@@ -33,7 +32,8 @@ class TooMuch(MatrixError):
         super().__init__("M_UNKNOWN", message, 503)
 
 
-class Allowance(Struct):
+@dataclass(slots=True)
+class Allowance:
     """What may be asked for the sake of one event."""
 
     requests: int = 40
@@ -54,7 +54,8 @@ class Allowance(Struct):
             raise TooMuch("Too many events would have to be fetched one by one")
 
 
-class GivenStateIDs(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class GivenStateIDs:
     """A state, and what authorises it, as event IDs."""
 
     state: tuple[EventID, ...]
@@ -171,7 +172,8 @@ class Questions:
                 self._turns.pop(server, None)
 
 
-class _Turn(Struct):
+@dataclass(slots=True)
+class _Turn:
     slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(LARGE_AT_ONCE))
     users: int = 0
 

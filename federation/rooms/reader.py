@@ -6,8 +6,7 @@ own membership; then only versions are compared. Who is joined at every event of
 
 from bisect import bisect_right
 from collections.abc import Collection, Iterable, Mapping, Sequence
-
-from msgspec import Struct
+from dataclasses import dataclass
 
 from federation.protocol.errors import Forbidden, NotFound
 from federation.protocol.history_visibility import HistoryVisibility, get_visibility, may_see
@@ -27,7 +26,8 @@ BEGINNING, END = -(1 << 62), 1 << 62
 NOTHING: Mapping[int, bytes] = {}
 
 
-class Access(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Access:
     """How a user stands to a room."""
 
     room: Room
@@ -42,7 +42,8 @@ class Access(Struct, frozen=True):
         return self.membership is Membership.JOIN
 
 
-class Seen(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Seen:
     """An event that a reader may see, and their membership at it."""
 
     event: StoredEvent
@@ -51,7 +52,8 @@ class Seen(Struct, frozen=True):
     """Whether the room's state at the event is theirs to see, too: not where they see it as their own affair alone."""
 
 
-class Spans(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Spans:
     """One entry of the trunk through time: from each version on, a value."""
 
     versions: Sequence[int]

@@ -22,8 +22,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-
-from msgspec import Struct, field
+from dataclasses import dataclass, field
 
 from federation.outbound.keyring import VerifyEvents
 from federation.protocol import event_format
@@ -59,7 +58,8 @@ FindJoin = Callable[[RoomID], Awaitable[RoomVersionRules | None]]
 """The version of a room that a user of ours is about to join by way of another server; None for any other room."""
 
 
-class _Gap(Struct):
+@dataclass(slots=True)
+class _Gap:
     """What may still be spent on what one event refers to."""
 
     allowance: Allowance = field(default_factory=Allowance)
@@ -315,7 +315,8 @@ class Receiver:
                 self._turns.pop(key, None)
 
 
-class _Turn(Struct):
+@dataclass(slots=True)
+class _Turn:
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     users: int = 0
 

@@ -9,8 +9,7 @@ import asyncio
 import logging
 import tempfile
 from collections.abc import Collection, Iterable, Mapping, Sequence
-
-from msgspec import Struct
+from dataclasses import dataclass
 
 from federation.outbound.keyring import Keyring
 from federation.protocol import canonical_json, event_format
@@ -42,7 +41,8 @@ MAX_FOREIGN = 1_000
 """Events that are cited and did not come along, which we may hold already."""
 
 
-class _Known(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class _Known:
     """What is kept in memory of an event, however many there are."""
 
     cited: tuple[EventID, ...]

@@ -3,9 +3,7 @@
 """
 
 from collections.abc import Mapping, Sequence
-
-from msgspec import Struct
-from msgspec.structs import replace
+from dataclasses import dataclass, replace
 
 from federation.rooms.aggregations import Aggregations, Bundles, Onlooker, may_be_root
 from federation.rooms.pages import Page, PageRequest, clip, end_of
@@ -23,7 +21,8 @@ _BY_NOBODY = 0
 """What stands for the redaction of an event that only this reader sees redacted: no event has this position."""
 
 
-class Wanted(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Wanted:
     """Which children somebody asks for."""
 
     parent: Seen
@@ -32,7 +31,8 @@ class Wanted(Struct, frozen=True):
     recurses: bool = False
 
 
-class ThreadPage(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class ThreadPage:
     """Roots of threads, and the place to go on from; none where there is nothing more."""
 
     roots: Sequence[Seen]

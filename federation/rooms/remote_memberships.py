@@ -6,8 +6,7 @@ What becomes of the user's own membership is kept by `outside.py`.
 
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-
-from msgspec.structs import replace
+from dataclasses import replace
 
 from federation.outbound.client import path_of
 from federation.protocol.errors import (

@@ -9,9 +9,8 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
-
-from msgspec import Struct
 
 from federation.outbound.client import FederationClient, path_of
 from federation.outbound.query_answers import read_room
@@ -45,7 +44,8 @@ REMEMBERED_ROOMS = 10_000
 """Rooms in all remembered answers together, and children that they name."""
 
 
-class RemoteSpace(Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemoteSpace:
     """What a server told of a room that it was asked for."""
 
     room: SpaceRoom
@@ -60,7 +60,8 @@ class RemoteSpace(Struct, frozen=True, kw_only=True):
         return 1 + len(self.room.children) + len(self.told) + len(self.inaccessible)
 
 
-class _Remembered(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class _Remembered:
     space: RemoteSpace | None
     until: float
 

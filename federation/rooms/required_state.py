@@ -2,9 +2,8 @@
 
 from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
-
-from msgspec import Struct, field
 
 from federation.protocol.types import EventID, StateKey
 from federation.rooms.current_rooms import CurrentRooms
@@ -24,7 +23,8 @@ Element = tuple[str | None, str | None]
 """Type and state key; None is any."""
 
 
-class StatePattern(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class StatePattern:
     """What one rule asks for. Where members are lazy, an element that matches everything does not mean them."""
 
     include: frozenset[Element] = frozenset()
@@ -70,7 +70,8 @@ def have_all_members(patterns: Patterns) -> bool:
     return any(each.has_all_members for each in patterns)
 
 
-class Wish(Struct):
+@dataclass(slots=True)
+class Wish:
     """What is wanted of one room."""
 
     patterns: Patterns = ()
@@ -84,7 +85,8 @@ class Wish(Struct):
     """The state changes in ways that the log does not tell: the room lacks members."""
 
 
-class Granted(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Granted:
     """What was read for a wish."""
 
     entries: Mapping[StateKey, StoredEvent]

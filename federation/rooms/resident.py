@@ -8,8 +8,7 @@ state before it is written, so that nobody fills our database with events that c
 
 import logging
 from collections.abc import Collection
-
-from msgspec import Struct
+from dataclasses import dataclass
 
 from federation.outbound.keyring import VerifyEvents
 from federation.protocol import auth_rules, event_format, event_hashes, signatures
@@ -35,7 +34,8 @@ from storage.rooms import Room
 logger = logging.getLogger(__name__)
 
 
-class Entered(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Entered:
     """A member event of another server's user that is in the room's graph now."""
 
     room: Room

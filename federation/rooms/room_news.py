@@ -3,9 +3,8 @@
 """
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
-
-from msgspec import Struct, field
 
 from federation.protocol.types import StateKey, UserID
 from federation.rooms.reader import Seen
@@ -46,7 +45,8 @@ class Wanted(Protocol):
         """Whether an event passes, as far as it tells by itself."""
 
 
-class Span(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Span:
     """What part of the rooms' history is asked for: events after `since` up to `upto`, the newest `limit` of them."""
 
     since: int
@@ -54,7 +54,8 @@ class Span(Struct, frozen=True):
     limit: int
 
 
-class Reading(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Reading:
     """Who reads, and what of a timeline they want."""
 
     user_id: UserID
@@ -78,7 +79,8 @@ class Reading(Struct, frozen=True):
         return 10 * limit + 50 if self.drops_some else limit + 1
 
 
-class RoomNews(Struct, kw_only=True):
+@dataclass(slots=True, kw_only=True)
+class RoomNews:
     """What a reader has to be told of a room."""
 
     room: Room
@@ -100,7 +102,8 @@ class RoomNews(Struct, kw_only=True):
     """The events are those of the tail's window, which other readers are shown, too."""
 
 
-class Delta(Struct):
+@dataclass(slots=True)
+class Delta:
     """What changed in a room's current state: by key, the event's position."""
 
     before: dict[StateKey, int] = field(default_factory=dict)

@@ -1,8 +1,7 @@
 """What a writer asks of events that were sent before: transactions, relations ("Transaction identifiers")."""
 
 from collections.abc import Collection
-
-from msgspec import Struct
+from dataclasses import dataclass
 
 from federation.protocol.relations import related_event
 from federation.protocol.types import EventID, JsonObject, UserID
@@ -17,7 +16,8 @@ AT_ONCE = 50
 """Events that are redacted by one entry of the log."""
 
 
-class Annotation(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Annotation:
     """An annotation that somebody wants to send ("Event annotations and reactions")."""
 
     sender: UserID

@@ -7,8 +7,7 @@ line of events costs two statements. A state and its auth chain are handed out s
 import asyncio
 import heapq
 from collections.abc import AsyncIterator, Collection, Iterable, Sequence
-
-from msgspec import Struct
+from dataclasses import dataclass
 
 from federation.protocol.errors import NotFound
 from federation.protocol.types import EventID, ServerName
@@ -29,7 +28,8 @@ _STATES_AT_ONCE = 2
 """Whole states with their auth chains that are being put together: each may be large."""
 
 
-class State(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class State:
     """A room's state, and what authorises it: where the events stand, and their IDs."""
 
     room: Room
@@ -37,7 +37,8 @@ class State(Struct, frozen=True):
     auth_chain: dict[int, EventID]
 
 
-class Missing(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Missing:
     """What somebody asks for who knows the room's end but not what leads to it."""
 
     latest: Sequence[EventID]

@@ -6,9 +6,7 @@ itself; `remote_spaces.py` has what others tell. Whether a reader may know of a 
 
 import re
 from collections.abc import Collection, Iterable
-
-from msgspec import Struct
-from msgspec.structs import replace
+from dataclasses import dataclass, replace
 
 from federation.protocol.identifiers import is_room_id, is_server_name, is_user_id
 from federation.protocol.types import JsonObject, RoomID, ServerName
@@ -29,7 +27,8 @@ MAX_VIA = 20
 _ORDER = re.compile(r"[\x20-\x7e]{1,50}")
 
 
-class SpaceChild(Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpaceChild:
     """What a space says of one of its children."""
 
     room_id: RoomID
@@ -47,7 +46,8 @@ class SpaceChild(Struct, frozen=True, kw_only=True):
         return order is None, order or "", self.stripped["origin_server_ts"], self.room_id
 
 
-class SpaceRoom(Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpaceRoom:
     """A room in a space, or the space itself."""
 
     room_id: RoomID

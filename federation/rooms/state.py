@@ -10,8 +10,7 @@ The disputed keys, and then their events with what authorises them, are loaded f
 
 import asyncio
 from collections.abc import Collection, Iterable, Mapping, Sequence
-
-from msgspec import Struct, field
+from dataclasses import dataclass, field
 
 from federation.protocol import state_resolution
 from federation.protocol.auth_events import POWER_LEVELS
@@ -47,7 +46,8 @@ class MissingEvents(MatrixError):
         self.auth = frozenset(auth)
 
 
-class View(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class View:
     """A state: a stored point, and the entries in which it differs."""
 
     point: Point
@@ -58,7 +58,8 @@ class View(Struct, frozen=True):
         return View(self.point, {**self.changes, key: position})
 
 
-class Comparison(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Comparison:
     """Every key under which some of several states may differ, with each state's entry."""
 
     keys: Collection[StateKey]
@@ -76,7 +77,8 @@ class Comparison(Struct, frozen=True):
         return found
 
 
-class Resolved(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Resolved:
     """What several states resolve to."""
 
     view: View

@@ -5,8 +5,7 @@ of rooms that the reader is joined to throughout are taken without asking the vi
 """
 
 from collections.abc import Collection, Mapping, Sequence
-
-from msgspec.structs import replace
+from dataclasses import replace
 
 from federation.protocol.types import StateKey, UserID
 from federation.rooms import client_events, required_state, room_news

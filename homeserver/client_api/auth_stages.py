@@ -1,8 +1,7 @@
 """The stages of user-interactive authentication (Client-Server API, "Authentication types")."""
 
 from collections.abc import Sequence
-
-from msgspec import Struct
+from dataclasses import dataclass
 
 from federation.protocol.errors import Forbidden, InvalidInput
 from federation.protocol.types import JsonObject
@@ -107,7 +106,8 @@ class CaptchaStage:
         await self._captcha.check(find_text(auth, "response") or "", asker.address)
 
 
-class Policy(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Policy:
     """A document that people agree to."""
 
     name: str

@@ -1,8 +1,7 @@
 """What clients ask first: versions, well-known, capabilities (Client-Server API, "API Versions", "Well-known URIs")."""
 
 from collections.abc import Sequence
-
-from msgspec import Struct
+from dataclasses import dataclass
 
 from federation.protocol.errors import NotFound
 from federation.protocol.room_versions import ROOM_VERSIONS
@@ -44,7 +43,8 @@ UNSTABLE_FEATURES: dict[str, bool] = {
 }
 
 
-class ServerDescription(Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerDescription:
     """What this server says of itself."""
 
     base_url: str

@@ -10,11 +10,10 @@ import hashlib
 import hmac
 import secrets
 from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import orjson
-from msgspec import Struct, field
-from msgspec.structs import replace
 from nacl.secret import SecretBox
 
 from federation.protocol.errors import Forbidden, InvalidInput, LimitExceeded, MatrixError
@@ -48,7 +47,8 @@ class AuthenticationRequired(MatrixError):
         return super().body() if self.errcode else dict(self.fields)
 
 
-class Asker(Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asker:
     """Who authenticates, and what for."""
 
     user_id: UserID | None
@@ -68,7 +68,8 @@ class Stage(Protocol):
         """Raise a MatrixError unless `auth` proves it; what exactly it proved, where that is of use afterwards."""
 
 
-class Attempt(Struct):
+@dataclass(slots=True)
+class Attempt:
     """One request of an authentication."""
 
     operation: str

@@ -3,8 +3,7 @@
 import base64
 import hmac
 import time
-
-from msgspec import Struct
+from dataclasses import dataclass
 
 from federation.protocol.errors import Forbidden
 from federation.protocol.identifiers import server_name_of
@@ -17,7 +16,8 @@ from storage.short_lived_tokens import Purpose
 OPENID_LIFETIME_SECONDS = 3600
 
 
-class TurnServers(Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TurnServers:
     """Servers that relay calls, and how to be admitted: by a shared secret, or one name and password for all."""
 
     uris: tuple[str, ...] = ()

@@ -1,8 +1,7 @@
 """Aliases and published rooms (Client-Server API v1.19, "Room aliases", "Published room directory")."""
 
 from collections.abc import Awaitable, Callable, Collection
-
-from msgspec.structs import replace
+from dataclasses import replace
 
 from federation.protocol.errors import Forbidden, InvalidInput
 from federation.protocol.identifiers import check_server_name

@@ -1,11 +1,10 @@
 """How the client API's endpoints are declared, and the gate that every call passes: login, budget, endpoint."""
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from enum import Enum
 from functools import partial
 from typing import Protocol
-
-from msgspec import Struct
 
 from federation.protocol.errors import Forbidden
 from federation.web import Answer, Call, Endpoint, Route
@@ -20,7 +19,8 @@ class Login(Enum):
     REQUIRED = "required"
 
 
-class ClientRoute(Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientRoute:
     """One endpoint of the Client-Server API."""
 
     method: str

@@ -6,10 +6,10 @@ Those who keep the default rules, and whom the event does not name, share one ev
 import asyncio
 import secrets
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
-from msgspec import Struct
 
 from federation.protocol.types import JsonObject, UserID
 from federation.rooms.notices import RoomFacts
@@ -26,7 +26,8 @@ _GIVES_WAY_AFTER = 5
 """Evaluations of users' own rules."""
 
 
-class Recipients(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Recipients:
     """Those who may be told of an event, with what decides whether they are."""
 
     user_ids: Collection[UserID]

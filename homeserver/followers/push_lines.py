@@ -2,8 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-
-from msgspec import Struct, field
+from dataclasses import dataclass, field
 
 from federation.protocol.types import UserID
 from homeserver.services.push_gateway import host_of
@@ -17,7 +16,8 @@ MAX_HELD = 20_000
 """Pushes in memory."""
 
 
-class Line(Struct, eq=False):
+@dataclass(slots=True, eq=False)
+class Line:
     """What waits for one pusher, in order."""
 
     pusher: Pusher
@@ -46,7 +46,8 @@ class Line(Struct, eq=False):
         return not self.waiting and not self.has_more
 
 
-class Gateway(Struct, eq=False):
+@dataclass(slots=True, eq=False)
+class Gateway:
     """Lines that lead to one place."""
 
     name: str

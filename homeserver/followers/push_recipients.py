@@ -6,8 +6,7 @@ from then on it costs nothing but a look at those of its members who have pusher
 
 from collections import OrderedDict
 from collections.abc import Collection, Iterable
-
-from msgspec import Struct, field
+from dataclasses import dataclass, field
 
 from federation.protocol.types import UserID
 from federation.rooms import notices
@@ -28,7 +27,8 @@ _FACTS = frozenset((*(event_type for event_type, _ in notices.FACTS), "m.room.me
 """What changes them."""
 
 
-class RecipientsIn(Struct):
+@dataclass(slots=True)
+class RecipientsIn:
     """A room's members who have pushers."""
 
     members: dict[UserID, int] = field(default_factory=dict)

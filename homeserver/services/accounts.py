@@ -3,8 +3,7 @@
 import secrets
 import string
 from collections.abc import Awaitable, Callable
-
-from msgspec import Struct
+from dataclasses import dataclass
 
 from federation.protocol.errors import Forbidden, InvalidInput, NotFound
 from federation.protocol.types import DeviceID, UserID
@@ -26,7 +25,8 @@ LOGIN_TOKEN_LIFETIME_MS = 120_000
 LeaveAllRooms = Callable[[UserID], Awaitable[None]]
 
 
-class NewAccount(Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewAccount:
     """An account about to be made."""
 
     localpart: str | None

@@ -9,9 +9,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-
-from msgspec import Struct
-from msgspec.structs import replace
+from dataclasses import dataclass, replace
 
 from federation.outbound.remote_media import RemoteMedia
 from federation.outbound.turns import CutOff, Places, Turns
@@ -61,7 +59,8 @@ _POLL_SECONDS = 2.0
 _CONTENT_TYPE = re.compile(r"[\w!#$&^.+-]{1,100}/[\w!#$&^.+-]{1,100}(?:\s*;[\x20-\x7e]{0,100})?", re.ASCII)
 
 
-class MediaLimits(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class MediaLimits:
     """How much is taken."""
 
     max_upload_size: int
@@ -70,7 +69,8 @@ class MediaLimits(Struct, frozen=True):
     """Where users read about the limit."""
 
 
-class Upload(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Upload:
     """What a user sends."""
 
     content_type: str | None
@@ -80,7 +80,8 @@ class Upload(Struct, frozen=True):
     chunks: AsyncIterator[bytes]
 
 
-class Found(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Found:
     """Media that can be handed out."""
 
     media: Media
@@ -364,7 +365,8 @@ class ContentRepository:
             turn.end()
 
 
-class _Fetch(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class _Fetch:
     """Media on its way from another server."""
 
     task: "asyncio.Task[None]"

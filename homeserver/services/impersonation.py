@@ -1,8 +1,7 @@
 """Application services acting as their users (Application Service API, "Identity assertion")."""
 
 import time
-
-from msgspec import Struct
+from dataclasses import dataclass
 
 from federation.protocol.errors import Forbidden, InvalidInput
 from federation.protocol.types import DeviceID, UserID
@@ -18,7 +17,8 @@ from storage.log_entries import Change
 _REMEMBERED_USERS = 50_000
 
 
-class _Remembered(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class _Remembered:
     account: Account
     requester: Requester
 

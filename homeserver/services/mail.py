@@ -18,8 +18,6 @@ from email.utils import format_datetime, localtime, make_msgid, parseaddr
 from pathlib import Path
 
 import aiosmtplib
-import msgspec
-from msgspec import Struct
 
 from federation.protocol.errors import Unavailable
 from storage import outgoing_mail
@@ -59,7 +57,8 @@ class MailServer:
     """Trusted besides the system's, in PEM format."""
 
 
-class Mail(Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mail:
     """What somebody is to be told."""
 
     recipient: str
@@ -68,7 +67,7 @@ class Mail(Struct, frozen=True, kw_only=True):
     text: str
     html: str
     """The same, as a whole page; what it quotes is escaped."""
-    headers: Mapping[str, str] = msgspec.field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
     """Further ones, such as `List-Unsubscribe`."""
     lifetime_ms: int = LIFETIME_MS
     """For so long it is of use."""

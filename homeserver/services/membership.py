@@ -5,8 +5,7 @@ asking for what is so already changes nothing, what a member event carries, and 
 """
 
 from collections.abc import Awaitable, Callable, Sequence
-
-from msgspec import Struct
+from dataclasses import dataclass
 
 from federation.protocol.auth_events import CREATE, JOIN_RULES, POWER_LEVELS
 from federation.protocol.errors import Forbidden, InvalidInput, MatrixError, NotFound
@@ -40,7 +39,8 @@ InviteBlocked = Callable[[UserID, UserID], Awaitable[bool]]
 """Whether the first user, ours, takes no invites from the second ("Invite permission")."""
 
 
-class _Change(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class _Change:
     """A change of one membership that somebody asked for."""
 
     who: Requester

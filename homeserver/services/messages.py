@@ -6,9 +6,7 @@ The hot path: a message into a room whose head is in memory costs no query befor
 import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Collection
-
-from msgspec import Struct
-from msgspec.structs import replace
+from dataclasses import dataclass, replace
 
 from federation.protocol.errors import InvalidInput, MatrixError
 from federation.protocol.identifiers import fits, is_event_id, is_room_alias
@@ -38,7 +36,8 @@ _Transaction = tuple[int, str, str, str, str]
 """Device, room, event type, what is redacted, transaction ID."""
 
 
-class Message(Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
     """An event that a client wants to send."""
 
     room_id: str

@@ -3,8 +3,7 @@
 import asyncio
 from collections.abc import Callable, Collection
 from contextlib import suppress
-
-from msgspec.structs import replace
+from dataclasses import replace
 
 from federation.protocol import edu
 from federation.protocol.errors import Forbidden, MatrixError

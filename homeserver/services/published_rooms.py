@@ -5,8 +5,7 @@ move no others; a filter looks at summaries that are remembered while the rooms'
 """
 
 from collections.abc import Collection
-
-from msgspec import Struct
+from dataclasses import dataclass
 
 from federation.protocol.errors import InvalidInput
 from federation.protocol.types import JsonObject
@@ -20,7 +19,8 @@ DEFAULT_LIMIT = 50
 CHUNK = 200
 
 
-class Query(Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Query:
     """What somebody looks for."""
 
     limit: int = DEFAULT_LIMIT
@@ -32,7 +32,8 @@ class Query(Struct, frozen=True, kw_only=True):
     """None: the directory and every network of application services."""
 
 
-class _Token(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class _Token:
     is_backwards: bool
     joined_members: int
     number: int

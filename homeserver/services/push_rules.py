@@ -5,9 +5,8 @@ changed defaults by ID. `push_edits.py` changes that; `push_counting.py` says wh
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
-
-from msgspec import Struct
 
 from federation.protocol.types import JsonObject, UserID
 from homeserver.services.property_paths import Path
@@ -28,7 +27,8 @@ HISTORICAL_ACTIONS: Final = frozenset(("dont_notify", "coalesce"))
 _BODY: Final[Path] = ("content", "body")
 
 
-class Outcome(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Outcome:
     """What the first matching rule does."""
 
     actions: Sequence[Any] = ()
@@ -63,7 +63,8 @@ def outcome_of(actions: Sequence[object]) -> Outcome:
     return Outcome(kept, notify, highlight, sound) if notify else NOTHING
 
 
-class _Compiled(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class _Compiled:
     conditions: tuple[Condition, ...]
     outcome: Outcome
 

@@ -8,9 +8,8 @@ users has to do.
 import asyncio
 import logging
 from collections.abc import Collection, Coroutine, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
-
-from msgspec import Struct, field
 
 from federation.outbound.device_requests import DeviceRequests
 from federation.protocol.errors import MatrixError, PeerFailed
@@ -36,7 +35,8 @@ _Asked = TypeVar("_Asked")
 Wanted = Mapping[UserID, Collection[str]]
 
 
-class Found(Struct):
+@dataclass(slots=True)
+class Found:
     """An answer for a client, and the servers that gave none."""
 
     answer: JsonObject

@@ -5,8 +5,7 @@ membership"; Server-Server API, "Joining rooms").
 import asyncio
 import logging
 from collections.abc import Sequence
-
-from msgspec import Struct
+from dataclasses import dataclass
 
 from federation.protocol.errors import Forbidden, InvalidInput, MatrixError, NotFound
 from federation.protocol.identifiers import is_room_id, is_server_name
@@ -30,7 +29,8 @@ MAX_ROUNDS = 4
 """How often a user waits for somebody else's join before their own has to have its turn."""
 
 
-class _Outside(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class _Outside:
     """What we know of a room without being in it."""
 
     before: OutsideMembership | None

@@ -1,12 +1,13 @@
 """Who asks: what an access token stands for, once `services/accounts.py` has said that the account may act."""
 
-from msgspec import Struct
+from dataclasses import dataclass
 
 from federation.protocol.errors import Forbidden
 from federation.protocol.types import DeviceID, UserID
 
 
-class Requester(Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Requester:
     """The account, and the device, behind a request."""
 
     user_id: UserID

@@ -5,9 +5,8 @@ import secrets
 import string
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
-
-from msgspec import Struct, field
 
 from federation.protocol.errors import AuthRuleViolated, InvalidEvent, InvalidInput, MatrixError
 from federation.protocol.identifiers import check_room_alias, is_user_id, server_of_alias
@@ -51,7 +50,8 @@ PRESETS: dict[str, dict[StateKey, JsonObject]] = {
 }
 
 
-class Creation(Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Creation:
     """What somebody wants their new room to be."""
 
     room_version: str | None = None

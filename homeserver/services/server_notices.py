@@ -6,8 +6,7 @@ Each user has one such room, which is made with the first notice. Its sender is 
 import hashlib
 import logging
 import time
-
-from msgspec import Struct
+from dataclasses import dataclass
 
 from federation.protocol.errors import InvalidInput, MatrixError, NotFound
 from federation.protocol.pdu import Draft
@@ -31,7 +30,8 @@ _LEVELS: JsonObject = {"users_default": -10, "invite": 50}
 """Only the server writes."""
 
 
-class NoticePolicy(Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoticePolicy:
     """Who sends notices, and what it looks like."""
 
     sender: UserID
@@ -43,7 +43,8 @@ class NoticePolicy(Struct, frozen=True, kw_only=True):
     room_version: str
 
 
-class Notice(Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Notice:
     """What somebody is to be told."""
 
     user_id: UserID

@@ -10,9 +10,8 @@ import secrets
 import string
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
-
-from msgspec import Struct
 
 from federation.protocol.errors import Forbidden, InvalidInput, MatrixError, Unauthorized
 from federation.protocol.types import DeviceID, UserID
@@ -57,7 +56,8 @@ def check_may_act(standing: Standing, *, while_locked: bool = False) -> None:
         raise Unauthorized("This account has been locked", "M_USER_LOCKED", soft_logout=True)
 
 
-class NewLogin(Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewLogin:
     """What a client asks for when it logs in."""
 
     device_id: DeviceID | None = None
@@ -65,7 +65,8 @@ class NewLogin(Struct, frozen=True, kw_only=True):
     wants_refresh_token: bool = False
 
 
-class Tokens(Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tokens:
     """What a client gets."""
 
     user_id: UserID
@@ -75,7 +76,8 @@ class Tokens(Struct, frozen=True, kw_only=True):
     expires_in_ms: int | None
 
 
-class Lifetimes(Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lifetimes:
     """How long tokens live; None is for ever."""
 
     refreshable_ms: int = 300_000
@@ -85,7 +87,8 @@ class Lifetimes(Struct, frozen=True, kw_only=True):
     refresh_token_ms: int | None = None
 
 
-class _Remembered(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class _Remembered:
     session: sessions.StoredSession
     requester: Requester
 
@@ -320,7 +323,8 @@ class SessionService:
         await self._log.append(Entry([_ended(user_id, DeviceID(""))], work))
 
 
-class _NewPair(Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _NewPair:
     created_ts: int
     access_hash: bytes
     refresh_hash: bytes | None

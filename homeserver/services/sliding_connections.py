@@ -9,10 +9,10 @@ goes on from the state before, which is kept until it has shown that it has the 
 import zlib
 from collections import OrderedDict
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
-from msgspec import Struct, field
 
 from federation.protocol.errors import InvalidInput, MatrixError
 from federation.protocol.types import RoomID, UserID
@@ -49,7 +49,8 @@ class UnknownPos(MatrixError):
         super().__init__("M_UNKNOWN_POS", "This position is not known: begin anew without one", 400)
 
 
-class SentRoom(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class SentRoom:
     """What a client has of a room."""
 
     upto: int | None
@@ -76,7 +77,8 @@ class SentRoom(Struct, frozen=True):
 Rooms = Mapping[RoomKey, SentRoom]
 
 
-class Settled(Struct):
+@dataclass(slots=True)
+class Settled:
     """A place at which there was nothing more to tell, so that until something comes nothing is looked at."""
 
     number: int
@@ -87,7 +89,8 @@ class Settled(Struct):
     """After this position there was nothing for the device; None where that is not so, or not known."""
 
 
-class Held(Struct):
+@dataclass(slots=True)
+class Held:
     """What a process remembers of a connection."""
 
     states: dict[int, Rooms] = field(default_factory=dict)

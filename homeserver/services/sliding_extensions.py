@@ -6,10 +6,10 @@ before, from the beginning.
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
-from msgspec import Struct, field
 
 from federation.protocol.types import JsonObject, RoomID, UserID
 from federation.rooms.incomplete_rooms import IncompleteRooms
@@ -51,7 +51,8 @@ ALL = -1
 """Before every place in the log."""
 
 
-class ExtensionsPart(Struct):
+@dataclass(slots=True)
+class ExtensionsPart:
     """The extensions of an answer."""
 
     told: JsonObject = field(default_factory=dict)
@@ -60,14 +61,16 @@ class ExtensionsPart(Struct):
     """After this position there is nothing for the device; None where more may be there."""
 
 
-class DeviceLists(Struct):
+@dataclass(slots=True)
+class DeviceLists:
     """Whose devices changed, and who no longer shares a room with the user."""
 
     changed: set[UserID] = field(default_factory=set)
     left: set[UserID] = field(default_factory=set)
 
 
-class ExtensionSources(Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExtensionSources:
     """Where extensions come from."""
 
     account_data: AccountDataService

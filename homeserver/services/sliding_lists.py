@@ -2,8 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Collection, Mapping
-
-from msgspec import Struct, field
+from dataclasses import dataclass, field
 
 from federation.protocol.types import RoomID, UserID
 from federation.rooms.required_state import Patterns
@@ -21,7 +20,8 @@ from storage.memberships import Membership
 PRESENT = (Membership.JOIN, Membership.INVITE, Membership.KNOCK)
 
 
-class SlidingMoment(Struct):
+@dataclass(slots=True)
+class SlidingMoment:
     """A user's rooms at one place of the log, and what of them the client has."""
 
     view: UserView
@@ -36,7 +36,8 @@ class SlidingMoment(Struct):
     """Whether the user blocks them."""
 
 
-class Rule(Struct):
+@dataclass(slots=True)
+class Rule:
     """What of a room is wanted, by all lists and subscriptions that it is in."""
 
     patterns: Patterns
@@ -46,7 +47,8 @@ class Rule(Struct):
     lists: tuple[str, ...]
 
 
-class Arranged(Struct):
+@dataclass(slots=True)
+class Arranged:
     """The rooms that an answer may be about."""
 
     counts: dict[str, int] = field(default_factory=dict)

@@ -1,9 +1,8 @@
 """What a client asks for in a sliding sync, the same in either form (MSC4186)."""
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from enum import Enum
-
-from msgspec import Struct, field
 
 from federation.protocol.types import RoomID
 from federation.rooms.required_state import StatePattern
@@ -27,14 +26,16 @@ class Form(Enum):
         return "unstable_expanded_timeline" if self is Form.DEPLOYED else "expanded_timeline"
 
 
-class RoomConfig(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class RoomConfig:
     """How much of a room is wanted."""
 
     timeline_limit: int
     required_state: StatePattern
 
 
-class RoomFilter(Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoomFilter:
     """Which rooms a list holds; None is whichever."""
 
     is_dm: bool | None = None
@@ -63,7 +64,8 @@ class RoomFilter(Struct, frozen=True, kw_only=True):
         return self.tags is not None or bool(self.not_tags)
 
 
-class RoomList(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class RoomList:
     """One list: which of the user's rooms, and what of each."""
 
     name: str
@@ -73,14 +75,16 @@ class RoomList(Struct, frozen=True):
     """First and last index of each part that is wanted; None: all."""
 
 
-class Scope(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Scope:
     """The rooms for which an extension is wanted: those of lists and of subscriptions; None: of all."""
 
     lists: frozenset[str] | None = None
     rooms: frozenset[str] | None = None
 
 
-class Extensions(Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Extensions:
     """What is wanted besides rooms."""
 
     to_device: int | None = None
@@ -93,7 +97,8 @@ class Extensions(Struct, frozen=True, kw_only=True):
     """Changes of the user's subscriptions to threads, at most so many; None: not wanted."""
 
 
-class Wanted(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Wanted:
     """All that decides what an answer holds, apart from the place where the client is."""
 
     lists: tuple[RoomList, ...] = ()
@@ -101,7 +106,8 @@ class Wanted(Struct, frozen=True):
     extensions: Extensions = field(default_factory=Extensions)
 
 
-class SlidingRequest(Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlidingRequest:
     """One request."""
 
     requester: Requester

@@ -3,10 +3,9 @@ results").
 """
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 import orjson
-from msgspec import Struct, field
-from msgspec.structs import replace
 
 from federation.protocol.types import JsonObject, RoomID, StateKey, UserID
 from federation.rooms.aggregations import Onlooker
@@ -40,7 +39,8 @@ MAX_MEMBERS = 1_000
 """Of one room: whose member events a connection is remembered to have been sent."""
 
 
-class RoomsPart(Struct):
+@dataclass(slots=True)
+class RoomsPart:
     """The rooms of an answer."""
 
     told: dict[RoomID, JsonObject] = field(default_factory=dict)

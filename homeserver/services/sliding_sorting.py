@@ -1,9 +1,7 @@
 """How the rooms of a sliding sync stand to what the client has of them: new, followed, invited to, left."""
 
 from collections.abc import Collection
-
-from msgspec import Struct, field
-from msgspec.structs import replace
+from dataclasses import dataclass, field, replace
 
 from federation.protocol.types import RoomID
 from federation.rooms.incomplete_rooms import IncompleteRooms
@@ -21,7 +19,8 @@ MAX_OLD_POSITIONS = 4
 """From so many places before the tail's window rooms are continued; others are sent anew, which is as good."""
 
 
-class Joined(Struct):
+@dataclass(slots=True)
+class Joined:
     """A room that the user is in, and that may be told of."""
 
     rule: Rule
@@ -49,7 +48,8 @@ class Joined(Struct):
         return not self.is_fresh and self.sent is not None and not set(self.rule.patterns).issubset(self.sent.patterns)
 
 
-class Left(Struct):
+@dataclass(slots=True)
+class Left:
     """A room that the user left, or was removed from."""
 
     room: int
@@ -64,7 +64,8 @@ class Left(Struct):
         return self.sent is None or not self.sent.is_whole
 
 
-class Sorted(Struct):
+@dataclass(slots=True)
+class Sorted:
     """The rooms of an answer."""
 
     joined: dict[int, Joined] = field(default_factory=dict)

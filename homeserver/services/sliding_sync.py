@@ -9,9 +9,9 @@ alone says so.
 
 import asyncio
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import orjson
-from msgspec import Struct
 
 from federation.protocol.errors import InvalidInput
 from federation.protocol.types import JsonObject, RoomID
@@ -33,7 +33,8 @@ MAX_TIMEOUT_MS = 600_000
 MAX_CONN_ID_BYTES = 255
 
 
-class SlidingSources(Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlidingSources:
     """Where the parts of an answer come from."""
 
     connections: SlidingConnections
@@ -44,7 +45,8 @@ class SlidingSources(Struct, frozen=True, kw_only=True):
     typing: Typing
 
 
-class _Place(Struct):
+@dataclass(slots=True)
+class _Place:
     """Where a client is."""
 
     key: ConnectionKey
@@ -56,7 +58,8 @@ class _Place(Struct):
     """Of this request on the connection."""
 
 
-class _Part(Struct):
+@dataclass(slots=True)
+class _Part:
     """An answer in the making."""
 
     upto: StreamToken

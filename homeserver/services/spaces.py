@@ -10,8 +10,7 @@ import hashlib
 import re
 import time
 from collections.abc import Iterable
-
-from msgspec import Struct, field
+from dataclasses import dataclass, field
 
 from federation.protocol.errors import Forbidden, InvalidInput
 from federation.protocol.identifiers import is_room_id, server_of_room_id
@@ -43,7 +42,8 @@ _MEMBERSHIPS = (Membership.JOIN, Membership.INVITE, Membership.KNOCK, Membership
 _TOKEN = re.compile(r"h([0-9]{1,6})_([0-9a-f]{16})")
 
 
-class Query(Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Query:
     """What somebody wants to see."""
 
     room_id: str
@@ -58,7 +58,8 @@ class Query(Struct, frozen=True, kw_only=True):
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
-class _Standing(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class _Standing:
     """What the reader has to do with rooms."""
 
     joined: frozenset[str]
@@ -74,7 +75,8 @@ class _Standing(Struct, frozen=True):
         return room.is_open or not self.joined.isdisjoint(room.allows_members_of)
 
 
-class _Place(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class _Place:
     """A room somewhere in the tree."""
 
     room_id: RoomID
@@ -86,7 +88,8 @@ class _Place(Struct, frozen=True):
     """Whether that server says that ours may not know of it."""
 
 
-class _Walk(Struct):
+@dataclass(slots=True)
+class _Walk:
     """How far a walk has come."""
 
     ahead: list[_Place]

@@ -7,11 +7,10 @@ tail's window where that reaches back far enough, else from the database. The pa
 
 import asyncio
 from collections.abc import Collection
+from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
-from msgspec import Struct
-from msgspec.structs import replace
 
 from federation.protocol.errors import InvalidInput
 from federation.protocol.types import JsonObject, UserID
@@ -36,7 +35,8 @@ MAX_TIMEOUT_MS = 600_000
 TO_DEVICE_LIMIT = 100
 
 
-class SyncRequest(Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SyncRequest:
     """What a client asks for."""
 
     requester: Requester
@@ -49,7 +49,8 @@ class SyncRequest(Struct, frozen=True, kw_only=True):
     """The client knows `state_after` by its unstable name."""
 
 
-class _Part(Struct):
+@dataclass(slots=True)
+class _Part:
     """An answer in the making."""
 
     request: SyncRequest
@@ -65,7 +66,8 @@ class _Part(Struct):
     """The answer may not wait, although it holds no news: key counts changed, or may have."""
 
 
-class SyncSources(Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SyncSources:
     """Where the parts of an answer come from."""
 
     rooms: SyncRooms

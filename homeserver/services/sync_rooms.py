@@ -1,10 +1,8 @@
 """The rooms of a sync: joined, invited, knocked at and left (Client-Server API, "Syncing", "Lazy-loading")."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
-
-from msgspec import Struct, field
-from msgspec.structs import replace
 
 from federation.protocol.types import JsonObject, RoomID, StateKey, UserID
 from federation.rooms.aggregations import NO_BUNDLES, Bundles, Onlooker
@@ -38,7 +36,8 @@ STRIPPED: tuple[StateKey, ...] = (
 """What somebody who is invited or knocks is told of a room."""
 
 
-class RoomSections(Struct):
+@dataclass(slots=True)
+class RoomSections:
     """The parts of an answer that are about rooms, ready to be encoded."""
 
     join: dict[str, JsonObject] = field(default_factory=dict)
@@ -72,7 +71,8 @@ class RoomSections(Struct):
         return {"join": self.join, "invite": self.invite, "knock": self.knock, "leave": self.leave}
 
 
-class Moment(Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moment:
     """A user's rooms at one place of the log, and what is known of the user there."""
 
     view: UserView

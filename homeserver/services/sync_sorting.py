@@ -1,8 +1,7 @@
 """How a user's rooms stand to the token of a sync: joined all along, joined anew, invited, left."""
 
 from collections.abc import Mapping, Sequence
-
-from msgspec import Struct, field
+from dataclasses import dataclass, field
 
 from federation.rooms.incomplete_rooms import IncompleteRooms
 from homeserver.services.sync_filter import SyncFilter
@@ -16,7 +15,8 @@ DEFAULT_LIMIT = 10
 MAX_LIMIT = 100
 
 
-class RoomsRequest(Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoomsRequest:
     """What of a sync request matters to its rooms."""
 
     since: StreamToken | None
@@ -45,7 +45,8 @@ class RoomsRequest(Struct, frozen=True, kw_only=True):
         return "org.matrix.msc4222.state_after" if self.is_msc4222 else "state_after"
 
 
-class SortedRooms(Struct):
+@dataclass(slots=True)
+class SortedRooms:
     """The user's rooms, by how they stand to the token."""
 
     continuing: list[int] = field(default_factory=list)

@@ -1,8 +1,7 @@
 """Threads that users follow (MSC4306), and how clients hear of it (MSC4308)."""
 
 from collections.abc import Sequence
-
-from msgspec import Struct
+from dataclasses import dataclass
 
 from federation.protocol.errors import Forbidden, InvalidInput, NotFound
 from federation.protocol.relations import thread_of
@@ -17,7 +16,8 @@ from storage.log_entries import Entry
 from storage.thread_subscriptions import SubscribedAlready, ThreadSubscription
 
 
-class SubscriptionChanges(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class SubscriptionChanges:
     """What changed of a user's subscriptions, as clients are told it."""
 
     told: JsonObject

@@ -4,9 +4,8 @@ They are kept on the disk under the hash of what they were made from. The sizes 
 fills the disk by asking for one pixel more each time.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
-
-from msgspec import Struct
 
 from federation.protocol.errors import InvalidInput, MatrixError, TooLarge
 from federation.protocol.types import ServerName
@@ -30,7 +29,8 @@ _PROGRAM = Path(__file__).with_name("thumbnail_process.py")
 _TOO_LARGE, _ORIGINAL = 3, 5
 
 
-class ThumbnailRequest(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class ThumbnailRequest:
     """What somebody wants."""
 
     width: int
@@ -39,7 +39,8 @@ class ThumbnailRequest(Struct, frozen=True):
     animated: bool
 
 
-class Thumbnail(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Thumbnail:
     """A file with an image."""
 
     file: StoredFile

@@ -6,8 +6,7 @@ along by the tail, so that an event costs its readers no query.
 """
 
 from collections.abc import Mapping
-
-from msgspec import Struct, field
+from dataclasses import dataclass, field
 
 from federation.protocol.types import UserID
 from storage import unread
@@ -16,7 +15,8 @@ from storage.database import Tx
 from storage.unread import Loaded, ThreadCounts
 
 
-class Unread(Struct):
+@dataclass(slots=True)
+class Unread:
     """What one user has not read in one room."""
 
     upto: int

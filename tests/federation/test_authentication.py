@@ -2,12 +2,11 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 import pytest_asyncio
 import yarl
-from msgspec.structs import replace
 
 from federation import arriving
 from federation.inbound import authentication
