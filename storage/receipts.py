@@ -261,4 +261,5 @@ async def of_user(tx: Tx, room: int, user_id: UserID) -> list[ReceiptMoved]:
 
 
 def from_rows(rows: Sequence[Row]) -> list[ReceiptMoved]:
+    """Receipts, from rows of their columns as `AT_EVENTS` gives them."""
     return [ReceiptMoved(*row) for row in rows]
