@@ -140,11 +140,11 @@ class User:
         self.journal.events[number] = event_id
         self.journal.transactions.append((self, path, content, event_id))
 
-    async def set_state(self) -> None:
-        """State under a key that only this user writes; the same again is the same event."""
+    async def set_state(self, event_type: str = "test.counter") -> None:
+        """State that nobody sets meanwhile: then the same again is the same event."""
         number = next(self.journal.numbers)
         room_id = self.random.choice(self.stage.rooms)
-        path = f"/v3/rooms/{quote(room_id)}/state/test.counter/{quote(self.client.user_id)}"
+        path = f"/v3/rooms/{quote(room_id)}/state/{event_type}/{quote(self.client.user_id)}"
         self.journal.events[number] = (await self.ask("PUT", path, {"n": number}))["event_id"]
 
     async def come_or_go(self) -> None:
@@ -201,7 +201,7 @@ class User:
                 tasks.create_task(self.send_message())
             for other in others:
                 tasks.create_task(self.send_to_device(other))
-            tasks.create_task(self.set_state())
+            tasks.create_task(self.set_state("test.burst"))
 
 
 @dataclass(frozen=True)
