@@ -8,13 +8,13 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 from urllib.parse import unquote, unquote_plus
 
 import orjson
 from aiohttp import web
+from msgspec import Struct
 
 from federation.arriving import BODIES, Body, is_small
 from federation.protocol import canonical_json
@@ -211,8 +211,7 @@ def _segment_once(text: str) -> str:
 Endpoint = Callable[[Call], Awaitable[Answer]]
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
+class Route(Struct, frozen=True):
     """One endpoint: `path` has parameters as whole segments, such as `/rooms/{room_id}/state`."""
 
     method: str

@@ -1,7 +1,8 @@
 """All of federation built in one place from arguments, in dependency order, as `app.py` does with the rest."""
 
 from collections.abc import Collection
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from federation.inbound import routes
 from federation.inbound.authentication import Authenticator, build_federation_routes
@@ -119,8 +120,7 @@ class Outbound:
         await self.egress.close()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ground:
+class Ground(Struct, frozen=True, kw_only=True):
     """What all else stands on."""
 
     config: Config
@@ -247,8 +247,7 @@ class Reception:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answers:
+class Answers(Struct, frozen=True, kw_only=True):
     """What is known of this server's users and rooms."""
 
     queries: QueryAnswers

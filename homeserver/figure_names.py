@@ -5,9 +5,10 @@ are states, of which `across` says how those of several processes become one.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
+
+from msgspec import Struct
 
 from storage.figures import COUNTS, SECONDS
 
@@ -25,8 +26,7 @@ class Across(StrEnum):
     """It is of the whole server: who read it last knows best."""
 
 
-@dataclass(frozen=True, slots=True)
-class Described:
+class Described(Struct, frozen=True):
     """One figure."""
 
     title: str

@@ -1,6 +1,6 @@
 """What the processes of one server share on one machine: budgets of requests, how far the log is, what is new in it."""
 
-from dataclasses import dataclass, field
+from msgspec import Struct, field
 
 from homeserver.services import budget_table
 from homeserver.services.budget_table import BudgetTable
@@ -12,8 +12,7 @@ _PLACES_EACH = 2
 """A process and the one that follows it may be there at the same time."""
 
 
-@dataclass(frozen=True, slots=True)
-class Shared:
+class Shared(Struct, frozen=True):
     """As one process has it; alone if nothing else is given."""
 
     budgets: BudgetTable = field(default_factory=BudgetTable)

@@ -14,8 +14,9 @@ import re
 import secrets
 import string
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from federation.protocol.errors import InvalidInput
 from federation.protocol.event_hashes import decode_base64, encode_base64
@@ -33,8 +34,7 @@ _NOT_YET = "-"
 _TIME = re.compile(r"[0-9]{1,15}")
 
 
-@dataclass(frozen=True, slots=True)
-class OwnKeys:
+class OwnKeys(Struct, frozen=True):
     """The key that this server signs with, and those that it signed with before."""
 
     signing_key: SigningKey

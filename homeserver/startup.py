@@ -4,8 +4,9 @@ import contextlib
 import resource
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from homeserver import signing_keys
 from homeserver.config import Config
@@ -23,8 +24,7 @@ class StartupError(Exception):
         self.complaints = complaints
 
 
-@dataclass(frozen=True, slots=True)
-class Prepared:
+class Prepared(Struct, frozen=True):
     """What a server needs besides its settings."""
 
     conninfo: str

@@ -5,8 +5,9 @@ anew at every use.
 """
 
 import re
-from dataclasses import dataclass
 from functools import lru_cache
+
+from msgspec import Struct
 
 from federation.protocol.errors import InvalidInput
 
@@ -16,8 +17,7 @@ _MAX_SLIDING_LENGTH = 100
 _PAGE = re.compile(r"t(-?\d{1,18})")
 
 
-@dataclass(frozen=True, slots=True)
-class StreamToken:
+class StreamToken(Struct, frozen=True):
     """Up to where a client has seen everything."""
 
     position: int
@@ -40,8 +40,7 @@ def parse_stream_token(text: str) -> StreamToken:
     return StreamToken(*(int(number) for number in match.groups()))
 
 
-@dataclass(frozen=True, slots=True)
-class SlidingToken:
+class SlidingToken(Struct, frozen=True):
     """The place of a client in sliding sync: a state of its connection, and where it was in the log."""
 
     number: int

@@ -5,10 +5,10 @@ is changed in an entry's `work` by `write`, under the log's lock, so that no cha
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import ClassVar, Self
 
 import orjson
+from msgspec import Struct
 
 from federation.protocol.types import UserID
 from storage.arrays import Int4
@@ -19,8 +19,7 @@ GLOBAL = 0
 DELETED = b""
 
 
-@dataclass(frozen=True, slots=True)
-class AccountDataChanged:
+class AccountDataChanged(Struct, frozen=True):
     """A user's data of one type has a new content; it is also what storage gives for data that did not change."""
 
     user_id: UserID

@@ -1,7 +1,8 @@
 """Accounts and registration tokens (tables `users`, `registration_tokens`)."""
 
 from collections.abc import Collection
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from federation.protocol.types import UserID
 from storage.database import Row, Tx
@@ -12,8 +13,7 @@ _COLUMNS = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Account:
+class Account(Struct, frozen=True, kw_only=True):
     """A local account."""
 
     user_id: UserID
@@ -83,8 +83,7 @@ async def find_many(tx: Tx, user_ids: Collection[UserID]) -> dict[UserID, Accoun
     return {row[0]: _account(row) for row in rows}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
+class Wanted(Struct, frozen=True, kw_only=True):
     """Which accounts to list."""
 
     text: str = ""

@@ -4,14 +4,14 @@ A header, `BEFORE POSITION KINDS`, and on the next line the entries, where they 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
+
+from msgspec import Struct
 
 from storage.database import Memory
 
 
-@dataclass(frozen=True, slots=True)
-class Announcement:
+class Announcement(Struct, frozen=True):
     """A batch that is committed."""
 
     before: int

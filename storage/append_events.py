@@ -5,9 +5,10 @@ Everything else about an event was decided before by `federation/rooms`.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, ClassVar, Protocol, Self
+
+from msgspec import Struct, field
 
 from federation.protocol.errors import MatrixError
 from federation.protocol.relations import THREAD
@@ -39,8 +40,7 @@ _NO_VALUE_BEGINS = bytes(set(range(256)) - set(b",{["))
 _NOTHING: Mapping[Any, int] = MappingProxyType({})
 
 
-@dataclass(frozen=True, slots=True)
-class AtEnd:
+class AtEnd(Struct, frozen=True):
     """How an event stands at a room's end, in a room version whose references carry no hashes."""
 
     depth: int
@@ -62,8 +62,7 @@ class DuplicateEvent(Conflict):
     """The event is already stored."""
 
 
-@dataclass(slots=True, kw_only=True)
-class RoomEvents:
+class RoomEvents(Struct, kw_only=True, eq=False):
     """Events of one room that are appended together, with all that they change."""
 
     room: Room
@@ -99,7 +98,7 @@ class RoomEvents:
     """What counts for single users, with the positions of the events; filled likewise."""
     redacted: Mapping[EventID, int] = field(default_factory=lambda: _NOTHING)
     """Events that came before and are redacted now, with what redacts them; filled likewise."""
-    at_end: AtEnd | None = field(default=None, compare=False)
+    at_end: AtEnd | None = None
     """Of a change that another process handed on: where its event, of one of our users, stands."""
     is_after_gap: bool = False
     """Of a change that was read: as `follows_gap`."""

@@ -19,9 +19,10 @@ import shutil
 import stat
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
+
+from msgspec import Struct
 
 from storage import cluster_settings, postgres_binaries
 from storage.postgres_binaries import EmbeddedPostgresError, SystemUser
@@ -68,8 +69,7 @@ class OwnerLock:
         os.close(self._file)
 
 
-@dataclass(frozen=True, slots=True)
-class ClusterPlace:
+class ClusterPlace(Struct, frozen=True):
     """The directories of a cluster, and the user that PostgreSQL runs as."""
 
     home: Path

@@ -4,8 +4,9 @@ An operator's own settings go into `local.conf` beside them, which is read last.
 """
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 SUPERUSER = "postgres"  # used to set the cluster up, never by the server
 OWNER = "hearth"  # may make databases and owns them
@@ -15,8 +16,7 @@ _MEGABYTE = 1024 * 1024
 _LARGE_SHARED_MEMORY = 256 * _MEGABYTE
 
 
-@dataclass(frozen=True, slots=True)
-class ClusterSettings:
+class ClusterSettings(Struct, frozen=True):
     """What the server's configuration says about its own cluster."""
 
     durable: bool = True  # False is for tests: nothing is flushed, a crash of the machine destroys the cluster

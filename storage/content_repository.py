@@ -1,14 +1,14 @@
 """What is known of media, local and remote (table `media`); the bytes themselves are in `media_files.py`."""
 
 from collections.abc import Collection
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from federation.protocol.types import ServerName, UserID
 from storage.database import Row, Tx
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Media:
+class Media(Struct, frozen=True, kw_only=True):
     """One `mxc://` URI and what it stands for."""
 
     server_name: ServerName

@@ -5,8 +5,9 @@ user who made it, so that each reader can be shown what that reader may see.
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
+
+from msgspec import Struct
 
 from federation.protocol.types import DeviceID, UserID
 from storage.database import Tx
@@ -20,8 +21,7 @@ class Usage(StrEnum):
     USER_SIGNING = "user_signing"
 
 
-@dataclass(frozen=True, slots=True)
-class CrossSigningKey:
+class CrossSigningKey(Struct, frozen=True):
     """A user's public cross-signing key, checked."""
 
     user_id: UserID
@@ -31,8 +31,7 @@ class CrossSigningKey:
     json: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class KeySignature:
+class KeySignature(Struct, frozen=True):
     """A signature of a device's keys or of a cross-signing key."""
 
     user_id: UserID

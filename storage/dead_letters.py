@@ -4,7 +4,8 @@ One that was tried often enough stays for the operator to see, without a time fo
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from federation.protocol import canonical_json
 from federation.protocol.types import EventID, JsonObject, RoomID, ServerName
@@ -20,8 +21,7 @@ MAX_ATTEMPTS = 12
 KEPT_MS = 30 * 24 * 3600 * 1000
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeadLetter:
+class DeadLetter(Struct, frozen=True, kw_only=True):
     """One event, as it came."""
 
     origin: ServerName

@@ -1,13 +1,12 @@
 """Dehydrated devices: which of a user's devices is one, and the encrypted secrets that it is made of (MSC3814)."""
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from federation.protocol.types import DeviceID, UserID
 from storage.database import Tx
 
 
-@dataclass(frozen=True, slots=True)
-class DehydratedDevice:
+class DehydratedDevice(Struct, frozen=True):
     """A user's dehydrated device."""
 
     device: int

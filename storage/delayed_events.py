@@ -1,14 +1,14 @@
 """Events that clients want to be sent later (table `delayed_events`, MSC4140)."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from federation.protocol.types import RoomID, UserID
 from storage.database import Row, Tx
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DelayedEvent:
+class DelayedEvent(Struct, frozen=True, kw_only=True):
     """An event that waits for its time."""
 
     delay_id: str

@@ -1,14 +1,14 @@
 """Servers that cannot be reached, and what was set aside for good (tables `destinations`, `undeliverable`)."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from federation.protocol.types import ServerName
 from storage.database import Tx
 
 
-@dataclass(frozen=True, slots=True)
-class Failing:
+class Failing(Struct, frozen=True):
     """A server that did not answer, or not as it should."""
 
     server: ServerName
@@ -18,8 +18,7 @@ class Failing:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Status:
+class Status(Struct, frozen=True):
     """What an operator wants to know of a server to which something is still to be sent."""
 
     server: ServerName
@@ -30,8 +29,7 @@ class Status:
     set_aside: int
 
 
-@dataclass(frozen=True, slots=True)
-class Undeliverable:
+class Undeliverable(Struct, frozen=True):
     """Something that its server would never take."""
 
     destination: ServerName

@@ -7,8 +7,9 @@ A signature that one user made about another concerns the signer alone: only the
 
 import json
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from typing import ClassVar, Self
+
+from msgspec import Struct
 
 from federation.protocol.types import DeviceID, UserID
 from storage import memberships, strings
@@ -19,8 +20,7 @@ _FEW = 500
 """Up to how many users are looked up one by one in the rooms of who asks."""
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceListChanged:
+class DeviceListChanged(Struct, frozen=True):
     """The devices, device names or cross-signing keys of a user are not what they were."""
 
     user_id: UserID

@@ -1,14 +1,14 @@
 """Devices of local users (table `devices`)."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from federation.protocol.types import DeviceID, UserID
 from storage.database import Row, Tx
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Device:
+class Device(Struct, frozen=True, kw_only=True):
     """A device as its user sees it."""
 
     device: int
@@ -20,8 +20,7 @@ class Device:
     last_seen_user_agent: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Seen:
+class Seen(Struct, frozen=True):
     """A device was used."""
 
     device: int

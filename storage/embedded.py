@@ -10,7 +10,6 @@ C collation, UTF-8, reached by a unix socket only, and only by the user of the s
 - The superuser sets the cluster up; the server's role may only make databases.
 """
 
-import dataclasses
 import hashlib
 import logging
 import os
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import IO, Self
 
 import psycopg
+from msgspec import Struct
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
@@ -44,8 +44,7 @@ _LONGEST_PAUSE_SECONDS = 10.0
 _GUARD = 'read -r word || kill -INT "$1"'
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Running:
+class _Running(Struct, frozen=True):
     """One life of the postmaster, and the shell that ends it if we die."""
 
     postmaster: subprocess.Popen[bytes]

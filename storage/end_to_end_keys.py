@@ -5,7 +5,8 @@ called by their number; all rows go with their device.
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from federation.protocol.types import DeviceID, UserID
 from storage.database import Database, Tx
@@ -16,8 +17,7 @@ REMEMBERED_MS = 7 * 24 * 3600 * 1000
 """How long a key that was given out is remembered, so that a repeated upload does not have it given out again."""
 
 
-@dataclass(frozen=True, slots=True)
-class Key:
+class Key(Struct, frozen=True):
     """A one-time or fallback key."""
 
     algorithm: str
@@ -26,8 +26,7 @@ class Key:
     """The key object, or the key as a JSON string."""
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceKeys:
+class DeviceKeys(Struct, frozen=True):
     """What /keys/query answers about a device, before signatures of others are added."""
 
     user_id: UserID
@@ -36,8 +35,7 @@ class DeviceKeys:
     display_name: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
+class Claim(Struct, frozen=True):
     """A wish for a key of a device."""
 
     user_id: UserID
@@ -45,8 +43,7 @@ class Claim:
     algorithm: str
 
 
-@dataclass(frozen=True, slots=True)
-class KeyCounts:
+class KeyCounts(Struct, frozen=True):
     """What a device has left."""
 
     one_time_keys: dict[str, int]

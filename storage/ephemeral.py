@@ -9,8 +9,10 @@ A process that starts knows of nobody typing, and of nobody online until they ac
 import asyncio
 import time
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass, replace
 from typing import Literal
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from federation.protocol.types import UserID
 from storage.database import Tx
@@ -123,8 +125,7 @@ class Typing:
         self._wake(room)
 
 
-@dataclass(frozen=True, slots=True)
-class UserPresence:
+class UserPresence(Struct, frozen=True):
     """What is known of one user's presence."""
 
     user_id: UserID

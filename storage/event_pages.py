@@ -4,16 +4,16 @@ As `storage/events.py`, only for `federation.rooms` and `storage`: every reader 
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from federation.protocol.types import EventID
 from storage.database import Tx
 from storage.events import COLUMNS, UNSEEN, Flag, StoredEvent, from_row
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Scan:
+class Scan(Struct, frozen=True, kw_only=True):
     """What part of a room's history to look through, and for what."""
 
     ranges: Sequence[tuple[int, int]]
@@ -33,8 +33,7 @@ class Scan:
     """Only events that others relate to in one of these ways."""
 
 
-@dataclass(frozen=True, slots=True)
-class Scanned:
+class Scanned(Struct, frozen=True):
     """What a scan found."""
 
     events: Sequence[StoredEvent]

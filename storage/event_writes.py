@@ -1,8 +1,9 @@
 """Writing admitted events and what comes with them: bulk inserts for `append_events.py`, which alone calls this."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from federation.protocol.types import EventID
 from storage import redactions, relations
@@ -18,8 +19,7 @@ Placed = tuple[NewEvent, StoredEvent]
 """An event, and the row that it becomes."""
 
 
-@dataclass(slots=True)
-class Standing:
+class Standing(Struct):
     """Where a room stands, as it will be once the batch is committed."""
 
     state_version: int

@@ -5,11 +5,11 @@ Only `federation.rooms` and `storage` may import this module: every reader goes 
 
 import logging
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field
 from enum import IntFlag
 from functools import cache
 
 import orjson
+from msgspec import Struct
 
 from federation.protocol.pdu import VerifiedPDU
 from federation.protocol.relations import Relation
@@ -48,8 +48,7 @@ UNREADABLE: JsonObject = {"type": "", "sender": "", "content": {}, "origin_serve
 """What stands for a stored row that is no event, so that its readers stumble over nothing but itself."""
 
 
-@dataclass(slots=True, kw_only=True)
-class StoredEvent:
+class StoredEvent(Struct, kw_only=True, eq=False):
     """An event with its place in the room. What clients see of it is made by `federation/rooms/client_events.py`."""
 
     position: int
@@ -74,7 +73,7 @@ class StoredEvent:
     other_arrival: int | None = None
     client: bytes | None = None
     """The client's form up to `unsigned`, encoded once."""
-    _json: JsonObject | None = field(default=None, compare=False)
+    _json: JsonObject | None = None
 
     @property
     def json(self) -> JsonObject:
@@ -155,8 +154,7 @@ def _readable(event: StoredEvent) -> JsonObject:
     return answer
 
 
-@dataclass(slots=True, kw_only=True)
-class NewEvent:
+class NewEvent(Struct, kw_only=True):
     """An event about to be appended, and all that follows from it."""
 
     pdu: VerifiedPDU
@@ -191,8 +189,7 @@ class NewEvent:
     """Where it is here as an outlier, which it is no longer from now on."""
 
 
-@dataclass(slots=True, kw_only=True)
-class StateWrite:
+class StateWrite(Struct, kw_only=True):
     """One entry of one line of a room's state, current from `since`."""
 
     line: int
@@ -208,8 +205,7 @@ class StateWrite:
     """The line holds nothing under this key that it would replace: it is not looked for."""
 
 
-@dataclass(slots=True, kw_only=True)
-class NewLine:
+class NewLine(Struct, kw_only=True):
     """A branch of the state, beside the trunk."""
 
     line: int
@@ -218,8 +214,7 @@ class NewLine:
     version: int = 1
 
 
-@dataclass(slots=True, kw_only=True)
-class TrunkChange:
+class TrunkChange(Struct, kw_only=True):
     """What one entry changed in the room's current state."""
 
     type: str

@@ -15,9 +15,10 @@ import logging
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from hashlib import sha256
 from typing import Protocol
+
+from msgspec import Struct
 
 from federation.protocol.errors import MatrixError, Unavailable
 from storage import background
@@ -85,8 +86,7 @@ class _Lost(Exception):
 # --- statements
 
 
-@dataclass(frozen=True, slots=True)
-class _Row:
+class _Row(Struct, frozen=True):
     position: int
     process: str | None
     is_held: bool
@@ -182,8 +182,7 @@ async def forget(tx: Tx, name: str) -> None:
 # --- running them
 
 
-@dataclass(slots=True)
-class _Running:
+class _Running(Struct):
     """A follower that this process runs."""
 
     follower: Follower

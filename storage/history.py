@@ -9,7 +9,8 @@ As `storage/events.py`, only for `federation.rooms` and `storage`.
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from federation.protocol.types import EventID
 from storage import events, redactions, relations, search_index, state_writes, strings
@@ -26,8 +27,7 @@ MAX_FRONTIER = 100
 _LOCK = 0x48
 
 
-@dataclass(frozen=True, slots=True)
-class Gap:
+class Gap(Struct, frozen=True):
     """What of a room's history is not here yet."""
 
     position: int
@@ -125,8 +125,7 @@ async def newest_line(tx: Tx, room: int) -> int:
     return 0 if row is None or row[0] is None else int(row[0])
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Placed:
+class Placed(Struct, frozen=True, kw_only=True):
     """An event of history with its place in the room."""
 
     event: NewEvent

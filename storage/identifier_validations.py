@@ -4,8 +4,9 @@ The client's secret and what was sent are kept as hashes: nobody who reads the t
 """
 
 import hashlib
-from dataclasses import dataclass
 from enum import StrEnum
+
+from msgspec import Struct
 
 from federation.protocol.errors import Unavailable
 from storage.database import Row, Tx
@@ -20,8 +21,7 @@ class Purpose(StrEnum):
     ADD = "add"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Validation:
+class Validation(Struct, frozen=True, kw_only=True):
     """One."""
 
     sid: str
@@ -48,8 +48,7 @@ def _hash(text: str) -> bytes:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
+class Asked(Struct, frozen=True, kw_only=True):
     """What a client asks for."""
 
     client_secret: str

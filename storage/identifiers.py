@@ -1,8 +1,9 @@
 """Third-party identifiers of accounts, and where they were bound (tables `identifiers`, `identity_server_bindings`)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
+
+from msgspec import Struct
 
 from federation.protocol.types import UserID
 from storage.database import Tx
@@ -15,8 +16,7 @@ class Identifier(NamedTuple):
     address: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OwnIdentifier:
+class OwnIdentifier(Struct, frozen=True, kw_only=True):
     """One that belongs to an account."""
 
     identifier: Identifier

@@ -4,15 +4,14 @@ The client's session ID is not stored, only its hash; what the client sent is en
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 import orjson
+from msgspec import Struct, field
 
 from storage.database import Tx
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoredAttempt:
+class StoredAttempt(Struct, frozen=True, kw_only=True):
     """What the server remembers between the requests of one authentication."""
 
     session_hash: bytes

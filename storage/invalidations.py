@@ -1,9 +1,10 @@
 """Entries without data of their own: what every process must forget or look up again."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import ClassVar, Self
+
+from msgspec import Struct
 
 from federation.protocol.types import UserID
 from storage.database import Tx
@@ -25,8 +26,7 @@ class Kind(IntEnum):
     """Whether the server in `detail` can be reached is not what it was; of no user."""
 
 
-@dataclass(frozen=True, slots=True)
-class Invalidated:
+class Invalidated(Struct, frozen=True):
     """Something of a user is not what it was."""
 
     kind_of: Kind

@@ -5,14 +5,14 @@ A deleted backup keeps its row without its keys, so that deleting it again succe
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from federation.protocol.types import UserID
 from storage.database import Row, Tx
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Backup:
+class Backup(Struct, frozen=True, kw_only=True):
     """A version of a user's backup."""
 
     version: int
@@ -22,8 +22,7 @@ class Backup:
     count: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BackedUpKey:
+class BackedUpKey(Struct, frozen=True, kw_only=True):
     """The key of one megolm session."""
 
     room_id: str
@@ -35,8 +34,7 @@ class BackedUpKey:
     """The `session_data` object as JSON."""
 
 
-@dataclass(frozen=True, slots=True)
-class Totals:
+class Totals(Struct, frozen=True):
     """What every change of a backup's keys answers."""
 
     etag: int

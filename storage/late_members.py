@@ -6,7 +6,8 @@ does once the room is complete.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from federation.protocol.types import UserID
 from storage import strings
@@ -14,8 +15,7 @@ from storage.database import Tx
 from storage.memberships import Membership
 
 
-@dataclass(frozen=True, slots=True)
-class LateMember:
+class LateMember(Struct, frozen=True):
     """A member event of the state before the join."""
 
     user_id: UserID

@@ -4,15 +4,15 @@ import asyncio
 import contextvars
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
+
+from msgspec import Struct, field
 
 from storage.database import Row, Tx
 from storage.log_entries import Appended, Change, Entry
 
 
-@dataclass(slots=True)
-class Pending:
+class Pending(Struct):
     entry: Entry
     future: asyncio.Future[Appended]
     given: Sequence[Change]

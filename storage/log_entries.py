@@ -1,8 +1,9 @@
 """What the log takes: entries, and the changes that they are made of (`log.py` writes them)."""
 
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, Self
+
+from msgspec import Struct, field
 
 from federation.protocol.errors import MatrixError
 from federation.protocol.types import UserID
@@ -73,8 +74,7 @@ class AlreadyWritten(Conflict):
     """A unique key of the entry is taken: it was written before, or another process was first."""
 
 
-@dataclass(slots=True)
-class Entry:
+class Entry(Struct):
     """All that one request changes.
 
     `work` runs first in the same transaction, for writes that nobody hears of (or that decide what is heard): it may
@@ -99,8 +99,7 @@ class Entry:
         return self.work is not None and any(hasattr(change, "admit") for change in self.changes)
 
 
-@dataclass(frozen=True, slots=True)
-class Appended:
+class Appended(Struct, frozen=True):
     """An entry that is committed."""
 
     position: int
@@ -109,8 +108,7 @@ class Appended:
     """What its `work` returned."""
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
+class Batch(Struct, frozen=True):
     """What the tail is told of one commit of its own process."""
 
     before: int

@@ -15,10 +15,11 @@ import tempfile
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import BinaryIO, Protocol
+
+from msgspec import Struct
 
 from federation.protocol.errors import Unavailable
 
@@ -84,8 +85,7 @@ class MediaStore(Protocol):
         """End what is open."""
 
 
-@dataclass(frozen=True, slots=True)
-class LocalFile:
+class LocalFile(Struct, frozen=True):
     """A file on this machine."""
 
     path: Path
@@ -125,8 +125,7 @@ async def opened(stored: StoredFile) -> AsyncIterator[BinaryIO]:
         file.close()
 
 
-@dataclass(frozen=True, slots=True)
-class Content:
+class Content(Struct, frozen=True):
     """What a file holds, in short."""
 
     sha256: bytes

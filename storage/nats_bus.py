@@ -10,11 +10,11 @@ import logging
 import ssl
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from msgspec import Struct
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import Error
@@ -40,8 +40,7 @@ _LOOK = "look"
 """The subject under which a process says that it was cut off: others may have missed what it appended meanwhile."""
 
 
-@dataclass(frozen=True, slots=True)
-class NatsServers:
+class NatsServers(Struct, frozen=True):
     """Where NATS is."""
 
     urls: Sequence[str]

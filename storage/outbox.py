@@ -5,10 +5,10 @@ version is kept, so that what a server missed is found again for any part of the
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from typing import ClassVar, Self
 
 import orjson
+from msgspec import Struct
 
 from federation.protocol import canonical_json
 from federation.protocol.redaction import redact
@@ -36,16 +36,14 @@ _ACL = strings.WELL_KNOWN["m.room.server_acl"]
 # --- changes of the log
 
 
-@dataclass(frozen=True, slots=True)
-class OutgoingMessage:
+class OutgoingMessage(Struct, frozen=True):
     """One EDU for one server."""
 
     destination: ServerName
     json: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class OutgoingMessages:
+class OutgoingMessages(Struct, frozen=True):
     """To-device messages of one request to users of other servers."""
 
     messages: Sequence[OutgoingMessage]
@@ -92,8 +90,7 @@ class OutgoingMessages:
         return [(position, cls(messages)) for position, messages in found.items()]
 
 
-@dataclass(frozen=True, slots=True)
-class EventRelayed:
+class EventRelayed(Struct, frozen=True):
     """An event of another server that we pass on to the others in its room.
 
     To be appended together with the event, behind it.
@@ -130,8 +127,7 @@ class EventRelayed:
 # --- events
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OutgoingEvent:
+class OutgoingEvent(Struct, frozen=True, kw_only=True):
     """An event that other servers are to get."""
 
     position: int
@@ -324,8 +320,7 @@ async def rooms_of_server(tx: Tx, server: ServerName) -> list[int]:
 # --- EDUs
 
 
-@dataclass(frozen=True, slots=True)
-class OutgoingReceipt:
+class OutgoingReceipt(Struct, frozen=True):
     """A public receipt of a user of ours."""
 
     position: int
@@ -349,8 +344,7 @@ async def receipts_between(
     return [OutgoingReceipt(*row) for row in rows]
 
 
-@dataclass(frozen=True, slots=True)
-class OutgoingDeviceChange:
+class OutgoingDeviceChange(Struct, frozen=True):
     """Devices or cross-signing keys of a user of ours that changed."""
 
     position: int

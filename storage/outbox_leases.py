@@ -6,8 +6,9 @@ machines may differ. What is lost with the last moments before a crash is sent a
 """
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from zlib import crc32
+
+from msgspec import Struct
 
 from federation.protocol.types import ServerName
 from storage.database import Tx
@@ -24,8 +25,7 @@ def shard_of(server: ServerName) -> int:
     return crc32(server.encode()) % SHARDS
 
 
-@dataclass(frozen=True, slots=True)
-class Shard:
+class Shard(Struct, frozen=True):
     """A shard as the database has it."""
 
     position: int

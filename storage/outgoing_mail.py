@@ -1,13 +1,13 @@
 """Mail that waits to be taken by a mail server (table `outgoing_mail`), each for one recipient."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from storage.database import Tx
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WaitingMail:
+class WaitingMail(Struct, frozen=True, kw_only=True):
     """One message."""
 
     mail: int

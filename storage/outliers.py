@@ -7,7 +7,8 @@ wrote one of them in between, it stands higher than the places that were reserve
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from federation.protocol.pdu import VerifiedPDU
 from federation.protocol.types import EventID
@@ -24,8 +25,7 @@ class Overtaken(Exception):
     be committed."""
 
 
-@dataclass(frozen=True, slots=True)
-class Reserved:
+class Reserved(Struct, frozen=True):
     """Places for outliers of one room."""
 
     first: int

@@ -6,8 +6,9 @@ hold of the room says something newer of the user: whoever joins writes that sta
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from typing import ClassVar, Self
+
+from msgspec import Struct
 
 from federation.protocol.types import EventID, RoomID, ServerName, UserID
 from storage import strings
@@ -27,8 +28,7 @@ _COUNTS = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OutsideMembership:
+class OutsideMembership(Struct, frozen=True, kw_only=True):
     """A user of ours was invited to a room that we are not in, knocks at it, or no longer does: a change in the log."""
 
     user_id: UserID

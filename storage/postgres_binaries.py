@@ -12,8 +12,9 @@ import re
 import shutil
 import subprocess
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 OLDEST_MAJOR = 15
 _WHEEL_DIRECTORIES = {18: "pginstall18", 16: "pginstall"}  # the first is what new clusters get
@@ -25,8 +26,7 @@ class EmbeddedPostgresError(Exception):
     """Our own PostgreSQL cannot run; the message says why and what to do about it."""
 
 
-@dataclass(frozen=True, slots=True)
-class SystemUser:
+class SystemUser(Struct, frozen=True):
     """The user that PostgreSQL runs as; `switch` says that we are root and must become it."""
 
     name: str
@@ -107,8 +107,7 @@ def _user_name(uid: int) -> str:
         ) from None
 
 
-@dataclass(frozen=True, slots=True)
-class PostgresBinaries:
+class PostgresBinaries(Struct, frozen=True):
     """One installation of PostgreSQL."""
 
     directory: Path  # the one with `postgres` and `initdb`

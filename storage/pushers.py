@@ -5,9 +5,9 @@ an `Invalidated` of kind `PUSHERS`, or of kind `SESSIONS` where devices ended.
 """
 
 from collections.abc import Collection
-from dataclasses import dataclass
 
 import orjson
+from msgspec import Struct
 
 from federation.protocol.types import DeviceID, JsonObject, UserID
 from storage import strings
@@ -16,8 +16,7 @@ from storage.database import Row, Tx
 HTTP, EMAIL = "http", "email"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pusher:
+class Pusher(Struct, frozen=True, kw_only=True):
     """One pusher."""
 
     number: int
@@ -45,8 +44,7 @@ class Pusher:
         return url
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NewPusher:
+class NewPusher(Struct, frozen=True, kw_only=True):
     """A pusher as a client sets it, checked."""
 
     kind: str
@@ -193,8 +191,7 @@ async def delete_of_sessions(tx: Tx, user_id: UserID, *, keep: DeviceID | None) 
 # --- by mail
 
 
-@dataclass(frozen=True, slots=True)
-class DueDigest:
+class DueDigest(Struct, frozen=True):
     """A user is to be told by mail of what waits."""
 
     pusher: int

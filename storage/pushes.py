@@ -5,8 +5,9 @@ shard of its user, which one process sees to at a time.
 """
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
 from zlib import crc32
+
+from msgspec import Struct
 
 from federation.protocol.types import UserID
 from storage.database import Tx
@@ -22,8 +23,7 @@ def shard_of(user_id: UserID) -> int:
     return crc32(user_id.encode()) % SHARDS
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Push:
+class Push(Struct, frozen=True, kw_only=True):
     """One thing that one pusher's gateway is to be told."""
 
     pusher: int

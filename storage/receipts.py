@@ -1,8 +1,9 @@
 """Receipts: up to which event somebody has read (table `receipts`)."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, Self
+
+from msgspec import Struct
 
 from federation.protocol.errors import MatrixError
 from federation.protocol.relations import related_event, thread_of
@@ -28,8 +29,7 @@ class ReceiptBehind(MatrixError):
         super().__init__("M_UNKNOWN", "The receipt is not ahead of the present one", 400)
 
 
-@dataclass(frozen=True, slots=True)
-class ReceiptMoved:
+class ReceiptMoved(Struct, frozen=True):
     """Somebody has read up to an event. A private receipt concerns its user alone, any other the room."""
 
     room: int

@@ -1,7 +1,8 @@
 """Which events are redacted, by what (column `events.redacted_by`, table `pending_redactions`)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from federation.protocol.identifiers import server_name_of
 from federation.protocol.types import EventID, ServerName
@@ -10,8 +11,7 @@ from storage.database import Tx
 from storage.events import COLUMNS, Flag, StoredEvent, from_row
 
 
-@dataclass(frozen=True, slots=True)
-class Redaction:
+class Redaction(Struct, frozen=True):
     """A redaction that is being appended, and what it takes away."""
 
     event: StoredEvent

@@ -5,8 +5,9 @@ may see, as far as `Eyes` can tell.
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
+
+from msgspec import Struct, field
 
 from federation.protocol.types import EventID
 from storage.arrays import Int4, Int8, Texts
@@ -32,8 +33,7 @@ Ranges = Sequence[tuple[int, int]]
 """Places in a room, each range without its first and with its last."""
 
 
-@dataclass(frozen=True, slots=True)
-class Eyes:
+class Eyes(Struct, frozen=True):
     """Who looks."""
 
     user: int | None
@@ -130,8 +130,7 @@ async def newest_edits(tx: Tx, eyes: Eyes, parents: Collection[StoredEvent]) -> 
     return {position: event for position, (_, _, event) in best.items()}
 
 
-@dataclass(frozen=True, slots=True)
-class Thread:
+class Thread(Struct, frozen=True):
     """What there is to tell of a thread."""
 
     latest: StoredEvent
@@ -179,8 +178,7 @@ async def references(tx: Tx, eyes: Eyes, parents: Collection[StoredEvent]) -> di
 # --- children
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Children:
+class Children(Struct, frozen=True, kw_only=True):
     """Which events are asked for that relate to one."""
 
     room: int
@@ -303,8 +301,7 @@ def _bounds(ranges: Ranges) -> tuple[Int8, Int8]:
     return Int8(low for low, _ in ranges), Int8(high for _, high in ranges)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Redactable:
+class Redactable(Struct, frozen=True, kw_only=True):
     """Which events are to be redacted with the one that they relate to (MSC3912)."""
 
     room: int
@@ -342,8 +339,7 @@ async def redactable(tx: Tx, wanted: Redactable, *, after: int, limit: int) -> l
 # --- threads
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Threads:
+class Threads(Struct, frozen=True, kw_only=True):
     """Which threads of a room are asked for."""
 
     room: int

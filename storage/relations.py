@@ -5,7 +5,8 @@ As `storage/events.py`, only for `federation.rooms` and `storage`.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from federation.protocol.relations import REPLACE, THREAD, holds_replacement, related_event
 from federation.protocol.types import EventID
@@ -20,8 +21,7 @@ ANNOTATIONS = 24
 assert [strings.WELL_KNOWN[name] for name in ("m.reference", REPLACE, THREAD, "m.annotation")] == [21, 22, 23, 24]
 
 
-@dataclass(frozen=True, slots=True)
-class Standing:
+class Standing(Struct, frozen=True):
     """Where an event with a relation stands."""
 
     event: NewEvent
@@ -90,8 +90,7 @@ async def forget(tx: Tx, redacted: Collection[StoredEvent]) -> None:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AnnotationKey:
+class AnnotationKey(Struct, frozen=True, kw_only=True):
     """What makes two annotations of one room the same; sender and type as numbers."""
 
     sender: int

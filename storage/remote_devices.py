@@ -7,7 +7,8 @@ locked already, as the log's appender holds any number of them.
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from federation.protocol.types import DeviceID, ServerName, UserID
 from storage import strings
@@ -18,8 +19,7 @@ REMEMBERED = 32
 """Updates of a list that later ones may refer to."""
 
 
-@dataclass(frozen=True, slots=True)
-class RemoteList:
+class RemoteList(Struct, frozen=True):
     """What is known of a user's list."""
 
     user_id: UserID

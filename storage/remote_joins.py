@@ -1,9 +1,9 @@
 """Joins by way of other servers that are under way (table `remote_joins`): one a room, whoever asked first."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 
 import orjson
+from msgspec import Struct
 
 from federation.protocol.errors import Unavailable
 from federation.protocol.types import EventID, JsonObject, RoomID, ServerName, UserID
@@ -11,8 +11,7 @@ from storage.database import Row, Tx
 from storage.strings import MEMBER
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SignedJoin:
+class SignedJoin(Struct, frozen=True, kw_only=True):
     """The join event that was sent to a server, or may have been."""
 
     destination: ServerName
@@ -20,8 +19,7 @@ class SignedJoin:
     canonical: bytes
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Placed:
+class Placed(Struct, frozen=True, kw_only=True):
     """A join that counts already, of a room whose members are not all here."""
 
     version: int
@@ -32,8 +30,7 @@ class Placed:
     invited: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RemoteJoin:
+class RemoteJoin(Struct, frozen=True, kw_only=True):
     """One join that is under way."""
 
     room_id: RoomID
@@ -254,8 +251,7 @@ async def delete(tx: Tx, join: RemoteJoin) -> bool:
     return count == 1
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
+class Progress(Struct, frozen=True):
     """How far a join is, as an operator sees it."""
 
     room_id: RoomID

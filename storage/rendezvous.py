@@ -1,13 +1,13 @@
 """Where devices leave messages for each other while one signs the other in (table `rendezvous`, lost in a crash)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from storage.database import Row, Tx
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Session:
+class Session(Struct, frozen=True, kw_only=True):
     """What one of the two has left last."""
 
     id: str

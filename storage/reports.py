@@ -1,13 +1,12 @@
 """What users reported to the administrators (table `reports`)."""
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from federation.protocol.types import UserID
 from storage.database import Row, Tx
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
+class Report(Struct, frozen=True, kw_only=True):
     """A report of a room, of an event in a room, or of a user."""
 
     report: int = 0

@@ -6,8 +6,9 @@ before the join, as if it had been here from the start: it makes no new version,
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from typing import ClassVar, Self
+
+from msgspec import Struct
 
 from federation.protocol.types import UserID
 from storage import strings
@@ -15,8 +16,7 @@ from storage.database import Tx
 from storage.memberships import Membership
 
 
-@dataclass(frozen=True, slots=True)
-class OwnMember:
+class OwnMember(Struct, frozen=True):
     """A membership of one of our users that was not known before."""
 
     user_id: UserID
@@ -25,8 +25,7 @@ class OwnMember:
     """The position of the member event."""
 
 
-@dataclass(frozen=True, slots=True)
-class RoomCompleteness:
+class RoomCompleteness(Struct, frozen=True):
     """From here on a room lacks members, or does so no longer."""
 
     room: int

@@ -1,22 +1,21 @@
 """Room aliases of this server and the published room directory (tables `room_aliases`, `published_rooms`)."""
 
 from collections.abc import Collection
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from federation.protocol.types import RoomAlias, RoomID, UserID
 from storage.database import Tx
 
 
-@dataclass(frozen=True, slots=True)
-class Alias:
+class Alias(Struct, frozen=True):
     """What an alias stands for."""
 
     room_id: RoomID
     creator: UserID
 
 
-@dataclass(frozen=True, slots=True)
-class Published:
+class Published(Struct, frozen=True):
     """A room of the directory."""
 
     number: int

@@ -5,7 +5,8 @@ a line without a parent is a whole state. Answers map (type, state key) to the p
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from federation.protocol.types import ServerName, StateKey, UserID
 from storage import strings
@@ -17,8 +18,7 @@ Point = tuple[int, int]
 TRUNK = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
+class Line(Struct, frozen=True):
     """A branch: where it left its parent, and its newest version."""
 
     parent: Point | None
@@ -191,8 +191,7 @@ async def changed_between(tx: Tx, spans: Mapping[int, tuple[int, int]]) -> dict[
     return found
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
+class Span(Struct, frozen=True):
     """An entry of the trunk, with the versions from which and before which it was current."""
 
     since: int

@@ -1,7 +1,8 @@
 """The rooms that this server knows: their numbers, versions and heads (table `rooms`)."""
 
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from federation.protocol.room_versions import RoomVersionRules, get_rules
 from federation.protocol.types import EventID, RoomID
@@ -9,8 +10,7 @@ from storage.arrays import Int4
 from storage.database import Memory, Row, Tx
 
 
-@dataclass(frozen=True, slots=True)
-class Room:
+class Room(Struct, frozen=True):
     """What never changes about a room."""
 
     number: int
@@ -18,8 +18,7 @@ class Room:
     rules: RoomVersionRules
 
 
-@dataclass(frozen=True, slots=True)
-class RoomRow:
+class RoomRow(Struct, frozen=True):
     """Where a room stands in the database."""
 
     state_version: int

@@ -10,13 +10,13 @@ import logging
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
 
 import aiohttp
+from msgspec import Struct
 from yarl import URL
 
 from federation.protocol.errors import Unavailable
@@ -39,8 +39,7 @@ _KEY = re.compile(r"<Key>([^<]*)</Key>")
 _PASSING = frozenset((429, 500, 502, 503, 504))
 
 
-@dataclass(frozen=True, slots=True)
-class S3Object:
+class S3Object(Struct, frozen=True):
     """What the store says of an object."""
 
     size: int

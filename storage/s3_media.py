@@ -7,8 +7,9 @@ from the store. Media that is still on this machine is found there, until `heart
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import AbstractAsyncContextManager, aclosing
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from storage import media_files
 from storage.media_files import EXTENSIONS, Content, Incoming, MediaFiles, StoredFile
@@ -18,8 +19,7 @@ OCTETS = "application/octet-stream"
 """Nobody reads content from the store by itself: its type is in the database."""
 
 
-@dataclass(frozen=True, slots=True)
-class S3File:
+class S3File(Struct, frozen=True):
     """An object."""
 
     bucket: S3Bucket

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from msgspec import Struct
+
 NOTHING = hashlib.sha256(b"").hexdigest()
 """The hash of a body that is not there."""
 
@@ -20,8 +22,7 @@ class Credentials:
     region: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Unsigned:
+class Unsigned(Struct, frozen=True, kw_only=True):
     """What of a request is signed besides its time."""
 
     method: str

@@ -12,9 +12,10 @@ taken out follow each other: what was redacted before is not indexed, what is re
 
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from enum import IntEnum
 from zlib import crc32
+
+from msgspec import Struct
 
 from storage.arrays import Int2, Int4, Int8, Texts
 from storage.database import Tx
@@ -61,8 +62,7 @@ class Kind(IntEnum):
     """What was there before the index was, the newest first."""
 
 
-@dataclass(frozen=True, slots=True)
-class Document:
+class Document(Struct, frozen=True):
     """An event to be found."""
 
     room: int
@@ -74,8 +74,7 @@ class Document:
     """Where the edit stands from which the words come."""
 
 
-@dataclass(frozen=True, slots=True)
-class Match:
+class Match(Struct, frozen=True):
     """An event that seems to have all words."""
 
     position: int
@@ -84,8 +83,7 @@ class Match:
     edit: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(Struct, frozen=True):
     """The newest matches below a position."""
 
     matches: Sequence[Match]
@@ -96,8 +94,7 @@ class Found:
     """About how many events of the index stand above and below `low`."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
+class Wanted(Struct, frozen=True, kw_only=True):
     """What is looked for: all words, in one of these rooms, by one of these senders if any, under one of these keys."""
 
     words: Collection[str]
@@ -196,8 +193,7 @@ async def write(tx: Tx, documents: Sequence[Document], *, rebuilding: bool = Fal
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Band:
+class _Band(Struct, frozen=True):
     number: int
     low: int
     high: int
@@ -267,8 +263,7 @@ async def encrypted(tx: Tx, rooms: Collection[int]) -> set[int]:
 # --- what is still to be indexed
 
 
-@dataclass(frozen=True, slots=True)
-class Backlog:
+class Backlog(Struct, frozen=True):
     """A part of a room's history, or of that of all rooms, that is to be indexed."""
 
     room: int

@@ -8,8 +8,9 @@ where these are words; a query of several characters finds them where they stand
 import re
 import unicodedata
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import lru_cache
+
+from msgspec import Struct
 
 VERSION = 1
 """To be raised when other words are made of the same text: the index is then made anew."""
@@ -43,8 +44,7 @@ def fold(text: str) -> str:
     return unicodedata.normalize("NFC", text).casefold()
 
 
-@dataclass(frozen=True, slots=True)
-class Words:
+class Words(Struct, frozen=True):
     """What stands in a text, folded."""
 
     plain: tuple[str, ...]
@@ -75,8 +75,7 @@ def words_of(text: str) -> Words:
     return Words(tuple(plain)[:MAX_WORDS], frozenset(tuple(exact)[:MAX_WORDS]))
 
 
-@dataclass(frozen=True, slots=True)
-class Query:
+class Query(Struct, frozen=True):
     """What somebody searches for: a text that has all of it."""
 
     plain: tuple[str, ...]

@@ -5,8 +5,10 @@ so `(device, position)` names a message. Devices are called by their number, whi
 """
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
 from typing import ClassVar, Self
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from federation.protocol.types import DeviceID, ServerName, UserID
 from storage.database import Tx
@@ -19,8 +21,7 @@ KEPT_RECEIVED_MS = 30 * 24 * 3600 * 1000
 """For how long a server may repeat a message that we answered for: it may have been away."""
 
 
-@dataclass(frozen=True, slots=True)
-class ToDeviceMessage:
+class ToDeviceMessage(Struct, frozen=True):
     """One message to one device."""
 
     user_id: UserID
@@ -30,8 +31,7 @@ class ToDeviceMessage:
     """The event as /sync shows it; None in memory when it is too large to be kept there."""
 
 
-@dataclass(slots=True)
-class ToDeviceMessages:
+class ToDeviceMessages(Struct):
     """What one request (or one EDU) sends: at most one message for each device."""
 
     messages: tuple[ToDeviceMessage, ...]

@@ -4,9 +4,9 @@ A newer list wins over an older one, whichever way it came: what is written twic
 """
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
 
 import orjson
+from msgspec import Struct
 
 from federation.protocol import canonical_json
 from federation.protocol.server_keys import ServerKeys
@@ -15,8 +15,7 @@ from federation.protocol.types import JsonObject, KeyID, ServerName
 from storage.database import Tx
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoredAnswer:
+class StoredAnswer(Struct, frozen=True, kw_only=True):
     """A list of keys as its server signed it."""
 
     json: JsonObject

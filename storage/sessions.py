@@ -4,14 +4,13 @@ Only hashes are stored. Refreshing makes a new pair that names the old one as `p
 new tokens is used, which ends the old pair.
 """
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from federation.protocol.types import DeviceID, UserID
 from storage.database import Row, Tx
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoredSession:
+class StoredSession(Struct, frozen=True, kw_only=True):
     """A session with what its account says about it."""
 
     session: int
@@ -63,8 +62,7 @@ async def find_by_refresh_token(tx: Tx, refresh_hash: bytes) -> StoredSession | 
     return None if row is None else _session(row)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NewSession:
+class NewSession(Struct, frozen=True, kw_only=True):
     """A session about to be stored."""
 
     device: int

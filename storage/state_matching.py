@@ -4,7 +4,8 @@ Only of events up to a place in the log: an entry that was replaced since is lef
 """
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from federation.protocol.types import StateKey
 from storage import strings
@@ -15,8 +16,7 @@ _COLUMNS = "room_state.room, room_state.type, room_state.state_key, event"
 _CURRENT = "line = 0 and until_version is null and event <= %s"
 
 
-@dataclass(slots=True)
-class StatePart:
+class StatePart(Struct):
     """What is wanted of one room."""
 
     entries: set[StateKey] = field(default_factory=set)

@@ -1,8 +1,9 @@
 """Which threads a user follows, and which they no longer do (table `thread_subscriptions`; MSC4306)."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from typing import ClassVar, Self
+
+from msgspec import Struct
 
 from federation.protocol.errors import MatrixError
 from federation.protocol.types import EventID, UserID
@@ -28,8 +29,7 @@ class ConflictingUnsubscription(MatrixError):
         )
 
 
-@dataclass(frozen=True, slots=True)
-class ThreadSubscription:
+class ThreadSubscription(Struct, frozen=True):
     """A user follows a thread, or no longer does: a change in the log, which concerns them alone."""
 
     user_id: UserID

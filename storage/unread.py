@@ -1,15 +1,15 @@
 """Where local users' unread counts stand (tables `read_marks`, `threads`, `notifications`; columns of `rooms`)."""
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from federation.protocol.types import UserID
 from storage.arrays import Int4
 from storage.database import Row, Tx
 
 
-@dataclass(slots=True)
-class ThreadCounts:
+class ThreadCounts(Struct):
     """Of one thread, or of the main timeline: totals now, totals where the user has read to, what is theirs alone."""
 
     notify_total: int = 0
@@ -28,8 +28,7 @@ class ThreadCounts:
         )
 
 
-@dataclass(slots=True, kw_only=True)
-class PersonalCount:
+class PersonalCount(Struct, kw_only=True):
     """Where one user's count for an event differs from everybody's."""
 
     user_id: UserID
@@ -38,8 +37,7 @@ class PersonalCount:
     highlight: int
 
 
-@dataclass(slots=True)
-class Loaded:
+class Loaded(Struct):
     """The counts of one user in several rooms, as of one position of the log."""
 
     upto: int
@@ -47,8 +45,7 @@ class Loaded:
     threads: dict[int, dict[str, ThreadCounts]] = field(default_factory=dict)
 
 
-@dataclass(slots=True)
-class _Marks:
+class _Marks(Struct):
     """A user's marks in one room: thread -> (position, notify_total, highlight_total)."""
 
     by_thread: dict[str, tuple[int, int, int]] = field(default_factory=dict)

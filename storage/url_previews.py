@@ -1,13 +1,13 @@
 """Previews of pages that were fetched (table `url_previews`), each for the time in which it was the page's."""
 
 import hashlib
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from storage.database import Tx
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoredPreview:
+class StoredPreview(Struct, frozen=True, kw_only=True):
     """One."""
 
     fetched_ts: int

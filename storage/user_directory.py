@@ -9,7 +9,8 @@ A row is always made anew from what is current, so it does not matter how often,
 """
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from federation.protocol.identifiers import server_name_of
 from federation.protocol.types import JsonObject, ServerName, UserID
@@ -177,8 +178,7 @@ async def _open_accounts(tx: Tx, users: Collection[UserID]) -> set[UserID]:
     return {UserID(user_id) for (user_id,) in rows}
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
+class _Entry(Struct, frozen=True):
     """A row to be."""
 
     user_id: UserID
@@ -237,8 +237,7 @@ async def _replace(tx: Tx, users: Collection[int], made: dict[int, _Entry], loca
 # --- searching
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(Struct, frozen=True):
     """Somebody who was found."""
 
     user_id: UserID

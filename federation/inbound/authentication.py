@@ -8,10 +8,11 @@ whose body cannot be read: nobody makes us look for keys without end.
 
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Protocol
 
 from aiohttp import web
+from msgspec import Struct
+from msgspec.structs import replace
 
 from federation.arriving import BODIES, Body, is_small
 from federation.inbound.streaming import LargeAnswers
@@ -55,8 +56,7 @@ class FederationCall(Call):
 FederationEndpoint = Callable[[FederationCall], Awaitable[Answer]]
 
 
-@dataclass(frozen=True, slots=True)
-class FederationRoute:
+class FederationRoute(Struct, frozen=True):
     """One endpoint that other servers ask with a signature; `path` is whole."""
 
     method: str

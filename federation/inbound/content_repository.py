@@ -2,7 +2,8 @@
 
 import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from federation.inbound.authentication import FederationCall
 from federation.inbound.streaming import stream
@@ -12,8 +13,7 @@ from storage.media_files import StoredFile
 PIECE_BYTES = 256 * 1024
 
 
-@dataclass(frozen=True, slots=True)
-class ServedFile:
+class ServedFile(Struct, frozen=True):
     """A file, and how it is described; the texts are fit for headers."""
 
     file: StoredFile
@@ -21,8 +21,7 @@ class ServedFile:
     disposition: str
 
 
-@dataclass(frozen=True, slots=True)
-class MediaAnswers:
+class MediaAnswers(Struct, frozen=True):
     """Who knows: each raises M_NOT_FOUND, M_NOT_YET_UPLOADED (504), and what is wrong with the query."""
 
     download: Callable[[str, Call], Awaitable[ServedFile]]

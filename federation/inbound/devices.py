@@ -2,7 +2,8 @@
 "End-to-End Encryption")."""
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from federation.inbound.authentication import FederationCall
 from federation.protocol.identifiers import check_user_id
@@ -10,8 +11,7 @@ from federation.protocol.types import JsonObject, UserID
 from federation.web import Answer
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeviceAnswers:
+class DeviceAnswers(Struct, frozen=True, kw_only=True):
     """What knows, of this server's users alone; bodies are as they came."""
 
     devices: Callable[[UserID], Awaitable[JsonObject]]

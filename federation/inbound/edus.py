@@ -7,7 +7,8 @@ is malformed, or cannot be taken, harms no other.
 
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from federation.protocol import edu
 from federation.protocol.errors import MatrixError, Unavailable
@@ -24,8 +25,7 @@ MAX_RECEIPTS = 2000
 """Receipts of one transaction that are looked at: each is written by itself, and one EDU may hold many thousands."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EDUReceivers:
+class EDUReceivers(Struct, frozen=True, kw_only=True):
     """Who takes each kind."""
 
     typing: Callable[[edu.Typing], Awaitable[None]]

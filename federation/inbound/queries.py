@@ -2,7 +2,8 @@
 room directory", "Spaces"): aliases, profiles, published rooms and spaces of this server."""
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from federation.inbound.authentication import FederationCall
 from federation.protocol.errors import Forbidden, InvalidInput, NotFound
@@ -15,8 +16,7 @@ MAX_ROOMS = 500
 """Of a page."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class QueryAnswers:
+class QueryAnswers(Struct, frozen=True, kw_only=True):
     """What knows."""
 
     alias: Callable[[RoomAlias], Awaitable[tuple[RoomID, list[ServerName]]]]

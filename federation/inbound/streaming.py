@@ -4,9 +4,9 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass, field
 
 from aiohttp import web
+from msgspec import Struct, field
 
 from federation.protocol.errors import LimitExceeded
 from federation.protocol.types import ServerName
@@ -65,8 +65,7 @@ def _break_off(request: web.BaseRequest) -> None:
         request.transport.abort()
 
 
-@dataclass(slots=True)
-class _Line:
+class _Line(Struct):
     slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(PER_ORIGIN))
     asked: int = 0
 

@@ -9,7 +9,8 @@ import random
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from federation.protocol.errors import PeerUnreachable
 from federation.protocol.types import ServerName
@@ -20,8 +21,7 @@ MAX_SECONDS = 3600.0
 MAX_REMEMBERED = 20_000
 
 
-@dataclass(frozen=True, slots=True)
-class BackOff:
+class BackOff(Struct, frozen=True):
     """For how long a server is left alone, and why."""
 
     until: float

@@ -6,9 +6,10 @@ import math
 import re
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import Any, TypedDict, Unpack
 from urllib.parse import quote, urlencode
+
+from msgspec import Struct
 
 from federation.outbound.availability import Availability
 from federation.outbound.egress import (
@@ -59,8 +60,7 @@ class Options(TypedDict, total=False):
     """Whether another service may answer at this server's own name."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Signed:
+class _Signed(Struct, frozen=True):
     """A request that is ready to be sent to any of the destination's places."""
 
     method: str

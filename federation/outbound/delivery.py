@@ -11,9 +11,9 @@ import secrets
 import time
 from base64 import urlsafe_b64encode
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import orjson
+from msgspec import Struct, field
 
 from federation.outbound import outgoing_edus
 from federation.outbound.client import FederationClient, path_of
@@ -43,8 +43,7 @@ _MEANT_FOR_THE_ITEM = frozenset((400, 413, 422))
 """What a server answers that reaches us well and does not like what we sent."""
 
 
-@dataclass(slots=True)
-class _Parcel:
+class _Parcel(Struct):
     """A transaction about to be sent."""
 
     share: Share

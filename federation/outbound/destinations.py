@@ -8,8 +8,9 @@ bounded, however long it is away, and what it gets is the same after a restart.
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from itertools import islice
+
+from msgspec import Struct, field
 
 from federation.protocol.transactions import MAX_EDUS, MAX_PDUS
 from federation.protocol.types import EventID, JsonObject, RoomID, ServerName, UserID
@@ -29,8 +30,7 @@ MAX_DEVICE_CHANGES = MAX_EDUS - MAX_PDUS - MAX_RECEIPT_EDUS - MAX_TYPING - 1
 the devices of who joins."""
 
 
-@dataclass(frozen=True, slots=True)
-class QueuedEvent:
+class QueuedEvent(Struct, frozen=True):
     """An event on its way to several servers, which share it."""
 
     position: int
@@ -40,8 +40,7 @@ class QueuedEvent:
     """A user of ours who joins by it, and whose devices the room's servers may not know yet."""
 
 
-@dataclass(slots=True)
-class Share:
+class Share(Struct):
     """All that concerns a server in a part of the log that ends at `upto`."""
 
     upto: int

@@ -12,12 +12,13 @@ import ssl
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
+from msgspec import Struct, field
+from msgspec.structs import replace
 from yarl import URL
 
 from federation.outbound.addresses import AddressPolicy
@@ -76,8 +77,7 @@ class _Denied(OSError):
     """The same within aiohttp, which passes on only an OSError."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EgressRequest:
+class EgressRequest(Struct, frozen=True, kw_only=True):
     """One request, and what its answer may be at most."""
 
     method: str = "GET"
@@ -103,8 +103,7 @@ class EgressRequest:
     allows_compression: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class EgressResponse:
+class EgressResponse(Struct, frozen=True):
     """An answer, whatever its status."""
 
     status: int

@@ -10,8 +10,9 @@ import importlib
 import socket
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
+
+from msgspec import Struct
 
 from federation.outbound.turns import Places, Turns
 
@@ -31,8 +32,7 @@ class LookupFailed(OSError):
     """DNS gave no answer, or this one: there is no such name."""
 
 
-@dataclass(frozen=True, slots=True)
-class Service:
+class Service(Struct, frozen=True):
     """The place that an SRV record gives."""
 
     host: str

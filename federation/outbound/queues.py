@@ -8,7 +8,8 @@ import asyncio
 import logging
 import time
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from federation.outbound.availability import Availability
 from federation.outbound.delivery import Delivery
@@ -31,8 +32,7 @@ SCANNED_PER_SECOND = 2_000
 """Destinations that are looked at for the figures, about a microsecond each."""
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
+class Progress(Struct, frozen=True):
     """How far everybody is."""
 
     positions: dict[int, int]

@@ -1,7 +1,8 @@
 """Media fetched from the server that its URI names (Server-Server API, "Content Repository")."""
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from federation.outbound.client import FederationClient, path_of
 from federation.outbound.egress import Egress, EgressError, EgressRequest, EgressStream
@@ -27,8 +28,7 @@ _UNBOUNDED = 1 << 62
 Take = Callable[[bytes], Awaitable[None]]
 
 
-@dataclass(frozen=True, slots=True)
-class Description:
+class Description(Struct, frozen=True):
     """What the other server says of the media; checked by nobody."""
 
     content_type: str | None

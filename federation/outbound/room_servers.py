@@ -7,8 +7,9 @@ log is answered from the room as it was.
 
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Protocol
+
+from msgspec import Struct
 
 from federation.protocol.identifiers import server_name_of
 from federation.protocol.server_acl import ServerACL
@@ -33,8 +34,7 @@ class StateChange(Protocol):
     membership: Membership | None
 
 
-@dataclass(slots=True)
-class _Known:
+class _Known(Struct):
     version: int
     servers: set[ServerName]
     acl: ServerACL | None

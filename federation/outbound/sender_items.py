@@ -1,20 +1,18 @@
 """What waits for the sender, in order: entries of the log, and what is not in the log."""
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from federation.protocol.types import JsonObject, UserID
 from storage.log_entries import Change
 
 
-@dataclass(frozen=True, slots=True)
-class Taken:
+class Taken(Struct, frozen=True):
     """Shards that this process holds from now on."""
 
     positions: dict[int, int]
 
 
-@dataclass(frozen=True, slots=True)
-class TypingChanged:
+class TypingChanged(Struct, frozen=True):
     """A local user begins to type, or stops."""
 
     room: int
@@ -22,8 +20,7 @@ class TypingChanged:
     is_typing: bool
 
 
-@dataclass(frozen=True, slots=True)
-class PresenceChanged:
+class PresenceChanged(Struct, frozen=True):
     """What others are told of a local user's presence."""
 
     user_id: UserID

@@ -7,11 +7,12 @@ import re
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from typing import TypeVar
+
+from msgspec import Struct
 
 from federation.outbound.egress import Egress, EgressError, EgressRequest
 from federation.outbound.name_lookup import LookupFailed, Service
@@ -25,8 +26,7 @@ from storage.figures import Figures, Lookups
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Ports:
+class Ports(Struct, frozen=True):
     """Where servers listen unless their name or DNS says otherwise; others are for tests."""
 
     https: int = 443
@@ -57,8 +57,7 @@ _MAX_AGE = re.compile(r"(?:^|,)\s*+max-age\s*+=\s*+\"?([0-9]{1,10})", re.IGNOREC
 _NOT_STORED = re.compile(r"(?:^|,)\s*+no-(?:store|cache)\s*+(?:,|=|$)", re.IGNORECASE)
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
+class Target(Struct, frozen=True):
     """One place to connect to for a server."""
 
     host: str
@@ -74,16 +73,14 @@ class Target:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
-@dataclass(slots=True)
-class _Remembered:
+class _Remembered(Struct):
     delegated: ServerName | None
     until: float
     errors: int = 0
     usable_until: float = 0.0  # of the last delegation that was valid
 
 
-@dataclass(slots=True)
-class _Services:
+class _Services(Struct):
     targets: list[Target]
     until: float
 

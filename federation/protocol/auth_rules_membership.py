@@ -1,8 +1,9 @@
 """The `m.room.member` branch of the authorisation rules: 5, in versions 6 to 11 rule 4."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from itertools import islice
+
+from msgspec import Struct
 
 from federation.protocol.auth_events import JOIN_RULES, third_party_token
 from federation.protocol.errors import AuthRuleViolated, InvalidInput
@@ -41,8 +42,7 @@ def check_membership(pdu: PDU, state: Mapping[StateKey, PDU], create: PDU, level
     _CHECKS[membership](_Change(pdu, pdu.state_key, state, create, levels, f"{rule}.{number}"))
 
 
-@dataclass(frozen=True, slots=True)
-class _Change:
+class _Change(Struct, frozen=True):
     """A change of one membership and what decides on it."""
 
     pdu: PDU

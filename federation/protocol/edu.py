@@ -5,8 +5,9 @@ many. Whether the user is in the room is for the receiver to check.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Literal, TypeGuard
+
+from msgspec import Struct
 
 from federation.protocol.canonical_json import MAX_INTEGER, check_depth, encode
 from federation.protocol.errors import InvalidInput
@@ -32,8 +33,7 @@ _MAX_INT64 = 2**63 - 1
 PresenceState = Literal["online", "unavailable", "offline"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Typing:
+class Typing(Struct, frozen=True, kw_only=True):
     """`m.typing`: the user started or stopped typing."""
 
     room_id: RoomID
@@ -41,8 +41,7 @@ class Typing:
     typing: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UserPresence:
+class UserPresence(Struct, frozen=True, kw_only=True):
     """One user's part of `m.presence`."""
 
     user_id: UserID
@@ -53,15 +52,13 @@ class UserPresence:
     currently_active: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Presence:
+class Presence(Struct, frozen=True, kw_only=True):
     """`m.presence`."""
 
     updates: tuple[UserPresence, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Receipt:
+class Receipt(Struct, frozen=True, kw_only=True):
     """One user's part of `m.receipt`."""
 
     room_id: RoomID
@@ -72,15 +69,13 @@ class Receipt:
     thread_id: str | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Receipts:
+class Receipts(Struct, frozen=True, kw_only=True):
     """`m.receipt`."""
 
     receipts: tuple[Receipt, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeviceListUpdate:
+class DeviceListUpdate(Struct, frozen=True, kw_only=True):
     """`m.device_list_update`: one device of a user changed or is gone."""
 
     user_id: UserID
@@ -93,8 +88,7 @@ class DeviceListUpdate:
     """The device keys: an object that names this user and device, else unchecked."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SigningKeyUpdate:
+class SigningKeyUpdate(Struct, frozen=True, kw_only=True):
     """`m.signing_key_update`: a user's cross-signing keys changed."""
 
     user_id: UserID
@@ -103,8 +97,7 @@ class SigningKeyUpdate:
     self_signing_key: JsonObject | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DirectToDevice:
+class DirectToDevice(Struct, frozen=True, kw_only=True):
     """`m.direct_to_device`: one message for each of several devices."""
 
     sender: UserID

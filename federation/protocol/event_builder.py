@@ -1,8 +1,9 @@
 """`Draft` to signed event: the only place where we make PDUs (Server-Server API, "Adding hashes and signatures")."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from hashlib import sha256
+
+from msgspec import Struct, field
 
 from federation.protocol import canonical_json, event_format, event_hashes
 from federation.protocol.canonical_json import encode, encode_checked
@@ -15,8 +16,7 @@ from federation.protocol.signatures import SigningKey
 from federation.protocol.types import EventID, JsonObject, RoomID, ServerName
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Placement:
+class Placement(Struct, frozen=True, kw_only=True):
     """Where and when in its room's graph an event will stand."""
 
     prev_events: Sequence[EventID]

@@ -5,8 +5,9 @@ vouches for the user; each is checked, and nothing else is copied.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from federation.protocol import event_builder, event_format
 from federation.protocol.errors import InvalidInput, MatrixError
@@ -29,8 +30,7 @@ class IncompatibleRoomVersion(MatrixError):
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wish:
+class Wish(Struct, frozen=True, kw_only=True):
     """The membership that one of our users wants in a room that we are not in."""
 
     room_id: RoomID
@@ -40,8 +40,7 @@ class Wish:
     """All that the event's content is to hold, `membership` included."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MemberTemplate:
+class MemberTemplate(Struct, frozen=True, kw_only=True):
     """The place that another server offers for the event."""
 
     wish: Wish

@@ -4,14 +4,13 @@
 `signatures.verify`, or built by us: `event_builder.build`). Storage takes only the last.
 """
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from federation.protocol.room_versions import RoomVersionRules
 from federation.protocol.types import EventID, JsonObject, RoomID, StateKey, UserID
 
 
-@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class PDU:
+class PDU(Struct, frozen=True, kw_only=True, eq=False):
     """A well-formed event of its room version. Two are equal when their IDs are."""
 
     event_id: EventID
@@ -51,16 +50,14 @@ class PDU:
         return self.content.get("membership")
 
 
-@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class VerifiedPDU(PDU):
+class VerifiedPDU(PDU, frozen=True, kw_only=True, eq=False):
     """An event whose content hash and signatures hold, as every stored event is."""
 
     canonical: bytes
     """The event's canonical JSON, as stored and sent on."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Draft:
+class Draft(Struct, frozen=True, kw_only=True):
     """An event that one of our users wants to send: all that the sender decides, and nothing else."""
 
     room_id: RoomID

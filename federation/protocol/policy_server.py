@@ -1,6 +1,7 @@
 """Policy servers as other servers in the room see them (Server-Server API v1.18, "Policy Servers"). Pure."""
 
-from dataclasses import dataclass, replace
+from msgspec import Struct
+from msgspec.structs import replace
 
 from federation.protocol import canonical_json, event_format, signatures
 from federation.protocol.errors import Forbidden, TooLarge
@@ -13,8 +14,7 @@ POLICY: StateKey = ("m.room.policy", "")
 """The state event that names a room's policy server. It alone is not shown to it."""
 
 
-@dataclass(frozen=True, slots=True)
-class PolicyServer:
+class PolicyServer(Struct, frozen=True):
     """What a valid `m.room.policy` names. The room uses it while one of the server's users is joined."""
 
     server_name: ServerName

@@ -1,8 +1,9 @@
 """What an event's `m.relates_to` says (Client-Server API v1.19, "Forming relationships between events"). Pure."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from federation.protocol.identifiers import fits, is_event_id
 from federation.protocol.types import EventID, JsonObject
@@ -13,8 +14,7 @@ REPLACE = "m.replace"
 THREAD = "m.thread"
 
 
-@dataclass(frozen=True, slots=True)
-class Relation:
+class Relation(Struct, frozen=True):
     """How an event relates to another, its parent."""
 
     type: str

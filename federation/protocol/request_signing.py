@@ -1,7 +1,8 @@
 """The X-Matrix header: made, read and verified (Server-Server API, "Request Authentication")."""
 
 import re
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from federation.protocol.canonical_json import encode
 from federation.protocol.errors import Unauthorized
@@ -17,8 +18,7 @@ _PARAMETER = re.compile(
 _ESCAPED = re.compile(r"\\(.)")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Authorization:
+class Authorization(Struct, frozen=True, kw_only=True):
     """What an X-Matrix header claims."""
 
     origin: ServerName
@@ -28,8 +28,7 @@ class Authorization:
     signature: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SignedRequest:
+class SignedRequest(Struct, frozen=True, kw_only=True):
     """All of a request that its signature covers."""
 
     method: str

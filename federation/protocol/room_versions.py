@@ -3,8 +3,10 @@
 Each version is the one before with its changes. Code asks for a flag, never for a version by name.
 """
 
-from dataclasses import dataclass, replace
 from typing import Literal
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from federation.protocol.errors import MatrixError
 
@@ -12,8 +14,7 @@ StateResolution = Literal["v1", "v2", "v2.1"]
 EventIDFormat = Literal["server", "base64", "urlsafe_base64"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RoomVersionRules:
+class RoomVersionRules(Struct, frozen=True, kw_only=True):
     """The rules of one room version; the number behind a flag is the version that changed it."""
 
     version: str

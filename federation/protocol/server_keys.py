@@ -1,10 +1,10 @@
 """A server's published keys: read, checked, made (Server-Server API, "Publishing Keys")."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import nacl.bindings
+from msgspec import Struct
 
 from federation.protocol import signatures
 from federation.protocol.canonical_json import MAX_INTEGER
@@ -23,8 +23,7 @@ MAX_VALIDITY_MS = 7 * 24 * 3600 * 1000
 _KEY_BYTES = 32
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServerKeys:
+class ServerKeys(Struct, frozen=True, kw_only=True):
     """What a server says of its keys, signed by one of them."""
 
     server_name: ServerName
@@ -37,8 +36,7 @@ class ServerKeys:
     """As the server signed it, other signatures left out."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OldKey:
+class OldKey(Struct, frozen=True, kw_only=True):
     """A key that this server signs nothing with any more."""
 
     key_id: KeyID

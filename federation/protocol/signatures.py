@@ -4,11 +4,13 @@ Byte for byte what signedjson does, on libsodium directly.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import nacl.bindings
 import nacl.exceptions
+from msgspec import Struct
+from msgspec.structs import replace
 
 from federation.protocol import canonical_json, event_hashes
 from federation.protocol.errors import InvalidEvent, InvalidInput, KeyNotKnown
@@ -51,8 +53,7 @@ class SigningKey:
         return encode_base64(nacl.bindings.crypto_sign(message, self.secret_key)[:_SIGNATURE_BYTES])
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VerifyKey:
+class VerifyKey(Struct, frozen=True, kw_only=True):
     """Another server's public key with the times it is good for, in milliseconds."""
 
     public_key: bytes

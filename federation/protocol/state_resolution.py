@@ -10,7 +10,8 @@ Pure, and without whole states: the caller passes the entries in conflict and of
 
 import heapq
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from federation.protocol import state_resolution_v1
 from federation.protocol.auth_events import CREATE, POWER_LEVELS, auth_keys_for
@@ -23,8 +24,7 @@ from federation.protocol.room_versions import RoomVersionRules
 from federation.protocol.types import EventID, RoomID, StateIDs, StateKey
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Conflict:
+class Conflict(Struct, frozen=True, kw_only=True):
     """What several states of one room disagree on, and what is needed to decide it."""
 
     conflicted: Mapping[StateKey, Collection[EventID]]

@@ -1,10 +1,10 @@
 """The limits and shape of `/send` (Server-Server API, "Transactions")."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import orjson
+from msgspec import Struct
 
 from federation.protocol import canonical_json
 from federation.protocol.errors import InvalidInput
@@ -14,8 +14,7 @@ MAX_PDUS = 50
 MAX_EDUS = 100
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Transaction:
+class Transaction(Struct, frozen=True, kw_only=True):
     """What one server sent another at once; each PDU and EDU succeeds or fails alone."""
 
     pdus: tuple[JsonObject, ...]

@@ -5,9 +5,9 @@ many rooms it is from.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 
 import orjson
+from msgspec import Struct, field
 
 from federation.protocol.relations import REFERENCE, REPLACE, THREAD, related_event
 from federation.protocol.types import EventID, JsonObject, UserID
@@ -26,8 +26,7 @@ Bundles = Mapping[int, bytes]
 NO_BUNDLES: Bundles = {}
 
 
-@dataclass(frozen=True, slots=True)
-class Onlooker:
+class Onlooker(Struct, frozen=True):
     """For whom something is bundled."""
 
     user_id: UserID
@@ -37,8 +36,7 @@ class Onlooker:
     """A place in the log: what came later they hear of later. None: all that is here."""
 
 
-@dataclass(slots=True)
-class _Found:
+class _Found(Struct):
     """What relates to the events of a page, by their positions."""
 
     edits: Mapping[int, StoredEvent] = field(default_factory=dict)

@@ -8,8 +8,10 @@ comes meanwhile does not wait for it, and the graph forks.
 
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from federation.protocol.auth_events import CREATE, POWER_LEVELS
 from federation.protocol.errors import AuthRuleViolated, Forbidden, MatrixError, NotFound
@@ -59,8 +61,7 @@ RoomWork = Callable[[Tx, Room], Awaitable[Any]]
 """What is written together with a new room's first events, such as its alias."""
 
 
-@dataclass(frozen=True, slots=True)
-class Sent:
+class Sent(Struct, frozen=True):
     """Events that are in the log."""
 
     events: Sequence[VerifiedPDU]

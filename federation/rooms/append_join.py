@@ -12,7 +12,8 @@ is written by the entry itself.
 """
 
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from federation.protocol.errors import NotFound
 from federation.protocol.identifiers import is_user_id, server_name_of
@@ -45,8 +46,7 @@ Guard = Callable[[Tx], Awaitable[None]]
 """Raises where the caller may not write any longer, and keeps that so until the transaction ends."""
 
 
-@dataclass(frozen=True, slots=True)
-class Awaited:
+class Awaited(Struct, frozen=True):
     """Members of the state before the join who are still to come."""
 
     count: int
@@ -55,8 +55,7 @@ class Awaited:
     as joined and as invited."""
 
 
-@dataclass(frozen=True, slots=True)
-class GivenEntry:
+class GivenEntry(Struct, frozen=True):
     """One entry of the state before the join."""
 
     key: StateKey
@@ -65,8 +64,7 @@ class GivenEntry:
     """The content's `membership`, of a member event."""
 
 
-@dataclass(slots=True)
-class _Attempt:
+class _Attempt(Struct):
     """What one attempt found, and is about to write."""
 
     room: Room

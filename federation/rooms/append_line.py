@@ -7,8 +7,9 @@ where both apply.
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
+
+from msgspec import Struct, field
 
 from federation.protocol import auth_rules
 from federation.protocol.auth_events import CREATE, POWER_LEVELS
@@ -36,8 +37,7 @@ from storage.room_state import TRUNK
 from storage.rooms import Room
 
 
-@dataclass(slots=True)
-class _Known:
+class _Known(Struct):
     """What the events refer to besides the room's head."""
 
     referred: Collection[EventID]

@@ -10,8 +10,9 @@ on the old one then looks again. So the trunk is at every version the resolution
 """
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from enum import Enum
+
+from msgspec import Struct
 
 from federation.protocol import auth_rules
 from federation.protocol.auth_events import CREATE, POWER_LEVELS, auth_keys_for
@@ -57,8 +58,7 @@ HELD = -1
 """In place of a position: the event is an outlier still, which `RoomWriter` gives its place in history."""
 
 
-@dataclass(frozen=True, slots=True)
-class Received:
+class Received(Struct, frozen=True):
     """An event that is in the log now, or was before."""
 
     event_id: EventID

@@ -9,7 +9,8 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from federation.protocol.errors import MatrixError, PeerUnreachable
 from federation.protocol.identifiers import server_name_of
@@ -309,8 +310,7 @@ class Backfill:
         return event_id if stored else None
 
 
-@dataclass(frozen=True, slots=True)
-class Moment:
+class Moment(Struct, frozen=True):
     """A time, the side of it that somebody looks at, and what is here of that side."""
 
     ts: int

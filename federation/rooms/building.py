@@ -3,7 +3,8 @@
 import secrets
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from federation.protocol import auth_rules, event_builder
 from federation.protocol.auth_events import CREATE, auth_keys_for

@@ -1,8 +1,9 @@
 """What an event counts for: unread counts."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
+
+from msgspec import Struct
 
 from federation.protocol.pdu import VerifiedPDU
 from federation.protocol.power_levels import PowerLevels
@@ -10,8 +11,7 @@ from storage.rooms import Room
 from storage.unread import PersonalCount
 
 
-@dataclass(frozen=True, slots=True)
-class Counted:
+class Counted(Struct, frozen=True):
     """What an event adds to unread counts: for everybody, and where one user's differs."""
 
     notifies: bool = False

@@ -8,7 +8,8 @@ is here is for the visibility gate to say, or for who knows that the reader is i
 
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from federation.protocol.relations import related_event
 from federation.protocol.types import StateKey, UserID
@@ -42,8 +43,7 @@ NOW = (1 << 62) - 1
 MEMBER = "m.room.member"
 
 
-@dataclass(slots=True)
-class _Newest:
+class _Newest(Struct):
     """The end of a room's timeline."""
 
     events: list[StoredEvent]
@@ -67,8 +67,7 @@ class _Newest:
         return sum(memory_of(event.canonical) for event in new) - sum(memory_of(event.canonical) for event in old)
 
 
-@dataclass(slots=True, eq=False)
-class _CurrentRoom:
+class _CurrentRoom(Struct, eq=False):
     changes: int = 0
     """How often anything came: what was read meanwhile may be older, and is not kept."""
     newest: _Newest | None = None

@@ -5,7 +5,8 @@ is forgotten with every change to the list and to the memberships of our own use
 """
 
 from collections import OrderedDict
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from federation.protocol.errors import Forbidden
 from federation.protocol.server_acl import ServerACL
@@ -24,8 +25,7 @@ MAX_REMEMBERED = 20_000
 _ACL = ("m.room.server_acl", "")
 
 
-@dataclass(frozen=True, slots=True)
-class _Door:
+class _Door(Struct, frozen=True):
     acl: ServerACL | None
     is_ours: bool
     """One of our users is joined."""

@@ -3,7 +3,9 @@
 import secrets
 import time
 from contextlib import suppress
-from dataclasses import dataclass, replace
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from federation.outbound.client import FederationClient, path_of
 from federation.outbound.keyring import Keyring
@@ -22,8 +24,7 @@ from storage import rooms
 from storage.database import Database
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Handshakes:
+class Handshakes(Struct, frozen=True, kw_only=True):
     """Makes events of ours that have to pass through another server."""
 
     client: FederationClient

@@ -6,7 +6,8 @@ for the commit. When an append is refused its head is broken, and so is all that
 
 from collections import OrderedDict
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from federation.protocol.auth_events import CREATE, JOIN_RULES, POWER_LEVELS
 from federation.protocol.errors import InvalidEvent, NotFound
@@ -36,8 +37,7 @@ _FIRST_KEYS = (CREATE, POWER_LEVELS, JOIN_RULES, POLICY)
 """What every head knows, so that nothing is looked up for a room that has no policy server."""
 
 
-@dataclass(slots=True)
-class RoomHead:
+class RoomHead(Struct):
     """Where a room stands: what its next event refers to and is authorised by."""
 
     room: Room

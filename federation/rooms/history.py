@@ -6,7 +6,9 @@ they change nothing of it.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from federation.protocol import auth_rules
 from federation.protocol.errors import AuthRuleViolated
@@ -37,8 +39,7 @@ States = Mapping[EventID, StateBefore]
 """By event: the state before it, as another server gave it, with all of its events held here."""
 
 
-@dataclass(slots=True)
-class _Lines:
+class _Lines(Struct):
     """The states of a stretch, as lines that are about to be written."""
 
     last: int
@@ -85,8 +86,7 @@ class _Lines:
         )
 
 
-@dataclass(slots=True, kw_only=True)
-class _Stretch:
+class _Stretch(Struct, kw_only=True):
     """One attempt to place a stretch of history."""
 
     room: Room

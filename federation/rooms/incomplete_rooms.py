@@ -8,7 +8,8 @@ is decided or shown as if they were not there. As a view of the log this knows w
 
 import asyncio
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from federation.protocol.errors import MatrixError
 from federation.protocol.types import EventID, StateKey
@@ -29,8 +30,7 @@ class BeingJoined(MatrixError):
         super().__init__("M_UNKNOWN", "The room is being joined", 503, {"retry_after_ms": 5000})
 
 
-@dataclass(frozen=True, slots=True)
-class StateDifference:
+class StateDifference(Struct, frozen=True):
     """How a state differs from the one before the join: for who knows this one's events, but not all of them whole."""
 
     version: int

@@ -6,7 +6,8 @@ user of ours who takes it. Of a room that we are not in, a row of `outside_membe
 
 import logging
 from collections.abc import Awaitable, Callable, Collection
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from federation.outbound.keyring import VerifyEvents
 from federation.protocol import event_format, signatures
@@ -34,8 +35,7 @@ MayBeInvited = Callable[[UserID, UserID], Awaitable[None]]
 """Raises M_INVITE_BLOCKED where the first user, ours, takes no invites from the second."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Invite:
+class Invite(Struct, frozen=True, kw_only=True):
     """What another server brings."""
 
     room_id: str

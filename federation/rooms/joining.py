@@ -18,8 +18,9 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from functools import partial
+
+from msgspec.structs import replace
 
 from federation.protocol import canonical_json, event_format
 from federation.protocol.errors import (

@@ -6,7 +6,9 @@ wants more goes on where the search stopped. So `rank` orders the newest `RANKED
 
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from federation.protocol.types import UserID
 from federation.rooms.pages import Wanted as WantedEvents
@@ -28,8 +30,7 @@ SECONDS = 1.0
 END = 1 << 62
 
 
-@dataclass(frozen=True, slots=True)
-class Cursor:
+class Cursor(Struct, frozen=True):
     """Where a search goes on."""
 
     below: int = END
@@ -45,8 +46,7 @@ class Cursor:
     """Only results of this group."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SearchRequest:
+class SearchRequest(Struct, frozen=True, kw_only=True):
     """What somebody searches for."""
 
     user_id: UserID
@@ -62,8 +62,7 @@ class SearchRequest:
     ignored: Collection[UserID] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Hit:
+class Hit(Struct, frozen=True):
     """An event with all that is searched for."""
 
     room: Room
@@ -73,8 +72,7 @@ class Hit:
     """In which it stands."""
 
 
-@dataclass(frozen=True, slots=True)
-class Results:
+class Results(Struct, frozen=True):
     """A page of what was found."""
 
     hits: Sequence[Hit]
@@ -87,8 +85,7 @@ class Results:
     """Where to go on within a group: by `room_id` or `sender`, and which."""
 
 
-@dataclass(slots=True)
-class _Gathered:
+class _Gathered(Struct):
     """What a search has found by now."""
 
     hits: list[Hit]

@@ -4,9 +4,9 @@ Who may be told of an event was decided before; this reads what stands in the ro
 """
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
 
 import orjson
+from msgspec import Struct, field
 
 from federation.protocol.errors import InvalidEvent
 from federation.protocol.event_format import from_stored
@@ -28,8 +28,7 @@ MAX_TEXT = 1000
 """Of a name that a member chose, so much goes to gateways."""
 
 
-@dataclass(frozen=True, slots=True)
-class RoomFacts:
+class RoomFacts(Struct, frozen=True):
     """What push rules, and gateways, want to know of a room."""
 
     member_count: int
@@ -42,8 +41,7 @@ class RoomFacts:
         return self.levels is not None and self.levels.of_user(sender) >= self.levels.notification(key)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Notice:
+class Notice(Struct, frozen=True, kw_only=True):
     """An event as a gateway is told of it."""
 
     event_id: EventID

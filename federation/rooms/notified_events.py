@@ -4,7 +4,8 @@ Nothing is stored of who was notified of what: these are the events that were th
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from federation.protocol.types import UserID
 from federation.rooms import notices
@@ -17,8 +18,7 @@ from storage.memberships import Membership
 from storage.rooms import Room
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(Struct, frozen=True):
     """An event that the user sees, as a member or because it invites them."""
 
     seen: Seen
@@ -26,8 +26,7 @@ class Candidate:
     facts: RoomFacts
 
 
-@dataclass(frozen=True, slots=True)
-class Candidates:
+class Candidates(Struct, frozen=True):
     """Some of them."""
 
     found: Sequence[Candidate]

@@ -7,8 +7,10 @@ page ends where history is missing.
 """
 
 from collections.abc import Collection
-from dataclasses import dataclass, field, replace
 from typing import Protocol
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from federation.protocol.types import UserID
 from federation.rooms.reader import BEGINNING, END, Access, RoomReader, Seen
@@ -74,8 +76,7 @@ class Wanted(Protocol):
         """Whether an event passes."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PageRequest:
+class PageRequest(Struct, frozen=True, kw_only=True):
     """What part of a room's history somebody asks for."""
 
     backwards: bool
@@ -93,8 +94,7 @@ class PageRequest:
     """Whether a page going backwards ends where history is missing that other servers may have."""
 
 
-@dataclass(slots=True)
-class Page:
+class Page(Struct):
     """Events in the order asked for, and where to go on; no `end` where there is nothing more."""
 
     start: int

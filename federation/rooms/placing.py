@@ -4,7 +4,8 @@ Beside the trunk the state after an event is a line, or the next version of one 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from federation.protocol.pdu import VerifiedPDU
 from federation.protocol.types import EventID, StateKey
@@ -25,8 +26,7 @@ NOTHING: Point = (TRUNK, 0)
 """Before the first event."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sending:
+class Sending(Struct, frozen=True, kw_only=True):
     """What a client's request has to do with the events that it makes: as `RoomWriter.append` says."""
 
     device: int | None
@@ -34,8 +34,7 @@ class Sending:
     work: Work | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Circumstances:
+class Circumstances(Struct, frozen=True, kw_only=True):
     """What there is to say of an event besides what it is."""
 
     is_local: bool = False
@@ -48,8 +47,7 @@ class Circumstances:
     """Why it has no signature of the room's policy server, which was asked."""
 
 
-@dataclass(slots=True, kw_only=True)
-class Placing:
+class Placing(Struct, kw_only=True):
     """One attempt to place an event."""
 
     room: Room

@@ -8,8 +8,9 @@ is remembered; as a view of the log it is forgotten with what changes it.
 import logging
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
+
+from msgspec import Struct
 
 from federation.protocol import policy_server
 from federation.protocol.errors import MatrixError
@@ -45,8 +46,7 @@ class Unendorsed(Exception):
         self.policy = policy
 
 
-@dataclass(frozen=True, slots=True)
-class _Remembered:
+class _Remembered(Struct, frozen=True):
     event_id: EventID
     """The `m.room.policy`."""
     server_name: ServerName

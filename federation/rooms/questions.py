@@ -7,7 +7,8 @@ believed: what is no list, no object or no event ID is left out, and events are 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from federation.outbound.client import FederationClient, path_of
 from federation.protocol.errors import InvalidInput, MatrixError
@@ -32,8 +33,7 @@ class TooMuch(MatrixError):
         super().__init__("M_UNKNOWN", message, 503)
 
 
-@dataclass(slots=True)
-class Allowance:
+class Allowance(Struct):
     """What may be asked for the sake of one event."""
 
     requests: int = 40
@@ -54,8 +54,7 @@ class Allowance:
             raise TooMuch("Too many events would have to be fetched one by one")
 
 
-@dataclass(frozen=True, slots=True)
-class GivenStateIDs:
+class GivenStateIDs(Struct, frozen=True):
     """A state, and what authorises it, as event IDs."""
 
     state: tuple[EventID, ...]
@@ -172,8 +171,7 @@ class Questions:
                 self._turns.pop(server, None)
 
 
-@dataclass(slots=True)
-class _Turn:
+class _Turn(Struct):
     slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(LARGE_AT_ONCE))
     users: int = 0
 

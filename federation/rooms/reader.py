@@ -6,7 +6,8 @@ own membership; then only versions are compared. Who is joined at every event of
 
 from bisect import bisect_right
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from federation.protocol.errors import Forbidden, NotFound
 from federation.protocol.history_visibility import HistoryVisibility, get_visibility, may_see
@@ -26,8 +27,7 @@ BEGINNING, END = -(1 << 62), 1 << 62
 NOTHING: Mapping[int, bytes] = {}
 
 
-@dataclass(frozen=True, slots=True)
-class Access:
+class Access(Struct, frozen=True):
     """How a user stands to a room."""
 
     room: Room
@@ -42,8 +42,7 @@ class Access:
         return self.membership is Membership.JOIN
 
 
-@dataclass(frozen=True, slots=True)
-class Seen:
+class Seen(Struct, frozen=True):
     """An event that a reader may see, and their membership at it."""
 
     event: StoredEvent
@@ -52,8 +51,7 @@ class Seen:
     """Whether the room's state at the event is theirs to see, too: not where they see it as their own affair alone."""
 
 
-@dataclass(frozen=True, slots=True)
-class Spans:
+class Spans(Struct, frozen=True):
     """One entry of the trunk through time: from each version on, a value."""
 
     versions: Sequence[int]

@@ -22,7 +22,8 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from federation.outbound.keyring import VerifyEvents
 from federation.protocol import event_format
@@ -58,8 +59,7 @@ FindJoin = Callable[[RoomID], Awaitable[RoomVersionRules | None]]
 """The version of a room that a user of ours is about to join by way of another server; None for any other room."""
 
 
-@dataclass(slots=True)
-class _Gap:
+class _Gap(Struct):
     """What may still be spent on what one event refers to."""
 
     allowance: Allowance = field(default_factory=Allowance)
@@ -315,8 +315,7 @@ class Receiver:
                 self._turns.pop(key, None)
 
 
-@dataclass(slots=True)
-class _Turn:
+class _Turn(Struct):
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     users: int = 0
 

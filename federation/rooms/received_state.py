@@ -9,7 +9,8 @@ import asyncio
 import logging
 import tempfile
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from federation.outbound.keyring import Keyring
 from federation.protocol import canonical_json, event_format
@@ -41,8 +42,7 @@ MAX_FOREIGN = 1_000
 """Events that are cited and did not come along, which we may hold already."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Known:
+class _Known(Struct, frozen=True):
     """What is kept in memory of an event, however many there are."""
 
     cited: tuple[EventID, ...]

@@ -3,7 +3,9 @@
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from federation.rooms.aggregations import Aggregations, Bundles, Onlooker, may_be_root
 from federation.rooms.pages import Page, PageRequest, clip, end_of
@@ -21,8 +23,7 @@ _BY_NOBODY = 0
 """What stands for the redaction of an event that only this reader sees redacted: no event has this position."""
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
+class Wanted(Struct, frozen=True):
     """Which children somebody asks for."""
 
     parent: Seen
@@ -31,8 +32,7 @@ class Wanted:
     recurses: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class ThreadPage:
+class ThreadPage(Struct, frozen=True):
     """Roots of threads, and the place to go on from; none where there is nothing more."""
 
     roots: Sequence[Seen]

@@ -6,7 +6,8 @@ What becomes of the user's own membership is kept by `outside.py`.
 
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from federation.outbound.client import path_of
 from federation.protocol.errors import (

@@ -9,8 +9,9 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from federation.outbound.client import FederationClient, path_of
 from federation.outbound.query_answers import read_room
@@ -44,8 +45,7 @@ REMEMBERED_ROOMS = 10_000
 """Rooms in all remembered answers together, and children that they name."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RemoteSpace:
+class RemoteSpace(Struct, frozen=True, kw_only=True):
     """What a server told of a room that it was asked for."""
 
     room: SpaceRoom
@@ -60,8 +60,7 @@ class RemoteSpace:
         return 1 + len(self.room.children) + len(self.told) + len(self.inaccessible)
 
 
-@dataclass(frozen=True, slots=True)
-class _Remembered:
+class _Remembered(Struct, frozen=True):
     space: RemoteSpace | None
     until: float
 

@@ -2,8 +2,9 @@
 
 from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import lru_cache
+
+from msgspec import Struct, field
 
 from federation.protocol.types import EventID, StateKey
 from federation.rooms.current_rooms import CurrentRooms
@@ -23,8 +24,7 @@ Element = tuple[str | None, str | None]
 """Type and state key; None is any."""
 
 
-@dataclass(frozen=True, slots=True)
-class StatePattern:
+class StatePattern(Struct, frozen=True):
     """What one rule asks for. Where members are lazy, an element that matches everything does not mean them."""
 
     include: frozenset[Element] = frozenset()
@@ -70,8 +70,7 @@ def have_all_members(patterns: Patterns) -> bool:
     return any(each.has_all_members for each in patterns)
 
 
-@dataclass(slots=True)
-class Wish:
+class Wish(Struct):
     """What is wanted of one room."""
 
     patterns: Patterns = ()
@@ -85,8 +84,7 @@ class Wish:
     """The state changes in ways that the log does not tell: the room lacks members."""
 
 
-@dataclass(frozen=True, slots=True)
-class Granted:
+class Granted(Struct, frozen=True):
     """What was read for a wish."""
 
     entries: Mapping[StateKey, StoredEvent]

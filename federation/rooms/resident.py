@@ -8,7 +8,8 @@ state before it is written, so that nobody fills our database with events that c
 
 import logging
 from collections.abc import Collection
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from federation.outbound.keyring import VerifyEvents
 from federation.protocol import auth_rules, event_format, event_hashes, signatures
@@ -34,8 +35,7 @@ from storage.rooms import Room
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Entered:
+class Entered(Struct, frozen=True):
     """A member event of another server's user that is in the room's graph now."""
 
     room: Room

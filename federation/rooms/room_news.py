@@ -3,8 +3,9 @@
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Protocol
+
+from msgspec import Struct, field
 
 from federation.protocol.types import StateKey, UserID
 from federation.rooms.reader import Seen
@@ -45,8 +46,7 @@ class Wanted(Protocol):
         """Whether an event passes, as far as it tells by itself."""
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
+class Span(Struct, frozen=True):
     """What part of the rooms' history is asked for: events after `since` up to `upto`, the newest `limit` of them."""
 
     since: int
@@ -54,8 +54,7 @@ class Span:
     limit: int
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
+class Reading(Struct, frozen=True):
     """Who reads, and what of a timeline they want."""
 
     user_id: UserID
@@ -79,8 +78,7 @@ class Reading:
         return 10 * limit + 50 if self.drops_some else limit + 1
 
 
-@dataclass(slots=True, kw_only=True)
-class RoomNews:
+class RoomNews(Struct, kw_only=True):
     """What a reader has to be told of a room."""
 
     room: Room
@@ -102,8 +100,7 @@ class RoomNews:
     """The events are those of the tail's window, which other readers are shown, too."""
 
 
-@dataclass(slots=True)
-class Delta:
+class Delta(Struct):
     """What changed in a room's current state: by key, the event's position."""
 
     before: dict[StateKey, int] = field(default_factory=dict)

@@ -1,7 +1,8 @@
 """What a writer asks of events that were sent before: transactions, relations ("Transaction identifiers")."""
 
 from collections.abc import Collection
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from federation.protocol.relations import related_event
 from federation.protocol.types import EventID, JsonObject, UserID
@@ -16,8 +17,7 @@ AT_ONCE = 50
 """Events that are redacted by one entry of the log."""
 
 
-@dataclass(frozen=True, slots=True)
-class Annotation:
+class Annotation(Struct, frozen=True):
     """An annotation that somebody wants to send ("Event annotations and reactions")."""
 
     sender: UserID

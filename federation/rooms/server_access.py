@@ -12,9 +12,9 @@ here knows, only to servers in the room.
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
 
 import orjson
+from msgspec import Struct, field
 
 from federation.protocol import history_visibility
 from federation.protocol.errors import Forbidden, InvalidEvent
@@ -41,8 +41,7 @@ MAX_REMEMBERED = 50_000
 SERVER_ACL: StateKey = ("m.room.server_acl", "")
 
 
-@dataclass(frozen=True, slots=True)
-class _Stays:
+class _Stays(Struct, frozen=True):
     """Versions of the trunk between which some user of a server had a membership, joined where they overlap."""
 
     starts: list[int] = field(default_factory=list)
@@ -69,8 +68,7 @@ class _Stays:
         return self.ends[-1] if self.ends else -1
 
 
-@dataclass(frozen=True, slots=True)
-class _Server:
+class _Server(Struct, frozen=True):
     """How a server stands to a room through time."""
 
     name: ServerName

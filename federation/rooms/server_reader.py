@@ -7,7 +7,8 @@ line of events costs two statements. A state and its auth chain are handed out s
 import asyncio
 import heapq
 from collections.abc import AsyncIterator, Collection, Iterable, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from federation.protocol.errors import NotFound
 from federation.protocol.types import EventID, ServerName
@@ -28,8 +29,7 @@ _STATES_AT_ONCE = 2
 """Whole states with their auth chains that are being put together: each may be large."""
 
 
-@dataclass(frozen=True, slots=True)
-class State:
+class State(Struct, frozen=True):
     """A room's state, and what authorises it: where the events stand, and their IDs."""
 
     room: Room
@@ -37,8 +37,7 @@ class State:
     auth_chain: dict[int, EventID]
 
 
-@dataclass(frozen=True, slots=True)
-class Missing:
+class Missing(Struct, frozen=True):
     """What somebody asks for who knows the room's end but not what leads to it."""
 
     latest: Sequence[EventID]

@@ -6,7 +6,9 @@ itself; `remote_spaces.py` has what others tell. Whether a reader may know of a 
 
 import re
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, replace
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from federation.protocol.identifiers import is_room_id, is_server_name, is_user_id
 from federation.protocol.types import JsonObject, RoomID, ServerName
@@ -27,8 +29,7 @@ MAX_VIA = 20
 _ORDER = re.compile(r"[\x20-\x7e]{1,50}")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SpaceChild:
+class SpaceChild(Struct, frozen=True, kw_only=True):
     """What a space says of one of its children."""
 
     room_id: RoomID
@@ -46,8 +47,7 @@ class SpaceChild:
         return order is None, order or "", self.stripped["origin_server_ts"], self.room_id
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SpaceRoom:
+class SpaceRoom(Struct, frozen=True, kw_only=True):
     """A room in a space, or the space itself."""
 
     room_id: RoomID

@@ -10,7 +10,8 @@ The disputed keys, and then their events with what authorises them, are loaded f
 
 import asyncio
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from federation.protocol import state_resolution
 from federation.protocol.auth_events import POWER_LEVELS
@@ -46,8 +47,7 @@ class MissingEvents(MatrixError):
         self.auth = frozenset(auth)
 
 
-@dataclass(frozen=True, slots=True)
-class View:
+class View(Struct, frozen=True):
     """A state: a stored point, and the entries in which it differs."""
 
     point: Point
@@ -58,8 +58,7 @@ class View:
         return View(self.point, {**self.changes, key: position})
 
 
-@dataclass(frozen=True, slots=True)
-class Comparison:
+class Comparison(Struct, frozen=True):
     """Every key under which some of several states may differ, with each state's entry."""
 
     keys: Collection[StateKey]
@@ -77,8 +76,7 @@ class Comparison:
         return found
 
 
-@dataclass(frozen=True, slots=True)
-class Resolved:
+class Resolved(Struct, frozen=True):
     """What several states resolve to."""
 
     view: View

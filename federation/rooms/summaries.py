@@ -6,7 +6,8 @@ Whether a reader may know of the room is the caller's question; nothing here is 
 import time
 from collections import OrderedDict
 from collections.abc import Collection
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from federation.protocol.errors import InvalidInput
 from federation.protocol.identifiers import fits, is_room_alias, is_room_id, parse_mxc
@@ -44,8 +45,7 @@ REMEMBERED_SECONDS = 60.0
 """A redaction changes what an event says without replacing it: summaries follow it this late."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Summary:
+class Summary(Struct, frozen=True, kw_only=True):
     """A room as outsiders may know it."""
 
     room: Room

@@ -7,7 +7,8 @@ which the authorisation rules check against the keys in the promise.
 
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from federation.protocol.errors import Forbidden, InvalidInput, MatrixError, Unavailable
 from federation.protocol.identifiers import fits, is_room_id, is_user_id, server_name_of
@@ -30,8 +31,7 @@ AskInviter = Callable[[RoomID, UserID, UserID, JsonObject], Awaitable[None]]
 """Asks the server of the first user to invite the second: `RemoteMemberships.exchange_third_party_invite`."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Bound:
+class _Bound(Struct, frozen=True):
     """Somebody who owns an address now to which an invite was sent."""
 
     room_id: RoomID

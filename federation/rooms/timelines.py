@@ -5,7 +5,8 @@ of rooms that the reader is joined to throughout are taken without asking the vi
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from federation.protocol.types import StateKey, UserID
 from federation.rooms import client_events, required_state, room_news

@@ -1,6 +1,6 @@
 """Registration and account management (Client-Server API, "Account registration", "Account management")."""
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from federation.protocol.errors import Forbidden, InvalidInput, Unauthorized
 from federation.protocol.identifiers import server_name_of
@@ -18,8 +18,7 @@ from homeserver.services.sessions import NewLogin, SessionService
 MAX_REGISTRATION_BODY = 64 * 1024
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RegistrationPolicy:
+class RegistrationPolicy(Struct, frozen=True, kw_only=True):
     """Who may make an account."""
 
     flows: Flows | None

@@ -1,7 +1,8 @@
 """The stages of user-interactive authentication (Client-Server API, "Authentication types")."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from federation.protocol.errors import Forbidden, InvalidInput
 from federation.protocol.types import JsonObject
@@ -106,8 +107,7 @@ class CaptchaStage:
         await self._captcha.check(find_text(auth, "response") or "", asker.address)
 
 
-@dataclass(frozen=True, slots=True)
-class Policy:
+class Policy(Struct, frozen=True):
     """A document that people agree to."""
 
     name: str

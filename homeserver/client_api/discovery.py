@@ -1,7 +1,8 @@
 """What clients ask first: versions, well-known, capabilities (Client-Server API, "API Versions", "Well-known URIs")."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from federation.protocol.errors import NotFound
 from federation.protocol.room_versions import ROOM_VERSIONS
@@ -43,8 +44,7 @@ UNSTABLE_FEATURES: dict[str, bool] = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServerDescription:
+class ServerDescription(Struct, frozen=True, kw_only=True):
     """What this server says of itself."""
 
     base_url: str

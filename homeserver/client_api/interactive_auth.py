@@ -10,10 +10,11 @@ import hashlib
 import hmac
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import orjson
+from msgspec import Struct, field
+from msgspec.structs import replace
 from nacl.secret import SecretBox
 
 from federation.protocol.errors import Forbidden, InvalidInput, LimitExceeded, MatrixError
@@ -47,8 +48,7 @@ class AuthenticationRequired(MatrixError):
         return super().body() if self.errcode else dict(self.fields)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Asker:
+class Asker(Struct, frozen=True, kw_only=True):
     """Who authenticates, and what for."""
 
     user_id: UserID | None
@@ -68,8 +68,7 @@ class Stage(Protocol):
         """Raise a MatrixError unless `auth` proves it; what exactly it proved, where that is of use afterwards."""
 
 
-@dataclass(slots=True)
-class Attempt:
+class Attempt(Struct):
     """One request of an authentication."""
 
     operation: str

@@ -3,10 +3,10 @@
 
 import asyncio
 from collections.abc import Collection
-from dataclasses import dataclass
 from typing import Any
 
 import orjson
+from msgspec import Struct
 
 from federation.protocol.errors import InvalidInput
 from federation.protocol.types import UserID
@@ -37,8 +37,7 @@ _PRESENT = (Membership.JOIN, Membership.INVITE)
 _GONE = (Membership.LEAVE, Membership.BAN)
 
 
-@dataclass(slots=True)
-class _Overview:
+class _Overview(Struct):
     """What `/initialSync` tells of all rooms."""
 
     rooms: list[dict[str, Any]]

@@ -3,7 +3,8 @@
 import base64
 import hmac
 import time
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from federation.protocol.errors import Forbidden
 from federation.protocol.identifiers import server_name_of
@@ -16,8 +17,7 @@ from storage.short_lived_tokens import Purpose
 OPENID_LIFETIME_SECONDS = 3600
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TurnServers:
+class TurnServers(Struct, frozen=True, kw_only=True):
     """Servers that relay calls, and how to be admitted: by a shared secret, or one name and password for all."""
 
     uris: tuple[str, ...] = ()

@@ -5,10 +5,11 @@ Every read goes through `federation/rooms/reader.py`; who may read nothing of a 
 
 import time
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
+from msgspec import Struct
+from msgspec.structs import replace
 
 from federation.protocol import canonical_json
 from federation.protocol.errors import Forbidden, InvalidInput, NotFound
@@ -33,8 +34,7 @@ MAX_FILTER_BYTES = 16 * 1024
 MAX_FILTER_DEPTH = 16
 
 
-@dataclass(frozen=True, slots=True)
-class RoomReading:
+class RoomReading(Struct, frozen=True):
     """What every endpoint that reads rooms needs."""
 
     database: Database

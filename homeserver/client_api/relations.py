@@ -1,9 +1,9 @@
 """What relates to an event, and a room's threads (Client-Server API v1.19, "Relationships API", "Threading")."""
 
-from dataclasses import replace
 from typing import Any
 
 import orjson
+from msgspec.structs import replace
 
 from federation.protocol.errors import Forbidden, InvalidInput, NotFound
 from federation.rooms.aggregations import Onlooker

@@ -1,7 +1,8 @@
 """Aliases and published rooms (Client-Server API v1.19, "Room aliases", "Published room directory")."""
 
 from collections.abc import Awaitable, Callable, Collection
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from federation.protocol.errors import Forbidden, InvalidInput
 from federation.protocol.identifiers import check_server_name

@@ -1,10 +1,11 @@
 """How the client API's endpoints are declared, and the gate that every call passes: login, budget, endpoint."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from enum import Enum
 from functools import partial
 from typing import Protocol
+
+from msgspec import Struct
 
 from federation.protocol.errors import Forbidden
 from federation.web import Answer, Call, Endpoint, Route
@@ -19,8 +20,7 @@ class Login(Enum):
     REQUIRED = "required"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ClientRoute:
+class ClientRoute(Struct, frozen=True, kw_only=True):
     """One endpoint of the Client-Server API."""
 
     method: str

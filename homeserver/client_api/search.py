@@ -7,10 +7,10 @@ state. A token says where the search goes on, and allows nothing.
 import base64
 import binascii
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import orjson
+from msgspec import Struct
 
 from federation.protocol.errors import Forbidden, InvalidInput
 from federation.protocol.types import JsonObject, StateKey, UserID
@@ -43,8 +43,7 @@ _KEYS = {"content.body": Key.BODY, "content.name": Key.NAME, "content.topic": Ke
 _GROUPS = ("room_id", "sender")
 
 
-@dataclass(frozen=True, slots=True)
-class _Context:
+class _Context(Struct, frozen=True):
     """What surrounds each result."""
 
     before: int
@@ -52,8 +51,7 @@ class _Context:
     has_profiles: bool
 
 
-@dataclass(frozen=True, slots=True)
-class _Asked:
+class _Asked(Struct, frozen=True):
     """The criteria of one request."""
 
     term: str

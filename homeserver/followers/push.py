@@ -6,9 +6,9 @@ that clients are not shown are never told, nor is history that was fetched, whic
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 
 import orjson
+from msgspec import Struct
 
 from federation.protocol.types import EventID, JsonObject, UserID
 from federation.rooms.notices import Notice, RoomFacts
@@ -43,8 +43,7 @@ MAX_TOLD = 5_000
 """Notifications that are kept until the cursor moves; where there are more, they are written before."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PushParts:
+class PushParts(Struct, frozen=True, kw_only=True):
     """What the followers of all shards share."""
 
     database: Database
@@ -55,8 +54,7 @@ class PushParts:
     delivery: PushDelivery
 
 
-@dataclass(frozen=True, slots=True)
-class _Notification:
+class _Notification(Struct, frozen=True):
     """An event notifies a user."""
 
     user_id: UserID
@@ -68,8 +66,7 @@ class _Notification:
     """Whether it is among the unread events of the user's rooms: not an invite."""
 
 
-@dataclass(frozen=True, slots=True)
-class _ToTell:
+class _ToTell(Struct, frozen=True):
     """What is to be told, and the pushers with a gateway that it is for, by number."""
 
     pushers: Mapping[int, Pusher]

@@ -7,8 +7,9 @@ deletes it there, so that it is sent exactly once, whatever dies. Mails become r
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from urllib.parse import urlencode
+
+from msgspec import Struct
 
 from federation.protocol.errors import Unavailable
 from federation.rooms import notices
@@ -33,8 +34,7 @@ AT_ONCE = 20
 READ_AT_ONCE = 500
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DigestSettings:
+class DigestSettings(Struct, frozen=True, kw_only=True):
     """What mails say of the server."""
 
     server_name: str

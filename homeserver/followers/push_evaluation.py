@@ -6,10 +6,10 @@ Those who keep the default rules, and whom the event does not name, share one ev
 import asyncio
 import secrets
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import orjson
+from msgspec import Struct
 
 from federation.protocol.types import JsonObject, UserID
 from federation.rooms.notices import RoomFacts
@@ -26,8 +26,7 @@ _GIVES_WAY_AFTER = 5
 """Evaluations of users' own rules."""
 
 
-@dataclass(frozen=True, slots=True)
-class Recipients:
+class Recipients(Struct, frozen=True):
     """Those who may be told of an event, with what decides whether they are."""
 
     user_ids: Collection[UserID]

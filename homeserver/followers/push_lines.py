@@ -2,7 +2,8 @@
 
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from federation.protocol.types import UserID
 from homeserver.services.push_gateway import host_of
@@ -16,8 +17,7 @@ MAX_HELD = 20_000
 """Pushes in memory."""
 
 
-@dataclass(slots=True, eq=False)
-class Line:
+class Line(Struct, eq=False):
     """What waits for one pusher, in order."""
 
     pusher: Pusher
@@ -46,8 +46,7 @@ class Line:
         return not self.waiting and not self.has_more
 
 
-@dataclass(slots=True, eq=False)
-class Gateway:
+class Gateway(Struct, eq=False):
     """Lines that lead to one place."""
 
     name: str

@@ -6,7 +6,8 @@ from then on it costs nothing but a look at those of its members who have pusher
 
 from collections import OrderedDict
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from federation.protocol.types import UserID
 from federation.rooms import notices
@@ -27,8 +28,7 @@ _FACTS = frozenset((*(event_type for event_type, _ in notices.FACTS), "m.room.me
 """What changes them."""
 
 
-@dataclass(slots=True)
-class RecipientsIn:
+class RecipientsIn(Struct):
     """A room's members who have pushers."""
 
     members: dict[UserID, int] = field(default_factory=dict)

@@ -3,7 +3,8 @@
 import secrets
 import string
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from federation.protocol.errors import Forbidden, InvalidInput, NotFound
 from federation.protocol.types import DeviceID, UserID
@@ -25,8 +26,7 @@ LOGIN_TOKEN_LIFETIME_MS = 120_000
 LeaveAllRooms = Callable[[UserID], Awaitable[None]]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NewAccount:
+class NewAccount(Struct, frozen=True, kw_only=True):
     """An account about to be made."""
 
     localpart: str | None

@@ -1,9 +1,9 @@
 """Requests to application services (Application Service API v1.19)."""
 
 import time
-from dataclasses import dataclass
 
 import orjson
+from msgspec import Struct
 
 from federation.outbound.egress import Egress, EgressError, EgressRequest
 from federation.protocol.errors import InvalidInput, MatrixError
@@ -16,8 +16,7 @@ MAX_TOLD_BYTES = 4096
 """Of a body that is no answer, for whoever runs the service to see."""
 
 
-@dataclass(frozen=True, slots=True)
-class ApplicationServiceClient:
+class ApplicationServiceClient(Struct, frozen=True):
     """Asks application services; `egress` goes to any address, since the operator names them."""
 
     egress: Egress

@@ -6,11 +6,11 @@ Registrations are files that the operator lists; they are read once, when the se
 import hashlib
 import re
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+from msgspec import Struct
 
 from federation.protocol.errors import InvalidInput
 from federation.protocol.identifiers import check_localpart, server_name_of
@@ -21,16 +21,14 @@ class ApplicationServiceError(Exception):
     """A registration cannot be used; the message says which and why."""
 
 
-@dataclass(frozen=True, slots=True)
-class Namespace:
+class Namespace(Struct, frozen=True):
     """Identifiers that a service is interested in."""
 
     pattern: re.Pattern[str]
     is_exclusive: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ApplicationService:
+class ApplicationService(Struct, frozen=True, kw_only=True):
     """A registered service."""
 
     id: str

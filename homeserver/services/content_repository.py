@@ -9,7 +9,9 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from federation.outbound.remote_media import RemoteMedia
 from federation.outbound.turns import CutOff, Places, Turns
@@ -59,8 +61,7 @@ _POLL_SECONDS = 2.0
 _CONTENT_TYPE = re.compile(r"[\w!#$&^.+-]{1,100}/[\w!#$&^.+-]{1,100}(?:\s*;[\x20-\x7e]{0,100})?", re.ASCII)
 
 
-@dataclass(frozen=True, slots=True)
-class MediaLimits:
+class MediaLimits(Struct, frozen=True):
     """How much is taken."""
 
     max_upload_size: int
@@ -69,8 +70,7 @@ class MediaLimits:
     """Where users read about the limit."""
 
 
-@dataclass(frozen=True, slots=True)
-class Upload:
+class Upload(Struct, frozen=True):
     """What a user sends."""
 
     content_type: str | None
@@ -80,8 +80,7 @@ class Upload:
     chunks: AsyncIterator[bytes]
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(Struct, frozen=True):
     """Media that can be handed out."""
 
     media: Media
@@ -365,8 +364,7 @@ class ContentRepository:
             turn.end()
 
 
-@dataclass(frozen=True, slots=True)
-class _Fetch:
+class _Fetch(Struct, frozen=True):
     """Media on its way from another server."""
 
     task: "asyncio.Task[None]"

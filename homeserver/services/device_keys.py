@@ -5,9 +5,9 @@ Those of other servers' users are in `remote_keys.py`; a server that does not an
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import orjson
+from msgspec import Struct
 
 from federation.protocol.errors import InvalidInput, TooLarge
 from federation.protocol.identifiers import server_name_of
@@ -33,8 +33,7 @@ _CLAIMS_AT_ONCE = 500
 """Claims in one entry of the log, so that no append is long."""
 
 
-@dataclass(frozen=True, slots=True)
-class Upload:
+class Upload(Struct, frozen=True):
     """What a device publishes, checked."""
 
     identity: bytes | None

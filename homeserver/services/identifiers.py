@@ -7,9 +7,9 @@ is told only to who reads its mail, unless the settings say otherwise.
 
 import re
 import secrets
-from dataclasses import dataclass
 from urllib.parse import urlencode
 
+from msgspec import Struct
 from yarl import URL
 
 from federation.protocol.errors import Forbidden, InvalidInput, MatrixError
@@ -35,8 +35,7 @@ MAX_NEXT_LINK = 2000
 _WORD = re.compile(r"[0-9a-zA-Z.=_-]{1,255}", re.ASCII)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class IdentifierPolicy:
+class IdentifierPolicy(Struct, frozen=True, kw_only=True):
     """What the operator decides."""
 
     server_name: str
@@ -49,8 +48,7 @@ class IdentifierPolicy:
     """Where somebody may be led on to who has followed a link."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EmailRequest:
+class EmailRequest(Struct, frozen=True, kw_only=True):
     """What a client asks for; checked by `IdentifierService.request_email`."""
 
     client_secret: str

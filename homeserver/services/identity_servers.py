@@ -7,8 +7,9 @@ import base64
 import hashlib
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from federation.outbound.egress import Egress, EgressError, EgressRequest, EgressResponse
 from federation.protocol import canonical_json
@@ -30,8 +31,7 @@ MAX_BINDINGS = 50
 """Of one user that are remembered: an identity server may say that it has bound anything."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Identity:
+class Identity(Struct, frozen=True, kw_only=True):
     """Who this server is to others."""
 
     server_name: ServerName

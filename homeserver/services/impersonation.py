@@ -1,7 +1,8 @@
 """Application services acting as their users (Application Service API, "Identity assertion")."""
 
 import time
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from federation.protocol.errors import Forbidden, InvalidInput
 from federation.protocol.types import DeviceID, UserID
@@ -17,8 +18,7 @@ from storage.log_entries import Change
 _REMEMBERED_USERS = 50_000
 
 
-@dataclass(frozen=True, slots=True)
-class _Remembered:
+class _Remembered(Struct, frozen=True):
     account: Account
     requester: Requester
 

@@ -2,10 +2,10 @@
 memory, a view of the tail."""
 
 from collections import OrderedDict
-from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
+from msgspec import Struct, field
 
 from federation.protocol.types import RoomID, UserID
 from homeserver.services.account_data import IGNORED_USERS, ignored_in
@@ -24,8 +24,7 @@ MAX_DIRECT = 10_000
 DIRECT_DATA, TAG_DATA = "m.direct", "m.tag"
 
 
-@dataclass(slots=True)
-class UserFacts:
+class UserFacts(Struct):
     """Of one user."""
 
     direct: frozenset[RoomKey] | None = None

@@ -18,6 +18,8 @@ from email.utils import format_datetime, localtime, make_msgid, parseaddr
 from pathlib import Path
 
 import aiosmtplib
+import msgspec
+from msgspec import Struct
 
 from federation.protocol.errors import Unavailable
 from storage import outgoing_mail
@@ -57,8 +59,7 @@ class MailServer:
     """Trusted besides the system's, in PEM format."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Mail:
+class Mail(Struct, frozen=True, kw_only=True):
     """What somebody is to be told."""
 
     recipient: str
@@ -67,7 +68,7 @@ class Mail:
     text: str
     html: str
     """The same, as a whole page; what it quotes is escaped."""
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = msgspec.field(default_factory=dict)
     """Further ones, such as `List-Unsubscribe`."""
     lifetime_ms: int = LIFETIME_MS
     """For so long it is of use."""

@@ -1,14 +1,14 @@
 """What mail to users says, as text and as HTML. Pure."""
 
 import html
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from homeserver.services.mail import Mail
 from storage.identifier_validations import Purpose
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Words:
+class _Words(Struct, frozen=True, kw_only=True):
     subject: str
     lines: tuple[str, ...]
     button: str = ""

@@ -5,7 +5,8 @@ asking for what is so already changes nothing, what a member event carries, and 
 """
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from federation.protocol.auth_events import CREATE, JOIN_RULES, POWER_LEVELS
 from federation.protocol.errors import Forbidden, InvalidInput, MatrixError, NotFound
@@ -39,8 +40,7 @@ InviteBlocked = Callable[[UserID, UserID], Awaitable[bool]]
 """Whether the first user, ours, takes no invites from the second ("Invite permission")."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Change:
+class _Change(Struct, frozen=True):
     """A change of one membership that somebody asked for."""
 
     who: Requester

@@ -6,7 +6,9 @@ The hot path: a message into a room whose head is in memory costs no query befor
 import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Collection
-from dataclasses import dataclass, replace
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from federation.protocol.errors import InvalidInput, MatrixError
 from federation.protocol.identifiers import fits, is_event_id, is_room_alias
@@ -36,8 +38,7 @@ _Transaction = tuple[int, str, str, str, str]
 """Device, room, event type, what is redacted, transaction ID."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Message:
+class Message(Struct, frozen=True, kw_only=True):
     """An event that a client wants to send."""
 
     room_id: str

@@ -3,7 +3,8 @@
 import asyncio
 from collections.abc import Callable, Collection
 from contextlib import suppress
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from federation.protocol import edu
 from federation.protocol.errors import Forbidden, MatrixError

@@ -5,7 +5,8 @@ move no others; a filter looks at summaries that are remembered while the rooms'
 """
 
 from collections.abc import Collection
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from federation.protocol.errors import InvalidInput
 from federation.protocol.types import JsonObject
@@ -19,8 +20,7 @@ DEFAULT_LIMIT = 50
 CHUNK = 200
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Query:
+class Query(Struct, frozen=True, kw_only=True):
     """What somebody looks for."""
 
     limit: int = DEFAULT_LIMIT
@@ -32,8 +32,7 @@ class Query:
     """None: the directory and every network of application services."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Token:
+class _Token(Struct, frozen=True):
     is_backwards: bool
     joined_members: int
     number: int

@@ -4,10 +4,10 @@ Raises the errors that the endpoints answer with.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import orjson
+from msgspec import Struct
 
 from federation.protocol.errors import InvalidInput, MatrixError, NotFound, TooLarge
 from federation.protocol.types import JsonObject, UserID
@@ -21,8 +21,7 @@ MAX_PATTERN_LENGTH = 4096
 MAX_CONDITIONS = 100
 
 
-@dataclass(frozen=True, slots=True)
-class NewRule:
+class NewRule(Struct, frozen=True):
     """A rule as a client puts it, checked."""
 
     kind: str

@@ -1,9 +1,9 @@
 """Telling push gateways (Push Gateway API v1.19, `POST /_matrix/push/v1/notify`)."""
 
-from dataclasses import dataclass
 from typing import Any, Final
 
 import orjson
+from msgspec import Struct
 from yarl import URL
 
 from federation.outbound.egress import Egress, EgressRequest
@@ -18,8 +18,7 @@ MAX_ANSWER_BYTES = 64 * 1024
 EVENT_ID_ONLY: Final = "event_id_only"
 
 
-@dataclass(frozen=True, slots=True)
-class GatewayAnswer:
+class GatewayAnswer(Struct, frozen=True):
     """What a gateway said."""
 
     status: int

@@ -5,8 +5,9 @@ changed defaults by ID. `push_edits.py` changes that; `push_counting.py` says wh
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
+
+from msgspec import Struct
 
 from federation.protocol.types import JsonObject, UserID
 from homeserver.services.property_paths import Path
@@ -27,8 +28,7 @@ HISTORICAL_ACTIONS: Final = frozenset(("dont_notify", "coalesce"))
 _BODY: Final[Path] = ("content", "body")
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(Struct, frozen=True):
     """What the first matching rule does."""
 
     actions: Sequence[Any] = ()
@@ -63,8 +63,7 @@ def outcome_of(actions: Sequence[object]) -> Outcome:
     return Outcome(kept, notify, highlight, sound) if notify else NOTHING
 
 
-@dataclass(frozen=True, slots=True)
-class _Compiled:
+class _Compiled(Struct, frozen=True):
     conditions: tuple[Condition, ...]
     outcome: Outcome
 

@@ -6,9 +6,10 @@ Each budget is a token bucket, kept as one number per key: the time at which the
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import IPv6Address, IPv6Network
+
+from msgspec import Struct
 
 from federation.protocol.errors import LimitExceeded
 from homeserver.services.budget_table import BudgetTable
@@ -18,8 +19,7 @@ BODY_BYTES = 8 * 1024
 """Of a body of JSON, which cost as much as a request."""
 
 
-@dataclass(frozen=True, slots=True)
-class Limit:
+class Limit(Struct, frozen=True):
     """`burst` requests at once, and `per_second` more as time passes."""
 
     per_second: float

@@ -7,9 +7,9 @@ checks hold (`key_checks.py`). A part that is not is left out; an answer of anot
 
 import logging
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 
 import orjson
+from msgspec import Struct
 
 from federation.protocol.errors import InvalidInput
 from federation.protocol.identifiers import is_device_id
@@ -29,8 +29,7 @@ MAX_DEVICES = 2000
 _SHOWN = (Usage.MASTER, Usage.SELF_SIGNING)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeviceList:
+class DeviceList(Struct, frozen=True, kw_only=True):
     """All that a server says of a user's devices."""
 
     stream_id: int

@@ -8,8 +8,9 @@ users has to do.
 import asyncio
 import logging
 from collections.abc import Collection, Coroutine, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, TypeVar
+
+from msgspec import Struct, field
 
 from federation.outbound.device_requests import DeviceRequests
 from federation.protocol.errors import MatrixError, PeerFailed
@@ -35,8 +36,7 @@ _Asked = TypeVar("_Asked")
 Wanted = Mapping[UserID, Collection[str]]
 
 
-@dataclass(slots=True)
-class Found:
+class Found(Struct):
     """An answer for a client, and the servers that gave none."""
 
     answer: JsonObject

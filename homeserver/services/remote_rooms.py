@@ -5,7 +5,8 @@ membership"; Server-Server API, "Joining rooms").
 import asyncio
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from federation.protocol.errors import Forbidden, InvalidInput, MatrixError, NotFound
 from federation.protocol.identifiers import is_room_id, is_server_name
@@ -29,8 +30,7 @@ MAX_ROUNDS = 4
 """How often a user waits for somebody else's join before their own has to have its turn."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Outside:
+class _Outside(Struct, frozen=True):
     """What we know of a room without being in it."""
 
     before: OutsideMembership | None

@@ -6,7 +6,8 @@ say. Any process answers for each session. None lives long, and there are only s
 
 import hashlib
 import secrets
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from federation.protocol.errors import LimitExceeded, MatrixError, NotFound, TooLarge
 from storage import rendezvous

@@ -1,13 +1,12 @@
 """Who asks: what an access token stands for, once `services/accounts.py` has said that the account may act."""
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from federation.protocol.errors import Forbidden
 from federation.protocol.types import DeviceID, UserID
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Requester:
+class Requester(Struct, frozen=True, kw_only=True):
     """The account, and the device, behind a request."""
 
     user_id: UserID

@@ -5,8 +5,9 @@ import secrets
 import string
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
+
+from msgspec import Struct, field
 
 from federation.protocol.errors import AuthRuleViolated, InvalidEvent, InvalidInput, MatrixError
 from federation.protocol.identifiers import check_room_alias, is_user_id, server_of_alias
@@ -50,8 +51,7 @@ PRESETS: dict[str, dict[StateKey, JsonObject]] = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Creation:
+class Creation(Struct, frozen=True, kw_only=True):
     """What somebody wants their new room to be."""
 
     room_version: str | None = None

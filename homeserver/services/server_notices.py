@@ -6,7 +6,8 @@ Each user has one such room, which is made with the first notice. Its sender is 
 import hashlib
 import logging
 import time
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from federation.protocol.errors import InvalidInput, MatrixError, NotFound
 from federation.protocol.pdu import Draft
@@ -30,8 +31,7 @@ _LEVELS: JsonObject = {"users_default": -10, "invite": 50}
 """Only the server writes."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NoticePolicy:
+class NoticePolicy(Struct, frozen=True, kw_only=True):
     """Who sends notices, and what it looks like."""
 
     sender: UserID
@@ -43,8 +43,7 @@ class NoticePolicy:
     room_version: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Notice:
+class Notice(Struct, frozen=True, kw_only=True):
     """What somebody is to be told."""
 
     user_id: UserID

@@ -10,8 +10,9 @@ import secrets
 import string
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from typing import Protocol
+
+from msgspec import Struct
 
 from federation.protocol.errors import Forbidden, InvalidInput, MatrixError, Unauthorized
 from federation.protocol.types import DeviceID, UserID
@@ -56,8 +57,7 @@ def check_may_act(standing: Standing, *, while_locked: bool = False) -> None:
         raise Unauthorized("This account has been locked", "M_USER_LOCKED", soft_logout=True)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NewLogin:
+class NewLogin(Struct, frozen=True, kw_only=True):
     """What a client asks for when it logs in."""
 
     device_id: DeviceID | None = None
@@ -65,8 +65,7 @@ class NewLogin:
     wants_refresh_token: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tokens:
+class Tokens(Struct, frozen=True, kw_only=True):
     """What a client gets."""
 
     user_id: UserID
@@ -76,8 +75,7 @@ class Tokens:
     expires_in_ms: int | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Lifetimes:
+class Lifetimes(Struct, frozen=True, kw_only=True):
     """How long tokens live; None is for ever."""
 
     refreshable_ms: int = 300_000
@@ -87,8 +85,7 @@ class Lifetimes:
     refresh_token_ms: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class _Remembered:
+class _Remembered(Struct, frozen=True):
     session: sessions.StoredSession
     requester: Requester
 
@@ -323,8 +320,7 @@ class SessionService:
         await self._log.append(Entry([_ended(user_id, DeviceID(""))], work))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _NewPair:
+class _NewPair(Struct, frozen=True, kw_only=True):
     created_ts: int
     access_hash: bytes
     refresh_hash: bytes | None

@@ -9,10 +9,10 @@ goes on from the state before, which is kept until it has shown that it has the 
 import zlib
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
+from msgspec import Struct, field
 
 from federation.protocol.errors import InvalidInput, MatrixError
 from federation.protocol.types import RoomID, UserID
@@ -49,8 +49,7 @@ class UnknownPos(MatrixError):
         super().__init__("M_UNKNOWN_POS", "This position is not known: begin anew without one", 400)
 
 
-@dataclass(frozen=True, slots=True)
-class SentRoom:
+class SentRoom(Struct, frozen=True):
     """What a client has of a room."""
 
     upto: int | None
@@ -77,8 +76,7 @@ class SentRoom:
 Rooms = Mapping[RoomKey, SentRoom]
 
 
-@dataclass(slots=True)
-class Settled:
+class Settled(Struct):
     """A place at which there was nothing more to tell, so that until something comes nothing is looked at."""
 
     number: int
@@ -89,8 +87,7 @@ class Settled:
     """After this position there was nothing for the device; None where that is not so, or not known."""
 
 
-@dataclass(slots=True)
-class Held:
+class Held(Struct):
     """What a process remembers of a connection."""
 
     states: dict[int, Rooms] = field(default_factory=dict)

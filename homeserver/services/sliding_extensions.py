@@ -6,10 +6,10 @@ before, from the beginning.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
+from msgspec import Struct, field
 
 from federation.protocol.types import JsonObject, RoomID, UserID
 from federation.rooms.incomplete_rooms import IncompleteRooms
@@ -51,8 +51,7 @@ ALL = -1
 """Before every place in the log."""
 
 
-@dataclass(slots=True)
-class ExtensionsPart:
+class ExtensionsPart(Struct):
     """The extensions of an answer."""
 
     told: JsonObject = field(default_factory=dict)
@@ -61,16 +60,14 @@ class ExtensionsPart:
     """After this position there is nothing for the device; None where more may be there."""
 
 
-@dataclass(slots=True)
-class DeviceLists:
+class DeviceLists(Struct):
     """Whose devices changed, and who no longer shares a room with the user."""
 
     changed: set[UserID] = field(default_factory=set)
     left: set[UserID] = field(default_factory=set)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExtensionSources:
+class ExtensionSources(Struct, frozen=True, kw_only=True):
     """Where extensions come from."""
 
     account_data: AccountDataService

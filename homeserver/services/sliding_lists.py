@@ -2,7 +2,8 @@
 
 import asyncio
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from federation.protocol.types import RoomID, UserID
 from federation.rooms.required_state import Patterns
@@ -20,8 +21,7 @@ from storage.memberships import Membership
 PRESENT = (Membership.JOIN, Membership.INVITE, Membership.KNOCK)
 
 
-@dataclass(slots=True)
-class SlidingMoment:
+class SlidingMoment(Struct):
     """A user's rooms at one place of the log, and what of them the client has."""
 
     view: UserView
@@ -36,8 +36,7 @@ class SlidingMoment:
     """Whether the user blocks them."""
 
 
-@dataclass(slots=True)
-class Rule:
+class Rule(Struct):
     """What of a room is wanted, by all lists and subscriptions that it is in."""
 
     patterns: Patterns
@@ -47,8 +46,7 @@ class Rule:
     lists: tuple[str, ...]
 
 
-@dataclass(slots=True)
-class Arranged:
+class Arranged(Struct):
     """The rooms that an answer may be about."""
 
     counts: dict[str, int] = field(default_factory=dict)

@@ -1,8 +1,9 @@
 """What a client asks for in a sliding sync, the same in either form (MSC4186)."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from enum import Enum
+
+from msgspec import Struct, field
 
 from federation.protocol.types import RoomID
 from federation.rooms.required_state import StatePattern
@@ -26,16 +27,14 @@ class Form(Enum):
         return "unstable_expanded_timeline" if self is Form.DEPLOYED else "expanded_timeline"
 
 
-@dataclass(frozen=True, slots=True)
-class RoomConfig:
+class RoomConfig(Struct, frozen=True):
     """How much of a room is wanted."""
 
     timeline_limit: int
     required_state: StatePattern
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RoomFilter:
+class RoomFilter(Struct, frozen=True, kw_only=True):
     """Which rooms a list holds; None is whichever."""
 
     is_dm: bool | None = None
@@ -64,8 +63,7 @@ class RoomFilter:
         return self.tags is not None or bool(self.not_tags)
 
 
-@dataclass(frozen=True, slots=True)
-class RoomList:
+class RoomList(Struct, frozen=True):
     """One list: which of the user's rooms, and what of each."""
 
     name: str
@@ -75,16 +73,14 @@ class RoomList:
     """First and last index of each part that is wanted; None: all."""
 
 
-@dataclass(frozen=True, slots=True)
-class Scope:
+class Scope(Struct, frozen=True):
     """The rooms for which an extension is wanted: those of lists and of subscriptions; None: of all."""
 
     lists: frozenset[str] | None = None
     rooms: frozenset[str] | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Extensions:
+class Extensions(Struct, frozen=True, kw_only=True):
     """What is wanted besides rooms."""
 
     to_device: int | None = None
@@ -97,8 +93,7 @@ class Extensions:
     """Changes of the user's subscriptions to threads, at most so many; None: not wanted."""
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
+class Wanted(Struct, frozen=True):
     """All that decides what an answer holds, apart from the place where the client is."""
 
     lists: tuple[RoomList, ...] = ()
@@ -106,8 +101,7 @@ class Wanted:
     extensions: Extensions = field(default_factory=Extensions)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SlidingRequest:
+class SlidingRequest(Struct, frozen=True, kw_only=True):
     """One request."""
 
     requester: Requester

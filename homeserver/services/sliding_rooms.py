@@ -3,9 +3,10 @@ results").
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
 
 import orjson
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from federation.protocol.types import JsonObject, RoomID, StateKey, UserID
 from federation.rooms.aggregations import Onlooker
@@ -39,8 +40,7 @@ MAX_MEMBERS = 1_000
 """Of one room: whose member events a connection is remembered to have been sent."""
 
 
-@dataclass(slots=True)
-class RoomsPart:
+class RoomsPart(Struct):
     """The rooms of an answer."""
 
     told: dict[RoomID, JsonObject] = field(default_factory=dict)

@@ -1,7 +1,9 @@
 """How the rooms of a sliding sync stand to what the client has of them: new, followed, invited to, left."""
 
 from collections.abc import Collection
-from dataclasses import dataclass, field, replace
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from federation.protocol.types import RoomID
 from federation.rooms.incomplete_rooms import IncompleteRooms
@@ -19,8 +21,7 @@ MAX_OLD_POSITIONS = 4
 """From so many places before the tail's window rooms are continued; others are sent anew, which is as good."""
 
 
-@dataclass(slots=True)
-class Joined:
+class Joined(Struct):
     """A room that the user is in, and that may be told of."""
 
     rule: Rule
@@ -48,8 +49,7 @@ class Joined:
         return not self.is_fresh and self.sent is not None and not set(self.rule.patterns).issubset(self.sent.patterns)
 
 
-@dataclass(slots=True)
-class Left:
+class Left(Struct):
     """A room that the user left, or was removed from."""
 
     room: int
@@ -64,8 +64,7 @@ class Left:
         return self.sent is None or not self.sent.is_whole
 
 
-@dataclass(slots=True)
-class Sorted:
+class Sorted(Struct):
     """The rooms of an answer."""
 
     joined: dict[int, Joined] = field(default_factory=dict)

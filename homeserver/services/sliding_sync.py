@@ -9,9 +9,9 @@ alone says so.
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import orjson
+from msgspec import Struct
 
 from federation.protocol.errors import InvalidInput
 from federation.protocol.types import JsonObject, RoomID
@@ -33,8 +33,7 @@ MAX_TIMEOUT_MS = 600_000
 MAX_CONN_ID_BYTES = 255
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SlidingSources:
+class SlidingSources(Struct, frozen=True, kw_only=True):
     """Where the parts of an answer come from."""
 
     connections: SlidingConnections
@@ -45,8 +44,7 @@ class SlidingSources:
     typing: Typing
 
 
-@dataclass(slots=True)
-class _Place:
+class _Place(Struct):
     """Where a client is."""
 
     key: ConnectionKey
@@ -58,8 +56,7 @@ class _Place:
     """Of this request on the connection."""
 
 
-@dataclass(slots=True)
-class _Part:
+class _Part(Struct):
     """An answer in the making."""
 
     upto: StreamToken

@@ -1,10 +1,11 @@
 """One room of a sliding sync as clients read it. Pure (MSC4186, "RoomResult")."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
 from typing import Any
 
 import orjson
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from federation.protocol.types import JsonObject, StateKey, UserID
 from federation.rooms.reader import Seen
@@ -19,8 +20,7 @@ NAME: StateKey = ("m.room.name", "")
 AVATAR: StateKey = ("m.room.avatar", "")
 
 
-@dataclass(slots=True)
-class Telling:
+class Telling(Struct):
     """What is read of a room that the user is in, to be told."""
 
     joined: Joined

@@ -10,7 +10,8 @@ import hashlib
 import re
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from federation.protocol.errors import Forbidden, InvalidInput
 from federation.protocol.identifiers import is_room_id, server_of_room_id
@@ -42,8 +43,7 @@ _MEMBERSHIPS = (Membership.JOIN, Membership.INVITE, Membership.KNOCK, Membership
 _TOKEN = re.compile(r"h([0-9]{1,6})_([0-9a-f]{16})")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Query:
+class Query(Struct, frozen=True, kw_only=True):
     """What somebody wants to see."""
 
     room_id: str
@@ -58,8 +58,7 @@ class Query:
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
-@dataclass(frozen=True, slots=True)
-class _Standing:
+class _Standing(Struct, frozen=True):
     """What the reader has to do with rooms."""
 
     joined: frozenset[str]
@@ -75,8 +74,7 @@ class _Standing:
         return room.is_open or not self.joined.isdisjoint(room.allows_members_of)
 
 
-@dataclass(frozen=True, slots=True)
-class _Place:
+class _Place(Struct, frozen=True):
     """A room somewhere in the tree."""
 
     room_id: RoomID
@@ -88,8 +86,7 @@ class _Place:
     """Whether that server says that ours may not know of it."""
 
 
-@dataclass(slots=True)
-class _Walk:
+class _Walk(Struct):
     """How far a walk has come."""
 
     ahead: list[_Place]

@@ -7,10 +7,11 @@ tail's window where that reaches back far enough, else from the database. The pa
 
 import asyncio
 from collections.abc import Collection
-from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
+from msgspec import Struct
+from msgspec.structs import replace
 
 from federation.protocol.errors import InvalidInput
 from federation.protocol.types import JsonObject, UserID
@@ -35,8 +36,7 @@ MAX_TIMEOUT_MS = 600_000
 TO_DEVICE_LIMIT = 100
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SyncRequest:
+class SyncRequest(Struct, frozen=True, kw_only=True):
     """What a client asks for."""
 
     requester: Requester
@@ -49,8 +49,7 @@ class SyncRequest:
     """The client knows `state_after` by its unstable name."""
 
 
-@dataclass(slots=True)
-class _Part:
+class _Part(Struct):
     """An answer in the making."""
 
     request: SyncRequest
@@ -66,8 +65,7 @@ class _Part:
     """The answer may not wait, although it holds no news: key counts changed, or may have."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SyncSources:
+class SyncSources(Struct, frozen=True, kw_only=True):
     """Where the parts of an answer come from."""
 
     rooms: SyncRooms

@@ -4,8 +4,9 @@ A filter's JSON is hostile. What has the wrong type is refused with M_BAD_JSON; 
 """
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
 from typing import Any, Final
+
+from msgspec import Struct, field
 
 from federation.protocol.errors import InvalidInput
 from federation.protocol.globs import glob_match
@@ -62,8 +63,7 @@ def _plain(text: str) -> str:
     return text.replace("?", "\0") if "?" in text else text
 
 
-@dataclass(frozen=True, slots=True)
-class EventFilter:
+class EventFilter(Struct, frozen=True):
     """Which events of one section to send: `presence` and the global `account_data`."""
 
     limit: int | None = None
@@ -91,8 +91,7 @@ class EventFilter:
         return (self.senders is None or sender in self.senders) and sender not in self.not_senders
 
 
-@dataclass(frozen=True, slots=True)
-class RoomEventFilter(EventFilter):
+class RoomEventFilter(EventFilter, frozen=True):
     """Which events of one section of a room to send, and how."""
 
     rooms: frozenset[str] | None = None
@@ -126,8 +125,7 @@ class RoomEventFilter(EventFilter):
         return self.related_by_senders is not None or self.related_by_rel_types is not None
 
 
-@dataclass(frozen=True, slots=True)
-class SyncFilter:
+class SyncFilter(Struct, frozen=True):
     """A whole filter."""
 
     event_fields: tuple[Path, ...] | None = None

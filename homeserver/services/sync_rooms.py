@@ -1,8 +1,10 @@
 """The rooms of a sync: joined, invited, knocked at and left (Client-Server API, "Syncing", "Lazy-loading")."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from typing import Any
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from federation.protocol.types import JsonObject, RoomID, StateKey, UserID
 from federation.rooms.aggregations import NO_BUNDLES, Bundles, Onlooker
@@ -36,8 +38,7 @@ STRIPPED: tuple[StateKey, ...] = (
 """What somebody who is invited or knocks is told of a room."""
 
 
-@dataclass(slots=True)
-class RoomSections:
+class RoomSections(Struct):
     """The parts of an answer that are about rooms, ready to be encoded."""
 
     join: dict[str, JsonObject] = field(default_factory=dict)
@@ -71,8 +72,7 @@ class RoomSections:
         return {"join": self.join, "invite": self.invite, "knock": self.knock, "leave": self.leave}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Moment:
+class Moment(Struct, frozen=True, kw_only=True):
     """A user's rooms at one place of the log, and what is known of the user there."""
 
     view: UserView

@@ -3,10 +3,10 @@ events' client form, which may have to be made (Client-Server API, "Syncing").
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
+from msgspec import Struct, field
 
 from federation.protocol.types import JsonObject, UserID
 from federation.rooms.aggregations import Bundles
@@ -22,8 +22,7 @@ from storage.account_data import AccountDataChanged
 from storage.receipts import ReceiptMoved
 
 
-@dataclass(slots=True)
-class Besides:
+class Besides(Struct):
     """What a room holds besides events."""
 
     typing: Collection[UserID] | None = None

@@ -1,7 +1,8 @@
 """How a user's rooms stand to the token of a sync: joined all along, joined anew, invited, left."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from federation.rooms.incomplete_rooms import IncompleteRooms
 from homeserver.services.sync_filter import SyncFilter
@@ -15,8 +16,7 @@ DEFAULT_LIMIT = 10
 MAX_LIMIT = 100
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RoomsRequest:
+class RoomsRequest(Struct, frozen=True, kw_only=True):
     """What of a sync request matters to its rooms."""
 
     since: StreamToken | None
@@ -45,8 +45,7 @@ class RoomsRequest:
         return "org.matrix.msc4222.state_after" if self.is_msc4222 else "state_after"
 
 
-@dataclass(slots=True)
-class SortedRooms:
+class SortedRooms(Struct):
     """The user's rooms, by how they stand to the token."""
 
     continuing: list[int] = field(default_factory=list)

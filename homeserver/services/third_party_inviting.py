@@ -4,7 +4,7 @@ The identity server that the inviter names says whose the address is. Where it i
 mails; the room then has the promise that `federation/rooms/third_party_invites.py` turns into an invite.
 """
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from federation.protocol.pdu import Draft
 from federation.protocol.types import JsonObject, RoomID, StateKey
@@ -24,8 +24,7 @@ _TOLD: dict[StateKey, tuple[str, str]] = {
 """What the mail may say of the room: the member of the state event, and what the identity server calls it."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ThirdPartyInvite:
+class ThirdPartyInvite(Struct, frozen=True, kw_only=True):
     """Whom somebody invites, and by which identity server."""
 
     identifier: Identifier

@@ -1,7 +1,8 @@
 """Threads that users follow (MSC4306), and how clients hear of it (MSC4308)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from federation.protocol.errors import Forbidden, InvalidInput, NotFound
 from federation.protocol.relations import thread_of
@@ -16,8 +17,7 @@ from storage.log_entries import Entry
 from storage.thread_subscriptions import SubscribedAlready, ThreadSubscription
 
 
-@dataclass(frozen=True, slots=True)
-class SubscriptionChanges:
+class SubscriptionChanges(Struct, frozen=True):
     """What changed of a user's subscriptions, as clients are told it."""
 
     told: JsonObject

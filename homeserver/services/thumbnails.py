@@ -4,8 +4,9 @@ They are kept on the disk under the hash of what they were made from. The sizes 
 fills the disk by asking for one pixel more each time.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from federation.protocol.errors import InvalidInput, MatrixError, TooLarge
 from federation.protocol.types import ServerName
@@ -29,8 +30,7 @@ _PROGRAM = Path(__file__).with_name("thumbnail_process.py")
 _TOO_LARGE, _ORIGINAL = 3, 5
 
 
-@dataclass(frozen=True, slots=True)
-class ThumbnailRequest:
+class ThumbnailRequest(Struct, frozen=True):
     """What somebody wants."""
 
     width: int
@@ -39,8 +39,7 @@ class ThumbnailRequest:
     animated: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Thumbnail:
+class Thumbnail(Struct, frozen=True):
     """A file with an image."""
 
     file: StoredFile

@@ -6,7 +6,8 @@ along by the tail, so that an event costs its readers no query.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from federation.protocol.types import UserID
 from storage import unread
@@ -15,8 +16,7 @@ from storage.database import Tx
 from storage.unread import Loaded, ThreadCounts
 
 
-@dataclass(slots=True)
-class Unread:
+class Unread(Struct):
     """What one user has not read in one room."""
 
     upto: int

@@ -11,13 +11,13 @@ import secrets
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from email.message import Message
 from pathlib import Path
 from typing import Any, BinaryIO
 from weakref import WeakValueDictionary
 
 import orjson
+from msgspec import Struct
 from yarl import URL
 
 from federation.outbound.egress import Egress, EgressError, EgressRequest, EgressStream
@@ -65,8 +65,7 @@ _PROGRAM = Path(__file__).with_name("preview_process.py")
 _ACCEPT = "text/html,application/xhtml+xml;q=0.9,image/*;q=0.8,*/*;q=0.1"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PreviewPolicy:
+class PreviewPolicy(Struct, frozen=True, kw_only=True):
     """What the operator decides."""
 
     enabled: bool

@@ -2,11 +2,12 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import pytest
 import pytest_asyncio
 import yarl
+from msgspec.structs import replace
 
 from federation import arriving
 from federation.inbound import authentication

@@ -1,12 +1,16 @@
 """What the bus carries to other processes is what they would read from the database."""
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import asdict
 
 from homeserver.app import KINDS
 from storage import announcements, carrying
 from storage.announcements import Announcement
+from storage.append_events import RoomEvents
 from storage.bus import PostgresBus
 from storage.database import Memory, Tx
 from storage.log_entries import Change
@@ -52,8 +56,17 @@ async def compare(server: Server, told: list[Announcement]) -> list[bool]:
             changes = carrying.decode(announced.body, Memory())
             answers.append(changes is not None)
             if changes is not None:
-                assert changes == await read_back(tx, announced)
+                stored = await read_back(tx, announced)
+                assert [(at, content(each)) for at, each in changes] == [(at, content(each)) for at, each in stored]
     return answers
+
+
+def content(change: Change) -> Any:
+    """What two changes have to have in common: not what is remembered beside it."""
+    if not isinstance(change, RoomEvents):
+        return change
+    events = [{**asdict(event), "_json": None} for event in change.stored]
+    return {**asdict(change), "stored": events, "at_end": None}
 
 
 async def test_what_is_carried_equals_what_is_read(conninfo: str, told: list[Announcement]) -> None:

@@ -7,6 +7,7 @@ from typing import LiteralString
 
 import psycopg
 import pytest
+from msgspec.structs import replace
 
 from federation.protocol.errors import InvalidInput
 from homeserver.config import MailTLS, Secret
@@ -21,7 +22,7 @@ from tests.servers import running
 
 def a_mail(recipient: str, **changes: object) -> Mail:
     whole = Mail(recipient=recipient, subject="Grüße", text="Hello ünïcode", html="<p>Hello <b>you</b></p>")
-    return dataclasses.replace(whole, **changes)  # type: ignore[arg-type]  # fields of a Mail
+    return replace(whole, **changes)
 
 
 def an_address() -> str:

@@ -1,10 +1,10 @@
 """Presence is the same in every process: two servers on one database."""
 
 import asyncio
-from dataclasses import replace
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from federation.protocol.types import UserID
 from storage.ephemeral import IDLE_AFTER_MS, OFFLINE_AFTER_MS, now_ms

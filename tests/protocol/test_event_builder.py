@@ -27,7 +27,7 @@ STRICT = tuple(version for version in VERSIONS if get_rules(version).strict_cano
 def check_passes_the_door(built: VerifiedPDU) -> None:
     verified = signatures.verify(event_format.parse(built.json, built.rules), KEY_RING)
 
-    for name in type(built).__dataclass_fields__:
+    for name in type(built).__struct_fields__:
         assert getattr(verified, name) == getattr(built, name), name
     assert event_hashes.event_id_of(built.json, built.rules) == built.event_id
 

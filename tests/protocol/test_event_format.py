@@ -265,7 +265,7 @@ def test_what_was_stored_comes_back_as_it_was(version: str) -> None:
     for event in [*a_room(version).events, redaction, a_signed_event(version)]:
         stored = event_format.from_stored(event.canonical, event.event_id, event.room_id, event.rules)
 
-        for name in type(event).__dataclass_fields__:
+        for name in type(event).__struct_fields__:
             assert getattr(stored, name) == getattr(event, name), name
 
 

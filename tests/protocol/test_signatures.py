@@ -1,6 +1,5 @@
 """`signatures`: the specification's vectors, signedjson as the reference, and who must have signed what."""
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,6 +7,7 @@ import signedjson.key
 import signedjson.sign
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from federation.protocol import event_format, event_hashes, signatures
 from federation.protocol.errors import InvalidEvent, InvalidInput

@@ -1,11 +1,11 @@
 """`server_keys`: a newer list of keys wins over an older one, whichever way and whenever it comes."""
 
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from typing import Any
 
 import pytest
 import pytest_asyncio
+from msgspec.structs import replace
 
 from federation.protocol.server_keys import ServerKeys
 from federation.protocol.signatures import VerifyKey
