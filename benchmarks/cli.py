@@ -37,16 +37,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.only != "hearth" and options.profile is None:
         python = synapse.install()
         products["synapse"] = lambda cluster: synapse.Synapse(cluster, python)
-    results = []
-    for product, make in products.items():
-        with ExitStack() as stack:
-            # The load's loop must end before the cluster does.
-            cluster = stack.enter_context(Cluster())
-            runner = stack.enter_context(asyncio.Runner(loop_factory=uvloop.new_event_loop))
-            try:
-                results.append(runner.run(_run_all(make(cluster), names, _sizes(product, options), options)))
-            except asyncio.CancelledError:
-                return 143
+    with ExitStack() as stack:
+        # The load's loop must end before the clusters do.
+        servers = [make(stack.enter_context(Cluster())) for make in products.values()]
+        runner = stack.enter_context(asyncio.Runner(loop_factory=uvloop.new_event_loop))
+        try:
+            results = runner.run(_run_all(servers, names, options))
+        except asyncio.CancelledError:
+            return 143
     _conclude(results, options)
     return 1 if any(result.failures for result in results) else 0
 
@@ -79,31 +77,40 @@ def _sizes(product: str, options: argparse.Namespace) -> Sizes:
     return by_product[product, options.quick].scaled(options.scale)
 
 
-async def _run_all(server: Server, names: Sequence[str], load: Sizes, options: argparse.Namespace) -> Results:
-    results = Results(server.name)
-    begin = time.monotonic()
+async def _run_all(servers: Sequence[Server], names: Sequence[str], options: argparse.Namespace) -> list[Results]:
+    """Every scenario on each server in turn, so that both have the same of the machine's moods."""
+    began = time.monotonic()
     whole = asyncio.current_task()
     assert whole is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, whole.cancel)  # the servers are stopped then
-    server.cluster.create_database(PREPARED)
-    first = await server.start()
-    await server.stop()
-    print(report.head(f"{server.name} (its first start, which makes the schema: {first.seconds:.1f} s)"), flush=True)
+    results = [Results(server.name) for server in servers]
+    for server in servers:
+        server.cluster.create_database(PREPARED)
+        first = await server.start()
+        await server.stop()
+        print(f"{server.name}: its first start, which makes the schema, took {first.seconds:.1f} s", flush=True)
     for name in names:
-        try:
-            figures = await _run_one(server, name, load)
-        except Exception as error:  # whatever it is, the other scenarios still run
-            traceback.print_exception(error, limit=-3)
-            print("\n".join([f"{server.name} said:", *server.last_words()]), flush=True)
-            results.failures[name] = "".join(traceback.format_exception_only(error)).strip()
-            continue
-        results.figures[name] = figures
-        for line in report.render_figures(figures):
-            print(line, flush=True)
-        if isinstance(server, Hearth) and options.profile is not None:
-            print(profile_report.render(options.profile, server.profile_file, options.rows), flush=True)
-    print(f"{server.name}: {time.monotonic() - begin:.0f} s in all", flush=True)
+        for server, result in zip(servers, results, strict=True):
+            print(report.head(f"{name}: {server.name}"), flush=True)
+            await _note_one(server, name, result, options)
+    print(f"\n{time.monotonic() - began:.0f} s in all", flush=True)
     return results
+
+
+async def _note_one(server: Server, name: str, result: Results, options: argparse.Namespace) -> None:
+    """Run a scenario and print what it shows, or why it failed: the others still run."""
+    try:
+        figures = await _run_one(server, name, _sizes(server.name, options))
+    except Exception as error:
+        traceback.print_exception(error, limit=-3)
+        print("\n".join([f"{server.name} said:", *server.last_words()]), flush=True)
+        result.failures[name] = "".join(traceback.format_exception_only(error)).strip()
+        return
+    result.figures[name] = figures
+    for line in report.render_figures(figures):
+        print(line, flush=True)
+    if isinstance(server, Hearth) and options.profile is not None:
+        print(profile_report.render(options.profile, server.profile_file, options.rows), flush=True)
 
 
 async def _run_one(server: Server, name: str, load: Sizes) -> list[Figure]:
