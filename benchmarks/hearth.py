@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-import psycopg
 import yaml
 
 from benchmarks.cluster import Databases
@@ -22,6 +21,7 @@ from storage import accounts, devices, sessions
 from storage.accounts import Account
 from storage.database import Memory, Tx
 from storage.sessions import NewSession
+from storage.statements import Connection
 
 
 class Hearth(Server):
@@ -99,7 +99,7 @@ class Hearth(Server):
         conninfo, now = self.cluster.conninfo(self.database), int(time.time() * 1000)
         made = []
         async with (
-            await psycopg.AsyncConnection.connect(conninfo, autocommit=True, prepare_threshold=2) as connection,
+            await Connection.connect(conninfo, autocommit=True, prepare_threshold=2) as connection,
             connection.transaction(),
         ):
             tx = Tx(connection, Memory())

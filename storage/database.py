@@ -27,11 +27,10 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout, TooManyRequests
 from federation.protocol.errors import InvalidInput, Unavailable
 from storage import arrays
 from storage.figures import Figures
+from storage.statements import Connection as Connection
+from storage.statements import Row as Row
 
 logger = logging.getLogger(__name__)
-
-Row = tuple[Any, ...]
-Connection = psycopg.AsyncConnection[Row]
 
 _LOST = (
     psycopg.OperationalError,
@@ -145,15 +144,12 @@ class Tx:
 
     async def fetch(self, sql: str, params: Sequence[Any] = ()) -> list[Row]:
         """All rows of the answer."""
-        cursor = self.connection.cursor(binary=True)
-        await cursor.execute(sql, params or None)
-        return await cursor.fetchall()
+        return await self.connection.fetch(sql, params)
 
     async def fetch_one(self, sql: str, params: Sequence[Any] = ()) -> Row | None:
         """The first row of the answer, if there is one."""
-        cursor = self.connection.cursor(binary=True)
-        await cursor.execute(sql, params or None)
-        return await cursor.fetchone()
+        rows = await self.connection.fetch(sql, params)
+        return rows[0] if rows else None
 
     async def run(self, sql: str) -> list[list[Row]]:
         """Run several statements without parameters in one round trip; the rows of each that gives any.
@@ -175,9 +171,7 @@ class Tx:
 
     async def execute(self, sql: str, params: Sequence[Any] = ()) -> int:
         """Run a statement; the number of rows that it touched."""
-        cursor = self.connection.cursor(binary=True)
-        await cursor.execute(sql, params or None)
-        return cursor.rowcount
+        return await self.connection.run(sql, params)
 
 
 _INTEGERS = frozenset((20, 21, 23))
@@ -257,6 +251,7 @@ class Database:
             max_waiting=20_000,  # a server that was just started is asked by every client at once
             reconnect_timeout=_RECONNECT_SECONDS,
             configure=_limit,
+            connection_class=Connection,
             kwargs=_SETTINGS,
         )
 
@@ -368,7 +363,7 @@ class Database:
         While this fails, nobody waits long for a connection of the pool either.
         """
         try:
-            connection = await psycopg.AsyncConnection.connect(self.conninfo, **_SETTINGS)
+            connection = await Connection.connect(self.conninfo, **_SETTINGS)
         except psycopg.Error:
             self._is_away = True
             raise

@@ -1,0 +1,95 @@
+"""Statements, before and after they are prepared."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import psycopg
+import pytest
+import pytest_asyncio
+
+from federation.protocol.errors import InvalidInput
+from storage.arrays import Int8, Texts
+from storage.database import Database
+
+TIMES = 5
+"""From the third one on a statement is prepared."""
+
+
+@pytest_asyncio.fixture
+async def database(conninfo: str) -> AsyncIterator[Database]:
+    database = Database(conninfo, max_connections=1)
+    await database.open()
+    yield database
+    await database.close()
+
+
+async def test_a_statement_gives_the_same_however_often_it_comes(database: Database) -> None:
+    async with database.read() as tx:
+        for number in (1, 2**20, 2**40, None, -1, 2**62):
+            for _ in range(TIMES):
+                rows = await tx.fetch(
+                    "select %s::bigint, '%%', any_number, word from unnest(%s::bigint[]) with ordinality"
+                    " as numbers(any_number, place) join unnest(%s::text[]) with ordinality as words(word, place)"
+                    " using (place) order by place",
+                    (number, Int8([3, None]), Texts(["a", "ä"])),
+                )
+                assert rows == [(number, "%", 3, "a"), (number, "%", None, "ä")]
+                assert await tx.fetch_one("select '%' from log_head where false") is None
+
+
+async def test_a_statement_tells_how_many_rows_it_touched(database: Database) -> None:
+    async with database.transaction() as tx:
+        await tx.execute("create temporary table words (word text) on commit drop")
+        for number in range(TIMES):
+            assert await tx.execute("insert into words select * from unnest(%s::text[])", (["a", "b"],)) == 2
+            assert await tx.execute("update words set word = word || %s", ("c",)) == 2 * (number + 1)
+            assert await tx.execute("delete from words where word = %s", ("none",)) == 0
+
+
+async def test_a_connection_goes_on_after_a_statement_failed(database: Database) -> None:
+    async with database.read() as tx:
+        for _ in range(TIMES):
+            assert await tx.fetch("select 12 / %s::int", (4,)) == [(3,)]
+        with pytest.raises(psycopg.errors.DivisionByZero):
+            await tx.fetch("select 12 / %s::int", (0,))
+        assert await tx.fetch("select 12 / %s::int", (3,)) == [(4,)]
+
+
+async def test_a_connection_goes_on_after_a_transaction_was_rolled_back(database: Database) -> None:
+    async def refuse() -> None:
+        async with database.transaction() as tx:
+            assert await tx.fetch("select %s::text", ("a",)) == [("a",)]
+            await tx.fetch("select %s::text", ("\0",))
+
+    for _ in range(TIMES):
+        with pytest.raises(InvalidInput):
+            await refuse()
+        async with database.read() as tx:
+            for _ in range(TIMES):
+                assert await tx.fetch("select %s::text", ("b",)) == [("b",)]
+
+
+async def test_a_connection_takes_more_statements_than_it_keeps(database: Database) -> None:
+    async with database.read() as tx:
+        for _ in range(3):
+            for number in range(150):
+                for _ in range(3):
+                    assert await tx.fetch(f"select %s::int + {number}", (1,)) == [(number + 1,)]
+
+
+async def test_who_is_cancelled_leaves_nothing_to_the_next_one(database: Database) -> None:
+    async def fetch(seconds: float, number: int) -> int:
+        async with database.read() as tx:
+            row = await tx.fetch_one("select %s::int from pg_sleep(%s)", (number, seconds))
+        assert row is not None
+        return int(row[0])
+
+    for number in range(TIMES):
+        assert await fetch(0.0, number) == number
+    slow = asyncio.create_task(fetch(60.0, -1))
+    await asyncio.sleep(0.2)
+    slow.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await slow
+
+    assert await fetch(0.0, 7) == 7
