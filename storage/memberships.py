@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Sequence
 from enum import IntEnum
+from typing import NamedTuple
 
 from federation.protocol.types import RoomID, ServerName, UserID
 from storage import strings
@@ -26,6 +27,16 @@ class Membership(IntEnum):
     def text(self) -> str:
         """The word in events."""
         return self.name.lower()
+
+
+class Member(NamedTuple):
+    """A user's own membership in a room."""
+
+    membership: Membership
+    position: int
+    """Of the member event."""
+    since: int | None = None
+    """The room's version from which on this is so; None where it is not known."""
 
 
 _BY_NAME = {membership.name.lower(): membership for membership in Membership}

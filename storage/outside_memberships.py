@@ -5,16 +5,15 @@ state. A row is its user's newest membership that came without the room's state.
 hold of the room says something newer of the user: whoever joins writes that state, and may leave the row as it is.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import ClassVar, Self
 
 from msgspec import Struct
 
 from federation.protocol.types import EventID, RoomID, ServerName, UserID
 from storage import strings
-from storage.arrays import Int2
 from storage.database import Row, Tx
-from storage.memberships import Membership
+from storage.memberships import Member, Membership
 
 _BY_NUMBER = {int(membership): membership for membership in Membership}
 _COLUMNS = "user_id, room_id, membership, room_version, event_id, json, stripped_state, via, position"
@@ -122,26 +121,31 @@ async def of_user(tx: Tx, user_id: UserID) -> dict[RoomID, tuple[Membership, int
     return {RoomID(room_id): (Membership(membership), position) for room_id, membership, position in rows}
 
 
-async def with_rooms(
-    tx: Tx, user_id: UserID
-) -> tuple[dict[int, tuple[Membership, int, int]], dict[RoomID, tuple[Membership, int]]]:
-    """Where the user is, is invited, or knocks, by one statement: rooms here, with membership, position of the member
-    event and the room's version since when; and as `of_user`."""
-    rows = await tx.fetch(
-        "select room, null as room_id, membership, event, since_version from room_state"
-        " where state_key = (select id from strings where value = %s) and line = 0 and until_version is null"
-        " and membership is not null and membership = any(%s::smallint[])"
-        " union all select 0, room_id, membership, position, 0 from outside_memberships"
-        f" where user_id = %s and {_COUNTS}",
-        (user_id, Int2((Membership.JOIN, Membership.INVITE, Membership.KNOCK)), user_id),
-    )
-    here: dict[int, tuple[Membership, int, int]] = {}
-    outside: dict[RoomID, tuple[Membership, int]] = {}
+WITH_ROOMS = (
+    # With the memberships as parameters PostgreSQL would plan this anew each time.
+    "select room, null as room_id, membership, event, since_version from room_state"
+    " where state_key = (select id from strings where value = %s) and line = 0 and until_version is null"
+    f" and membership is not null and membership in ({Membership.JOIN:d}, {Membership.INVITE:d}, {Membership.KNOCK:d})"
+    " union all select 0, room_id, membership, position, 0 from outside_memberships"
+    f" where user_id = %s and {_COUNTS}"
+)
+"""Where a user is, is invited, or knocks: first the rooms that are here."""
+
+
+async def with_rooms(tx: Tx, user_id: UserID) -> tuple[dict[int, Member], dict[RoomID, Member]]:
+    """Where the user is, is invited, or knocks, by one statement: rooms here, by number; and as `of_user`."""
+    return standings(await tx.fetch(WITH_ROOMS, (user_id, user_id)))
+
+
+def standings(rows: Iterable[Row]) -> tuple[dict[int, Member], dict[RoomID, Member]]:
+    """What rows of `WITH_ROOMS` say."""
+    here: dict[int, Member] = {}
+    outside: dict[RoomID, Member] = {}
     for room, room_id, membership, position, since in rows:
         if room_id is None:
-            here[room] = _BY_NUMBER[membership], position, since
+            here[room] = Member(_BY_NUMBER[membership], position, since)
         else:
-            outside[RoomID(room_id)] = _BY_NUMBER[membership], position
+            outside[RoomID(room_id)] = Member(_BY_NUMBER[membership], position)
     return here, outside
 
 

@@ -45,14 +45,14 @@ async def prepare(tx: Tx, stored: Collection[StoredEvent], *, is_state: bool = F
 
 
 def encode_plain(event: StoredEvent, room: Room) -> None:
-    """Encode an event that is no state event and not redacted: needs no query."""
+    """Encode an event for which `is_plain`: needs no query."""
     if event.client is None:
         _encode(event, room, None, None)
 
 
-def is_plain(event: StoredEvent) -> bool:
-    """Whether `encode_plain` is all that the event needs."""
-    return event.redacted_by is None and event.state_key is None
+def is_plain(event: StoredEvent, *, is_state: bool = False) -> bool:
+    """Whether `encode_plain` is all that the event needs, in a timeline or as state that stands outside one."""
+    return event.redacted_by is None and (is_state or event.state_key is None)
 
 
 def finish(event: StoredEvent, *, membership: str | None, device: int | None, relations: bytes | None = None) -> bytes:

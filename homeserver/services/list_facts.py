@@ -10,18 +10,20 @@ from msgspec import Struct, field
 from federation.protocol.types import RoomID, UserID
 from homeserver.services.account_data import IGNORED_USERS, ignored_in
 from homeserver.services.sliding_connections import RoomKey
-from homeserver.services.user_views import Member
 from storage import account_data, list_facts, rooms
 from storage.account_data import AccountDataChanged
 from storage.append_events import RoomEvents
-from storage.database import Database
+from storage.database import Database, Tx
 from storage.invalidations import Invalidated, Kind
+from storage.list_facts import Facts
 from storage.log_entries import Change
+from storage.memberships import Member
 
 MAX_KEPT = 10_000
 MAX_DIRECT = 10_000
 """Rooms that count as direct chats of one user."""
 DIRECT_DATA, TAG_DATA = "m.direct", "m.tag"
+_READ = (DIRECT_DATA, IGNORED_USERS)
 
 
 class UserFacts(Struct):
@@ -78,15 +80,25 @@ class ListFacts:
                 return facts
             async with self._database.read() as tx:
                 if facts.direct is None:
-                    stored, removed = await list_facts.read(tx, user_id, (DIRECT_DATA, IGNORED_USERS))
-                    room_ids = _direct_rooms(stored.get(DIRECT_DATA))
-                    numbers = await rooms.find_many(tx, room_ids) if room_ids else {}
-                    facts.ignored = ignored_in(stored.get(IGNORED_USERS))
-                    facts.removed = {room: Member(*found) for room, found in removed.items()}
-                    facts.direct = frozenset((*room_ids, *numbers.values()))
+                    await _fill(tx, facts, await list_facts.read(tx, user_id, _READ))
                 if with_tags and facts.tags is None:
                     found = await account_data.of_rooms(tx, user_id, TAG_DATA)
                     facts.tags = {room: _tags(content) for room, content in found.items()}
+
+    async def with_rooms(self, tx: Tx, user_id: UserID) -> tuple[dict[int, Member], dict[RoomID, Member]]:
+        """As `outside_memberships.with_rooms`; what `get` gives is found out by the same statement."""
+        facts = self._of(user_id)
+        found, here, outside = await list_facts.read_with_rooms(tx, user_id, _READ)
+        await _fill(tx, facts, found)
+        return here, outside
+
+
+async def _fill(tx: Tx, facts: UserFacts, found: Facts) -> None:
+    room_ids = _direct_rooms(found.contents.get(DIRECT_DATA))
+    numbers = await rooms.find_many(tx, room_ids) if room_ids else {}
+    facts.ignored = ignored_in(found.contents.get(IGNORED_USERS))
+    facts.removed = {room: member for room, member in found.removed.items()}
+    facts.direct = frozenset((*room_ids, *numbers.values()))
 
 
 def _object(content: bytes | None) -> dict[str, Any]:

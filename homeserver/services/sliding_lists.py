@@ -74,6 +74,8 @@ class RoomLists:
         self._summaries = summaries
         self._facts = facts
         self._outside = outside
+        self.read_rooms = facts.with_rooms
+        """For the view of who begins here: what lists need to know of them comes along."""
 
     async def facts(self, user_id: UserID, wanted: Wanted) -> UserFacts:
         """What lists need to know of the user, as of where the tail is."""

@@ -86,7 +86,7 @@ class SlidingSyncService:
     async def sync(self, request: SlidingRequest) -> bytes:
         """The answer, as soon as it holds anything, or when the time is up; raises UnknownPos."""
         place = await self._find(request)
-        view = await self._views.get(request.requester.user_id)
+        view = await self._views.get(request.requester.user_id, self._lists.read_rooms)
         if place.token is None:
             part = await self._collect(request, view, place)
             number = await self._connections.begin(place.key, part.rooms.state, place.held)

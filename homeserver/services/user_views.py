@@ -6,16 +6,17 @@ A view of the tail keeps it exact, so that a sync that finds nothing new asks th
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple, TypeVar
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import TypeVar
 
 from federation.protocol.types import RoomID, UserID
 from homeserver.services import unread_counts
 from homeserver.services.unread_counts import Unread
 from storage import outside_memberships, rooms
 from storage.append_events import RoomEvents
-from storage.database import Database
+from storage.database import Database, Tx
 from storage.log_entries import Change
+from storage.memberships import Member as Member
 from storage.memberships import Membership
 from storage.outside_memberships import OutsideMembership
 from storage.receipts import ReceiptMoved
@@ -32,15 +33,8 @@ LARGE_AT_ONCE = 2
 
 K = TypeVar("K")
 
-
-class Member(NamedTuple):
-    """A user's own membership in a room."""
-
-    membership: Membership
-    position: int
-    """Of the member event."""
-    since: int | None = None
-    """The room's version from which on this is so; None where it is not known."""
+RoomsReader = Callable[[Tx, UserID], Awaitable[tuple[dict[int, Member], dict[RoomID, Member]]]]
+"""As `outside_memberships.with_rooms`."""
 
 
 def without_invites(rooms: Mapping[K, Member]) -> dict[K, Member]:
@@ -112,37 +106,37 @@ class UserViews:
         self._tail = tail
         self._views: dict[UserID, UserView] = {}
 
-    async def get(self, user_id: UserID) -> UserView:
-        """The user's view, loaded if need be."""
+    async def get(self, user_id: UserID, read: RoomsReader = outside_memberships.with_rooms) -> UserView:
+        """The user's view, loaded if need be: by `read`, which may find out more at the same time."""
         view = self._views.get(user_id)
         if view is None:
-            view = await self._load(user_id)
+            view = await self._load(user_id, read)
         elif view.ready is not None:
             await asyncio.shield(view.ready)
-            return await self.get(user_id)
+            return await self.get(user_id, read)
         view.listener.used_at = time.monotonic()
         return view
 
-    async def _load(self, user_id: UserID) -> UserView:
+    async def _load(self, user_id: UserID, read: RoomsReader) -> UserView:
         listener = Listener(user_id, self._tail.position)
         view = self._views[user_id] = UserView(user_id, listener)
         view.ready = asyncio.get_running_loop().create_future()
         self._tail.register(listener)
         try:
             async with self._database.read() as tx:
-                found, outside = await outside_memberships.with_rooms(tx, user_id)
+                view_rooms, outside = await read(tx, user_id)
         except BaseException:
             self._drop(view)
             raise
         else:
             touched, view.touched = view.touched or {}, None
-            view.rooms = {room: Member(*standing) for room, standing in found.items()}
+            view.rooms = view_rooms
             for room, member in touched.items():
                 known = view.rooms.get(room)
                 if known is None or known.position < member.position:
                     view.rooms[room] = member
-            for room_id, (membership, position) in outside.items():
-                view.outside.setdefault(room_id, Member(membership, position))
+            for room_id, member in outside.items():
+                view.outside.setdefault(room_id, member)
             self._tail.enter_all(listener, view.joined())
             # What came while the rooms were not known told nobody: only from here on silence means that nothing came.
             listener.known_from = listener.concerned_at = self._tail.position
