@@ -12,7 +12,8 @@ import os
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from types import TracebackType
 from typing import Any, TypeVar, cast
 
 import psycopg
@@ -22,11 +23,12 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.pq import ExecStatus
 from psycopg.pq.abc import PGresult
 from psycopg.types.array import ListBinaryDumper
-from psycopg_pool import AsyncConnectionPool, PoolTimeout, TooManyRequests
+from psycopg_pool import PoolTimeout, TooManyRequests
 
 from federation.protocol.errors import InvalidInput, Unavailable
 from storage import arrays
 from storage.figures import Figures
+from storage.pool import Pool
 from storage.statements import Connection as Connection
 from storage.statements import Row as Row
 
@@ -102,16 +104,6 @@ def _cut(connection: Connection) -> None:
 def _cancellations() -> int:
     task = asyncio.current_task()
     return 0 if task is None else task.cancelling()
-
-
-def _heed_cancellation(before: int) -> None:
-    """Raise CancelledError if this task was cancelled since.
-
-    The pool waits by `asyncio.wait_for`, which in Python 3.11 loses a cancellation that comes when a connection has
-    just come.
-    """
-    if _cancellations() > before:
-        raise asyncio.CancelledError
 
 
 Part = TypeVar("Part")
@@ -218,16 +210,45 @@ class Clock:
             self._ahead_ms = row[0] - (before + after) * 500
 
 
-class _Pool(AsyncConnectionPool[Connection]):
-    """Hands out, of the connections that are free, the one that is there for longest: while there is little to do one
-    or two do all of it, whose plans and caches are warm, and those that are not needed are given up."""
+class _Reading(AbstractAsyncContextManager[Tx]):
+    """A connection of the pool, while a block lasts."""
 
-    async def _get_ready_connection(self, timeout: float | None) -> Connection | None:
-        if len(self._pool) > 1:
-            oldest = min(self._pool, key=lambda connection: connection._created_at)  # as the pool counts it
-            self._pool.remove(oldest)
-            self._pool.appendleft(oldest)  # which is where it takes one from
-        return await super()._get_ready_connection(timeout)
+    __slots__ = ("_connection", "_database", "_since", "_timer")
+
+    def __init__(self, database: "Database") -> None:
+        self._database = database
+
+    async def __aenter__(self) -> Tx:
+        connection = self._database.pool.take()
+        if connection is None:
+            connection = await self._wait()
+        self._connection, self._since = connection, time.monotonic()
+        self._timer = watch(connection)
+        return Tx(connection, self._database.memory)
+
+    async def _wait(self) -> Connection:
+        before = _cancellations()
+        try:
+            connection = await self._database.pool.getconn(self._database.patience)
+        except _LOST as error:
+            raise unavailable(error) from error
+        if _cancellations() > before:
+            # The pool waits by `asyncio.wait_for`, which in Python 3.11 loses a cancellation that comes when a
+            # connection has just come.
+            await self._database.pool.putconn(connection)
+            raise asyncio.CancelledError
+        return connection
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._timer.cancel()
+        self._database.is_away = self._connection.closed
+        await self._database.pool.give_back(self._connection, self._since)
+        if isinstance(error, UNSTORABLE):
+            raise unstorable(error) from error
+        if isinstance(error, _LOST):
+            raise unavailable(error) from error
 
 
 class Database:
@@ -241,9 +262,9 @@ class Database:
         self.memory = Memory()
         self._clock = Clock()
         self._patience_seconds = _PATIENCE_SECONDS
-        self._is_away = False
+        self.is_away = False
         """Whether the last connection that was used was lost, or none could be made."""
-        self._pool = _Pool(
+        self.pool = Pool(
             self.conninfo,
             min_size=1,
             max_size=max_connections,
@@ -257,7 +278,7 @@ class Database:
 
     async def open(self) -> None:
         """Connect; raises when the database cannot be reached within the pool's time."""
-        await self._pool.open(wait=True, timeout=30)
+        await self.pool.open(wait=True, timeout=30)
         await self.set_clock()
         for replica in self._replicas:
             await replica.open()
@@ -265,7 +286,7 @@ class Database:
     async def open_when_there(self) -> None:
         """Connect in the background; nobody ever waits long."""
         self._patience_seconds = _REPLICA_CONNECT_SECONDS
-        await self._pool.open(wait=False)
+        await self.pool.open(wait=False)
 
     def now_ms(self) -> int:
         """The time by the database's clock: what others will compare with theirs is counted by this."""
@@ -280,20 +301,20 @@ class Database:
         """Give every connection back to the server."""
         for replica in self._replicas:
             await replica.close()
-        await self._pool.close(timeout=5)
+        await self.pool.close(timeout=5)
 
     def figures(self) -> Figures:
         """For `homeserver.metrics`."""
-        found = self._pool.get_stats()
+        found = self.pool.get_stats()
         return {
             "database_replica_reads_total": self._replica_reads,
             "database_connections": found.get("pool_size", 0),
             "database_connections_idle": found.get("pool_available", 0),
-            "database_connections_limit": self._pool.max_size,
+            "database_connections_limit": self.pool.max_size,
             "database_waiting": found.get("requests_waiting", 0),
             "database_requests_total": found.get("requests_num", 0),
             "database_wait_seconds_total": found.get("requests_wait_ms", 0) / 1000,
-            "database_use_seconds_total": found.get("usage_ms", 0) / 1000,
+            "database_use_seconds_total": self.pool.used_seconds,
             "database_refused_total": found.get("requests_errors", 0),
             "database_connects_total": found.get("connections_num", 0),
             "database_connect_failures_total": found.get("connections_errors", 0),
@@ -306,32 +327,18 @@ class Database:
         async with self.read() as tx, tx.connection.transaction():
             yield tx
 
-    @asynccontextmanager
-    async def read(self) -> AsyncIterator[Tx]:
+    def read(self) -> AbstractAsyncContextManager[Tx]:
         """Statements that each see the newest commits; nothing is written."""
-        try:
-            before = _cancellations()
-            async with self._pool.connection(self._patience()) as connection:
-                _heed_cancellation(before)
-                timer = watch(connection)
-                try:
-                    yield Tx(connection, self.memory)
-                finally:
-                    timer.cancel()
-                    self._is_away = connection.closed
-        except UNSTORABLE as error:
-            raise unstorable(error) from error
-        except _LOST as error:
-            raise unavailable(error) from error
+        return _Reading(self)
 
-    def _patience(self) -> float:
-        return min(self._patience_seconds, _PATIENCE_WHILE_AWAY_SECONDS) if self._is_away else self._patience_seconds
-
-    @asynccontextmanager
-    async def write(self) -> AsyncIterator[Tx]:
+    def write(self) -> AbstractAsyncContextManager[Tx]:
         """Statements that each commit by themselves: bookkeeping that nobody hears about, at a third of the cost."""
-        async with self.read() as tx:
-            yield tx
+        return _Reading(self)
+
+    @property
+    def patience(self) -> float:
+        """For how many seconds a connection of the pool is waited for."""
+        return min(self._patience_seconds, _PATIENCE_WHILE_AWAY_SECONDS) if self.is_away else self._patience_seconds
 
     async def read_history(self, tx: Tx, work: Callable[[Tx], Awaitable[Part]]) -> Part:
         """What `work` returns, by a replica that has all that `tx` sees now, or by `tx` itself where none has.
@@ -365,15 +372,15 @@ class Database:
         try:
             connection = await Connection.connect(self.conninfo, **_SETTINGS)
         except psycopg.Error:
-            self._is_away = True
+            self.is_away = True
             raise
-        self._is_away = False
+        self.is_away = False
         return connection
 
     async def drop_lost(self) -> None:
         """A connection of one's own was lost: have the pool try its idle ones, so that nobody is handed a dead one."""
-        self._is_away = True
-        await self._pool.check()
+        self.is_away = True
+        await self.pool.check()
 
 
 class _Replica:

@@ -265,7 +265,8 @@ class SlidingExtensions:
             changes.extend(change for change in found if not (change.is_deleted and old.get(change.room or 0) == ALL))
         recent = {room: at for room, at in places.items() if room not in old}
         lowest = min((*recent.values(), max(of_all, self._tail.floor)))
-        for at, change in self._tail.for_user(moment.view.user_id, lowest):
+        is_all_read = of_all == ALL and not recent
+        for at, change in () if is_all_read else self._tail.for_user(moment.view.user_id, lowest):
             if isinstance(change, AccountDataChanged) and at <= upto:
                 after = of_all if change.room is None else recent.get(change.room, upto)
                 if self._tail.floor <= after < at:
