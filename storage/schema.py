@@ -607,18 +607,19 @@ url_previews = Table(
     comment="What pages that users write of say of themselves.",
 )
 
-outgoing_mail = Table(
-    "outgoing_mail",
+outgoing_messages = Table(
+    "outgoing_messages",
     metadata,
-    Column("mail", BigInteger, Identity(), primary_key=True),
+    Column("message", BigInteger, Identity(), primary_key=True),
+    Column("channel", Text, nullable=False, comment="mail or sms."),
     Column("recipient", Text, nullable=False),
-    Column("message", LargeBinary, nullable=False, comment="Whole, as RFC 5322 has it."),
+    Column("content", LargeBinary, nullable=False, comment="Whole: of mail as RFC 5322 has it, of an SMS its text."),
     Column("created_ts", BigInteger, nullable=False),
     Column("expires_ts", BigInteger, nullable=False, comment="After which it is of no use to anybody."),
     Column("next_try_ts", BigInteger, nullable=False, comment="While a process sends it: when another may."),
     Column("tries", Integer, nullable=False, server_default=text("0")),
-    Index("outgoing_mail_next_try_ts_idx", "next_try_ts"),
-    comment="Mail that no mail server has taken yet.",
+    Index("outgoing_messages_channel_next_try_ts_idx", "channel", "next_try_ts"),
+    comment="Mail that no mail server has taken yet, and SMS that no gateway has.",
 )
 
 pushers = Table(

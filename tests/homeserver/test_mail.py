@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from federation.protocol.errors import InvalidInput
 from homeserver.config import MailTLS, Secret
-from homeserver.services import mail
+from homeserver.services import mail, outgoing_messages
 from homeserver.services.email_addresses import canonical_email
 from homeserver.services.mail import Mail
 from tests.client import Server, unique
@@ -38,7 +38,7 @@ async def put(server: Server, *mails: Mail) -> None:
 
 
 async def until_nothing_waits(connection: psycopg.Connection) -> None:
-    await until(connection, "select count(*) = 0 from outgoing_mail")
+    await until(connection, "select count(*) = 0 from outgoing_messages")
 
 
 async def until(connection: psycopg.Connection, query: LiteralString) -> None:
@@ -90,7 +90,7 @@ async def test_a_server_that_is_another_or_does_not_know_us_gets_no_mail(
 
             await until(
                 connection,
-                "select count(*) = 1 from outgoing_mail where tries = 1 and next_try_ts - created_ts < 200000",
+                "select count(*) = 1 from outgoing_messages where tries = 1 and next_try_ts - created_ts < 200000",
             )
 
     assert (mails.asked, mails.taken) == (0, [])
@@ -100,8 +100,8 @@ async def test_a_server_that_is_another_or_does_not_know_us_gets_no_mail(
 async def test_mail_that_is_put_off_is_sent_again(
     conninfo: str, connection: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mail, "FIRST_PAUSE_MS", 1)
-    monkeypatch.setattr(mail, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(outgoing_messages, "FIRST_PAUSE_MS", 1)
+    monkeypatch.setattr(outgoing_messages, "POLL_SECONDS", 0.05)
     late, prompt = an_address(), an_address()
     async with MailServer.running() as mails:
         mails.answers[late] = ["451 come back", "451 later"]
@@ -132,15 +132,15 @@ async def test_mail_that_is_refused_for_good_is_dropped(conninfo: str, connectio
 async def test_mail_waits_for_a_server_that_is_away(
     conninfo: str, connection: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mail, "FIRST_PAUSE_MS", 1)
-    monkeypatch.setattr(mail, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(outgoing_messages, "FIRST_PAUSE_MS", 1)
+    monkeypatch.setattr(outgoing_messages, "POLL_SECONDS", 0.05)
     address = an_address()
     async with MailServer.running() as away:
         settings = away.settings()
     async with running(conninfo, mail=settings) as server:
         await put(server, a_mail(address))
-        await until(connection, "select count(*) = 1 from outgoing_mail where tries > 1")
-    connection.execute("update outgoing_mail set next_try_ts = 0")  # else what it was at is left to it for minutes
+        await until(connection, "select count(*) = 1 from outgoing_messages where tries > 1")
+    connection.execute("update outgoing_messages set next_try_ts = 0")  # else what it was at is left to it for minutes
     async with MailServer.running() as mails, running(conninfo, mail=mails.settings()):
         await mails.next_for(address)
 
@@ -179,7 +179,7 @@ async def test_mail_of_what_is_not_committed_is_not_sent(conninfo: str, connecti
     async with MailServer.running() as mails, running(conninfo, mail=mails.settings()) as server:
         with pytest.raises(InvalidInput, match="after all not"):
             await put_and_fail(server)
-        assert connection.execute("select count(*) from outgoing_mail").fetchone() == (0,)
+        assert connection.execute("select count(*) from outgoing_messages").fetchone() == (0,)
 
     assert mails.taken == []
 
