@@ -14,7 +14,7 @@ from homeserver.client_api.application_services import ApplicationServicesAPI
 from homeserver.client_api.auth_stages import (
     CaptchaStage,
     DummyStage,
-    EmailStage,
+    IdentifierStage,
     PasswordStage,
     RegistrationTokenStage,
     TermsStage,
@@ -39,7 +39,7 @@ from homeserver.client_api.user_administration import UserAdministrationAPI
 from homeserver.config import Config
 from homeserver.federation_parts import Ground, Outbound
 from homeserver.room_parts import RoomParts
-from homeserver.services import device_keys
+from homeserver.services import device_keys, identifiers
 from homeserver.services.accounts import AccountService
 from homeserver.services.application_service_client import ApplicationServiceClient
 from homeserver.services.application_services import ApplicationServices
@@ -53,6 +53,7 @@ from homeserver.services.passwords import Passwords
 from homeserver.services.rate_limits import RateLimits
 from homeserver.services.rendezvous import RendezvousService
 from homeserver.services.sessions import SessionService
+from homeserver.services.sms import SMSSender
 from homeserver.services.user_names import UserNames
 from storage.invalidations import Invalidated
 
@@ -100,13 +101,16 @@ class AccountParts:
             ground.tail,
             query_string_tokens=config.query_string_tokens,
         )
-        self.egress = Egress(  # to application services, wherever the operator runs them
+        self.egress = Egress(  # to application services and the SMS gateway, wherever the operator runs them
             AddressPolicy(()),
             SystemNameLookup(),
             config.federation.certificate_authorities,
             user_agent=f"Hearth/{release.number()}",
         )
-        self.identifiers = IdentifierService(database, mailer, ground.rate_limits, configured.identifier_policy(config))
+        self.sms = SMSSender(database, self.egress, configured.sms_gateway(config.sms))
+        self.identifiers = IdentifierService(
+            database, mailer, self.sms, ground.rate_limits, configured.identifier_policy(config)
+        )
         self.interactive_auth = InteractiveAuth(
             database, self._stages(config, outbound, ground.rate_limits), ground.rate_limits
         )
@@ -176,8 +180,9 @@ class AccountParts:
             uia.REGISTRATION_TOKEN: RegistrationTokenStage(self.service),
             uia.TERMS: TermsStage(configured.policies(config.registration)),
         }
-        if self.identifiers.is_enabled:
-            stages[uia.EMAIL] = EmailStage(self.identifiers)
+        for stage, medium in ((uia.EMAIL, identifiers.EMAIL), (uia.PHONE, identifiers.PHONE)):
+            if medium in self.identifiers.media:
+                stages[stage] = IdentifierStage(self.identifiers, medium)
         keys = configured.captcha(config.registration.captcha)
         if keys is not None:
             stages[uia.RECAPTCHA] = CaptchaStage(Captcha(outbound.egress, keys), rate_limits)

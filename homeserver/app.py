@@ -311,6 +311,7 @@ class Application:
             *(self.sender, self.reception.transactions, self.reception.dead_letters, self.rate_limits, self.accounts),
             *(self.user_data.account_data, self.user_data.push_rules, self.user_data.inbox_limits),
             *(self.media.repository, self.media.cache, self.media.previews, self.mailer, self.push.delivery),
+            self.accounts.sms,
         )
         places = (
             self.accounts.places,
@@ -404,6 +405,8 @@ class Application:
         if self.mailer.is_enabled:
             self._run("mail", self.mailer.run())
             self._run("mail of unread messages", self.push.digests.run())
+        if self.accounts.sms.is_enabled:
+            self._run("SMS", self.accounts.sms.run())
         if self.config.federation.enabled:
             self._run("dead letters", self.reception.dead_letters.run())
             self._run("forked rooms", self.reception.merger.run())

@@ -70,8 +70,8 @@ class MailTLS(enum.StrEnum):
     NONE = "none"
 
 
-class EmailOnRegistration(enum.StrEnum):
-    """Whether who registers proves to have an e-mail address."""
+class ProofOnRegistration(enum.StrEnum):
+    """Whether who registers proves to have an e-mail address, or a phone number."""
 
     NEVER = "never"
     OPTIONAL = "optional"
@@ -237,7 +237,8 @@ class Registration:
     shared_secret: Secret | None = None
     """For `/_synapse/admin/v1/register`; without it that endpoint refuses."""
     terms: tuple[TermsDocument, ...] = ()
-    email: EmailOnRegistration = EmailOnRegistration.NEVER
+    email: ProofOnRegistration = ProofOnRegistration.NEVER
+    phone: ProofOnRegistration = ProofOnRegistration.NEVER
     captcha: Captcha = Captcha()
 
     def complaints(self) -> Iterator[tuple[str, str]]:
@@ -535,8 +536,29 @@ class Mail:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class SMS:
+    """The gateway that takes SMS; without a URL there is none."""
+
+    url: str | None = None
+    token: Secret | None = None
+    allowed_countries: tuple[str, ...] = ()
+    """To whose numbers any are sent; none: to all."""
+
+    def complaints(self) -> Iterator[tuple[str, str]]:
+        """What is no address, and no country."""
+        if self.url is not None and not self.url.startswith(("https://", *_THIS_MACHINE)):
+            yield "url", "not an address: write https://HOST/PATH, or http://localhost:PORT/PATH"
+        for country in self.allowed_countries:
+            if not re.fullmatch(r"[A-Z]{2}", country):
+                yield "allowed_countries", f"{country!r} is no country: write its two capital letters, such as DE"
+
+
+_THIS_MACHINE = tuple(f"http://{host}{end}" for host in ("localhost", "127.0.0.1", "[::1]") for end in ":/")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Identifiers:
-    """E-mail addresses of accounts."""
+    """E-mail addresses and phone numbers of accounts."""
 
     reveal_use: bool = False
     """Whether who asks is told that an address is some account's, or nobody's."""
@@ -614,6 +636,7 @@ class Config:
     turn: Turn = Turn()
     calls: Calls = Calls()
     mail: Mail = Mail()
+    sms: SMS = SMS()
     identifiers: Identifiers = Identifiers()
 
     @property
@@ -637,8 +660,10 @@ class Config:
             yield "server_name", "not a server name: write the domain of your users' IDs, such as example.org"
         if self.public_base_url is not None and not self.public_base_url.startswith(("http://", "https://")):
             yield "public_base_url", "not an address: write https://HOST"
-        if self.registration.email is not EmailOnRegistration.NEVER and self.mail.host is None:
+        if self.registration.email is not ProofOnRegistration.NEVER and self.mail.host is None:
             yield "registration", "email: addresses are proven by mail: set mail.host, too, or write never"
+        if self.registration.phone is not ProofOnRegistration.NEVER and self.sms.url is None:
+            yield "registration", "phone: numbers are proven by SMS: set sms.url, too, or write never"
         if not self.listeners:
             yield "listeners", "a server without a listener serves nobody: add one, or remove the setting"
         if self.default_room_version not in room_versions.ROOM_VERSIONS:

@@ -13,7 +13,7 @@ from homeserver.client_api.accounts import RegistrationPolicy
 from homeserver.client_api.auth_stages import Policy
 from homeserver.client_api.discovery import ServerDescription
 from homeserver.client_api.outside_services import TurnServers
-from homeserver.config import Config, EmailOnRegistration, RegistrationMode
+from homeserver.config import Config, ProofOnRegistration, RegistrationMode
 from homeserver.services import application_services as registrations
 from homeserver.services.application_services import ApplicationServiceError, ApplicationServices
 from homeserver.services.budget_table import BudgetTable
@@ -23,6 +23,7 @@ from homeserver.services.mail import MailServer
 from homeserver.services.rate_limits import Limit, RateLimits
 from homeserver.services.server_notices import NoticePolicy
 from homeserver.services.sessions import Lifetimes
+from homeserver.services.sms import SMSGateway
 from homeserver.services.url_previews import PreviewPolicy
 from homeserver.startup import StartupError
 from storage.bus import Bus, PostgresBus
@@ -101,15 +102,14 @@ def registration_policy(configured: settings.Registration) -> RegistrationPolicy
         first.append(uia.RECAPTCHA)
     if configured.terms:
         first.append(uia.TERMS)
-    by_email = {
-        # No flow may be the beginning of another ("Dummy Auth"): who completes it could not take the longer one.
-        EmailOnRegistration.OPTIONAL: [[*first, uia.DUMMY], [*first, uia.EMAIL]],
-        EmailOnRegistration.REQUIRED: [[*first, uia.EMAIL]],
-        EmailOnRegistration.NEVER: [first or [uia.DUMMY]],
-    }
+    stages = {uia.EMAIL: configured.email, uia.PHONE: configured.phone}
+    first += [stage for stage, proof in stages.items() if proof is ProofOnRegistration.REQUIRED]
+    optional = [stage for stage, proof in stages.items() if proof is ProofOnRegistration.OPTIONAL]
+    # No flow may be the beginning of another ("Dummy Auth"): who completes it could not take the longer one.
+    last = [uia.DUMMY, *optional] if optional or not first else []
     is_closed = configured.mode is RegistrationMode.CLOSED
     return RegistrationPolicy(
-        flows=None if is_closed else by_email[configured.email],
+        flows=None if is_closed else [[*first, stage] for stage in last] or [first],
         allows_guests=configured.allow_guests,
         uses_tokens=configured.mode is RegistrationMode.TOKEN,
     )
@@ -144,6 +144,17 @@ def mail_server(configured: settings.Mail) -> MailServer | None:
     )
 
 
+def sms_gateway(configured: settings.SMS) -> SMSGateway | None:
+    """Who takes SMS, if anybody does."""
+    if configured.url is None:
+        return None
+    return SMSGateway(
+        url=configured.url,
+        token=None if configured.token is None else configured.token.value,
+        allowed_countries=frozenset(configured.allowed_countries),
+    )
+
+
 def captcha(configured: settings.Captcha) -> CaptchaKeys | None:
     """What who registers has to solve, if anything."""
     if configured.site_key is None or configured.secret is None:
@@ -152,7 +163,7 @@ def captcha(configured: settings.Captcha) -> CaptchaKeys | None:
 
 
 def identifier_policy(config: Config) -> IdentifierPolicy:
-    """What is decided of e-mail addresses."""
+    """What is decided of e-mail addresses and phone numbers."""
     configured = config.identifiers
     return IdentifierPolicy(
         server_name=config.server_name,
@@ -205,7 +216,7 @@ def description(config: Config) -> ServerDescription:
         default_room_version=config.default_room_version,
         makes_previews=config.url_previews.enabled,
         forgets_rooms_on_leave=config.forget_rooms_on_leave,
-        changes_identifiers=config.mail.host is not None,
+        changes_identifiers=config.mail.host is not None or config.sms.url is not None,
         livekit_service_urls=config.calls.livekit_service_urls,
         policy_server_key=config.policy_server.public_key,
         support_page=config.support.page,

@@ -32,6 +32,11 @@ class Validation(Struct, frozen=True, kw_only=True):
 
 
 _COLUMNS = "sid, purpose, medium, address, next_link, validated_ts"
+# In one statement, so that of tries at once none is made without being counted.
+_TRY = (
+    "update identifier_validations set failures = failures + case when %s = any(token_hashes) then 0 else 1 end"
+    " where sid = %s and expires_ts > %s and failures < %s and"
+)
 
 
 def _validation(row: Row) -> Validation:
@@ -58,10 +63,10 @@ class Asked(Struct, frozen=True, kw_only=True):
     next_link: str | None
 
 
-async def begin(tx: Tx, sid: str, asked: Asked, *, now_ts: int, expires_ts: int) -> tuple[str, bool]:
+async def begin(tx: Tx, sid: str, asked: Asked, *, now_ts: int, expires_ts: int, max_failures: int) -> tuple[str, bool]:
     """The validation that the client asks for, new or going on: its ID, and whether something is to be sent for it.
 
-    Only a higher `send_attempt` than before has something sent again.
+    Only a higher `send_attempt` than before has something sent again, and nothing is once no token would be right.
     """
     key = (_hash(asked.client_secret), asked.purpose.value, *asked.identifier)
     await tx.execute(
@@ -74,9 +79,10 @@ async def begin(tx: Tx, sid: str, asked: Asked, *, now_ts: int, expires_ts: int)
         " (secret_hash, purpose, medium, address, sid, send_attempt, next_link, token_hashes, expires_ts)"
         " values (%s, %s, %s, %s, %s, %s, %s, '{}', %s)"
         " on conflict (secret_hash, purpose, medium, address) do update"
-        " set send_attempt = excluded.send_attempt, next_link = excluded.next_link"
-        " where known.send_attempt < excluded.send_attempt and known.validated_ts is null returning sid",
-        (*key, sid, asked.send_attempt, asked.next_link, expires_ts),
+        " set send_attempt = excluded.send_attempt, next_link = excluded.next_link, expires_ts = excluded.expires_ts"
+        " where known.send_attempt < excluded.send_attempt and known.validated_ts is null and known.failures < %s"
+        " returning sid",
+        (*key, sid, asked.send_attempt, asked.next_link, expires_ts, max_failures),
     )
     if row is not None:
         return str(row[0]), True
@@ -97,15 +103,27 @@ async def add_token(tx: Tx, sid: str, token: str) -> None:
     )
 
 
+async def set_code(tx: Tx, sid: str, code: str) -> None:
+    """Note what was sent, which can be guessed: what was sent before is void, and failures go on counting."""
+    await tx.execute("update identifier_validations set token_hashes = %s where sid = %s", ([_hash(code)], sid))
+
+
 async def find_by_token(tx: Tx, sid: str, token: str, *, now_ts: int, max_failures: int) -> Validation | None:
-    """The validation for which this was sent; a wrong token counts, and after too many no token is right."""
+    """The validation for which this link was mailed; a wrong token counts, and after too many no token is right."""
     row = await tx.fetch_one(
-        "update identifier_validations set failures = failures + case when %s = any(token_hashes) then 0 else 1 end"
-        " where sid = %s and expires_ts > %s and failures < %s"
-        f" returning %s = any(token_hashes), {_COLUMNS}",
+        f"{_TRY} medium = 'email' returning %s = any(token_hashes), {_COLUMNS}",
         (_hash(token), sid, now_ts, max_failures, _hash(token)),
     )
     return _validation(row[1:]) if row is not None and row[0] else None
+
+
+async def try_code(tx: Tx, sid: str, client_secret: str, code: str, *, now_ts: int, max_failures: int) -> bool | None:
+    """Whether this is what was sent by SMS; None where none is awaited (any longer). Wrong ones count as above."""
+    row = await tx.fetch_one(
+        f"{_TRY} medium = 'msisdn' and secret_hash = %s returning %s = any(token_hashes)",
+        (_hash(code), sid, now_ts, max_failures, _hash(client_secret), _hash(code)),
+    )
+    return None if row is None else bool(row[0])
 
 
 async def set_validated(tx: Tx, sid: str, now_ts: int) -> None:

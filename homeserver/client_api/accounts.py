@@ -8,7 +8,15 @@ from federation.protocol.types import JsonObject, UserID
 from federation.web import Answer, Call
 from homeserver.client_api.authentication import TokenAuthenticator
 from homeserver.client_api.fields import find_text
-from homeserver.client_api.interactive_auth import EMAIL, PASSWORD, REGISTRATION_TOKEN, Attempt, Flows, InteractiveAuth
+from homeserver.client_api.interactive_auth import (
+    EMAIL,
+    PASSWORD,
+    PHONE,
+    REGISTRATION_TOKEN,
+    Attempt,
+    Flows,
+    InteractiveAuth,
+)
 from homeserver.client_api.login import APPLICATION_SERVICE, new_login, token_fields
 from homeserver.client_api.routing import optional_requester, requester
 from homeserver.services.accounts import AccountService, NewAccount
@@ -148,10 +156,10 @@ class AccountsAPI:
         return answer
 
     async def change_password(self, call: Call) -> Answer:
-        """POST /account/password: also of who has lost it, and proves to have the account's e-mail address."""
+        """POST /account/password: also of who has lost it, and proves to have an address or number of the account's."""
         who = optional_requester(call)
-        by_email = [[EMAIL]] if self._interactive_auth.has_stage(EMAIL) else []
-        if who is None and not by_email:
+        by_identifier = [[stage] for stage in (EMAIL, PHONE) if self._interactive_auth.has_stage(stage)]
+        if who is None and not by_identifier:
             raise Unauthorized("An access token is required", "M_MISSING_TOKEN")
         attempt = await self._interactive_auth.begin(call, await call.body(max_bytes=MAX_REGISTRATION_BODY), who)
         password = self._accounts.check_new_password(attempt.body.get("new_password"))
@@ -159,10 +167,10 @@ class AccountsAPI:
         if not isinstance(end_others, bool):
             raise InvalidInput("logout_devices must be true or false")
         if who is None:
-            await self._interactive_auth.complete(attempt, by_email)
-            await self._accounts.reset_password(attempt.proofs[EMAIL], password, end_others=end_others)
+            await self._interactive_auth.complete(attempt, by_identifier)
+            await self._accounts.reset_password(_identifier_proofs(attempt)[0], password, end_others=end_others)
         else:
-            await self._interactive_auth.complete(attempt, [[PASSWORD], *by_email])
+            await self._interactive_auth.complete(attempt, [[PASSWORD], *by_identifier])
             await self._accounts.change_password(who.user_id, password, keep=who.device_id, end_others=end_others)
         return {}
 
@@ -196,11 +204,15 @@ def _inhibit_login(body: JsonObject) -> bool:
     return value
 
 
+def _identifier_proofs(attempt: Attempt) -> list[str]:
+    return [attempt.proofs[stage] for stage in (EMAIL, PHONE) if stage in attempt.proofs]
+
+
 def _new_account(localpart: str | None, password: str, attempt: Attempt) -> NewAccount:
     return NewAccount(
         localpart=localpart,
         password=password,
         registration_token=attempt.proofs.get(REGISTRATION_TOKEN),
-        email_proof=attempt.proofs.get(EMAIL),
+        identifier_proofs=_identifier_proofs(attempt),
         address=attempt.address,
     )

@@ -68,23 +68,27 @@ class RegistrationTokenStage:
         return token
 
 
-class EmailStage:
-    """An e-mail address that was proven ("Email-based"): one to register with, or who lost a password has."""
+class IdentifierStage:
+    """An e-mail address or a phone number that was proven ("Email-based", "Phone number/MSISDN-based"): one to
+    register with, or who lost a password has."""
 
-    def __init__(self, identifiers: IdentifierService) -> None:
+    def __init__(self, identifiers: IdentifierService, medium: str) -> None:
         self._identifiers = identifiers
+        self._medium = medium
 
     def params(self) -> JsonObject | None:
         """Nothing to know."""
         return None
 
     async def check(self, auth: JsonObject, asker: Asker) -> str:
-        """Raise M_THREEPID_AUTH_FAILED until the link that was mailed has been followed; the ID of the proof."""
+        """Raise M_THREEPID_AUTH_FAILED until what was sent has been followed or submitted; the ID of the proof."""
         credentials = get_object(auth, "threepid_creds") or get_object(auth, "threepidCreds")
         sid, client_secret = get_text(credentials, "sid"), get_text(credentials, "client_secret")
         resets = asker.path.endswith("/account/password")
         purpose = Purpose.RESET_PASSWORD if resets else Purpose.REGISTER
         proven = await self._identifiers.check_proven(purpose, sid, client_secret)
+        if proven.identifier.medium != self._medium:
+            raise Forbidden("This is an address of another kind", "M_THREEPID_AUTH_FAILED")
         if asker.user_id is not None and await self._identifiers.find_user(proven.identifier) != asker.user_id:
             raise Forbidden("This is not an address of yours", "M_THREEPID_AUTH_FAILED")
         return proven.sid

@@ -54,7 +54,7 @@ class ServerDescription(Struct, frozen=True, kw_only=True):
     makes_previews: bool = False
     forgets_rooms_on_leave: bool = False
     changes_identifiers: bool = False
-    """Whether users can add and remove e-mail addresses."""
+    """Whether users can add and remove e-mail addresses, or phone numbers."""
     livekit_service_urls: Sequence[str] = ()
     policy_server_key: str | None = None
     support_page: str | None = None

@@ -2,9 +2,10 @@
 
 from federation.protocol.errors import Forbidden, InvalidInput
 from federation.protocol.types import JsonObject
-from homeserver.client_api.fields import get_text
+from homeserver.client_api.fields import find_text, get_text
 from homeserver.services.email_addresses import canonical_email
 from homeserver.services.identifiers import EMAIL, PHONE
+from homeserver.services.phone_numbers import parse_phone
 from homeserver.services.third_party_inviting import ThirdPartyInvite
 from storage.identifiers import Identifier
 
@@ -26,10 +27,8 @@ def user_of_login(body: JsonObject) -> str | Identifier:
     if kind == "m.id.thirdparty":
         return canonical(get_text(identifier, "medium"), get_text(identifier, "address"))
     if kind == "m.id.phone":
-        number = identifier.get("phone") or identifier.get("number")  # as it was once called
-        if not isinstance(number, str):
-            raise InvalidInput("phone is required", "M_MISSING_PARAM")
-        return canonical(PHONE, number)
+        number = find_text(identifier, "phone") or get_text(identifier, "number")  # as it was once called
+        return _dialled(find_text(identifier, "country"), number)
     raise InvalidInput("Unknown type of identifier", "M_UNKNOWN")
 
 
@@ -44,6 +43,13 @@ def canonical(medium: str, address: str) -> Identifier:
     if medium != PHONE or not number.isascii() or not number.isdigit() or len(number) > 20:
         raise _unknown()
     return Identifier(PHONE, number)
+
+
+def _dialled(country: str | None, number: str) -> Identifier:
+    try:
+        return Identifier(PHONE, parse_phone(country, number).msisdn)
+    except InvalidInput:
+        raise _unknown() from None
 
 
 def third_party_invite(body: JsonObject) -> ThirdPartyInvite:

@@ -36,6 +36,7 @@ REGISTRATION_TOKEN = "m.login.registration_token"  # noqa: S105  # the name of a
 TERMS = "m.login.terms"
 RECAPTCHA = "m.login.recaptcha"
 EMAIL = "m.login.email.identity"
+PHONE = "m.login.msisdn"
 
 Flows = Sequence[Sequence[str]]
 

@@ -38,7 +38,7 @@ from homeserver.client_api.sending_events import SendingEventsAPI
 from homeserver.client_api.server_administration import ServerAdministrationAPI
 from homeserver.client_api.stage_pages import StagePagesAPI
 from homeserver.client_api.third_party_identifiers import ThirdPartyIdentifiersAPI
-from homeserver.services.identifiers import CONFIRM_PATH
+from homeserver.services.identifiers import CONFIRM_PATH, SUBMIT_PATH
 from storage.identifier_validations import Purpose
 
 NONE, OPTIONAL = Login.NONE, Login.OPTIONAL
@@ -122,7 +122,7 @@ def identifier_routes(api: ThirdPartyIdentifiersAPI) -> Sequence[ClientRoute]:
             ("account/password", Purpose.RESET_PASSWORD),
             ("account/3pid", Purpose.ADD),
         )
-        for medium, endpoint in (("email", api.email_request(purpose)), ("msisdn", api.request_phone_token))
+        for medium, endpoint in (("email", api.email_request(purpose)), ("msisdn", api.phone_request(purpose)))
     ]
     return [
         ClientRoute(method="GET", path="v3/account/3pid", endpoint=api.list_identifiers),
@@ -137,6 +137,7 @@ def identifier_routes(api: ThirdPartyIdentifiersAPI) -> Sequence[ClientRoute]:
             )
         ),
         *request_tokens,
+        ClientRoute(method="POST", path=SUBMIT_PATH, endpoint=api.submit_code, login=NONE, limit="login"),
     ]
 
 

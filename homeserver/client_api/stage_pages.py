@@ -15,13 +15,14 @@ from homeserver.client_api.interactive_auth import (
     DUMMY,
     EMAIL,
     PASSWORD,
+    PHONE,
     RECAPTCHA,
     REGISTRATION_TOKEN,
     TERMS,
     InteractiveAuth,
 )
 from homeserver.client_api.pages import form_of, page
-from homeserver.services.identifiers import EmailRequest, IdentifierService
+from homeserver.services.identifiers import EmailRequest, IdentifierService, PhoneRequest
 from storage.identifier_validations import Purpose
 
 _DONE_SCRIPT = (
@@ -32,7 +33,16 @@ _INPUTS = {
     DUMMY: "",
     PASSWORD: '<label>Password<input type="password" name="password" autocomplete="current-password" required></label>',
     REGISTRATION_TOKEN: '<label>Registration token<input type="text" name="token" required></label>',
+    EMAIL: '<label>E-mail address<input type="email" name="email" autocomplete="email" required></label>',
+    PHONE: "<label>Phone number, beginning with + and the code of its country"
+    '<input type="tel" name="phone" autocomplete="tel" required></label>',
 }
+_SENT = {
+    EMAIL: "<p>A message is on its way to you. Follow the link in it, then come back here and continue.</p>",
+    PHONE: "<p>A message is on its way to you.</p><label>The code in it"
+    '<input type="text" name="token" inputmode="numeric" autocomplete="one-time-code" required></label>',
+}
+"""What is asked once something is sent."""
 
 
 class StagePagesAPI:
@@ -63,14 +73,16 @@ class StagePagesAPI:
         stage, form = self._stage(call), await form_of(call)
         session_id, address = form.get("session", ""), call.request.remote or ""
         try:
-            if stage == EMAIL and "sid" not in form:
-                return await self._send_mail(session_id, form.get("email", ""), address)
+            if stage in _SENT and "sid" not in form:
+                return await self._send(stage, session_id, form, address)
+            if stage == PHONE:
+                await self._identifiers.submit_code(form["sid"], form.get("client_secret", ""), form.get("token", ""))
             await self._interactive_auth.complete_by_page(session_id, stage, _auth_of(stage, form), address)
         except LimitExceeded:
             raise
         except MatrixError as error:
-            if stage == EMAIL and "sid" in form:
-                return self._awaiting(session_id, form["sid"], form.get("client_secret", ""), error)
+            if stage in _SENT and "sid" in form and error.errcode != "M_SESSION_EXPIRED":
+                return self._awaiting(stage, session_id, form["sid"], form.get("client_secret", ""), error=error)
             return self._form(stage, session_id, error)
         return page("Done", "<p>You can close this window and go back to your client.</p>", script=_DONE_SCRIPT)
 
@@ -80,29 +92,32 @@ class StagePagesAPI:
             raise NotFound("There is no page for this authentication type")
         return stage
 
-    async def _send_mail(self, session_id: str, email: str, address: str) -> web.Response:
+    async def _send(self, stage: str, session_id: str, form: dict[str, str], address: str) -> web.Response:
         asker = await self._interactive_auth.asker_of(session_id, address)
         purpose = Purpose.RESET_PASSWORD if asker.path.endswith("/account/password") else Purpose.REGISTER
         client_secret = secrets.token_urlsafe(24)
-        request = EmailRequest(client_secret=client_secret, email=email, send_attempt=1)
-        sid = await self._identifiers.request_email(purpose, request, asker=address)
-        return self._awaiting(session_id, sid, client_secret)
+        if stage == EMAIL:
+            mail = EmailRequest(client_secret=client_secret, email=form.get("email", ""), send_attempt=1)
+            sid = await self._identifiers.request_email(purpose, mail, asker=address)
+        else:
+            number = form.get("phone", "")
+            sms = PhoneRequest(client_secret=client_secret, country=None, phone_number=number, send_attempt=1)
+            sid = await self._identifiers.request_phone(purpose, sms, asker=address)
+        return self._awaiting(stage, session_id, sid, client_secret)
 
     def _awaiting(
-        self, session_id: str, sid: str, client_secret: str, error: MatrixError | None = None
+        self, stage: str, session_id: str, sid: str, client_secret: str, *, error: MatrixError | None = None
     ) -> web.Response:
         hidden = {"session": session_id, "sid": sid, "client_secret": client_secret}
-        text = "<p>A message is on its way to you. Follow the link in it, then come back here and continue.</p>"
-        return self._page(text, hidden, "Continue", error)
+        return self._page(_SENT[stage], hidden, "Continue", error)
 
     def _form(self, stage: str, session_id: str, error: MatrixError | None = None) -> web.Response:
         params = self._interactive_auth.params_of(stage) or {}
         hidden = {"session": session_id}
         if stage == TERMS:
             return self._page(_policies(params), hidden, "I agree", error)
-        if stage == EMAIL:
-            field = '<label>E-mail address<input type="email" name="email" autocomplete="email" required></label>'
-            return self._page(field, hidden, "Send me a message", error)
+        if stage in _SENT:
+            return self._page(_INPUTS[stage], hidden, "Send me a message", error)
         if stage == RECAPTCHA:
             return self._captcha(params, hidden, error)
         return self._page(_INPUTS[stage], hidden, "Continue", error)
@@ -146,7 +161,10 @@ def _auth_of(stage: str, form: dict[str, str]) -> JsonObject:
         PASSWORD: {"password": form.get("password", "")},
         REGISTRATION_TOKEN: {"token": form.get("token", "")},
         RECAPTCHA: {"response": form.get("g-recaptcha-response", "")},
-        EMAIL: {"threepid_creds": {name: form.get(name, "") for name in ("sid", "client_secret")}},
+        **{
+            stage: {"threepid_creds": {name: form.get(name, "") for name in ("sid", "client_secret")}}
+            for stage in _SENT
+        },
     }
     return {"type": stage, **given.get(stage, {})}
 

@@ -8,7 +8,7 @@ from homeserver.client_api import fields
 from homeserver.client_api.identifiers import canonical
 from homeserver.client_api.interactive_auth import PASSWORD, InteractiveAuth
 from homeserver.client_api.routing import requester
-from homeserver.services.identifiers import EmailRequest, IdentifierService, check_client_secret
+from homeserver.services.identifiers import EmailRequest, IdentifierService, PhoneRequest
 from homeserver.services.identity_servers import IdentityServers
 from storage.identifier_validations import Purpose
 from storage.identifiers import Identifier
@@ -43,14 +43,29 @@ class ThirdPartyIdentifiersAPI:
 
         return request_token
 
-    async def request_phone_token(self, call: Call) -> Answer:
-        """POST /{register,account/password,account/3pid}/msisdn/requestToken: we send no SMS."""
+    def phone_request(self, purpose: Purpose) -> Endpoint:
+        """POST /{register,account/password,account/3pid}/msisdn/requestToken."""
+
+        async def request_token(call: Call) -> Answer:
+            body = await call.body(max_bytes=MAX_BODY)
+            request = PhoneRequest(
+                client_secret=fields.get_text(body, "client_secret"),
+                country=fields.get_text(body, "country"),
+                phone_number=fields.get_text(body, "phone_number"),
+                send_attempt=_send_attempt(body),
+            )
+            sid = await self._identifiers.request_phone(purpose, request, asker=call.request.remote or "")
+            return {"sid": sid, "submit_url": self._identifiers.submit_url}
+
+        return request_token
+
+    async def submit_code(self, call: Call) -> Answer:
+        """POST to `submit_url`: as the Identity Service API's /validate/msisdn/submitToken."""
         body = await call.body(max_bytes=MAX_BODY)
-        check_client_secret(fields.get_text(body, "client_secret"))
-        for name in ("country", "phone_number"):
-            fields.get_text(body, name)
-        _send_attempt(body)
-        raise InvalidInput("This server uses no phone numbers", "M_THREEPID_MEDIUM_NOT_SUPPORTED")
+        await self._identifiers.submit_code(
+            *(fields.get_text(body, name) for name in ("sid", "client_secret", "token"))
+        )
+        return {"success": True}
 
     async def list_identifiers(self, call: Call) -> Answer:
         """GET /account/3pid."""

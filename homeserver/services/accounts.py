@@ -2,7 +2,7 @@
 
 import secrets
 import string
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 from msgspec import Struct
 
@@ -37,8 +37,8 @@ class NewAccount(Struct, frozen=True, kw_only=True):
     application_service: str | None = None
     registration_token: str | None = None
     """Used up together with the making of the account."""
-    email_proof: str | None = None
-    """The ID of a validation, used up together with the making of the account, which then has the address."""
+    identifier_proofs: Sequence[str] = ()
+    """IDs of validations, used up together with the making of the account, which then has the addresses."""
     address: str | None = None
     """Who registers, if it is not an administrator: their budget is spent."""
 
@@ -113,9 +113,9 @@ class AccountService:
             tx, new.registration_token, self._database.now_ms()
         ):
             raise Forbidden("The registration token is no longer valid")
-        if new.email_proof is not None:
+        for proof in new.identifier_proofs:  # two at most
             now_ts = self._database.now_ms()
-            proven = await find_proven(tx, ProofPurpose.REGISTER, new.email_proof, None, now_ts=now_ts)
+            proven = await find_proven(tx, ProofPurpose.REGISTER, proof, None, now_ts=now_ts)
             await give(tx, user_id, proven, now_ts)
 
     async def register_for_service(self, service: ApplicationService, localpart: object) -> UserID:
@@ -211,7 +211,7 @@ class AccountService:
             await self._sessions.change_standing(user_id, work)
 
     async def reset_password(self, proof: str, password: str, *, end_others: bool) -> None:
-        """Set a new password for whose e-mail address was proven; raises M_THREEPID_AUTH_FAILED."""
+        """Set a new password for whose e-mail address or phone number was proven; raises M_THREEPID_AUTH_FAILED."""
         async with self._database.read() as tx:
             proven = await find_proven(tx, ProofPurpose.RESET_PASSWORD, proof, None, now_ts=self._database.now_ms())
             user_id = await identifiers.find_user(tx, proven.identifier)

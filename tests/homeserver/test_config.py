@@ -247,6 +247,30 @@ def test_mail_is_from_nobody_else(sender: str) -> None:
     assert "mail.sender: needed with host" in complaint
 
 
+@pytest.mark.parametrize(
+    "url", ["https://sms.example.org/send", "http://localhost:9000/", "http://127.0.0.1/", "http://[::1]:1/"]
+)
+def test_sms_go_to_a_gateway_encrypted_or_on_this_machine(url: str) -> None:
+    settings = parse(f"server_name: a.example\nsms: {{url: '{url}', allowed_countries: [DE, 'NO']}}").sms
+    assert (settings.url, settings.allowed_countries) == (url, ("DE", "NO"))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("sms: {url: 'http://sms.example.org/'}", "sms.url: not an address"),
+        ("sms: {url: 'http://localhost.example.org/'}", "sms.url: not an address"),
+        ("sms: {allowed_countries: [Germany]}", "sms.allowed_countries: 'Germany' is no country"),
+        ("sms: {allowed_countries: [de]}", "'de' is no country"),
+        ("sms: {allowed_countries: [NO]}", "allowed_countries"),
+        ("registration: {phone: optional}", "sms.url"),
+    ],
+)
+def test_sms_that_go_nowhere_are_refused(text: str, said: str) -> None:
+    [complaint] = complaints_about(f"server_name: a.example\n{text}")
+    assert said in complaint
+
+
 def test_mail_that_does_not_go_together_is_refused() -> None:
     password = "server_name: a.example\nmail: {host: m, sender: a@b.c, password: x"
     assert len(complaints_about(password + "}")) == 1

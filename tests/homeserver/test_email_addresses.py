@@ -12,7 +12,7 @@ import pytest
 import pytest_asyncio
 
 from federation.protocol.types import UserID
-from homeserver.config import EmailOnRegistration, Identifiers, RateLimit, RateLimits, Registration, RegistrationMode
+from homeserver.config import Identifiers, ProofOnRegistration, RateLimit, RateLimits, Registration, RegistrationMode
 from homeserver.services.identifiers import CONFIRM_PATH
 from tests.client import PASSWORD, Answer, Client, Server, quote, unique
 from tests.mail_server import MailServer
@@ -81,7 +81,7 @@ async def mailing(databases: Callable[[str], str]) -> AsyncIterator[Mailing]:
 @pytest_asyncio.fixture
 async def asking(conninfo: str) -> AsyncIterator[Mailing]:
     """Registering needs an address."""
-    registration = Registration(mode=RegistrationMode.OPEN, email=EmailOnRegistration.REQUIRED)
+    registration = Registration(mode=RegistrationMode.OPEN, email=ProofOnRegistration.REQUIRED)
     async with (
         MailServer.running() as mails,
         running(conninfo, mail=mails.settings(), registration=registration) as server,
@@ -396,7 +396,7 @@ async def test_registering_with_an_address(asking: Mailing) -> None:
 
 
 async def test_an_address_may_be_asked_for_and_left_out(conninfo: str) -> None:
-    registration = Registration(mode=RegistrationMode.OPEN, email=EmailOnRegistration.OPTIONAL)
+    registration = Registration(mode=RegistrationMode.OPEN, email=ProofOnRegistration.OPTIONAL)
     async with (
         MailServer.running() as mails,
         running(conninfo, mail=mails.settings(), registration=registration) as server,
