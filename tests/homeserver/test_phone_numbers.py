@@ -152,9 +152,9 @@ async def test_wrong_codes_are_counted_and_a_new_code_does_not_change_that(texti
     status, error = await texting.submit(sid, second)
     assert (status, error["errcode"]) == (400, "M_SESSION_EXPIRED")
     assert await texting.sid(ADD, number, attempt=3) == sid
-    await texting.sid(ADD, number, secret="other")
-    await texting.gateway.next_for(number, 2)
-    assert len(texting.gateway.texts_to(number)) == 3, "nothing is sent where no code would be right"
+    other = await texting.sid(ADD, number, secret="other")
+    third = await texting.gateway.code_for(number, 2)
+    assert (await texting.submit(other, third, "other")).status == 200, "nothing is sent where no code would be right"
 
 
 async def test_tries_at_once_are_counted_each(texting: Texting) -> None:
@@ -215,14 +215,23 @@ async def test_a_malformed_submission_is_refused(texting: Texting, changes: dict
     assert (status, error["errcode"]) == (400, errcode)
 
 
-async def test_a_code_expires(texting: Texting, monkeypatch: pytest.MonkeyPatch) -> None:
-    number = a_number()
+async def test_a_code_expires_unless_another_is_asked_for(texting: Texting) -> None:
+    number, database = a_number(), texting.server.application.database
     sid = await texting.sid(ADD, number)
-    code = await texting.gateway.code_for(number)
-    database = texting.server.application.database
-    async with database.transaction() as tx:
-        await tx.execute("update identifier_validations set expires_ts = %s where sid = %s", (database.now_ms(), sid))
 
+    async def end_in(seconds: int) -> None:
+        until_ts = database.now_ms() + seconds * 1000
+        async with database.transaction() as tx:
+            await tx.execute("update identifier_validations set expires_ts = %s where sid = %s", (until_ts, sid))
+
+    await end_in(60)
+    assert await texting.sid(ADD, number, attempt=2) == sid
+    async with database.read() as tx:
+        row = await tx.fetch_one("select expires_ts from identifier_validations where sid = %s", (sid,))
+    assert row is not None
+    assert row[0] > database.now_ms() + 600_000
+    await end_in(0)
+    code = await texting.gateway.code_for(number, 1)
     assert (await texting.submit(sid, code)).body["errcode"] == "M_SESSION_EXPIRED"
 
 
