@@ -11,6 +11,7 @@ from migrations import render_initial
 from storage import migrate
 from storage.cluster_settings import ClusterSettings
 from storage.embedded import EmbeddedPostgres
+from tests import fellows
 
 TEMPLATE = "hearth_template"
 
@@ -24,7 +25,10 @@ class RunCluster:
         self.directory = Path(tempfile.mkdtemp(prefix="hearth-tests-"))
         self.directory.chmod(0o711)
         self._postgres = EmbeddedPostgres(
-            self.directory, settings=ClusterSettings(durable=False, max_connections=1000, shared_buffers_bytes=64 << 20)
+            self.directory,
+            settings=ClusterSettings(
+                durable=False, max_connections=1000 * fellows.COUNT, shared_buffers_bytes=64 << 20
+            ),
         )
         try:
             self._postgres.start()
