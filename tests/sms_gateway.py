@@ -63,7 +63,7 @@ class Gateway:
 
     async def code_for(self, number: str, index: int = 0) -> str:
         """The code in it."""
-        found = re.match(r"(\d{6}) ", text := await self.next_for(number, index))
+        found = re.match(r"(\d{8}) ", text := await self.next_for(number, index))
         assert found is not None, text
         return found[1]
 

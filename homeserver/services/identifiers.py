@@ -191,7 +191,7 @@ class IdentifierService:
         elif purpose is not Purpose.RESET_PASSWORD and owner is not None:
             text = sms_texts.in_use(server=server)
         else:
-            code = f"{secrets.randbelow(1_000_000):06}"
+            code = f"{secrets.randbelow(100_000_000):08}"
             await identifier_validations.set_code(tx, sid, code)
             text = sms_texts.code(purpose, code, server=server, lifetime_ms=CODE_LIFETIME_MS)
         await self._sms.put(tx, asked.identifier.address, text, lifetime_ms=CODE_LIFETIME_MS)

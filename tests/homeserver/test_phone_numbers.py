@@ -32,7 +32,7 @@ def a_number() -> str:
 
 
 def wrong(code: str) -> str:
-    return f"{(int(code) + 1) % 1_000_000:06}"
+    return f"{(int(code) + 1) % 100_000_000:08}"
 
 
 @dataclass(slots=True)
