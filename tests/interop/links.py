@@ -151,10 +151,11 @@ class Links:
         """Whose end of a connection that is."""
         for gate in self._gates:
             try:
-                connections = psutil.Process(gate.server.pid).net_connections(kind="tcp")
+                server = psutil.Process(gate.server.pid)
+                processes = [server, *server.children(recursive=True)]  # one that is several, where it is so
             except (psutil.NoSuchProcess, ServerFailedError):  # it died
                 continue
-            if any(tuple(connection.laddr)[1] == address[1] for connection in connections):
+            if any(_has_connection_from(process, address[1]) for process in processes):
                 return gate.server
         return None
 
@@ -162,6 +163,13 @@ class Links:
         """Nobody reaches anybody any more."""
         for gate in self._gates:
             await gate.close()
+
+
+def _has_connection_from(process: psutil.Process, port: int) -> bool:
+    try:
+        return any(tuple(connection.laddr)[1] == port for connection in process.net_connections(kind="tcp"))
+    except psutil.NoSuchProcess:
+        return False
 
 
 async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
