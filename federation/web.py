@@ -9,6 +9,7 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextvars import ContextVar
 from functools import lru_cache
+from ipaddress import IPv6Address, IPv6Network
 from typing import Any
 from urllib.parse import unquote, unquote_plus
 
@@ -39,6 +40,19 @@ CORS_HEADERS = {
 }
 """Client-Server API, "Web Browser Clients"; and what signing in by QR code takes (MSC4108)."""
 
+
+@lru_cache(maxsize=4096)
+def network_of(address: str) -> str:
+    """An IPv4 address as it is; of an IPv6 address the network, which is what one customer has."""
+    if ":" not in address:
+        return address
+    try:
+        parsed = IPv6Address(address.partition("%")[0])
+    except ValueError:
+        return address
+    return str(parsed.ipv4_mapped or IPv6Network((parsed, 64), strict=False))
+
+
 Answer = JsonObject | bytes | web.StreamResponse
 """A JSON object, the bytes of one, or a response that is already whole."""
 
@@ -58,6 +72,11 @@ class Call:
         """Told of the size of a body before it is parsed, which takes up to a second a megabyte; may refuse it."""
         self._query: list[tuple[str, str]] | None = None
         self._first_values: dict[str, str] | None = None
+
+    @property
+    def network(self) -> str:
+        """Where it comes from: `network_of` its address."""
+        return network_of(self.request.remote or "")
 
     @property
     def query(self) -> list[tuple[str, str]]:

@@ -71,6 +71,15 @@ async def delete(tx: Tx, event_ids: Collection[EventID]) -> None:
     await tx.execute("delete from dead_letters where event_id = any(%s::text[])", (list(event_ids),))
 
 
+async def delete_refused(tx: Tx, letters: Sequence[DeadLetter]) -> None:
+    """Forget letters that will never be right. What another server sent under the same event ID may be."""
+    await tx.execute(
+        "delete from dead_letters using unnest(%s::text[], %s::text[]) as given(event_id, origin)"
+        " where dead_letters.event_id = given.event_id and dead_letters.origin = given.origin",
+        ([letter.event_id for letter in letters], [letter.origin for letter in letters]),
+    )
+
+
 async def take_due(tx: Tx, now_ts: int, limit: int, lease_ms: int) -> list[DeadLetter]:
     """The oldest letters of the room whose turn it is, which no other process takes for as long as the lease."""
     rows = await tx.fetch(
@@ -89,13 +98,21 @@ async def note_failures(tx: Tx, failures: Sequence[tuple[DeadLetter, str]], now_
     pauses = [pause_ms(letter.attempts + 1) for letter, _ in failures]
     await tx.execute(
         "update dead_letters set attempts = attempts + 1, reason = given.reason, retry_ts = given.retry_ts"
-        " from unnest(%s::text[], %s::text[], %s::bigint[]) as given(event_id, reason, retry_ts)"
-        " where dead_letters.event_id = given.event_id",
+        " from unnest(%s::text[], %s::text[], %s::text[], %s::bigint[]) as given(event_id, origin, reason, retry_ts)"
+        " where dead_letters.event_id = given.event_id and dead_letters.origin = given.origin",
         (
             [letter.event_id for letter, _ in failures],
+            [letter.origin for letter, _ in failures],
             [reason.replace("\0", "")[:MAX_REASON] for _, reason in failures],
             [None if pause is None else now_ts + pause for pause in pauses],
         ),
+    )
+
+
+async def rest(tx: Tx, origin: ServerName, until_ts: int) -> None:
+    """Try none of a server's letters before then."""
+    await tx.execute(
+        "update dead_letters set retry_ts = %s where origin = %s and retry_ts < %s", (until_ts, origin, until_ts)
     )
 
 

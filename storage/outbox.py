@@ -190,6 +190,22 @@ async def events_between(
     return [_outgoing(row) for row in rows]
 
 
+async def end_of_nothing(tx: Tx, after: int, end: int) -> int:
+    """How far there is nothing for anybody after a position, at most to `end`: events may come far apart, as one whose
+    predecessors are not known yet leaves room for them. Four look-ups.
+    """
+    row = await tx.fetch_one(
+        "select least("
+        "(select min(position) from events where position > %s),"
+        " (select min(position) from relayed_events where position > %s),"
+        " (select min(position) from receipts where position > %s),"
+        " (select min(position) from device_list_changes where position > %s))",
+        (after, after, after, after),
+    )
+    found = None if row is None else row[0]
+    return end if found is None else min(found - 1, end)
+
+
 async def find_relayed(tx: Tx, position: int) -> OutgoingEvent | None:
     """What an `EventRelayed` at this position passes on."""
     row = await tx.fetch_one(

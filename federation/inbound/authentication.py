@@ -30,7 +30,7 @@ BYTES_PER_REQUEST = 100_000
 """A body of so many bytes costs as much of the budget as one more request."""
 
 MAX_PENDING = 100
-"""So many requests from one address may wait for a body, or for keys, which come from whoever the request names."""
+"""So many requests from one network may wait for a body, or for keys, which come from whoever the request names."""
 
 MAX_HEADERS = 10
 """A server with several keys may send an Authorization header for each."""
@@ -109,27 +109,27 @@ class Authenticator:
 
         Raises Unauthorized (401) if no signature holds, Forbidden, LimitExceeded, and what is wrong with the body.
         """
-        address = call.request.remote or ""
-        self._budget.check(address)
-        if self._pending[address] >= MAX_PENDING:
+        network = call.network
+        self._budget.check(network)
+        if self._pending[network] >= MAX_PENDING:
             raise LimitExceeded(10_000)
-        self._pending[address] += 1
+        self._pending[network] += 1
         try:
             authorizations = self._read_headers(call.request)
             if is_small(call.request.content_length) or not call.request.can_read_body:
-                signed = await self._receive(call, authorizations, address, max_bytes=max_bytes)
+                signed = await self._receive(call, authorizations, network, max_bytes=max_bytes)
             else:
                 async with BODIES.arriving() as held:  # until it is known whose it is
-                    signed = await self._receive(call, authorizations, address, max_bytes=max_bytes, held=held)
+                    signed = await self._receive(call, authorizations, network, max_bytes=max_bytes, held=held)
         except LimitExceeded:
             raise
         except MatrixError:
-            self._budget.spend(address)
+            self._budget.spend(network)
             raise
         finally:
-            self._pending[address] -= 1
-            if not self._pending[address]:
-                del self._pending[address]
+            self._pending[network] -= 1
+            if not self._pending[network]:
+                del self._pending[network]
         self._budget.spend(signed.origin, cost=1 + _weight(signed))
         self._note_alive(signed.origin)
         if self._tail.is_behind():  # whoever asks may know it from another process
@@ -144,7 +144,7 @@ class Authenticator:
         )
 
     async def _receive(
-        self, call: Call, authorizations: list[Authorization], address: str, *, max_bytes: int, held: Body | None = None
+        self, call: Call, authorizations: list[Authorization], network: str, *, max_bytes: int, held: Body | None = None
     ) -> SignedRequest:
         """The request with its body, verified."""
         signed = SignedRequest(
@@ -154,12 +154,12 @@ class Authenticator:
             destination=self._server_name,
             content=await call.raw_body(max_bytes, held) or None,
         )
-        await self._verify(authorizations, signed, address)
+        await self._verify(authorizations, signed, network)
         return signed
 
     def spend(self, call: Call) -> None:
         """Take one from the budget of the address that asks without a signature."""
-        self._budget.spend(call.request.remote or "")
+        self._budget.spend(call.network)
 
     def _read_headers(self, request: web.BaseRequest) -> list[Authorization]:
         values = request.headers.getall("Authorization", [])
@@ -179,12 +179,12 @@ class Authenticator:
             raise Forbidden("This server does not federate with yours")
         return authorizations
 
-    async def _verify(self, authorizations: Sequence[Authorization], signed: SignedRequest, address: str) -> None:
+    async def _verify(self, authorizations: Sequence[Authorization], signed: SignedRequest, network: str) -> None:
         """Raise Unauthorized unless a signature holds for the body as it came, or else for its canonical form.
 
         What was signed is the canonical form, and most servers send just that. It is also the only way to verify what
         cannot be encoded again as the sender did, such as a huge number in an event of an old room. Reading what
-        nobody has signed yet costs the address in advance.
+        nobody has signed yet costs the network in advance.
         """
         try:
             await self._verify_any(authorizations, signed)
@@ -192,7 +192,7 @@ class Authenticator:
             if signed.content is None:
                 raise
             if weight := _weight(signed):
-                self._budget.spend(address, cost=weight)
+                self._budget.spend(network, cost=weight)
             canonical = canonical_json.encode(canonical_json.loads_object(signed.content, max_depth=None))
             if canonical == signed.content:
                 raise

@@ -23,7 +23,13 @@ logger = logging.getLogger(__name__)
 LOOK_SECONDS = 15.0
 SWEEP_SECONDS = 3600.0
 ATTEMPT_SECONDS = 180.0
+WORKERS = 4
 AT_ONCE = 50
+SLOW_SECONDS = 5.0
+RESTS = 20
+"""A server whose letters took longer than that to try has the others wait so many times as long: else a few that make
+us wait would have all who try letters do nothing else.
+"""
 SWEPT_AT_ONCE = 10_000
 SOON_MS = 5_000
 """What only lacked the time is tried again after that."""
@@ -82,13 +88,18 @@ class DeadLetters:
 
     async def run(self) -> None:
         """Try what is due, and forget what is old, until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            for number in range(WORKERS):
+                group.create_task(self._work(sweeps=number == 0))
+
+    async def _work(self, *, sweeps: bool) -> None:
         swept_at = 0.0
         while True:
             self._is_due.clear()
             try:
                 while await self.retry_due():
                     pass
-                if time.monotonic() - swept_at > SWEEP_SECONDS:
+                if sweeps and time.monotonic() - swept_at > SWEEP_SECONDS:
                     swept_at = time.monotonic()
                     await self.sweep()
             except Unavailable:
@@ -112,6 +123,7 @@ class DeadLetters:
 
     async def _retry(self, origin: ServerName, letters: Sequence[DeadLetter]) -> None:
         results: dict[EventID, MatrixError | None] = {}
+        began = time.monotonic()
         try:
             room = await self._receiver.get_expected_room(letters[0].room_id)
             pdus = [event_format.parse(letter.json, room.rules) for letter in letters]
@@ -126,18 +138,30 @@ class DeadLetters:
             results = {letter.event_id: error for letter in letters}
         late = MatrixError("M_UNKNOWN", "There was no time for it yet", 503)
         errors = {letter.event_id: results.get(letter.event_id, late) for letter in letters}
-        again = [
-            (letter, failure.message)
-            for letter in letters
-            if (failure := errors[letter.event_id]) is not None and is_passing(failure)
-        ]
-        done = {letter.event_id for letter in letters} - {letter.event_id for letter, _ in again}
+        arrived: list[EventID] = []
+        refused: list[DeadLetter] = []
+        again: list[tuple[DeadLetter, str]] = []
+        for letter in letters:
+            failure = errors[letter.event_id]
+            if failure is None:
+                arrived.append(letter.event_id)
+            elif is_passing(failure):
+                again.append((letter, failure.message))
+            else:
+                refused.append(letter)
         async with self._database.transaction() as tx:
             await dead_letters.note_failures(tx, again, self._database.now_ms())
-            await dead_letters.delete(tx, done)
-        self._settled += len(done)
+            await dead_letters.delete(tx, arrived)
+            await dead_letters.delete_refused(tx, refused)
+            if (seconds := time.monotonic() - began) > SLOW_SECONDS:
+                await dead_letters.rest(tx, origin, self._database.now_ms() + int(seconds * RESTS * 1000))
+        self._settled += len(letters) - len(again)
         logger.info(
-            "dead letters of %s: %d arrived or were dropped, %d remain", room_of(letters), len(done), len(again)
+            "dead letters of %s: %d arrived, %d were dropped, %d remain",
+            room_of(letters),
+            len(arrived),
+            len(refused),
+            len(again),
         )
 
     async def sweep(self) -> None:

@@ -21,6 +21,9 @@ RENEWED_MS = 3600 * 1000
 MAX_SERVERS = 1000
 """A notary is asked for the keys of so many servers at once."""
 
+MAX_QUERY_BYTES = 256 * 1024
+"""Whoever asks need not say who they are."""
+
 
 class ServerKeysAPI:
     """GET /_matrix/key/v2/server; GET and POST /_matrix/key/v2/query."""
@@ -47,7 +50,7 @@ class ServerKeysAPI:
 
     async def query_many(self, call: Call) -> Answer:
         """POST /query: the same for many servers; those that were never reached are left out."""
-        body = await call.body()
+        body = await call.body(max_bytes=MAX_QUERY_BYTES)
         wanted = body.get("server_keys")
         if not isinstance(wanted, dict):
             raise InvalidInput("server_keys must be an object", "M_BAD_JSON")

@@ -35,6 +35,8 @@ logger = logging.getLogger(__name__)
 MAX_BYTES = 10 * 1024 * 1024
 MAX_PER_ORIGIN = 3
 """Transactions of one server at work at the same time: it should wait for each answer. So its memory is bounded."""
+MAX_PER_NETWORK = 50
+"""The same of all servers at one address: names are to be had in any number. Well above what a host of many needs."""
 MAX_AT_ONCE = 200
 LARGE_BYTES = 1024 * 1024
 """Transactions with more than this are few, even among servers that are behind."""
@@ -68,6 +70,7 @@ class TransactionsAPI:
         self._dead_letters = dead_letters
         self._at_work: dict[tuple[ServerName, str], asyncio.Task[JsonObject]] = {}
         self._by_origin: Counter[ServerName] = Counter()
+        self._by_network: Counter[str] = Counter()
         self._large_bytes = 0
         self._seconds = Tally()
         self._events = dict.fromkeys(("taken", "refused", "dropped", "set_aside"), 0)
@@ -97,13 +100,14 @@ class TransactionsAPI:
         task = self._at_work.get((origin, txn_id))
         if task is None:
             large_bytes = call.size if call.size > LARGE_BYTES else 0
-            self._check_room_for(origin, large_bytes)
+            self._check_room_for(origin, call.network, large_bytes)
             transaction = transactions.parse(call.json, origin)
             task = asyncio.get_running_loop().create_task(self._take(origin, txn_id, transaction))
             self._at_work[origin, txn_id] = task
             self._by_origin[origin] += 1
+            self._by_network[call.network] += 1
             self._large_bytes += large_bytes
-            task.add_done_callback(partial(self._done, origin, txn_id, large_bytes))
+            task.add_done_callback(partial(self._done, origin, txn_id, call.network, large_bytes))
         return await asyncio.shield(task)  # who asked may go away, and asks again
 
     async def close(self) -> None:
@@ -113,20 +117,29 @@ class TransactionsAPI:
             _, late = await asyncio.wait(tasks, timeout=CLOSING_SECONDS)
             await background.end(late)
 
-    def _check_room_for(self, origin: ServerName, large_bytes: int) -> None:
-        if self._by_origin[origin] >= MAX_PER_ORIGIN or len(self._at_work) >= MAX_AT_ONCE:
+    def _check_room_for(self, origin: ServerName, network: str, large_bytes: int) -> None:
+        if (
+            self._by_origin[origin] >= MAX_PER_ORIGIN
+            or self._by_network[network] >= MAX_PER_NETWORK
+            or len(self._at_work) >= MAX_AT_ONCE
+        ):
             raise LimitExceeded(1000)
         if large_bytes and self._large_bytes + large_bytes > MAX_LARGE_BYTES:
             raise LimitExceeded(5000)
 
-    def _done(self, origin: ServerName, txn_id: str, large_bytes: int, task: "asyncio.Task[JsonObject]") -> None:
+    def _done(
+        self, origin: ServerName, txn_id: str, network: str, large_bytes: int, task: "asyncio.Task[JsonObject]"
+    ) -> None:
         if not task.cancelled():
             task.exception()  # told to who asks, if anybody still does
         self._at_work.pop((origin, txn_id), None)
-        self._by_origin[origin] -= 1
         self._large_bytes -= large_bytes
+        self._by_origin[origin] -= 1
         if not self._by_origin[origin]:
             del self._by_origin[origin]
+        self._by_network[network] -= 1
+        if not self._by_network[network]:
+            del self._by_network[network]
 
     async def _take(self, origin: ServerName, txn_id: str, transaction: Transaction) -> JsonObject:
         counts = {"hearth.events": len(transaction.pdus), "hearth.edus": len(transaction.edus)}

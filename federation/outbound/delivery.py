@@ -38,6 +38,8 @@ MAX_ANSWER_BYTES = 1024 * 1024
 MAX_PDU_BYTES = 65_536
 SCANNED = 2_000
 """Positions of the log that are read at once for a server that is behind."""
+SCANS = 20
+"""How often that is done before others have their turn: an empty share leads on from there."""
 GIVEN_UP_AT_ONCE = 1_000
 _MEANT_FOR_THE_ITEM = frozenset((400, 413, 422))
 """What a server answers that reaches us well and does not like what we sent."""
@@ -129,11 +131,16 @@ class Delivery:
         return destination.next_share()
 
     async def _read_share(self, destination: Destination) -> Share:
-        """The next part of the log in which there is something for a server that is behind."""
+        """The next part of the log in which there is something for a server that is behind; or where it was looked for
+        in vain.
+        """
         server, after, end = destination.server, destination.cursor, destination.latest
+        share = Share(after)
         async with self._database.read() as tx:
             rooms = await outbox.rooms_of_server(tx, server)
-            while True:
+            for scan in range(SCANS):
+                if scan:
+                    after = await outbox.end_of_nothing(tx, after, end)
                 upto = min(end, after + SCANNED)
                 share = Share(upto)
                 events = await outbox.events_between(
@@ -146,8 +153,9 @@ class Delivery:
                 receipts = await outbox.receipts_between(tx, self._server_name, rooms, after, upto)
                 share.receipts = await _readable(tx, server, receipts)
                 if len(share) or upto == end:
-                    return share
+                    break
                 after = upto
+        return share
 
     async def _addressed(self, tx: Tx, server: ServerName, events: Sequence[OutgoingEvent]) -> list[OutgoingEvent]:
         """Those of the events that the server gets; see `sender.py`."""

@@ -401,8 +401,7 @@ class Sender:
         """Have the servers of these shards sent what concerns them in the log after their positions, up to `upto`."""
         after = min(positions.values(), default=upto)
         while after < upto:
-            end = min(after + SCANNED, upto)
-            concerned, end = await self._concerned(after, end)
+            concerned, end = await self._concerned(after, upto)
             for server, newest in concerned.items():
                 known_upto = positions.get(outbox_leases.shard_of(server), upto)
                 if newest > known_upto:
@@ -412,9 +411,11 @@ class Sender:
         self._queues.start_all()
 
     async def _concerned(self, after: int, upto: int) -> tuple[dict[ServerName, int], int]:
-        """The servers that something in this part of the log concerns, with the newest; and how far that part goes."""
+        """The servers that something in the next part of the log concerns, with the newest; and how far that goes."""
         newest: dict[ServerName, int] = {}
         async with self._database.read() as tx:
+            after = await outbox.end_of_nothing(tx, after, upto)
+            upto = min(after + SCANNED, upto)
             events = await outbox.events_between(tx, self._server_name, after, upto, limit=READ_AT_ONCE)
             if len(events) == READ_AT_ONCE:
                 upto = events[-1].position

@@ -6,12 +6,11 @@ Each budget is a token bucket, kept as one number per key: the time at which the
 
 import time
 from collections.abc import Callable, Mapping
-from functools import lru_cache
-from ipaddress import IPv6Address, IPv6Network
 
 from msgspec import Struct
 
 from federation.protocol.errors import LimitExceeded
+from federation.web import network_of
 from homeserver.services.budget_table import BudgetTable
 from storage.figures import Figures
 
@@ -97,15 +96,4 @@ class RateLimits:
 
 def budget_key(key: str) -> str:
     """Whose budget it is: a user's, an address's, or that of a whole IPv6 network, which is what one customer has."""
-    return _network(key) if ":" in key and not key.startswith("@") else key
-
-
-@lru_cache(maxsize=4096)
-def _network(text: str) -> str:
-    try:
-        address = IPv6Address(text.partition("%")[0])
-    except ValueError:
-        return text
-    if address.ipv4_mapped is not None:
-        return str(address.ipv4_mapped)
-    return str(IPv6Network((address, 64), strict=False))
+    return network_of(key) if ":" in key and not key.startswith("@") else key

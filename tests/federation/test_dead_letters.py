@@ -88,6 +88,30 @@ async def test_what_will_never_be_right_is_not_kept(server: Server, alice: Clien
     assert await letters_of(server, room.room_id) == []
 
 
+async def test_what_another_server_sent_under_the_same_id_stays(server: Server, alice: Client, peer: Peer) -> None:
+    """An event ID does not cover the signatures: who breaks those of an event must not do away with it."""
+    room = await joined_room(alice, peer)
+    missing, event = room.messages(2)
+    await room.push([event])
+    (letter,) = await letters_of(server, room.room_id)
+    forged = {**event, "signatures": {peer.name: {peer.key.key_id: "x" * 86}}}
+    other = DeadLetter(
+        origin=ServerName("other.example"),
+        room_id=letter.room_id,
+        event_id=letter.event_id,
+        json=forged,
+        reason="as it came",
+    )
+    async with server.application.database.transaction() as tx:
+        await dead_letters.keep(tx, [other], 1)
+    await retry(server)
+    assert [each.origin for each in await letters_of(server, room.room_id)] == [peer.name]
+
+    await room.push([missing])
+    await retry(server)
+    assert (await pdus_of(server, room.room_id))[-1]["event_id"] == room.id_of(event)
+
+
 # --- the list
 
 
@@ -131,6 +155,14 @@ async def test_a_letter_is_taken_by_one_process(database: Database) -> None:
         assert [letter.event_id for letter in taken] == ["$1:other.example", "$2:other.example"]
         assert await dead_letters.take_due(tx, 3_000, 10, 60_000) == []
         assert len(await dead_letters.take_due(tx, 63_000, 10, 60_000)) == 2
+
+
+async def test_a_server_rests_and_others_do_not(database: Database) -> None:
+    async with database.transaction() as tx:
+        await dead_letters.keep(tx, [a_letter(1), a_letter(2), a_letter(3, "quiet.example")], 1_000, 0)
+        await dead_letters.rest(tx, ServerName("other.example"), 50_000)
+        assert [letter.origin for letter in await dead_letters.take_due(tx, 49_000, 10, 60_000)] == ["quiet.example"]
+        assert [letter.origin for letter in await dead_letters.take_due(tx, 50_000, 10, 1)] == ["other.example"] * 2
 
 
 async def test_one_server_has_only_so_many_letters(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:

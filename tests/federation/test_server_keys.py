@@ -124,3 +124,9 @@ async def test_queries_that_mean_nothing(server: Server, body: JsonObject) -> No
 
     assert answer.status == 400
     assert answer.body["errcode"] in ("M_BAD_JSON", "M_INVALID_PARAM")
+
+
+async def test_a_query_of_whom_nobody_knows_is_small(server: Server) -> None:
+    answer = await server.anonymous.post(QUERY, {"server_keys": {}, "padding": "x" * 256 * 1024})
+
+    assert (answer.status, answer.body["errcode"]) == (413, "M_TOO_LARGE")

@@ -5,8 +5,9 @@ import random
 
 import pytest
 
-from federation.outbound import sender
+from federation.outbound import delivery, sender
 from federation.protocol.types import EventID
+from storage.history import HOLE
 from tests.client import Client, Server, unique
 from tests.federation.authority import Authority
 from tests.federation.listening_peer import ListeningPeer, listening, until_left_alone
@@ -92,6 +93,45 @@ async def test_what_a_peer_misses_while_it_is_away_comes_when_it_is_back(
     await peer.until_messages(texts)
 
     assert peer.messages == ["first", *texts]
+
+
+async def test_places_of_the_log_where_nothing_is_delay_nobody(
+    server: Server, alice: Client, peer: ListeningPeer, room: SharedRoom
+) -> None:
+    """As an event leaves them that came without those before it."""
+    await peer.stop()
+    await send(alice, room.room_id, "before the hole")
+    await until_left_alone(server, peer)
+    async with server.application.database.transaction() as tx:
+        await tx.execute("update log_head set position = position + %s", (100 * HOLE,))
+    await send(alice, room.room_id, "behind it")
+    await peer.start()
+    server.application.outbound.availability.alive(peer.name)
+
+    await peer.until_messages(["before the hole", "behind it"])
+
+    assert peer.messages == ["before the hole", "behind it"]
+
+
+@pytest.mark.one_process("a limit is lowered here")
+async def test_what_is_far_behind_is_read_in_several_turns(
+    server: Server, alice: Client, peer: ListeningPeer, room: SharedRoom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delivery, "SCANNED", 1)
+    monkeypatch.setattr(delivery, "SCANS", 2)
+    elsewhere = await create_room(alice)
+    await peer.stop()
+    await send(alice, room.room_id, "first")
+    await until_left_alone(server, peer)
+    for number in range(10):
+        await send(alice, elsewhere, f"of no concern {number}")
+    await send(alice, room.room_id, "last")
+    await peer.start()
+    server.application.outbound.availability.alive(peer.name)
+
+    await peer.until_messages(["first", "last"])
+
+    assert peer.messages == ["first", "last"]
 
 
 async def test_a_request_from_a_peer_ends_the_wait_for_it(
