@@ -26,6 +26,7 @@ from federation.protocol.types import EventID, ServerName, StateKey, UserID
 from federation.rooms import outliers
 from federation.rooms.contention import Contention
 from federation.rooms.counting import NOT_COUNTED, Counted, Counter
+from federation.rooms.given_states import GivenStates
 from federation.rooms.incomplete_rooms import BeingJoined, StateBefore
 from federation.rooms.learning import learn_members
 from federation.rooms.ordering import cited_by
@@ -83,6 +84,7 @@ class RemoteAppender:
         self._log = log
         self._counter = counter
         self._policies = policies
+        self._given_states = GivenStates()
 
     async def append(
         self,
@@ -240,7 +242,10 @@ class RemoteAppender:
         if placing.missing:
             if state_before is None:
                 raise MissingEvents(prev=placing.missing)
-            return await placing.given_state(tx, state_before)
+            given = await placing.given_state(tx, state_before)
+            if not placing.how.is_local:
+                self._given_states.spend(placing.room.number, len(given.changes))
+            return given
         if not pdu.prev_event_ids:
             return View(NOTHING)
         if set(pdu.prev_event_ids) == set(placing.row.extremities):

@@ -10,7 +10,7 @@ import pytest_asyncio
 
 from federation.inbound import transactions
 from federation.protocol.types import ServerName
-from federation.rooms import receive
+from federation.rooms import given_states, receive
 from storage import dead_letters
 from tests.client import Client
 from tests.federation.answering_peer import AnsweringPeer, answering_peer
@@ -77,6 +77,27 @@ async def test_across_a_large_gap_the_state_is_taken(pair: Pair, alice: Client, 
     assert sum(peer.asked.values()) < 20
     answer = await sync(alice, since=since)
     assert ids(timeline(answer, room.room_id))[-1] == room.id_of(last)
+
+
+@pytest.mark.one_process("a limit is lowered here")
+async def test_states_that_differ_much_are_taken_seldom(
+    pair: Pair, alice: Client, peer: AnsweringPeer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(given_states, "MAX_DIFFERENCES", 1)
+    monkeypatch.setattr(given_states, "PER_SECOND", 0.001)
+    room = await a_room(alice, peer)
+    results = []
+    for number in range(3):
+        if number < 2:
+            room.add("m.room.member", {"membership": "join", "displayname": str(number)}, state_key=room.user_id)
+        room.messages(300)
+        last = room.add()
+        results.append((await room.push([last]))[room.id_of(last)])
+
+    assert results[0] == {}
+    assert "differ too much" in results[1]["error"]
+    async with pair.near.application.database.read() as tx:
+        assert [letter.room_id for letter in await dead_letters.listed(tx, 10)] == [room.room_id] * 2
 
 
 async def test_what_authorises_an_event_is_fetched(pair: Pair, alice: Client, peer: AnsweringPeer) -> None:
