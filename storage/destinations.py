@@ -77,6 +77,17 @@ async def forget_failing(tx: Tx, servers: Collection[str]) -> None:
     await tx.execute("delete from destinations where server = any(%s::text[]) and position is null", (list(servers),))
 
 
+async def forget_untried(tx: Tx, before_ts: int, limit: int) -> int:
+    """Forget up to `limit` servers that fail, which nobody has tried since then: to whom there is something to send, is
+    tried. How many.
+    """
+    return await tx.execute(
+        "delete from destinations where server = any(array(select server from destinations"
+        " where retry_ts < %s and position is null limit %s for update skip locked))",
+        (before_ts, limit),
+    )
+
+
 async def list_status(tx: Tx, limit: int) -> list[Status]:
     """Every server that is behind or fails, or for which something waits or was set aside."""
     rows = await tx.fetch(

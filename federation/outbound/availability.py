@@ -41,7 +41,9 @@ class Availability:
         self.observers: list[Callable[[ServerName], None]] = []
         """Called with a server that is no longer left alone."""
         self.on_news: Callable[[ServerName], None] | None = None
-        """Called with a server of which this process found out something that is to be shared."""
+        """Called with a server of which this process found out something that is to be shared: not that it failed once,
+        which any name does that somebody made up.
+        """
 
     def figures(self) -> Figures:
         """For `homeserver.metrics`."""
@@ -75,13 +77,14 @@ class Availability:
         seconds = seconds_after(failures) * random.uniform(0.8, 1.2)  # noqa: S311  # no secret
         since_ts = time.time_ns() // 1_000_000 if known is None else known.since_ts
         self._put(destination, BackOff(self._now() + seconds, failures, since_ts, reason))
-        if self.on_news is not None:
+        if self.on_news is not None and failures > 1:
             self.on_news(destination)
 
     def alive(self, destination: ServerName) -> None:
         """It answered, or sent something."""
-        if self._back_offs.pop(destination, None) is not None:
-            if self.on_news is not None:
+        known = self._back_offs.pop(destination, None)
+        if known is not None:
+            if self.on_news is not None and known.failures > 1:
                 self.on_news(destination)
             self._tell(destination)
 

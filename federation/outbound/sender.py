@@ -28,7 +28,7 @@ from federation.outbound.sender_items import Item, PresenceChanged, Taken, Typin
 from federation.protocol.errors import MatrixError, Unavailable
 from federation.protocol.identifiers import server_name_of
 from federation.protocol.types import JsonObject, ServerName, UserID
-from storage import background, memberships, outbox, outbox_leases, rooms
+from storage import background, destinations, memberships, outbox, outbox_leases, rooms
 from storage.append_events import RoomEvents
 from storage.database import Database
 from storage.device_lists import DeviceListChanged
@@ -57,6 +57,9 @@ MAX_UNSAVED = 5_000
 TYPING_SECONDS = 15.0
 """After which who still types is told of again: others forget it after 30."""
 FORGET_SECONDS = 600.0
+UNTRIED_MS = 24 * 3600 * 1000
+"""A server that fails and was not tried for so long is nobody's to wait for."""
+FORGOTTEN_AT_ONCE = 10_000
 MET_SECONDS = 5.0
 """After which a server that came into a room is told who is online there: who has just joined knows nobody yet."""
 MAX_INTRODUCED = 500
@@ -481,6 +484,8 @@ class Sender:
             self._forgot_at = began
             async with self._database.transaction() as tx:
                 await outbox_leases.forget_relayed(tx)
+                before_ts = self._database.now_ms() - UNTRIED_MS
+                await destinations.forget_untried(tx, before_ts, FORGOTTEN_AT_ONCE)
             await self._delivery.give_up_old()
         if self._presences is not None:
             await self._introduce(self._presences)
