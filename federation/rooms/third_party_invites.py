@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 
 from msgspec import Struct
 
-from federation.protocol.errors import Forbidden, InvalidInput, MatrixError, Unavailable
+from federation.protocol.errors import Forbidden, InvalidInput, LimitExceeded, MatrixError, Unavailable
 from federation.protocol.identifiers import fits, is_room_id, is_user_id, server_name_of
 from federation.protocol.pdu import Draft
 from federation.protocol.types import EventID, JsonObject, RoomID, ServerName, StateKey, UserID
@@ -23,6 +23,9 @@ logger = logging.getLogger(__name__)
 
 MAX_BOUND = 20
 """Invites of one notice that are looked at: anybody may send one, and each may cost a request to another server."""
+MAX_ASKING = 5
+"""Other servers at once, whom those name who send notices."""
+PAUSE_MS = 5_000
 MAX_SIGNERS = 16
 
 InviteRemote = Callable[[Draft], Awaitable[EventID]]
@@ -59,6 +62,7 @@ class ThirdPartyInvites:
         self._invite_remote = invite_remote
         self._ask_inviter = ask_inviter
         self._server_name = server_name
+        self._asking = 0
 
     async def exchange(self, origin: ServerName, room_id: str, json: JsonObject) -> None:
         """Invite a user of `origin`, whom one of ours promised it.
@@ -80,7 +84,10 @@ class ThirdPartyInvites:
         await self._invite(bound)
 
     async def bind(self, json: JsonObject) -> None:
-        """An identity server says that users of ours own addresses now. Each invite stands or falls by itself."""
+        """An identity server says that users of ours own addresses now. Each invite stands or falls by itself.
+
+        Raises LimitExceeded while several other servers are asked: anybody may send a notice, and name any server.
+        """
         invites = json.get("invites")
         if not isinstance(invites, list):
             raise InvalidInput("invites must be an array", "M_BAD_JSON")
@@ -93,12 +100,21 @@ class ThirdPartyInvites:
                 if server_name_of(bound.sender) == self._server_name:
                     await self._invite(bound)
                 else:
-                    promised = {"display_name": "", "signed": bound.signed}
-                    await self._ask_inviter(bound.room_id, bound.sender, bound.target, promised)
-            except Unavailable:
+                    await self._ask(bound)
+            except (Unavailable, LimitExceeded):
                 raise
             except MatrixError as error:
                 logger.info("a third-party invite to %s came to nothing: %s", invite.get("room_id"), error.message)
+
+    async def _ask(self, bound: _Bound) -> None:
+        if self._asking >= MAX_ASKING:
+            raise LimitExceeded(PAUSE_MS)
+        self._asking += 1
+        try:
+            promised = {"display_name": "", "signed": bound.signed}
+            await self._ask_inviter(bound.room_id, bound.sender, bound.target, promised)
+        finally:
+            self._asking -= 1
 
     async def _check_is_ours(self, target: UserID) -> None:
         account = None

@@ -8,6 +8,7 @@ from federation.protocol import canonical_json
 from federation.protocol.event_hashes import encode_base64
 from federation.protocol.signatures import SigningKey
 from federation.protocol.types import JsonObject
+from federation.rooms import third_party_invites
 from tests.client import Answer, Client, Server
 from tests.federation.handshakes import membership_in, refusal
 from tests.federation.peer import Peer, path_of
@@ -103,6 +104,19 @@ async def test_who_owns_the_address_elsewhere_is_invited_and_joins(pair: Pair) -
     assert list((await sync(bob))["rooms"]["invite"]) == [room_id]
     await join(bob, room_id)
     assert await membership_in(pair.near, room_id, bob.user_id) == "join"
+
+
+@pytest.mark.one_process("a limit is lowered here")
+async def test_few_servers_at_once_are_asked_for_strangers(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    alice, bob = await pair.near.register("alice"), await pair.far.register("bob")
+    carol = await pair.far.register("carol")
+    elsewhere, here = await a_promise(alice), await a_promise(carol)
+    monkeypatch.setattr(third_party_invites, "MAX_ASKING", 0)
+
+    refused = await bind(pair.far, elsewhere, alice.user_id, bob.user_id)
+    assert (refused.status, refused.body["errcode"]) == (429, "M_LIMIT_EXCEEDED")
+    assert (await bind(pair.far, here, carol.user_id, bob.user_id)).status == 200
+    assert await membership_in(pair.far, here, bob.user_id) == "invite"
 
 
 # --- what a server may ask for
