@@ -353,7 +353,6 @@ search_messages = Table(
     Column("position", BigInteger, primary_key=True, autoincrement=False),
     Column("edit", BigInteger, comment="Where the edit stands whose words these are."),
     Column("room", Integer, nullable=False),
-    Column("key", SmallInteger, nullable=False),
     Column("words", ARRAY(Integer), nullable=False, comment="Numbers of words, with those of the band before them."),
     # What was written last is looked through as a list: a little of it, or searches would feel it.
     Index(
@@ -363,6 +362,15 @@ search_messages = Table(
         postgresql_with={"gin_pending_list_limit": "256"},
     ),
     comment="What events are found by (storage/search_index.py).",
+)
+
+search_titles = Table(
+    "search_titles",
+    metadata,
+    Column("position", BigInteger, nullable=False),
+    Column("room", Integer, nullable=False),
+    PrimaryKeyConstraint("room", "position"),
+    comment="Names and topics of rooms.",
 )
 
 search_bands = Table(

@@ -138,7 +138,7 @@ async def index(
             originals[event.event_id] = event
     gone = await events.by_id(tx, redacted) if redacted else {}
     gone |= {event_id: event for event_id, event in originals.items() if event.redacted_by is not None}
-    await search_index.remove(tx, [event.position for event in gone.values()])
+    await search_index.remove(tx, [(event.room, event.position) for event in gone.values()])
     for event in gone.values():
         parent = _edits(event)
         if parent is not None:

@@ -6,18 +6,20 @@ band after the other, and stops: a word that half of all messages have costs no 
 which positions it spans. Matches are candidates: two words may have the same number, and who searches checks each
 event anyway.
 
+Names and topics of rooms are few, so that all of them are candidates: `search_titles` says where they are.
+
 Everything is written under the lock of the follower's row (`followers.hold`), by which what is indexed and what is
 taken out follow each other: what was redacted before is not indexed, what is redacted later is taken out later.
 """
 
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from enum import IntEnum
+from enum import Enum, IntEnum, auto
 from zlib import crc32
 
 from msgspec import Struct
 
-from storage.arrays import Int2, Int4, Int8, Texts
+from storage.arrays import Int4, Int8, Texts
 from storage.database import Tx
 from storage.strings import WELL_KNOWN
 
@@ -36,6 +38,8 @@ _SKIMMED = 1_000
 _SKIMMED_BANDS = 4
 _PROBED = 32
 """Bands that are looked through at once."""
+_TITLES = 500
+"""Names and topics that are named at once."""
 
 SEARCHED = frozenset(("m.room.message", "m.room.name", "m.room.topic", "m.room.redaction"))
 """Types of events that change what is to be found."""
@@ -43,12 +47,12 @@ SEARCHED = frozenset(("m.room.message", "m.room.name", "m.room.topic", "m.room.r
 NOWHERE, _EVERYTHING = -(1 << 62), 1 << 62
 
 
-class Key(IntEnum):
-    """What of an event is indexed. The numbers are stored."""
+class Key(Enum):
+    """What of an event is searched."""
 
-    BODY = 1
-    NAME = 2
-    TOPIC = 3
+    BODY = auto()
+    NAME = auto()
+    TOPIC = auto()
 
 
 class Kind(IntEnum):
@@ -79,8 +83,9 @@ class Match(Struct, frozen=True):
 
     position: int
     room: int
-    key: Key
     edit: int | None
+    is_title: bool = False
+    """Nothing is known but that it is a name or a topic."""
 
 
 class Found(Struct, frozen=True):
@@ -123,10 +128,6 @@ def _sender_word(sender: str) -> str:
     return f"\0s{sender}"
 
 
-def _key_word(key: Key) -> str:
-    return f"\0k{key:d}"
-
-
 def _literal(numbers: Iterable[int]) -> str:
     return f"{{{','.join(map(str, numbers))}}}"
 
@@ -153,12 +154,14 @@ async def exists(tx: Tx) -> bool:
 
 async def clear(tx: Tx) -> None:
     """Forget the whole index."""
-    await tx.execute("truncate search_bands, search_messages, search_backlog")
+    await tx.execute("truncate search_bands, search_messages, search_titles, search_backlog")
     await tx.execute("delete from index_versions where name = %s", (FOLLOWER,))
 
 
 async def write(tx: Tx, documents: Sequence[Document], *, rebuilding: bool = False) -> None:
     """Index these events, or index them anew, except those that are redacted. The caller holds the lock."""
+    await _write_titles(tx, [document for document in documents if document.key is not Key.BODY])
+    documents = [document for document in documents if document.key is Key.BODY]
     if not documents:
         return
     bands = await _open_bands(tx)
@@ -172,25 +175,34 @@ async def write(tx: Tx, documents: Sequence[Document], *, rebuilding: bool = Fal
     for kind, of_kind in by_kind.items():
         band = bands.get(kind)
         number = await _extend(tx, None if band is None else band.number, kind, of_kind)
-        for each in of_kind:
-            special = [_room_word(each.room), _sender_word(each.sender)]
-            if each.key is not Key.BODY:
-                special.append(_key_word(each.key))
-            rows.append((each, _numbers(number, [*each.words, *special])))
+        rows += (
+            (each, _numbers(number, [*each.words, _room_word(each.room), _sender_word(each.sender)]))
+            for each in of_kind
+        )
     await tx.execute(
-        "insert into search_messages (position, edit, room, key, words)"
-        " select given.position, edit, given.room, key, words::int[] from unnest(%s::bigint[], %s::bigint[], %s::int[],"
-        "  %s::smallint[], %s::text[]) as given(position, edit, room, key, words)"
+        "insert into search_messages (position, edit, room, words)"
+        " select given.position, edit, given.room, words::int[]"
+        " from unnest(%s::bigint[], %s::bigint[], %s::int[], %s::text[]) as given(position, edit, room, words)"
         " join events on events.room = given.room and events.position = given.position and redacted_by is null"
         " on conflict (position) do update set edit = excluded.edit, words = excluded.words",
         (
             Int8(document.position for document, _ in rows),
             Int8(document.edit for document, _ in rows),
             Int4(document.room for document, _ in rows),
-            Int2(int(document.key) for document, _ in rows),
             Texts(_literal(numbers) for _, numbers in rows),
         ),
     )
+
+
+async def _write_titles(tx: Tx, documents: Sequence[Document]) -> None:
+    if documents:
+        await tx.execute(
+            "insert into search_titles (room, position) select given.room, given.position"
+            " from unnest(%s::int[], %s::bigint[]) as given(room, position)"
+            " join events on events.room = given.room and events.position = given.position and redacted_by is null"
+            " on conflict do nothing",
+            (Int4(document.room for document in documents), Int8(document.position for document in documents)),
+        )
 
 
 class _Band(Struct, frozen=True):
@@ -232,14 +244,21 @@ async def _extend(tx: Tx, band: int | None, kind: Kind, documents: Sequence[Docu
     return band
 
 
-async def remove(tx: Tx, positions: Collection[int]) -> None:
-    """Take the events at these positions out of the index. The caller holds the lock."""
-    if positions:
-        await tx.execute("delete from search_messages where position = any(%s::bigint[])", (Int8(positions),))
+async def remove(tx: Tx, places: Collection[tuple[int, int]]) -> None:
+    """Take the events with these rooms and positions out of the index. The caller holds the lock."""
+    if places:
+        rooms, positions = Int4(room for room, _ in places), Int8(position for _, position in places)
+        await tx.execute("delete from search_messages where position = any(%s::bigint[])", (positions,))
+        await tx.execute(
+            "delete from search_titles using unnest(%s::int[], %s::bigint[]) as gone(room, position)"
+            " where search_titles.room = gone.room and search_titles.position = gone.position",
+            (rooms, positions),
+        )
 
 
 async def remove_rooms(tx: Tx, rooms: Collection[int], *, limit: int) -> int:
     """Take some of what is indexed of these rooms out of it; how many. The caller holds the lock."""
+    await tx.execute("delete from search_titles where room = any(%s::int[])", (list(rooms),))
     bands = [band.number for band in await _bands_below(tx, _EVERYTHING)]
     numbers = sorted({_number(band, _room_word(room)) for band in bands for room in rooms})
     await tx.execute("set local enable_seqscan to off")
@@ -310,13 +329,35 @@ async def shorten_backlog(tx: Tx, backlog: Backlog, upto: int) -> None:
 async def search(tx: Tx, wanted: Wanted, *, below: int, limit: int, seconds: float) -> Found:
     """The newest matches below a position: `limit` of them or more, if there are; fewer when the time is up."""
     deadline = time.monotonic() + seconds
-    bands = await _bands_below(tx, below)
-    await tx.execute("set local enable_seqscan to off")
-    found, low = await _skim(tx, wanted, bands, below, limit)
-    if len(found) < limit and low != NOWHERE:
-        found, low = await _look_through(tx, wanted, bands, below, limit, deadline)
+    bands: Sequence[_Band] = ()
+    found: Sequence[Match] = ()
+    low = NOWHERE
+    if Key.BODY in wanted.keys:
+        bands = await _bands_below(tx, below)
+        await tx.execute("set local enable_seqscan to off")
+        found, low = await _skim(tx, wanted, bands, below, limit)
+        if len(found) < limit and low != NOWHERE:
+            found, low = await _look_through(tx, wanted, bands, below, limit, deadline)
+    if any(key is not Key.BODY for key in wanted.keys):
+        found, low = await _with_titles(tx, wanted, found, below, low)
     left = sum(band.messages_below(low) for band in bands)
     return Found(found, low, sum(band.messages_below(below) for band in bands) - left, left)
+
+
+async def _with_titles(
+    tx: Tx, wanted: Wanted, found: Sequence[Match], below: int, low: int
+) -> tuple[Sequence[Match], int]:
+    """These matches with the names and topics among them; and above which position these are all."""
+    rows = await tx.fetch(
+        "select position, room from search_titles where room = any(%s::int[]) and position < %s and position > %s"
+        " order by position desc limit %s",
+        (list(wanted.rooms), below, low, _TITLES),
+    )
+    if len(rows) == _TITLES:
+        low = rows[-1][0] - 1
+    titles = [Match(position, room, None, is_title=True) for position, room in rows]
+    both = [*(match for match in found if match.position > low), *titles]
+    return sorted(both, key=lambda match: -match.position), low
 
 
 async def _look_through(
@@ -353,19 +394,19 @@ async def _skim(tx: Tx, wanted: Wanted, bands: Sequence[_Band], below: int, limi
         matching.append("words @> %s::int[]" + ("" if wanted.senders is None else " and words && %s::int[]"))
         values += [Int4(all_of)] if wanted.senders is None else [Int4(all_of), Int4(by_senders)]
     rows = await tx.fetch(
-        "with newest as materialized (select position, room, key, edit, words from search_messages"
+        "with newest as materialized (select position, room, edit, words from search_messages"
         "  where position < %s and position > %s order by position desc limit %s)"
-        " select bounds.low, bounds.looked_at, found.position, found.room, found.key, found.edit"
+        " select bounds.low, bounds.looked_at, found.position, found.room, found.edit"
         " from (select min(position) as low, count(*) as looked_at from newest) as bounds"
-        " left join (select position, room, key, edit from newest where room = any(%s::int[])"
-        f"  and key = any(%s::smallint[]) and ({' or '.join(f'({each})' for each in matching)})"
+        " left join (select position, room, edit from newest where room = any(%s::int[])"
+        f"  and ({' or '.join(f'({each})' for each in matching)})"
         "  order by position desc limit %s) as found on true order by found.position desc",
         (
             *(below, floor, _SKIMMED),
-            *(list(wanted.rooms), [int(key) for key in wanted.keys], *values, limit),
+            *(list(wanted.rooms), *values, limit),
         ),
     )
-    found = [Match(row[2], row[3], Key(row[4]), row[5]) for row in rows if row[2] is not None]
+    found = [Match(*row[2:]) for row in rows if row[2] is not None]
     if len(found) == limit:
         return found, found[-1].position - 1
     return found, floor if rows[0][1] < _SKIMMED else rows[0][0] - 1
@@ -380,11 +421,9 @@ async def _bands_below(tx: Tx, below: int) -> list[_Band]:
 
 def _asked(wanted: Wanted, band: int) -> tuple[list[int], list[int], list[int]]:
     """The numbers in a band that a match has all of; those of rooms, if these are few, and of senders: it has one."""
-    only_key = next(iter(wanted.keys)) if len(wanted.keys) == 1 else Key.BODY
-    of_key = [] if only_key is Key.BODY else [_key_word(only_key)]
     in_rooms = [_room_word(room) for room in wanted.rooms] if len(wanted.rooms) <= MAX_ROOM_WORDS else []
     return (
-        _numbers(band, [*wanted.words, *of_key]),
+        _numbers(band, wanted.words),
         _numbers(band, in_rooms),
         _numbers(band, [_sender_word(sender) for sender in wanted.senders or ()]),
     )
@@ -400,18 +439,17 @@ async def _probe(tx: Tx, wanted: Wanted, bands: Sequence[int], below: int, limit
     values: list[object] = [value for band in bands for value in (band, *map(Int4, _asked(wanted, band)))]
     probes = ", ".join(["(%s::int, %s::int[], %s::int[], %s::int[])"] * len(bands))
     rows = await tx.fetch(
-        "select band, found.position, found.room, found.key, found.edit"
+        "select band, found.position, found.room, found.edit"
         f" from (values {probes}) as probe(band, all_of, in_rooms, by_senders), lateral"
         # By its words alone (`offset 0`): in the order of positions PostgreSQL might look at every row there is.
-        "  (select position, room, key, edit from (select position, room, key, edit from search_messages"
-        f"   where {conditions} offset 0) as candidates"
-        "  where room = any(%s::int[]) and position < %s and key = any(%s::smallint[])"
+        "  (select position, room, edit from (select position, room, edit from search_messages"
+        f"   where {conditions} offset 0) as candidates where room = any(%s::int[]) and position < %s"
         "  order by position desc limit %s) as found order by band, found.position desc",
-        (*values, list(wanted.rooms), below, [int(key) for key in wanted.keys], limit),
+        (*values, list(wanted.rooms), below, limit),
     )
     answer: dict[int, list[Match]] = {}
-    for band, position, room, key, edit in rows:
-        answer.setdefault(band, []).append(Match(position, room, Key(key), edit))
+    for band, *match in rows:
+        answer.setdefault(band, []).append(Match(*match))
     return answer
 
 

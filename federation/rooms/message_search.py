@@ -24,7 +24,7 @@ from storage.search_words import Query, Words, fold, query_of, spellings, words_
 RANKED = 100
 """Results among which the most relevant come first."""
 MAX_CANDIDATES = 2_000
-"""That are loaded for one answer."""
+"""That are loaded for one answer, beside names and topics."""
 SECONDS = 1.0
 """After which no further part of the index is looked through for an answer that has something in it."""
 END = 1 << 62
@@ -174,7 +174,7 @@ class MessageSearch:
             if cursor.floor is not None and low <= cursor.floor:
                 matches, low = [match for match in matches if match.position > cursor.floor], cursor.floor
             matches = [match for match in matches if match.position <= own.get(match.room, NOWHERE)]
-            candidates += len(matches)
+            candidates += sum(not match.is_title for match in matches)
             hits = await self._check(tx, request, query, matches)
             gathered.counted += len(hits)
             gathered.is_all = low == NOWHERE
@@ -254,6 +254,8 @@ def _text_of(match: Match, seen: Mapping[int, Seen], request: SearchRequest) -> 
         return None
     event = seen[match.position].event
     if event.state_key is None and event.sender in request.ignored:
+        return None
+    if request.cursor.sender not in (None, event.sender):
         return None
     if not request.wanted.allows_event(event.type, event.sender, event.content):
         return None

@@ -885,7 +885,6 @@ CREATE TABLE search_messages (
 	position BIGINT NOT NULL,
 	edit BIGINT,
 	room INTEGER NOT NULL,
-	key SMALLINT NOT NULL,
 	words INTEGER[] NOT NULL,
 	CONSTRAINT search_messages_pkey PRIMARY KEY (position)
 );
@@ -897,6 +896,14 @@ COMMENT ON TABLE search_messages IS 'What events are found by (storage/search_in
 COMMENT ON COLUMN search_messages.edit IS 'Where the edit stands whose words these are.';
 
 COMMENT ON COLUMN search_messages.words IS 'Numbers of words, with those of the band before them.';
+
+CREATE TABLE search_titles (
+	position BIGINT NOT NULL,
+	room INTEGER NOT NULL,
+	CONSTRAINT search_titles_pkey PRIMARY KEY (room, position)
+);
+
+COMMENT ON TABLE search_titles IS 'Names and topics of rooms.';
 
 CREATE TABLE server_key_answers (
 	server_name TEXT NOT NULL,

@@ -434,6 +434,37 @@ async def test_bands_are_looked_through_one_after_the_other(
     assert await found(server, alice, f"{word} edited") == [sent[1]]
 
 
+@pytest.mark.one_process("a limit is lowered here")
+async def test_names_and_topics_stand_among_messages(
+    server: Server, alice: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search_index, "_TITLES", 2)
+    word = unique("word")
+    room_id = await create_room(alice)
+    wanted: list[str] = []
+    gone = await set_state(alice, room_id, "m.room.topic", {"topic": f"{word} was redacted"})
+    for number in range(5):
+        wanted.append(await set_state(alice, room_id, "m.room.topic", {"topic": f"{word} {number}"}))
+        await set_state(alice, room_id, "m.room.name", {"name": f"something else {number}"})
+        wanted.append(await send(alice, room_id, f"{word} {number}"))
+    await redact(alice, room_id, gone)
+
+    assert await found(server, alice, word, filter={"limit": 20}) == wanted[::-1]
+    assert await found(server, alice, word, filter={"limit": 20}, keys=["content.topic"]) == wanted[-2::-2]
+    pages: list[str] = []
+    token: str | None = None
+    for _ in range(20):
+        answer = await search(alice, word, token, filter={"limit": 3}, order_by="recent")
+        pages += [each["result"]["event_id"] for each in answer["results"]]
+        token = answer.get("next_batch")
+        if token is None:
+            break
+    assert pages == wanted[::-1]
+    async with server.application.database.read() as tx:
+        rows = await tx.fetch("select 1 from search_titles join rooms using (room) where room_id = %s", (room_id,))
+    assert len(rows) == 10
+
+
 async def test_an_index_that_is_not_there_is_made(conninfo: str) -> None:
     async with running(conninfo) as server:
         alice = await server.register("alice")
