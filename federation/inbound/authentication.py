@@ -17,9 +17,10 @@ from msgspec.structs import replace
 from federation.arriving import BODIES, Body, is_small
 from federation.inbound.streaming import LargeAnswers
 from federation.protocol import canonical_json, request_signing
-from federation.protocol.errors import Forbidden, InvalidInput, LimitExceeded, MatrixError, Unauthorized
+from federation.protocol.errors import Forbidden, InvalidInput, LimitExceeded, MatrixError, NotFound, Unauthorized
 from federation.protocol.request_signing import Authorization, SignedRequest
 from federation.protocol.types import JsonObject, ServerName
+from federation.rooms.incomplete_rooms import BeingJoined
 from federation.web import Answer, Call, Endpoint, Route
 from storage.tail import Tail
 
@@ -238,13 +239,19 @@ def _gated(route: FederationRoute | Route, authenticator: Authenticator, large_a
         return unsigned
     endpoint, max_bytes, max_depth = route.endpoint, route.max_bytes, route.max_depth
 
+    async def ask_signed(call: FederationCall) -> Answer:
+        try:
+            return await endpoint(call)
+        except BeingJoined as error:  # its 503 is for clients: servers would leave all of this one alone for a while
+            raise NotFound("This server does not know the whole room yet") from error
+
     async def signed(call: Call) -> Answer:
-        return await endpoint(await authenticator.authenticate(call, max_bytes=max_bytes, max_depth=max_depth))
+        return await ask_signed(await authenticator.authenticate(call, max_bytes=max_bytes, max_depth=max_depth))
 
     async def large(call: Call) -> Answer:
         authenticated = await authenticator.authenticate(call, max_bytes=max_bytes, max_depth=max_depth)
         async with large_answers.turn(authenticated.origin):
-            return await endpoint(authenticated)
+            return await ask_signed(authenticated)
 
     return large if route.is_large else signed
 

@@ -259,7 +259,7 @@ async def test_what_needs_an_unknown_member_waits_for_them(maintenance_conninfo:
         assert answers[5].body["displayname"] == "M 3"
 
 
-async def test_servers_that_ask_about_the_room_are_told_to_come_back(
+async def test_servers_that_ask_about_the_room_are_told_to_ask_others(
     maintenance_conninfo: str, authority: Authority
 ) -> None:
     async with federating(maintenance_conninfo, authority) as server, slow(server, authority) as other:
@@ -280,7 +280,7 @@ async def test_servers_that_ask_about_the_room_are_told_to_come_back(
         await state_of(bob, other.room_id)
         late = [await other.request("GET", question) for question in questions]
 
-        assert [(answer.status, answer.body["errcode"]) for answer in early] == [(503, "M_UNKNOWN")] * len(questions)
+        assert [(answer.status, answer.body["errcode"]) for answer in early] == [(404, "M_NOT_FOUND")] * len(questions)
         assert [answer.status for answer in late] == [200] * len(questions)
 
 
