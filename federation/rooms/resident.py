@@ -26,9 +26,10 @@ from federation.rooms.doors import RoomDoors
 from federation.rooms.incomplete_rooms import IncompleteRooms
 from federation.rooms.restricted_joins import RestrictedJoins
 from federation.rooms.state import MissingEvents
-from storage import events, room_state
+from storage import events, memberships, room_state
 from storage.database import Database
 from storage.events import Flag, StoredEvent
+from storage.memberships import Membership
 from storage.outbox import EventRelayed
 from storage.rooms import Room
 
@@ -100,8 +101,8 @@ class Resident:
     async def accept(self, origin: ServerName, path: tuple[str, str], json: JsonObject, membership: str) -> Entered:
         """Take the event that `origin` brings for the room and event ID of `path`: verified, allowed, and written.
 
-        A repeat finds what was written. Raises InvalidInput for what is not such an event, Forbidden for what the
-        room does not allow.
+        A repeat finds what was written; not of a knock that was turned away since. Raises InvalidInput for what is not
+        such an event, Forbidden for what the room does not allow.
         """
         room = await self.get_room(origin, path[0])
         pdu = event_format.parse(json, room.rules)
@@ -124,6 +125,9 @@ class Resident:
             raise Forbidden(received.reason)
         async with self._database.read() as tx:
             stored = (await events.by_id(tx, [verified.event_id]))[verified.event_id]
+            standing = await memberships.membership_of(tx, room.number, pdu.sender)
+        if membership == "knock" and standing in (Membership.LEAVE, Membership.BAN):
+            raise Forbidden("The knock was turned away")
         if stored.flags & (Flag.REJECTED | Flag.SOFT_FAILED):
             raise Forbidden("The event was not accepted into the room")
         logger.info("%s: %s is %s by way of us", room.room_id, pdu.sender, membership)

@@ -87,6 +87,17 @@ async def test_a_knock_is_taken_back(server: Server, alice: Client, peer: Peer) 
     assert await membership_in(server, room_id, peer.user()) == "leave"
 
 
+async def test_who_was_turned_away_learns_nothing_by_the_same_knock(server: Server, alice: Client, peer: Peer) -> None:
+    room_id = await a_room_to_knock_at(alice)
+    event = await member_event(peer, room_id, "11", "knock")
+    assert (await send_knock(peer, room_id, event)).status == 200
+    assert (await send_knock(peer, room_id, event)).status == 200
+
+    await alice.ok("POST", f"/v3/rooms/{room_id}/ban", {"user_id": peer.user()})
+
+    assert refusal(await send_knock(peer, room_id, event)) == FORBIDDEN
+
+
 async def test_where_nobody_may_knock(server: Server, alice: Client, peer: Peer) -> None:
     old, public = await a_public_room(alice, "6"), await a_public_room(alice)
 
