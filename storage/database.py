@@ -20,7 +20,7 @@ import psycopg
 from psycopg import errors as pg
 from psycopg import generators
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from psycopg.pq import ExecStatus
+from psycopg.pq import ExecStatus, TransactionStatus
 from psycopg.pq.abc import PGresult
 from psycopg.types.array import ListBinaryDumper
 from psycopg_pool import PoolTimeout, TooManyRequests
@@ -133,6 +133,11 @@ class Tx:
     def __init__(self, connection: Connection, memory: Memory) -> None:
         self.connection = connection
         self.memory = memory
+
+    @property
+    def reads_commits(self) -> bool:
+        """Whether all that was just read is committed. Within a transaction it may be its own, and never come to be."""
+        return self.connection.pgconn.transaction_status == TransactionStatus.IDLE
 
     async def fetch(self, sql: str, params: Sequence[Any] = ()) -> list[Row]:
         """All rows of the answer."""

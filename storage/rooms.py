@@ -81,7 +81,9 @@ async def find(tx: Tx, room_id: str) -> Room | None:
         row = await tx.fetch_one("select room, room_version from rooms where room_id = %s", (room_id,))
         if row is None:
             return None
-        room = memory.keep(Room(row[0], RoomID(room_id), get_rules(row[1])))
+        room = Room(row[0], RoomID(room_id), get_rules(row[1]))
+        if tx.reads_commits:
+            memory.keep(room)
     return room
 
 
@@ -109,7 +111,9 @@ async def get_many(tx: Tx, numbers: Collection[int]) -> dict[int, Room]:
     if missing:
         rows = await tx.fetch("select room, room_id, room_version from rooms where room = any(%s::int[])", (missing,))
         for number, room_id, version in rows:
-            found[number] = tx.memory.part(_Rooms).keep(Room(number, RoomID(room_id), get_rules(version)))
+            found[number] = room = Room(number, RoomID(room_id), get_rules(version))
+            if tx.reads_commits:
+                tx.memory.part(_Rooms).keep(room)
     return found
 
 

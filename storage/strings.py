@@ -96,14 +96,15 @@ async def find(tx: Tx, values: Collection[str]) -> dict[str, int]:
 
 
 async def values_of(tx: Tx, numbers: Iterable[int]) -> dict[int, str]:
-    """The strings behind numbers that stand in committed rows."""
+    """The strings behind these numbers, which are there. Remembered is what is committed for certain."""
     wanted, memory = set(numbers), tx.memory.part(_Strings)
     found = {number: memory.values[number] for number in wanted if number in memory.values}
     missing = [number for number in wanted if number not in found]
     if missing:
         for number, value in await tx.fetch("select id, value from strings where id = any(%s)", (missing,)):
-            memory.keep(value, number)
             found[number] = value
+            if tx.reads_commits:
+                memory.keep(value, number)
     return found
 
 
