@@ -41,8 +41,8 @@ class Availability:
         self.observers: list[Callable[[ServerName], None]] = []
         """Called with a server that is no longer left alone."""
         self.on_news: Callable[[ServerName], None] | None = None
-        """Called with a server of which this process found out something that is to be shared: not that it failed once,
-        which any name does that somebody made up.
+        """Called with a server of which this process found out something that is to be shared: not that it failed once
+        and nobody waits for it, which is so of any name that somebody made up.
         """
 
     def figures(self) -> Figures:
@@ -80,11 +80,16 @@ class Availability:
         if self.on_news is not None and failures > 1:
             self.on_news(destination)
 
+    def note_awaited(self, destination: ServerName) -> None:
+        """There is something to send to a server that failed: its first failure is news, too."""
+        known = self._back_offs.get(destination)
+        if known is not None and known.failures == 1 and self.on_news is not None:
+            self.on_news(destination)
+
     def alive(self, destination: ServerName) -> None:
         """It answered, or sent something."""
-        known = self._back_offs.pop(destination, None)
-        if known is not None:
-            if self.on_news is not None and known.failures > 1:
+        if self._back_offs.pop(destination, None) is not None:
+            if self.on_news is not None:
                 self.on_news(destination)
             self._tell(destination)
 

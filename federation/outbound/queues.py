@@ -238,6 +238,7 @@ class Queues:
             result = "refused" if isinstance(error, PeerRefused) else "unreachable"
             if isinstance(error, PeerRefused) or not self._availability.seconds_left(server):
                 self._leave_alone(server, error.message)
+            self._availability.note_awaited(server)
             logger.info("nothing can be sent to %s: %s", server, error.message)
         except Unavailable:
             pass  # logged where it arose; the next tick tries again

@@ -75,6 +75,20 @@ async def an_answer(server: Server, peer: Peer, room_id: str) -> JoinAnswer:
     return JoinAnswer(application.database, ServerName(server.name), Entered(room, stored), omits_members=False)
 
 
+async def until_followers_rest(server: Server) -> None:
+    """Wait until nobody works on what was written, who would be measured, too."""
+    followers = server.application.followers
+    async with asyncio.timeout(60), server.application.database.read() as tx:
+        while True:
+            rows = await tx.fetch(
+                "select name, followers.position, log_head.position from followers, log_head"
+                " where not exists (select from directory_backlog) and not exists (select from search_backlog)"
+            )
+            if rows and all(max(position, followers.position_of(name) or 0) >= head for name, position, head in rows):
+                return
+            await asyncio.sleep(0.05)
+
+
 def asked(statements: list[tuple[object, str]]) -> int:
     """How many queries this very test has made."""
     return sum(task is asyncio.current_task() for task, _ in statements)
@@ -109,6 +123,7 @@ async def test_the_state_of_a_large_room_is_streamed(
 ) -> None:
     room_id = await a_large_room(server, alice, MEMBERS)
     made = await an_answer(server, peer, room_id)
+    await until_followers_rest(server)
     statements.clear()
     size = members = 0
     tracemalloc.start()
