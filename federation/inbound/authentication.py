@@ -7,7 +7,7 @@ whose body cannot be read: nobody makes us look for keys without end.
 """
 
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Protocol
 
 from aiohttp import web
@@ -40,18 +40,22 @@ MAX_HEADERS = 10
 class FederationCall(Call):
     """A request that another server signed."""
 
-    __slots__ = ("json", "origin", "size")
+    __slots__ = ("_budget", "json", "origin", "size")
 
-    def __init__(
-        self, request: web.BaseRequest, path: Mapping[str, str], *, origin: ServerName, json: JsonObject, size: int = 0
-    ) -> None:
-        super().__init__(request, path)
+    def __init__(self, call: Call, budget: "Budget", *, origin: ServerName, json: JsonObject, size: int) -> None:
+        super().__init__(call.request, call.path)
+        self._budget = budget
         self.origin = origin
         """The server that signed the request, never our own."""
         self.json = json
         """The body, of which the signature holds; empty for a request that has none."""
         self.size = size
         """Bytes of the body."""
+
+    def spend(self, cost: int) -> None:
+        """Take more of the origin's budget than one for the request; raises LimitExceeded where there is less."""
+        if cost:
+            self._budget.spend(self.origin, cost=cost)
 
 
 FederationEndpoint = Callable[[FederationCall], Awaitable[Answer]]
@@ -137,8 +141,8 @@ class Authenticator:
             await self._tail.hear_neighbours()
         call.context = signed.origin
         return FederationCall(
-            call.request,
-            call.path,
+            call,
+            self._budget,
             origin=signed.origin,
             json=_body(signed, max_depth),
             size=len(signed.content or b""),

@@ -21,6 +21,8 @@ from storage.rooms import Room
 logger = logging.getLogger(__name__)
 
 LOOK_SECONDS = 15.0
+LONG_LOOK_SECONDS = 60.0
+"""For those who help: others call them."""
 SWEEP_SECONDS = 3600.0
 ATTEMPT_SECONDS = 180.0
 WORKERS = 4
@@ -89,16 +91,17 @@ class DeadLetters:
     async def run(self) -> None:
         """Try what is due, and forget what is old, until cancelled."""
         async with asyncio.TaskGroup() as group:
-            for number in range(WORKERS):
-                group.create_task(self._work(sweeps=number == 0))
+            group.create_task(self._work(LOOK_SECONDS, sweeps=True))
+            for _ in range(WORKERS - 1):
+                group.create_task(self._work(LONG_LOOK_SECONDS, sweeps=False))
 
-    async def _work(self, *, sweeps: bool) -> None:
+    async def _work(self, look_seconds: float, *, sweeps: bool) -> None:
         swept_at = 0.0
         while True:
             self._is_due.clear()
             try:
                 while await self.retry_due():
-                    pass
+                    self._is_due.set()  # there may be more than one can do
                 if sweeps and time.monotonic() - swept_at > SWEEP_SECONDS:
                     swept_at = time.monotonic()
                     await self.sweep()
@@ -107,7 +110,7 @@ class DeadLetters:
             except Exception:
                 logger.exception("dead letters could not be tried; the next turn tries again")
             with suppress(TimeoutError):
-                async with asyncio.timeout(LOOK_SECONDS):
+                async with asyncio.timeout(look_seconds):
                     await self._is_due.wait()
 
     async def retry_due(self) -> bool:

@@ -42,6 +42,8 @@ LARGE_BYTES = 1024 * 1024
 """Transactions with more than this are few, even among servers that are behind."""
 MAX_LARGE_BYTES = 64 * 1024 * 1024
 """Of these together that are at work: what was parsed takes several times that."""
+ITEMS_PER_REQUEST = 10
+"""So many PDUs and EDUs cost as much of a server's budget as one more request: each may be an entry of the log."""
 CLOSING_SECONDS = 5.0
 ROOM_SECONDS = 25.0
 """For how long a room may keep the answer waiting."""
@@ -102,6 +104,7 @@ class TransactionsAPI:
             large_bytes = call.size if call.size > LARGE_BYTES else 0
             self._check_room_for(origin, call.network, large_bytes)
             transaction = transactions.parse(call.json, origin)
+            call.spend((len(transaction.pdus) + len(transaction.edus)) // ITEMS_PER_REQUEST)
             task = asyncio.get_running_loop().create_task(self._take(origin, txn_id, transaction))
             self._at_work[origin, txn_id] = task
             self._by_origin[origin] += 1

@@ -10,11 +10,13 @@ import pytest_asyncio
 from federation.inbound import transactions
 from federation.protocol import event_hashes
 from federation.rooms.placing import MAX_EXTREMITIES
+from homeserver.config import RateLimit, RateLimits
 from tests.client import Client, Server
 from tests.federation.peer import Peer, path_of
 from tests.federation.remote_room import RemoteRoom, joined_room, push, transaction
 from tests.homeserver.syncs import ids, sync, timeline
 from tests.rooms import pdus_of, put_state, send, state_of
+from tests.servers import running
 
 VERSIONS = ["1", "3", "6", "11", "12"]
 
@@ -162,6 +164,34 @@ async def test_a_server_has_only_so_many_transactions_at_work(server: Server, al
 
     assert {answer.status for answer in answers} == {200, 429}
     assert await bodies(server, room) == [f"message {number}" for number in range(50)]
+
+
+async def test_what_is_in_a_transaction_is_paid_for(conninfo: str) -> None:
+    limits = RateLimits(federation=RateLimit(per_second=0.001, burst=30))
+    async with running(conninfo, rate_limits=limits) as server:
+        peer, other = await Peer(server).trust(), await Peer(server).trust()
+        full = {"edus": [{"edu_type": "m.presence", "content": {"push": []}}] * 100}
+
+        async def put(by: Peer, number: int) -> int:
+            path = path_of("/v1/send/{}", f"paid{number}")
+            return (await by.request("PUT", path, transaction(by, []) | full)).status
+
+        assert [await put(peer, number) for number in range(3)] == [200, 200, 429]
+        assert (await peer.request("PUT", "/v1/send/empty", transaction(peer, []))).status == 200
+        assert await put(other, 1) == 200
+
+
+@pytest.mark.one_process("a limit is lowered here")
+async def test_servers_of_one_network_have_only_so_many_transactions_at_work(
+    server: Server, peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transactions, "MAX_PER_NETWORK", 0)
+    refused = await peer.request("PUT", "/v1/send/refused", transaction(peer, []))
+    assert (refused.status, refused.body["errcode"]) == (429, "M_LIMIT_EXCEEDED")
+    monkeypatch.setattr(transactions, "MAX_PER_NETWORK", 1)
+    for number in range(2):  # what was at work is done
+        answer = await peer.request("PUT", path_of("/v1/send/{}", f"taken{number}"), transaction(peer, []))
+        assert answer.status == 200
 
 
 # --- one bad event harms no other
