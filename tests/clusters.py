@@ -2,6 +2,8 @@
 
 import shutil
 import tempfile
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import psycopg
@@ -14,6 +16,7 @@ from storage.embedded import EmbeddedPostgres
 from tests import fellows
 
 TEMPLATE = "hearth_template"
+DROP_ATTEMPTS = 50
 
 
 class RunCluster:
@@ -61,7 +64,13 @@ def drop_database(maintenance: str, name: str) -> None:
     """Remove it, whoever is still connected."""
     drop = sql.SQL("DROP DATABASE {}").format(sql.Identifier(name))
     with psycopg.connect(maintenance, autocommit=True) as connection:
-        try:
-            connection.execute(sql.SQL("{} WITH (FORCE)").format(drop))
-        except psycopg.errors.InsufficientPrivilege:  # a vacuum is under way there: without force it is ended
-            connection.execute(drop)
+        for _ in range(DROP_ATTEMPTS):
+            try:
+                connection.execute(sql.SQL("{} WITH (FORCE)").format(drop))
+                return
+            except psycopg.errors.InsufficientPrivilege:  # a vacuum is under way there: without force it is ended
+                with suppress(psycopg.errors.ObjectInUse):  # somebody else is there besides
+                    connection.execute(drop)
+                    return
+            time.sleep(0.2)
+        connection.execute(drop)

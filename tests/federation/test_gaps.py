@@ -97,7 +97,8 @@ async def test_states_that_differ_much_are_taken_seldom(
     assert results[0] == {}
     assert "differ too much" in results[1]["error"]
     async with pair.near.application.database.read() as tx:
-        assert [letter.room_id for letter in await dead_letters.listed(tx, 10)] == [room.room_id] * 2
+        kept = [letter for letter in await dead_letters.listed(tx, 1000) if letter.room_id == room.room_id]
+    assert len(kept) == 2
 
 
 async def test_what_authorises_an_event_is_fetched(pair: Pair, alice: Client, peer: AnsweringPeer) -> None:
