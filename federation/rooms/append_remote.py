@@ -112,6 +112,7 @@ class RemoteAppender:
                     raise
                 continue
             if placing.held_at is not None and not placing.enters:
+                self._given_states.spend(placing.room.number, placing.differences)
                 return Received(pdu.event_id, _OUTCOMES[placing.flags], HELD, placing.reason)
             _check_expected(placing)
             work = None if how.sending is None else how.sending.work
@@ -124,6 +125,7 @@ class RemoteAppender:
                     raise
                 await contention.give_way(error)
                 continue
+            self._given_states.spend(placing.room.number, placing.differences)
             return Received(pdu.event_id, _OUTCOMES[placing.flags], appended.position, placing.reason)
 
     async def _learn(self, pdu: VerifiedPDU) -> bool:
@@ -244,7 +246,8 @@ class RemoteAppender:
                 raise MissingEvents(prev=placing.missing)
             given = await placing.given_state(tx, state_before)
             if not placing.how.is_local:
-                self._given_states.spend(placing.room.number, len(given.changes))
+                self._given_states.check(placing.room.number, len(given.changes))
+                placing.differences = len(given.changes)
             return given
         if not pdu.prev_event_ids:
             return View(NOTHING)

@@ -22,13 +22,19 @@ class GivenStates:
     def __init__(self) -> None:
         self._whole_at: OrderedDict[int, float] = OrderedDict()
 
-    def spend(self, room: int, differences: int) -> None:
-        """Take this many differences; raises an error that passes where the room had too many lately."""
-        now = time.monotonic()
-        whole_at = max(self._whole_at.get(room, now), now) + min(differences, MAX_DIFFERENCES) / PER_SECOND
-        if whole_at - now > MAX_DIFFERENCES / PER_SECOND:
+    def check(self, room: int, differences: int) -> None:
+        """Raise an error that passes where the room had too many differences lately to take this many more."""
+        if self._whole_after(room, differences) - time.monotonic() > MAX_DIFFERENCES / PER_SECOND:
             raise MatrixError("M_UNKNOWN", "The states that are given of this room differ too much", 503)
-        self._whole_at[room] = whole_at
-        self._whole_at.move_to_end(room)
-        if len(self._whole_at) > MAX_ROOMS:
-            self._whole_at.popitem(last=False)
+
+    def spend(self, room: int, differences: int) -> None:
+        """Note that this many are written."""
+        if differences:
+            self._whole_at[room] = self._whole_after(room, differences)
+            self._whole_at.move_to_end(room)
+            if len(self._whole_at) > MAX_ROOMS:
+                self._whole_at.popitem(last=False)
+
+    def _whole_after(self, room: int, differences: int) -> float:
+        now = time.monotonic()
+        return max(self._whole_at.get(room, now), now) + min(differences, MAX_DIFFERENCES) / PER_SECOND

@@ -68,6 +68,8 @@ class Placing(Struct, kw_only=True):
     followed: set[EventID] = field(default_factory=set)
     """Events that it follows, directly or by way of hidden ones: none of them is a forward extremity any longer."""
     gaps: list[EventID] = field(default_factory=list)
+    differences: int = 0
+    """Entries in which a state that was given differs from ours, as far as they are paid for (`given_states.py`)."""
     follower: int | None = None
     """Where an accepted event stands that came before this one, and after it in the graph."""
 
