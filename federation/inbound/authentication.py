@@ -163,7 +163,7 @@ class Authenticator:
         return signed
 
     def spend(self, call: Call) -> None:
-        """Take one from the budget of the address that asks without a signature."""
+        """Take one from the budget of the network that asks without a signature."""
         self._budget.spend(call.network)
 
     def _read_headers(self, request: web.BaseRequest) -> list[Authorization]:
