@@ -1,9 +1,6 @@
 """Account data and filters in the database."""
 
 import asyncio
-from collections.abc import AsyncIterator
-
-import pytest_asyncio
 
 from federation.protocol.types import UserID
 from storage import account_data
@@ -11,14 +8,6 @@ from storage.account_data import AccountDataChanged
 from storage.database import Database
 
 ALICE, BOB = UserID("@alice:hearth.test"), UserID("@bob:hearth.test")
-
-
-@pytest_asyncio.fixture
-async def database(conninfo: str) -> AsyncIterator[Database]:
-    database = Database(conninfo)
-    await database.open()
-    yield database
-    await database.close()
 
 
 async def test_of_changes_in_one_batch_the_last_stays(database: Database) -> None:

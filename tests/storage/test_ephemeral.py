@@ -1,10 +1,9 @@
 """Typing and presence in memory, and how processes tell each other."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 
 import pytest
-import pytest_asyncio
 from msgspec.structs import replace
 
 from federation.protocol.types import UserID
@@ -120,14 +119,6 @@ async def test_who_does_nothing_becomes_unavailable() -> None:
 
     assert board.idle(now_ts + IDLE_AFTER_MS) == []
     assert board.idle(now_ts + IDLE_AFTER_MS + 1) == [UserPresence(ALICE, "unavailable", now_ts)]
-
-
-@pytest_asyncio.fixture
-async def database(conninfo: str) -> AsyncIterator[Database]:
-    database = Database(conninfo)
-    await database.open()
-    yield database
-    await database.close()
 
 
 async def until(condition: Callable[[], bool]) -> None:

@@ -1,9 +1,6 @@
 """What a process remembers of a database is what is committed there."""
 
-from collections.abc import AsyncIterator
 from contextlib import suppress
-
-import pytest_asyncio
 
 from federation.protocol.room_versions import get_rules
 from federation.protocol.types import RoomID
@@ -13,14 +10,6 @@ from storage.database import Database
 
 class UndoneError(Exception):
     """Ends a transaction without a commit."""
-
-
-@pytest_asyncio.fixture
-async def database(conninfo: str) -> AsyncIterator[Database]:
-    database = Database(conninfo)
-    await database.open()
-    yield database
-    await database.close()
 
 
 async def test_strings_of_a_transaction_that_is_undone_are_forgotten(database: Database) -> None:
