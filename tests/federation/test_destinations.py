@@ -131,3 +131,22 @@ async def test_a_shard_is_as_far_as_the_slowest_of_those_that_keep_up() -> None:
     assert queues.progress(100).behind == {}, "once is enough"
     queues.note_unsaved(progress)
     assert queues.progress(100).behind == {THERE: 49}
+
+
+def test_a_first_failure_is_news_only_where_something_is_to_be_sent() -> None:
+    now = 0.0
+    availability = Availability(now=lambda: now)
+    news: list[ServerName] = []
+    availability.on_news = news.append
+
+    availability.failed(THERE)
+    assert news == []
+    availability.note_awaited(THERE)
+    assert news == [THERE]
+    now = 3_600.0
+    availability.failed(THERE)
+    assert news == [THERE] * 2
+    availability.note_awaited(THERE)
+    assert news == [THERE] * 2
+    availability.alive(THERE)
+    assert news == [THERE] * 3
