@@ -65,6 +65,7 @@ _HOLD = f"select pg_advisory_lock({_CLASS_ID}, pg_backend_pid())"
 _ENTER = f"""update log_head set listeners = array_append(
     array(select each from unnest(listeners) as each where not pg_try_advisory_xact_lock({_CLASS_ID}, each)),
     pg_backend_pid())"""
+_TELL = "select pg_notify(%s, %s) from log_head where listeners not in ('{}', %s::integer[])"
 _LEAVE = "update log_head set listeners = array_remove(listeners, pg_backend_pid())"
 
 
@@ -104,9 +105,9 @@ class PostgresBus:
         """Nothing: it was sent."""
 
     async def tell(self, subject: str, message: bytes) -> None:
-        """In a transaction of its own."""
+        """In a transaction of its own; nothing is sent where nobody else listens."""
         async with self._database.read() as tx:
-            await tx.execute("select pg_notify(%s, %s)", (subject, self._signed(message)))
+            await tx.execute(_TELL, (subject, self._signed(message), self._alone))
 
     def _signed(self, message: bytes) -> str:
         return (self._own + b" " + message).decode()

@@ -10,8 +10,8 @@ from storage.database import Database
 from storage.ephemeral import PresenceBoard, PresenceState, Typing, UserPresence, now_ms, store_presence
 
 CHANNEL = "hearth_ephemeral"
-USERS_AT_ONCE = 25
-"""In one message: PostgreSQL takes less than 8,000 bytes, and a user ID may have 255."""
+MAX_BYTES = 7_500
+"""Of user IDs in one message: PostgreSQL takes less than 8,000."""
 
 
 class Exchange:
@@ -64,8 +64,17 @@ class Exchange:
 
     async def announce_syncing(self, users: Sequence[UserID]) -> None:
         """These users have synced here lately."""
-        for start in range(0, len(users), USERS_AT_ONCE):
-            await self._tell({"syncing": users[start : start + USERS_AT_ONCE]})
+        together: list[UserID] = []
+        size = 0
+        for user_id in users:
+            needs = len(orjson.dumps(user_id)) + 1
+            if size + needs > MAX_BYTES:
+                await self._tell({"syncing": together})
+                together, size = [], 0
+            together.append(user_id)
+            size += needs
+        if together:
+            await self._tell({"syncing": together})
 
     async def _tell(self, message: dict[str, object]) -> None:
         await self._bus.tell(CHANNEL, orjson.dumps(message))

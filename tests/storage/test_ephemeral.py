@@ -185,3 +185,43 @@ async def test_changes_come_after_those_of_a_process_whose_clock_is_ahead() -> N
     slow.lift(now_ms() * 2)  # nobody's clock
     assert slow.serial == ahead + 1
     slow.close()
+
+
+async def test_nothing_is_told_where_nobody_else_listens(database: Database) -> None:
+    buses = [PostgresBus(database) for _ in range(2)]
+    heard: list[bytes] = []
+    tasks: list[asyncio.Task[None]] = []
+    async with await database.connect() as listening:
+        await listening.execute(f"listen {CHANNEL}")
+        try:
+            for bus in buses:
+                listens = asyncio.Event()
+                tasks.append(asyncio.create_task(bus.run({CHANNEL: heard.append}, listens.set)))
+                await asyncio.wait_for(listens.wait(), 10)
+                await buses[0].tell(CHANNEL, b"%d here" % len(tasks))
+            sent = await anext(listening.notifies(timeout=10))
+            assert sent.payload.endswith(" 2 here")
+            await until(lambda: heard == [b"2 here"])
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_who_syncs_is_told_with_few_messages(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[bytes] = []
+
+    async def tell(_bus: PostgresBus, _subject: str, message: bytes) -> None:
+        told.append(message)
+
+    monkeypatch.setattr(PostgresBus, "tell", tell)
+    bus = PostgresBus(database)
+    here, there = (Exchange(database, bus, Typing(lambda room: None), PresenceBoard()) for _ in range(2))
+    users = [UserID(f"@u{number}:{'x' * (number % 200)}") for number in range(2000)]
+    await here.announce_syncing(users)
+    for message in told:
+        there.hear(message)
+
+    assert there.strangers == set(users)
+    assert max(map(len, told)) < 7_900
+    assert len(told) < sum(len(user_id) + 3 for user_id in users) / 7_000
