@@ -69,6 +69,8 @@ _NETWORK = {
 _PATIENCE_SECONDS = 10.0
 """For how long a request waits for a connection of the pool."""
 _PATIENCE_WHILE_AWAY_SECONDS = 1.0
+_IDLE_SECONDS = 30.0
+"""One connection is closed each time that all were not needed at once for so long."""
 _RECONNECT_SECONDS = 2.0
 """After which the pool gives up a connection and makes one when it is asked for: its pauses double, ours must not."""
 
@@ -273,6 +275,7 @@ class Database:
             self.conninfo,
             min_size=1,
             max_size=max_connections,
+            max_idle=_IDLE_SECONDS,
             open=False,
             max_waiting=20_000,  # a server that was just started is asked by every client at once
             reconnect_timeout=_RECONNECT_SECONDS,

@@ -14,7 +14,8 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence, Set
+from functools import lru_cache
 from hashlib import sha256
 from typing import Protocol
 
@@ -106,15 +107,16 @@ async def _renew(tx: Tx, process: str, names: Collection[str]) -> tuple[list[str
     rows = await tx.fetch(
         "with renewed as (insert into follower_processes (process, expires_ts)"
         f" values (%s, {_NOW} + %s) on conflict (process) do update set expires_ts = excluded.expires_ts),"
-        f" gone as (delete from follower_processes where expires_ts < {_NOW} - 60000)"
+        f" gone as (delete from follower_processes where expires_ts < {_NOW} - 60000 and process <> %s)"
         f" select name, position, followers.process, coalesce(expires_ts > {_NOW}, false),"
-        f" array(select process from follower_processes where expires_ts > {_NOW})"
+        f" array(select process from follower_processes where expires_ts > {_NOW}),"
+        " set_config('synchronous_commit', 'off', true)"
         " from followers left join follower_processes on follower_processes.process = followers.process"
         " where name = any(%s::text[])",
-        (process, LEASE_MS, list(names)),
+        (process, LEASE_MS, process, list(names)),
     )
     live = {process, *(rows[0][4] if rows else ())}
-    return sorted(live), {name: _Row(position, holder, is_held) for name, position, holder, is_held, _ in rows}
+    return sorted(live), {name: _Row(position, holder, is_held) for name, position, holder, is_held, *_ in rows}
 
 
 async def _take(tx: Tx, process: str, names: Collection[str]) -> dict[str, int]:
@@ -249,7 +251,7 @@ class Followers:
         async with self._database.write() as tx:
             processes, rows = await _renew(tx, self._process, self._followers)
         self._lease_until = began + LEASE_MS / 1000
-        wanted = {name for name in rows if _owner(name, processes) == self._process}
+        wanted = _share(self._process, tuple(processes), tuple(sorted(rows)))
         ended = {name for name, running in self._running.items() if running.task.done()}
         lost = {name for name in self._running if name not in rows or rows[name].process != self._process}
         await self._stop([*((self._running.keys() - wanted) | lost | ended)])
@@ -360,6 +362,11 @@ class Followers:
         return changes, upto
 
 
-def _owner(name: str, processes: Sequence[str]) -> str:
-    """Which of the processes is to run a follower: they all agree, and little moves when one comes or goes."""
-    return max(processes, key=lambda process: sha256(f"{process} {name}".encode()).digest())
+@lru_cache(maxsize=16)
+def _share(process: str, processes: Sequence[str], names: Collection[str]) -> Set[str]:
+    """Which followers a process is to run: they all agree, and little moves when one comes or goes."""
+
+    def owner(name: str) -> str:
+        return max(processes, key=lambda each: sha256(f"{each} {name}".encode()).digest())
+
+    return frozenset(name for name in names if owner(name) == process)

@@ -43,29 +43,23 @@ async def prepare(tx: Tx) -> None:
     )
 
 
-async def renew(tx: Tx, process: str) -> list[str]:
-    """Keep this process's lease alive; all processes that send, this one included."""
-    await tx.execute("set local synchronous_commit to off")
-    await tx.execute(
-        f"insert into outbox_processes (process, expires_ts) values (%s, {_NOW} + %s)"
-        " on conflict (process) do update set expires_ts = excluded.expires_ts",
-        (process, LEASE_MS),
-    )
-    rows = await tx.fetch(
-        f"with gone as (delete from outbox_processes where expires_ts < {_NOW} - 60000)"
-        f" select process from outbox_processes where expires_ts > {_NOW} or process = %s order by process",
-        (process,),
-    )
-    return [name for (name,) in rows]
+async def renew(tx: Tx, process: str) -> tuple[list[str], dict[int, Shard]]:
+    """Keep this process's lease alive; all processes that send, this one included, and all shards.
 
-
-async def shards(tx: Tx) -> dict[int, Shard]:
-    """All shards."""
+    Every process does this once a second: it is one statement, and nothing waits for the disk.
+    """
     rows = await tx.fetch(
-        f"select shard, position, outbox_shards.process, coalesce(expires_ts > {_NOW}, false) from outbox_shards"
-        " left join outbox_processes on outbox_processes.process = outbox_shards.process"
+        "with renewed as (insert into outbox_processes (process, expires_ts)"
+        f" values (%s, {_NOW} + %s) on conflict (process) do update set expires_ts = excluded.expires_ts),"
+        f" gone as (delete from outbox_processes where expires_ts < {_NOW} - 60000 and process <> %s)"
+        f" select shard, position, outbox_shards.process, coalesce(expires_ts > {_NOW}, false),"
+        f" array(select process from outbox_processes where expires_ts > {_NOW}),"
+        " set_config('synchronous_commit', 'off', true)"
+        " from outbox_shards left join outbox_processes on outbox_processes.process = outbox_shards.process",
+        (process, LEASE_MS, process),
     )
-    return {shard: Shard(position, process, is_held) for shard, position, process, is_held in rows}
+    processes = {process, *(rows[0][4] if rows else ())}
+    return sorted(processes), {shard: Shard(position, holder, is_held) for shard, position, holder, is_held, *_ in rows}
 
 
 async def take(tx: Tx, process: str, wanted: Collection[int]) -> dict[int, int]:

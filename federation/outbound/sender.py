@@ -16,7 +16,8 @@ import logging
 import secrets
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
+from functools import lru_cache
 from hashlib import sha256
 
 from federation.outbound.availability import Availability
@@ -450,15 +451,13 @@ class Sender:
 
     async def _tick(self) -> None:
         began = time.monotonic()
-        async with self._database.transaction() as tx:
-            processes = await outbox_leases.renew(tx, self._process)
-        async with self._database.read() as tx:
-            shards = await outbox_leases.shards(tx)
+        async with self._database.write() as tx:
+            processes, shards = await outbox_leases.renew(tx, self._process)
         held = {number for number, shard in shards.items() if shard.process == self._process}
         self._queues.drop(self._queues.owned - held)
         self._asked_for &= held - self._queues.owned
         self._queues.lease_until = began + outbox_leases.LEASE_MS / 1000
-        wanted = {number for number in shards if _owner(number, processes) == self._process}
+        wanted = shards.keys() & _share(self._process, tuple(processes))
         self._queues.given = self._queues.owned - wanted
         if surplus := self._queues.given - self._queues.busy:
             await self._save()
@@ -504,6 +503,11 @@ class Sender:
         self._saved = position
 
 
-def _owner(shard: int, processes: Sequence[str]) -> str:
-    """Which of the processes is to hold a shard: they all agree, and few shards move when one comes or goes."""
-    return max(processes, key=lambda process: sha256(f"{process} {shard}".encode()).digest())
+@lru_cache(maxsize=16)
+def _share(process: str, processes: Sequence[str]) -> Set[int]:
+    """Which shards a process is to hold: they all agree, and few shards move when one comes or goes."""
+
+    def owner(shard: int) -> str:
+        return max(processes, key=lambda each: sha256(f"{each} {shard}".encode()).digest())
+
+    return frozenset(shard for shard in range(outbox_leases.SHARDS) if owner(shard) == process)

@@ -184,6 +184,7 @@ class RemoteAppender:
         if not placing.flags:
             await self._check_policy(tx, placing, current.get(POLICY))
         await _follow_up(tx, placing)
+        await placing.make_space()
         placing.enters = await _enters(tx, placing)
         point = placing.store(before)
         change = RoomEvents(

@@ -51,8 +51,8 @@ from storage.remote_joins import RemoteJoin, SignedJoin
 logger = logging.getLogger(__name__)
 
 ANSWER_SECONDS = 900.0
-LEASE_SECONDS = 4.0
-"""After so long without a sign of life another process takes a join over."""
+LEASE_SECONDS = 3.0
+"""After so long without a sign of life another process takes a join over: who has none looks twice in that time."""
 MAX_ATTEMPTS = 8
 """How often a join that nobody waits for any longer is tried again."""
 PATIENCE_SECONDS = 3.0
@@ -162,7 +162,7 @@ class RemoteJoins:
             while True:
                 with suppress(Unavailable):  # logged where it arose
                     await self._look_after()
-                await asyncio.sleep(self._lease_seconds / 4)
+                await asyncio.sleep(self._lease_seconds / (4 if self._tasks else 2))
         finally:
             tasks = dict(self._tasks)
             await background.end(tasks.values())

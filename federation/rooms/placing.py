@@ -3,10 +3,12 @@
 Beside the trunk the state after an event is a line, or the next version of one (`docs/how-it-works.md`).
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from msgspec import Struct, field
 
+from federation.protocol.identifiers import server_name_of
 from federation.protocol.pdu import VerifiedPDU
 from federation.protocol.types import EventID, StateKey
 from federation.rooms.incomplete_rooms import BeingJoined, StateBefore, StateDifference
@@ -20,7 +22,8 @@ from storage.room_state import TRUNK, Point
 from storage.rooms import Room, RoomRow
 
 MAX_EXTREMITIES = 50
-"""Forward extremities: an event that would be one more is kept and shown, but counts only once it is followed."""
+"""Forward extremities: for an event that would be one more, the oldest of the server that has most of them gives way.
+Where that would not even things out the event is kept and shown, but counts only once it is followed."""
 
 NOTHING: Point = (TRUNK, 0)
 """Before the first event."""
@@ -66,7 +69,8 @@ class Placing(Struct, kw_only=True):
     lines: list[NewLine] = field(default_factory=list)
     writes: list[StateWrite] = field(default_factory=list)
     followed: set[EventID] = field(default_factory=set)
-    """Events that it follows, directly or by way of hidden ones: none of them is a forward extremity any longer."""
+    """Events that it follows, directly or by way of hidden ones, or that give way to it: none of them is a forward
+    extremity any longer."""
     gaps: list[EventID] = field(default_factory=list)
     differences: int = 0
     """Entries in which a state that was given differs from ours, as far as they are paid for (`given_states.py`)."""
@@ -80,15 +84,31 @@ class Placing(Struct, kw_only=True):
 
     @property
     def covers(self) -> set[EventID]:
-        """The forward extremities that it follows."""
+        """The forward extremities that it follows, or that give way to it."""
         return self.followed.intersection(self.row.extremities)
+
+    @property
+    def is_end(self) -> bool:
+        """Whether it would be a forward extremity of a room with space for it: nothing follows it."""
+        return self.follower is None and not self.flags
 
     @property
     def is_extremity(self) -> bool:
         """Whether nothing follows it, as far as the room has space for such events."""
-        if self.follower is not None or self.flags:
-            return False
-        return len(self.row.extremities) - len(self.covers) < MAX_EXTREMITIES
+        return self.is_end and len(self.row.extremities) - len(self.covers) < MAX_EXTREMITIES
+
+    async def make_space(self) -> None:
+        """Have another event give way, as `MAX_EXTREMITIES` says: nobody can fill a room with forks of their own,
+        and so keep what others do from counting."""
+        if self.is_extremity or not self.is_end:
+            return
+        covers = self.covers
+        ends = (await self.graph.load_stored(each for each in self.row.extremities if each not in covers)).values()
+        of_server = Counter(server_name_of(stored.sender) for stored in ends)
+        crowd, most = of_server.most_common(1)[0]
+        if most > of_server[server_name_of(self.pdu.sender)] + 1:
+            theirs = (stored for stored in ends if server_name_of(stored.sender) == crowd)
+            self.followed.add(min(theirs, key=lambda stored: stored.position).event_id)
 
     @property
     def state_pair(self) -> StateKey | None:

@@ -13,7 +13,7 @@ from federation.rooms.placing import MAX_EXTREMITIES
 from homeserver.config import RateLimit, RateLimits
 from tests.client import Client, Server
 from tests.federation.peer import Peer, path_of
-from tests.federation.remote_room import RemoteRoom, joined_room, push, transaction
+from tests.federation.remote_room import RemoteRoom, join_room, joined_room, push, transaction
 from tests.homeserver.syncs import ids, sync, timeline
 from tests.rooms import pdus_of, put_state, send, state_of
 from tests.servers import running
@@ -29,6 +29,14 @@ async def peer(server: Server) -> Peer:
 async def bodies(server: Server, room: RemoteRoom) -> list[Any]:
     """The texts of the room's messages, in the order in which they came."""
     return [pdu["content"].get("body") for pdu in await pdus_of(server, room.room_id, "m.room.message")]
+
+
+async def ends_of(server: Server, room: RemoteRoom) -> list[str]:
+    """The room's forward extremities."""
+    async with server.application.database.read() as tx:
+        row = await tx.fetch_one("select extremities from rooms where room_id = %s", (room.room_id,))
+    assert row is not None
+    return list(row[0])
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -87,14 +95,35 @@ async def test_a_flood_of_forks_leaves_a_room_that_works(server: Server, alice: 
         await room.push(events[first : first + 50])
 
     assert sorted(map(int, await bodies(server, room))) == list(range(100))  # all are there
-    async with server.application.database.read() as tx:
-        row = await tx.fetch_one("select cardinality(extremities) from rooms where room_id = %s", (room.room_id,))
-    assert row == (MAX_EXTREMITIES,)
+    assert len(await ends_of(server, room)) == MAX_EXTREMITIES
     for _ in range(3):
         await send(alice, room.room_id, "joining the ends")
-    async with server.application.database.read() as tx:
-        row = await tx.fetch_one("select cardinality(extremities) from rooms where room_id = %s", (room.room_id,))
-    assert row == (1,)
+    assert len(await ends_of(server, room)) == 1
+
+
+async def test_forks_of_one_server_do_not_keep_others_from_counting(server: Server, alice: Client, peer: Peer) -> None:
+    room = await joined_room(alice, peer)
+    other = await join_room(await Peer(server, "other.test").trust(), room.room_id)
+    start = other.last
+    floods = [
+        room.make(
+            "m.room.member", {"membership": "join", "displayname": f"E{number}"}, prev=start, state_key=room.user_id
+        )
+        for number in range(MAX_EXTREMITIES + 10)
+    ]
+    for first in (0, 50):
+        await room.push(floods[first : first + 50])
+    renamed = {"membership": "join", "displayname": "still here"}
+    for _ in range(2):  # the second follows the first, and takes its place
+        event = other.add("m.room.member", renamed, state_key=other.user_id)
+        assert await other.push([event]) == {other.id_of(event): {}}
+        member = (await state_of(server, room.room_id))["m.room.member", other.user_id]
+        assert member["content"] == renamed
+        renamed = renamed | {"displayname": "there still"}
+
+    assert len(await ends_of(server, room)) == MAX_EXTREMITIES
+    lost = [event for event in floods if room.id_of(event) not in await ends_of(server, room)]
+    assert [event["content"]["displayname"] for event in lost] == ["E0", *(f"E{number}" for number in range(50, 60))]
 
 
 async def test_rooms_of_one_transaction_do_not_mix(server: Server, alice: Client, peer: Peer) -> None:
