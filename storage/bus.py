@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from typing import Protocol
 
 import psycopg
+from psycopg import generators
 
 from storage.database import Connection, Database, is_lost, is_passing, unavailable, wait_before_retry
 from storage.figures import Figures
@@ -58,6 +59,7 @@ def hand_on(handle: Hear, message: bytes) -> None:
         logger.warning("a message of another process cannot be read: %r", error)
 
 
+_WAKE_SECONDS = 60.0
 _NOBODY = "{}"
 _CLASS_ID = 1_751_478_885
 """Of the advisory locks by which listeners are known to live: one that can be had is nobody's any more."""
@@ -115,18 +117,23 @@ class PostgresBus:
     async def run(self, hear: Mapping[str, Hear], look: Callable[[], None]) -> None:
         """Listen until cancelled; reconnects when the database was away."""
         attempt = 0
+
+        def note(notification: psycopg.Notify) -> None:
+            sender, _, message = notification.payload.encode().partition(b" ")
+            if sender != self._own:  # what happens here is known here
+                hand_on(hear[notification.channel], message)
+
         while True:
             try:
                 async with await self._database.connect() as connection:
+                    connection.add_notify_handler(note)
                     for subject in hear:
                         await connection.execute(f"listen {subject}")
                     async with self._entered(connection):
                         attempt = 0
                         look()
-                        async for notification in connection.notifies():
-                            sender, _, message = notification.payload.encode().partition(b" ")
-                            if sender != self._own:  # what happens here is known here
-                                hand_on(hear[notification.channel], message)
+                        while True:  # `connection.notifies` would wake ten times a second
+                            await connection.wait(generators.notifies(connection.pgconn), interval=_WAKE_SECONDS)
             except (psycopg.Error, OSError) as error:
                 if isinstance(error, psycopg.Error) and not is_lost(error) and not is_passing(error):
                     raise

@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 LEASE_MS = 3_500
 """A process that has not renewed for so long has died; others look every second."""
 TICK_SECONDS = 1.0
+LONGEST_WAIT_SECONDS = 60.0
+"""Followers are woken by what is appended."""
 MAX_CHANGES = 1_000
 """Of which a follower is told at once."""
 SCANNED = 500
@@ -307,7 +309,7 @@ class Followers:
                 if not has_begun:
                     await follower.begin(running.position)
                     has_begun = True
-                if not await self._tail.wait_beyond(running.position, TICK_SECONDS):
+                if not await self._tail.wait_beyond(running.position, LONGEST_WAIT_SECONDS):
                     continue
                 if follower.gathers_seconds:
                     await asyncio.sleep(follower.gathers_seconds)
