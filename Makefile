@@ -83,7 +83,7 @@ clients: $(VENV)/.installed-dev
 	@$(BIN)/python -m tests.clients.installing
 
 test-workers: $(VENV)/.installed-dev peers
-	HEARTH_TEST_WORKERS=4 HEARTH_TEST_BUS=$(BUS) $(BIN)/python -m pytest -n auto tests/homeserver tests/federation tests/scenarios tests/interop tests/clients
+	HEARTH_TEST_WORKERS=4 HEARTH_TEST_BUS=$(BUS) $(BIN)/python -m pytest -n logical tests/homeserver tests/federation tests/scenarios tests/interop tests/clients
 
 quick: check nats
 	$(BIN)/python -m pytest -n $(WORKERS) --ignore=tests/scenarios -m 'not interoperability and not long'
