@@ -43,9 +43,11 @@ class Taken:
         return str(part.get_content())
 
 
-@dataclass(slots=True)
+@dataclass
 class MailServer:
-    """Takes mail, unless it is told what to answer instead."""
+    """Takes mail, unless it is told what to answer instead. No slots: aiosmtpd looks at every attribute, and in Python
+    3.11.2 the one for weak references, which classes with slots have from dataclasses, cannot be looked at.
+    """
 
     port: int = 0
     taken: list[Taken] = field(default_factory=list)
