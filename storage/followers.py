@@ -14,9 +14,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence, Set
-from functools import lru_cache
-from hashlib import sha256
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Protocol
 
 from msgspec import Struct
@@ -26,6 +24,7 @@ from storage import background
 from storage.database import Database, Tx, wait_before_retry
 from storage.figures import Figures
 from storage.log_entries import Change
+from storage.shares import share_of
 from storage.tail import Tail
 
 logger = logging.getLogger(__name__)
@@ -253,7 +252,7 @@ class Followers:
         async with self._database.write() as tx:
             processes, rows = await _renew(tx, self._process, self._followers)
         self._lease_until = began + LEASE_MS / 1000
-        wanted = _share(self._process, tuple(processes), tuple(sorted(rows)))
+        wanted = share_of(self._process, tuple(processes), tuple(sorted(rows)))
         ended = {name for name, running in self._running.items() if running.task.done()}
         lost = {name for name in self._running if name not in rows or rows[name].process != self._process}
         await self._stop([*((self._running.keys() - wanted) | lost | ended)])
@@ -362,13 +361,3 @@ class Followers:
             changes = changes[:limit]
             upto = changes[-1][0] + changes[-1][1].width - 1
         return changes, upto
-
-
-@lru_cache(maxsize=16)
-def _share(process: str, processes: Sequence[str], names: Collection[str]) -> Set[str]:
-    """Which followers a process is to run: they all agree, and little moves when one comes or goes."""
-
-    def owner(name: str) -> str:
-        return max(processes, key=lambda each: sha256(f"{each} {name}".encode()).digest())
-
-    return frozenset(name for name in names if owner(name) == process)

@@ -16,9 +16,7 @@ import logging
 import secrets
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
-from functools import lru_cache
-from hashlib import sha256
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from federation.outbound.availability import Availability
 from federation.outbound.delivery import Delivery, came_by_others, queued, takes_away
@@ -40,6 +38,7 @@ from storage.outbox import EventRelayed, OutgoingDeviceChange, OutgoingEvent, Ou
 from storage.receipts import ReceiptMoved
 from storage.room_completeness import RoomCompleteness
 from storage.rooms import Room
+from storage.shares import share_of
 from storage.tail import Tail
 
 logger = logging.getLogger(__name__)
@@ -457,7 +456,7 @@ class Sender:
         self._queues.drop(self._queues.owned - held)
         self._asked_for &= held - self._queues.owned
         self._queues.lease_until = began + outbox_leases.LEASE_MS / 1000
-        wanted = shards.keys() & _share(self._process, tuple(processes))
+        wanted = share_of(self._process, tuple(processes), tuple(sorted(shards)))
         self._queues.given = self._queues.owned - wanted
         if surplus := self._queues.given - self._queues.busy:
             await self._save()
@@ -501,13 +500,3 @@ class Sender:
             self._queues.note_unsaved(progress)
             raise
         self._saved = position
-
-
-@lru_cache(maxsize=16)
-def _share(process: str, processes: Sequence[str]) -> Set[int]:
-    """Which shards a process is to hold: they all agree, and few shards move when one comes or goes."""
-
-    def owner(shard: int) -> str:
-        return max(processes, key=lambda each: sha256(f"{each} {shard}".encode()).digest())
-
-    return frozenset(shard for shard in range(outbox_leases.SHARDS) if owner(shard) == process)
