@@ -82,6 +82,7 @@ nats: $(VENV)/.installed
 clients: $(VENV)/.installed-dev
 	@$(BIN)/python -m tests.clients.installing
 
+# Not WORKERS at once: each server is four processes here, which are at work while others wait.
 test-workers: $(VENV)/.installed-dev peers
 	HEARTH_TEST_WORKERS=4 HEARTH_TEST_BUS=$(BUS) $(BIN)/python -m pytest -n logical tests/homeserver tests/federation tests/scenarios tests/interop tests/clients
 
