@@ -223,7 +223,10 @@ class Application:
             sees_to=lambda shard: self.followers.runs(push.name_of(shard)),
         )
         self.followers = Followers(
-            self.database, self.tail, [*self.rooms.followers, *self.search.followers, *self.push.followers]
+            self.database,
+            self.tail,
+            [*self.rooms.followers, *self.search.followers, *self.push.followers],
+            is_busy=self.push.is_busy,
         )
 
         # what each listener serves

@@ -70,6 +70,7 @@ class PushNotificationParts:
             delivery=self.delivery,
         )
         self.followers = [PushFollower(shard, parts) for shard in range(SHARDS)]
+        self._shards = {follower.name: shard for shard, follower in enumerate(self.followers)}
         notifications = NotificationService(
             ground.database, ground.reader, user_data.push_rules, user_data.account_data
         )
@@ -81,3 +82,7 @@ class PushNotificationParts:
                 for method, endpoint in (("GET", unsubscribe.get), ("POST", unsubscribe.post))
             ),
         ]
+
+    def is_busy(self, follower: str) -> bool:
+        """Whether gateways are being told of what a follower of this name found."""
+        return follower in self._shards and self.delivery.is_busy(self._shards[follower])

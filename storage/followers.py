@@ -44,6 +44,10 @@ MAX_READ = 500
 """Room events that are read at once from the database."""
 MAX_ATTEMPTS = 5
 """To act on one change; then it is passed over."""
+MAX_LEAVING_SECONDS = 10.0
+"""That another process waits for what is under way here for a follower that it is to run."""
+LAST_SECONDS = 2.5
+"""The same where this process ends, which renews its lease no more."""
 
 _NOW = "(extract(epoch from clock_timestamp()) * 1000)::bigint"
 
@@ -193,14 +197,26 @@ class _Running(Struct):
     saved: int
     task: "asyncio.Task[None]"
     scanned: int = SCANNED
+    leaving_since: float | None = None
+    """Since when another process is to run it, which waits until nothing is under way for it here."""
 
 
 class Followers:
     """This process's share of all followers."""
 
-    def __init__(self, database: Database, tail: Tail, followers: Sequence[Follower]) -> None:
+    def __init__(
+        self,
+        database: Database,
+        tail: Tail,
+        followers: Sequence[Follower],
+        *,
+        is_busy: Callable[[str], bool] = lambda _name: False,
+    ) -> None:
+        """`is_busy` says of a follower whether something is under way for it beside `act` that another process, were it
+        to run it now, would do once more. Nothing new may begin where `runs` is False."""
         self._database = database
         self._tail = tail
+        self._is_busy = is_busy
         self._followers = {follower.name: follower for follower in followers}
         self._process = secrets.token_urlsafe(9)
         self._running: dict[str, _Running] = {}
@@ -214,7 +230,8 @@ class Followers:
     def runs(self, name: str) -> bool:
         """Whether this process runs a follower as far as it knows, for who acts on what that found. Where it no longer
         does, `begin` comes before it does again."""
-        return name in self._running
+        running = self._running.get(name)
+        return running is not None and running.leaving_since is None
 
     def position_of(self, name: str) -> int | None:
         """Up to where a follower has acted on everything, if this process runs it; what is stored is a little less."""
@@ -236,11 +253,12 @@ class Followers:
                     pass
                 except Exception:
                     logger.exception("the followers' leases could not be renewed; the next turn tries again")
-                if time.monotonic() > self._lease_until:
+                if self._running and time.monotonic() > self._lease_until:
+                    logger.warning("the lease was not renewed in time: others may run the followers of this process")
                     await self._stop(list(self._running))
                 await asyncio.sleep(TICK_SECONDS)
         finally:
-            await self._stop(list(self._running))
+            await self._end()
             try:
                 async with self._database.transaction() as tx:
                     await _resign(tx, self._process)
@@ -253,9 +271,11 @@ class Followers:
             processes, rows = await _renew(tx, self._process, self._followers)
         self._lease_until = began + LEASE_MS / 1000
         wanted = share_of(self._process, tuple(processes), tuple(sorted(rows)))
-        ended = {name for name, running in self._running.items() if running.task.done()}
+        leaving = {name for name, running in self._running.items() if running.leaving_since is not None}
+        ended = {name for name, running in self._running.items() if running.task.done()} - leaving
         lost = {name for name in self._running if name not in rows or rows[name].process != self._process}
-        await self._stop([*((self._running.keys() - wanted) | lost | ended)])
+        await self._stop(lost | ended)
+        await self._leave(self._running.keys() - wanted | leaving - lost)
         await self._save(self._running)
         missing = {
             name
@@ -272,8 +292,28 @@ class Followers:
         task = asyncio.get_running_loop().create_task(self._follow(name), name=f"follower {name}")
         self._running[name] = _Running(self._followers[name], position, position, task)
 
+    async def _leave(self, names: Collection[str]) -> None:
+        """Run these no longer, and let others have those for which nothing is under way here any more."""
+        now, left = time.monotonic(), []
+        for name in names:
+            running = self._running[name]
+            since = running.leaving_since = running.leaving_since or now
+            if now - since > MAX_LEAVING_SECONDS:
+                left.append(name)
+        await background.end(self._running[name].task for name in names)
+        await self._stop([name for name in names if name in left or not self._is_busy(name)])
+
+    async def _end(self) -> None:
+        """Run none any longer."""
+        ends_at = time.monotonic() + LAST_SECONDS
+        await self._leave(list(self._running))
+        while self._running and time.monotonic() < ends_at:
+            await asyncio.sleep(LAST_SECONDS / 50)
+            await self._leave(list(self._running))
+        await self._stop(list(self._running))
+
     async def _stop(self, names: Collection[str]) -> None:
-        """Run these no longer, and let others have them."""
+        """Run these no longer, and let others have them at once."""
         if not names:
             return
         await background.end(self._running[name].task for name in names)

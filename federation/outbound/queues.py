@@ -27,6 +27,8 @@ MAX_SENDING = 200
 MAX_TRYING = 100
 """The same, to servers of which that is not known: who does not answer takes no place from who does."""
 MAX_KNOWN_GOOD = 50_000
+LAST_SECONDS = 2.0
+"""For which the end of this process waits for servers to answer: else another process would send to them again."""
 UNKNOWN = -1
 SCANNED_PER_SECOND = 2_000
 """Destinations that are looked at for the figures, about a microsecond each."""
@@ -153,7 +155,10 @@ class Queues:
             self.start(destination)
 
     async def close(self) -> None:
-        """End what is under way; it counts as not delivered."""
+        """Begin no more, and end what is under way: after `LAST_SECONDS` it counts as not delivered."""
+        self.given = set(self.owned)
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=LAST_SECONDS)
         await background.end(self._tasks)
 
     # --- how far they are

@@ -53,6 +53,8 @@ FIRST_WAIT_SECONDS = 1.0
 LONGEST_WAIT_SECONDS = 900.0
 CROWDED_SECONDS = 1.0
 FLUSH_SECONDS = 0.05
+LAST_SECONDS = 2.0
+"""For which the end of this process waits for gateways to answer: else another process would tell them again."""
 SWEEP_SECONDS = 60.0
 SWEEPS_BEFORE_GIVING_UP = 10
 """What is old is looked for that often: all that waits is looked at."""
@@ -83,7 +85,8 @@ class PushDelivery:
         self._done: set[tuple[int, int, int]] = set()
         self._has_done = asyncio.Event()
         self._flushing = asyncio.Lock()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._turns: dict[asyncio.Task[None], int] = {}
+        """What is under way, with the shard that it is of."""
         self._is_closed = False
         self._results = {"told": 0, "rejected": 0, "failed": 0, "given_up": 0}
         self._seconds = Tally()
@@ -145,6 +148,10 @@ class PushDelivery:
             line.has_more = True
             self._enqueue(line)
 
+    def is_busy(self, shard: int) -> bool:
+        """Whether gateways are being told of something of this shard, or were, and it is not deleted yet."""
+        return shard in self._turns.values() or any(key[0] == shard for key in self._done)
+
     # --- life
 
     async def run(self) -> None:
@@ -153,7 +160,9 @@ class PushDelivery:
             await background.run_together(self._flush_forever(), self._sweep_forever())
         finally:
             self._is_closed = True
-            await background.end(self._tasks)
+            if self._turns:
+                await asyncio.wait(self._turns, timeout=LAST_SECONDS)
+            await background.end(self._turns)
             with contextlib.suppress(MatrixError):  # logged where it arose; gateways are told once more
                 await self._flush()
 
@@ -210,9 +219,10 @@ class PushDelivery:
         at_once = 1 if gateway.is_failing else AT_ONCE
         while gateway.ready and gateway.active < at_once and not gateway.is_left_alone and not self._is_closed:
             gateway.active += 1
-            task = asyncio.get_running_loop().create_task(self._take_turn(gateway, gateway.ready.popleft()))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            line = gateway.ready.popleft()
+            task = asyncio.get_running_loop().create_task(self._take_turn(gateway, line))
+            self._turns[task] = line.shard
+            task.add_done_callback(self._turns.pop)
 
     async def _take_turn(self, gateway: Gateway, line: Line) -> None:
         wait_seconds = 0.0

@@ -1,6 +1,7 @@
 """What push gateways are told, and of what ("Push Notifications", server behaviour; Push Gateway API)."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ from federation.protocol.types import UserID
 from tests.client import Client, quote
 from tests.homeserver.rooms import a_room, act, join, leave, redact
 from tests.homeserver.syncs import ignore, read
-from tests.push_gateway import Gateway, Pushing, a_gateway, pusher, set_pusher
+from tests.push_gateway import Gateway, Pushing, a_gateway, pusher, reaching, set_pusher
 from tests.rooms import create_room, send, send_event
 from tests.servers import running
 
@@ -310,6 +311,33 @@ async def test_a_gateway_that_hangs_holds_up_no_other(alice: Client, bob: Client
     for key in slow:
         assert await gateway.until_event(key, events[-1]) == events
     gateway.is_open.clear()
+
+
+async def test_a_process_that_comes_or_goes_has_nobody_told_twice(conninfo: str, pushing: Pushing) -> None:
+    settings = reaching(pushing.authority)
+    async with a_gateway(pushing.authority) as gateway, running(conninfo, federation=settings) as first:
+        alice, bobs = await first.register("alice"), [await first.register("bob") for _ in range(8)]
+        room_id = await a_room(alice, *bobs)
+        keys = [await set_pusher(bob, gateway) for bob in bobs]
+        begun = await send(alice, room_id, "begun")
+        for key in keys:
+            await gateway.until_event(key, begun)
+        gateway.delay_seconds = 1.5  # so that much is under way whenever others take over
+        async with running(conninfo, federation=settings):
+            sent = []
+            for number in range(8):
+                sent.append(await send(alice, room_id, f"message {number}"))
+                await asyncio.sleep(0.4)
+        gateway.delay_seconds = 0.0
+        for key in keys:
+            assert await gateway.until_event(key, sent[-1]) == sent
+
+    told = Counter(
+        (told["event_id"], told["devices"][0]["pushkey"])
+        for told in (body["notification"] for body in gateway.requests)
+        if "event_id" in told
+    )
+    assert [times for times in told.values() if times != 1] == []
 
 
 @pytest.mark.one_process("the one that is asked is told what it does not reach")

@@ -69,7 +69,11 @@ class Running:
     def __init__(self, process: Process, name: str, fails: Callable[[Sequence[str]], Exception | None] = never) -> None:
         self.process = process
         self.readers = {each: Reader(each, name, fails) for each in NAMES}
-        self.followers = Followers(process.database, process.tail, list(self.readers.values()))
+        self.busy: set[str] = set()
+        """The followers for which something is under way."""
+        self.followers = Followers(
+            process.database, process.tail, list(self.readers.values()), is_busy=lambda name: name in self.busy
+        )
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -167,6 +171,35 @@ async def test_two_processes_share_the_followers_and_the_one_that_stops_leaves_i
 
         expected = [*(f"{number}" for number in range(50)), "last"]
         await until(lambda: all(texts_told(told, name) == expected for name in NAMES))
+
+
+async def test_nobody_has_a_follower_before_what_is_under_way_for_it_has_ended(
+    conninfo: str, told: psycopg.Connection
+) -> None:
+    async with (
+        a_follower(conninfo, follows=True) as first,
+        a_follower(conninfo, follows=True) as second,
+        followed(first, "first") as one,
+    ):
+        await until(lambda: one.held == set(NAMES))
+        one.busy.update(NAMES)
+        async with followed(second, "second") as two:
+            await until(lambda: one.held < set(NAMES))  # it begins nothing more
+            await first.write("a")
+            await asyncio.sleep(2.5)
+            assert not two.held
+            one.busy.clear()
+            await until(lambda: one.held | two.held == set(NAMES))
+            await until(lambda: all(texts_told(told, name) == ["a"] for name in NAMES))
+
+            two.busy.update(NAMES)
+            stopping = asyncio.create_task(two.stop())
+            await asyncio.sleep(1.5)
+            assert not two.held
+            assert one.held < set(NAMES)
+            two.busy.clear()
+            await stopping
+        await until(lambda: one.held == set(NAMES))
 
 
 async def test_who_dies_is_followed_by_another_within_seconds(conninfo: str, told: psycopg.Connection) -> None:
