@@ -15,6 +15,9 @@ MAX_ELEMENT_BYTES = 512 * 1024
 """Of one event on the wire, with `unsigned` and every character escaped at worst."""
 MAX_OTHER_BYTES = 8 * 1024 * 1024
 """Of all members that are not arrays of events: the list of servers in the room is the longest."""
+MAX_DEPTH = 1024
+"""Of what stands in one another beside events; nothing deeper is read as JSON afterwards. One event that is too deep
+spoils no other."""
 _AT_ONCE = 16 * 1024
 """Bytes that are gathered before they are looked at, so that a peer which trickles does not make us look often."""
 
@@ -191,6 +194,8 @@ class EventSplitter:
                     break
             elif first in b"{[":
                 depth += 1
+                if depth > MAX_DEPTH and self._array is None:
+                    raise InvalidInput("The answer is too deep", "M_BAD_JSON")
             else:
                 depth -= 1
                 if depth == 0:

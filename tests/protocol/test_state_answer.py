@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from federation.protocol import state_answer
 from federation.protocol.errors import InvalidInput
-from federation.protocol.state_answer import EventSplitter
+from federation.protocol.state_answer import MAX_DEPTH, EventSplitter
 from federation.protocol.types import JsonObject
 
 JSON = st.recursive(
@@ -83,15 +83,31 @@ def test_what_is_no_whole_object_is_refused(body: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "start",
-    [b'{"state":[{"a":"', b'{"state":[{"a":[', b'{"x":"', b'{"x":{"a":"', b'{"', b'{"x":[', b'{"x":1,"y":[{},', b" "],
+    ("start", "more"),
+    [
+        *((start, b" ") for start in (b'{"state":[{"a":"', b'{"x":"', b'{"x":{"a":"', b'{"', b'{"x":[', b" ")),
+        *((start, b"[") for start in (b'{"state":[{"a":[', b'{"x":[', b'{"x":1,"y":[{},')),
+    ],
 )
-def test_what_never_ends_is_refused_soon(start: bytes) -> None:
+def test_what_never_ends_is_refused_soon(start: bytes, more: bytes) -> None:
     splitter = EventSplitter(("state",))
     splitter.feed(start)
-    more = (b"[" if start.endswith((b"[", b",")) else b" ") * 65536
     with pytest.raises(InvalidInput):
-        feed_often(splitter, more)
+        feed_often(splitter, more * 65536)
+
+
+def test_an_event_that_is_deep_is_taken_out_as_any_other() -> None:
+    deep = b'{"a":' + b"[" * 2 * MAX_DEPTH + b"]" * 2 * MAX_DEPTH + b"}"
+    splitter = EventSplitter(("state",))
+    found = splitter.feed(b'{"state":[' + deep + b',{"b":1}]}')
+    assert found + splitter.finish()[0] == [("state", deep), ("state", b'{"b":1}')]
+
+
+def test_what_is_deep_is_refused_at_once() -> None:
+    splitter = EventSplitter(("state",))
+    assert splitter.feed(b'{"x":' + b"[" * MAX_DEPTH + b" " * 65536) == []
+    with pytest.raises(InvalidInput):
+        splitter.feed(b"{" + b" " * 65536)
 
 
 def feed_often(splitter: EventSplitter, data: bytes) -> None:

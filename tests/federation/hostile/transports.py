@@ -1,8 +1,9 @@
 """Answers that are wrong as answers, whatever was asked: endless, slow, of another type, elsewhere, no JSON."""
 
 import asyncio
-import gzip
+import functools
 import time
+import zlib
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -81,7 +82,17 @@ def _redirect(scheme: str, status: int) -> Transport:
     return answer
 
 
-_BOMB = gzip.compress(b'{"a":"' + b"x" * 300_000_000 + b'"}', 1)
+async def _bomb(manners: Manners, request: web.BaseRequest) -> web.StreamResponse:
+    return await _whole(_packed(300), headers={"Content-Encoding": "gzip"})(manners, request)
+
+
+@functools.cache
+def _packed(megabytes: int) -> bytes:
+    """A JSON object of so many, made when it is asked for first."""
+    packer = zlib.compressobj(1, wbits=31)
+    pieces = (b'{"a":"', *(b"x" * 1_000_000 for _ in range(megabytes)), b'"}')
+    return b"".join((*map(packer.compress, pieces), packer.flush()))
+
 
 SLOW: Mapping[str, Transport] = {"trickles": _trickle, "is silent": _silence}
 QUICK: Mapping[str, Transport] = {
@@ -106,7 +117,7 @@ QUICK: Mapping[str, Transport] = {
     "has a key twice": _whole(b'{"pdus":[],"pdus":[],"events":[],"events":[]}'),
     "is deep": _whole(b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}"),
     "is no UTF-8": _whole(b'{"a":"\xff"}'),
-    "unpacks to 300 MB": _whole(_BOMB, headers={"Content-Encoding": "gzip"}),
+    "unpacks to 300 MB": _bomb,
     "says it is packed and is not": _whole(b"{}", headers={"Content-Encoding": "gzip"}),
     "is an error of 300 KB": _whole(b'{"errcode":"M_FORBIDDEN","error":"' + b"x" * 300_000 + b'"}', status=403),
     "is an error that is no JSON": _whole(b"<html>", status=500),
