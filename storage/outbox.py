@@ -4,6 +4,8 @@ Nothing is written for an event and a destination. Who gets an event follows fro
 version is kept, so that what a server missed is found again for any part of the log.
 """
 
+import math
+from collections import defaultdict
 from collections.abc import Collection, Sequence
 from typing import ClassVar, Self
 
@@ -244,20 +246,42 @@ def _outgoing(row: Row) -> OutgoingEvent:
 async def servers_between(
     tx: Tx, spans: Collection[tuple[int, int, int]]
 ) -> dict[tuple[int, int, int], frozenset[ServerName]]:
-    """For each (room, version, later version): the servers that had a joined member at any version of that span."""
+    """For each (room, version, later version): the servers that had a joined member at any version of that span.
+
+    A room's members are looked through once, however many of its spans are asked about.
+    """
+    ranges: dict[int, tuple[int, int]] = {}
+    for room, low, high in spans:
+        lowest, highest = ranges.get(room, (low, high))
+        ranges[room] = min(low, lowest), max(high, highest)
     rows = await tx.fetch(
         "with given (room, low, high) as (select * from unnest(%s::int[], %s::int[], %s::int[]))"
-        f" select given.room, low, high, array_agg(distinct {SERVER_OF.format('names')})"
-        f" from given, {_MEMBERS} and members.room = given.room and members.since_version <= given.high"
-        " and (members.until_version is null or members.until_version > given.low) group by given.room, low, high"
-        f" union all select given.room, low, high, array_agg(server) from given, {_NAMED}"
-        "  and incomplete.room = given.room and placed_version <= given.high group by given.room, low, high",
-        ([span[0] for span in spans], [span[1] for span in spans], [span[2] for span in spans]),
+        " select given.room, found.* from given cross join lateral ("
+        f"  select {SERVER_OF.format('names')}, greatest(members.since_version, low),"
+        "   case when members.until_version <= high then members.until_version end"
+        f"  from {_MEMBERS} and members.room = given.room and members.since_version <= high"
+        "   and (members.until_version is null or members.until_version > low) group by 1, 2, 3"
+        ") as found (server, since, until) union all select given.room, server, greatest(placed_version, low), null"
+        f" from given, {_NAMED} and incomplete.room = given.room and placed_version <= high",
+        (list(ranges), [low for low, _ in ranges.values()], [high for _, high in ranges.values()]),
     )
-    found: dict[tuple[int, int, int], frozenset[ServerName]] = dict.fromkeys(spans, frozenset())
-    for room, low, high, servers in rows:
-        found[room, low, high] |= frozenset(map(ServerName, servers))
-    return found
+    present: defaultdict[int, defaultdict[ServerName, list[tuple[int, float]]]]
+    present = defaultdict(lambda: defaultdict(list))
+    for room, server, since, until in sorted(rows, key=lambda row: row[2]):
+        times = present[room][server]
+        begin, end = since, math.inf if until is None else until
+        if times and begin <= times[-1][1]:
+            begin, last = times.pop()
+            end = max(end, last)
+        times.append((begin, end))
+    return {
+        (room, low, high): frozenset(
+            server
+            for server, times in present[room].items()
+            if any(since <= high and until > low for since, until in times)
+        )
+        for room, low, high in spans
+    }
 
 
 async def servers_now(tx: Tx, rooms: Collection[int]) -> dict[int, tuple[int, frozenset[ServerName]]]:

@@ -52,7 +52,7 @@ READ_AT_ONCE = 500
 """Events of these."""
 MAX_ATTEMPTS = 3
 """To hand out an entry of the log that makes us fail."""
-MAX_UNSAVED = 5_000
+MAX_UNSAVED = 1_000
 """Positions by which what is stored may stay behind while nothing is sent."""
 TYPING_SECONDS = 15.0
 """After which who still types is told of again: others forget it after 30."""
@@ -452,6 +452,8 @@ class Sender:
         began = time.monotonic()
         async with self._database.write() as tx:
             processes, shards = await outbox_leases.renew(tx, self._process)
+        if self._queues.owned and began > self._queues.lease_until:
+            logger.warning("the lease was not renewed in time: others may send what this process had begun to send")
         held = {number for number, shard in shards.items() if shard.process == self._process}
         self._queues.drop(self._queues.owned - held)
         self._asked_for &= held - self._queues.owned

@@ -1,38 +1,13 @@
 """Reading a room's state costs what is asked for, not what the room has or had."""
 
-from collections.abc import Sequence
-from typing import Any
-
 import pytest
 
 from federation.protocol.room_versions import get_rules
-from federation.protocol.types import JsonObject, RoomID, StateKey
+from federation.protocol.types import RoomID, StateKey
 from storage import room_state, rooms
-from storage.database import Database, Row, Tx
+from storage.database import Database
 from storage.rooms import Room
-
-
-class CountingTx(Tx):
-    """Adds up the rows that every plan touches."""
-
-    def __init__(self, tx: Tx) -> None:
-        super().__init__(tx.connection, tx.memory)
-        self.statements = 0
-        self.rows = 0
-
-    async def fetch(self, sql: str, params: Sequence[Any] = ()) -> list[Row]:
-        self.statements += 1
-        explained = await super().fetch("explain (analyze, format json) " + sql, params)
-        self.rows += _rows_of(explained[0][0][0]["Plan"])
-        return await super().fetch(sql, params)
-
-
-def _rows_of(plan: JsonObject) -> int:
-    rows = 0
-    if "Relation Name" in plan:
-        removed = plan.get("Rows Removed by Filter", 0) + plan.get("Rows Removed by Index Recheck", 0)
-        rows = int((plan["Actual Rows"] + removed) * plan["Actual Loops"])
-    return rows + sum(_rows_of(child) for child in plan.get("Plans", ()))
+from tests.storage.counting import CountingTx
 
 
 async def a_big_room(database: Database, members: int) -> Room:
