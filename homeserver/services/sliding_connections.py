@@ -18,6 +18,7 @@ from federation.protocol.errors import InvalidInput, MatrixError
 from federation.protocol.types import RoomID, UserID
 from federation.rooms.required_state import Patterns, StatePattern
 from homeserver.services.sliding_request import Wanted
+from homeserver.tokens import StreamToken
 from storage import sync_connections
 from storage.database import Database
 from storage.sync_connections import ConnectionKey, day_of
@@ -80,6 +81,8 @@ class Settled(Struct):
     """A place at which there was nothing more to tell, so that until something comes nothing is looked at."""
 
     number: int
+    seen: StreamToken
+    """Up to where this was so; what came since, another process may have told."""
     wanted: Wanted
     counts: dict[str, int]
     """Of the lists."""

@@ -98,7 +98,7 @@ class SlidingSyncService:
     async def _wait(self, request: SlidingRequest, view: UserView, place: _Place, token: SlidingToken) -> bytes:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + min(request.timeout_ms, MAX_TIMEOUT_MS) / 1000
-        settled = self._settled(request, place, token)
+        settled = self._settled(request, view, place, token)
         part: _Part | None = None
         looked_at = token.stream
         while True:
@@ -163,10 +163,12 @@ class SlidingSyncService:
                 return int(text)
         raise InvalidInput("since is not a token of this server")
 
-    def _settled(self, request: SlidingRequest, place: _Place, token: SlidingToken) -> Settled | None:
+    def _settled(self, request: SlidingRequest, view: UserView, place: _Place, token: SlidingToken) -> Settled | None:
         """What says that there is nothing for the client but what came since, if anything does."""
         settled = place.held.settled
         if settled is None or settled.number != token.number or settled.wanted != request.wanted:
+            return None
+        if token.stream.position > settled.seen.position and self._concerns(request, view, settled.seen):
             return None
         if request.wanted.extensions.to_device is not None and (
             settled.to_device_from is None or place.to_device_since < settled.to_device_from
@@ -239,7 +241,7 @@ class SlidingSyncService:
         held = self._connections.held(place.key)
         held.settled = None
         if not part.rooms.has_left:
-            held.settled = Settled(number, request.wanted, part.counts, part.extensions.to_device_from)
+            held.settled = Settled(number, part.upto, request.wanted, part.counts, part.extensions.to_device_from)
         return _encoded(request, SlidingToken(number, part.upto), part.counts, part.rooms.told, part.extensions.told)
 
     async def _nothing(

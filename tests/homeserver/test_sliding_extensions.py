@@ -1,6 +1,7 @@
 """What a sliding sync tells besides rooms (MSC3884, MSC3885, MSC3959, MSC3960, MSC3961)."""
 
 import asyncio
+import dataclasses
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from tests.homeserver.rooms import a_room, leave
 from tests.homeserver.sliding import Sliding, a_list, extension
 from tests.homeserver.syncs import own, read
 from tests.rooms import join, send
+from tests.servers import running
 
 ON: Any = {"enabled": True}
 
@@ -54,6 +56,20 @@ async def test_messages_come_until_a_since_proves_that_they_arrived(alice: Clien
     assert texts(answer) == []
     assert extension(answer, "to_device")["next_batch"] == since
     assert texts(await sync.next(extensions={"to_device": ON})) == [], "they are deleted"
+
+
+@pytest.mark.one_process("each of its two servers is one")
+async def test_messages_that_another_process_told_come_again_as_well(conninfo: str) -> None:
+    async with running(conninfo) as one, running(conninfo) as other:
+        alice, bob = await one.register("alice"), await one.register("bob")
+        sync = asking(alice, "to_device")
+        for _ in range(2):  # the first process knows that nothing else is to be told
+            assert texts(await sync.next()) == []
+        sent = [await message(bob, alice)]
+        sync.client = dataclasses.replace(alice, base_url=other.anonymous.base_url)
+        assert texts(await sync.next()) == sent
+        sync.client = alice
+        assert texts(await sync.next()) == sent
 
 
 async def test_messages_come_in_parts(alice: Client, bob: Client) -> None:
