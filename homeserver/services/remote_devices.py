@@ -228,6 +228,8 @@ class RemoteDevices:
         logger.info("the devices of %s could not be fetched, next in %.0f s: %s", wanted.user_id, seconds, error)
         async with self._database.transaction() as tx:
             await remote_devices.note_failure(tx, wanted.user_id, self._database.now_ms() + int(seconds * 1000))
+        if seconds < LOOK_SECONDS:
+            asyncio.get_running_loop().call_later(seconds, self._wanted.set)
 
 
 def contains(held: RemoteList, update: DeviceListUpdate) -> bool:
