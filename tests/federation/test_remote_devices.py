@@ -226,6 +226,7 @@ async def test_malformed_keys_make_the_list_be_fetched(pair: Pair, alice: Client
     assert "devices" in devices.asked
 
 
+@pytest.mark.one_process("its patience is shortened here")
 async def test_a_list_that_cannot_be_fetched_is_fetched_later(
     pair: Pair, alice: Client, devices: Devices, monkeypatch: pytest.MonkeyPatch
 ) -> None:

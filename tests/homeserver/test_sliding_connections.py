@@ -89,6 +89,7 @@ async def test_places_are_of_one_user_device_connection_and_form(alice: Client, 
     assert not await is_unknown(sync)
 
 
+@pytest.mark.one_process("another that remembers the place learns that it is gone when it writes the next one")
 async def test_a_connection_that_begins_anew_knows_no_place_of_before(alice: Client) -> None:
     sync = Sliding(alice)
     await sync.next()

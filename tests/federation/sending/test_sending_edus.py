@@ -66,6 +66,7 @@ async def test_each_change_names_the_one_before(alice: Client, peer: ListeningPe
 async def test_a_device_that_is_gone_is_told(alice: Client, peer: ListeningPeer, room: SharedRoom) -> None:
     other = await alice.login()
     await a_device(other)
+    await peer.until(lambda: [each for each in _devices(peer) if each["device_id"] == other.device_id])
     await other.ok("POST", "/v3/logout")
 
     found = await peer.until(lambda: [each for each in _devices(peer) if each.get("deleted")])
