@@ -29,6 +29,9 @@ MAX_TRYING = 100
 MAX_KNOWN_GOOD = 50_000
 LAST_SECONDS = 2.0
 """For which the end of this process waits for servers to answer: else another process would send to them again."""
+MAX_GIVING_SECONDS = 10.0
+"""That another process waits for a shard until nothing is under way to its servers: one that is slow holds up no other
+for longer."""
 UNKNOWN = -1
 SCANNED_PER_SECOND = 2_000
 """Destinations that are looked at for the figures, about a microsecond each."""
@@ -53,8 +56,8 @@ class Queues:
         self._availability = availability
         self.owned: set[int] = set()
         """The shards that are held."""
-        self.given: set[int] = set()
-        """Those of them that others shall have: nothing more is sent, and they go when nothing is under way."""
+        self.given: dict[int, float] = {}
+        """Those of them that others shall have, and since when: nothing more is sent."""
         self.floors: dict[int, int] = {}
         """Up to where the servers of a shard have everything, while it is read back what they lack."""
         self.lease_until = 0.0
@@ -134,14 +137,18 @@ class Queues:
         """Others send to these from now on."""
         if shards:
             self.owned -= set(shards)
-            self.given -= set(shards)
+            self.given = {shard: since for shard, since in self.given.items() if shard in self.owned}
             for server in [each for each in self._destinations if shard_of(each) in shards]:
                 del self._destinations[server]
 
-    @property
-    def busy(self) -> set[int]:
-        """The shards to whose servers something is under way."""
-        return {shard_of(each.server) for each in self._destinations.values() if each.is_running}
+    def to_release(self, given: Collection[int]) -> set[int]:
+        """Others shall have these shards: begin nothing more; those that they may have now."""
+        now = time.monotonic()
+        self.given = {shard: self.given.get(shard, now) for shard in given}
+        if not given:
+            return set()
+        busy = {shard_of(each.server) for each in self._destinations.values() if each.is_running}
+        return {shard for shard, since in self.given.items() if shard not in busy or now - since > MAX_GIVING_SECONDS}
 
     def wake(self, server: ServerName) -> None:
         """The server can be reached again, or should be tried."""
@@ -156,7 +163,7 @@ class Queues:
 
     async def close(self) -> None:
         """Begin no more, and end what is under way: after `LAST_SECONDS` it counts as not delivered."""
-        self.given = set(self.owned)
+        self.to_release(self.owned)
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=LAST_SECONDS)
         await background.end(self._tasks)

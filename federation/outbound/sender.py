@@ -459,8 +459,7 @@ class Sender:
         self._asked_for &= held - self._queues.owned
         self._queues.lease_until = began + outbox_leases.LEASE_MS / 1000
         wanted = share_of(self._process, tuple(processes), tuple(sorted(shards)))
-        self._queues.given = self._queues.owned - wanted
-        if surplus := self._queues.given - self._queues.busy:
+        if surplus := self._queues.to_release(self._queues.owned - wanted):
             await self._save()
             self._queues.drop(surplus)
             async with self._database.transaction() as tx:

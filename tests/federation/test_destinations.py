@@ -2,6 +2,8 @@
 
 from typing import cast
 
+import pytest
+
 from federation.outbound.availability import Availability
 from federation.outbound.delivery import Delivery
 from federation.outbound.destinations import MAX_QUEUED, MAX_RECEIPT_EDUS, Destination, QueuedEvent, Share
@@ -9,7 +11,7 @@ from federation.outbound.queues import Queues
 from federation.protocol.transactions import MAX_EDUS, MAX_PDUS
 from federation.protocol.types import DeviceID, EventID, RoomID, ServerName, UserID
 from storage.outbox import OutgoingDeviceChange, OutgoingReceipt
-from storage.outbox_leases import shard_of
+from storage.outbox_leases import SHARDS, shard_of
 
 THERE = ServerName("there.test")
 ALICE = UserID("@alice:hearth.test")
@@ -113,6 +115,25 @@ async def test_a_shard_is_not_said_to_be_ahead_of_what_was_read_back() -> None:
     assert queues.progress(100).positions == {shard: 10}
     queues.floors.clear()
     assert queues.progress(100).positions == {shard: 100}
+
+
+async def test_a_shard_is_given_away_when_nothing_is_under_way_and_a_slow_server_holds_it_for_seconds_at_most(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    queues = Queues(ServerName("hearth.test"), cast(Delivery, None), Availability())
+    shard, other = shard_of(THERE), (shard_of(THERE) + 1) % SHARDS
+    queues.hold({shard: 10, other: 10})
+    (destination,) = queues.of([THERE], 10)
+    destination.is_running = True
+
+    assert queues.to_release({shard, other}) == {other}
+    queues.drop({other})
+    assert queues.to_release({shard}) == set()
+    assert queues.to_release(()) == set(), "it is to stay here after all"
+    assert queues.given == {}
+    queues.to_release({shard})
+    monkeypatch.setattr("federation.outbound.queues.MAX_GIVING_SECONDS", -1)
+    assert queues.to_release({shard}) == {shard}
 
 
 async def test_a_shard_is_as_far_as_the_slowest_of_those_that_keep_up() -> None:
