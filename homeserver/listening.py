@@ -10,7 +10,7 @@ import ssl
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from itertools import zip_longest
-from typing import Protocol
+from typing import Any, Protocol
 
 from aiohttp import web
 
@@ -51,6 +51,7 @@ class Listening:
         self._respond = answer
         self.routes = routes
         """Every endpoint, by the API that it belongs to."""
+        self._servers: list[_Server] = []
         self._runners: list[web.ServerRunner] = []
         self._sites: list[web.BaseSite] = []
         self._is_ending = False
@@ -75,6 +76,8 @@ class Listening:
             deadline = time.monotonic() + DRAIN_SECONDS
             while time.monotonic() < deadline and self._has_connections():  # noqa: ASYNC110  # aiohttp tells nobody of their end
                 await asyncio.sleep(0.05)
+        for server in self._servers:
+            server.is_closed = True
         for runner in self._runners:
             await runner.cleanup()
 
@@ -115,6 +118,7 @@ class Listening:
         server = _Server(handle, access_log=None, keepalive_timeout=IDLE_SECONDS)
         runner = web.ServerRunner(server, shutdown_timeout=SHUTDOWN_SECONDS)
         await runner.setup()
+        self._servers.append(server)
         self._runners.append(runner)
         tls = _ssl_context(listener)
         site: web.BaseSite
@@ -128,6 +132,9 @@ class Listening:
 
 
 class _Server(web.Server):
+    is_closed = False
+    """Whether whoever comes now, whose TLS handshake took until now, comes too late."""
+
     def __call__(self) -> web.RequestHandler:
         """The protocol of a new connection."""
         return _Connection(self, loop=self._loop, **self._kwargs)
@@ -136,7 +143,17 @@ class _Server(web.Server):
 class _Connection(web.RequestHandler):
     """What anybody may send is nothing that the log's errors tell of."""
 
-    __slots__ = ()
+    __slots__ = ("_server",)
+
+    def __init__(self, server: _Server, **kwargs: Any) -> None:  # noqa: ANN401  # aiohttp's own
+        super().__init__(server, **kwargs)
+        self._server = server
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Somebody has come; nobody closes the connection of who comes after the end but this."""
+        super().connection_made(transport)
+        if self._server.is_closed:
+            self.force_close()
 
     def log_exception(self, *args: object, **kw: object) -> None:
         """Say what went wrong, unless it is a body that cannot be read, which the client was told of."""
