@@ -316,18 +316,20 @@ async def test_a_gateway_that_hangs_holds_up_no_other(alice: Client, bob: Client
 async def test_a_process_that_comes_or_goes_has_nobody_told_twice(conninfo: str, pushing: Pushing) -> None:
     settings = reaching(pushing.authority)
     async with a_gateway(pushing.authority) as gateway, running(conninfo, federation=settings) as first:
-        alice, bobs = await first.register("alice"), [await first.register("bob") for _ in range(12)]
+        alice, bobs = await first.register("alice"), [await first.register("bob") for _ in range(8)]
         room_id = await a_room(alice, *bobs)
         keys = [await set_pusher(bob, gateway) for bob in bobs]
         begun = await send(alice, room_id, "begun")
         for key in keys:
             await gateway.until_event(key, begun)
-        gateway.delay_seconds = 0.8  # so that much is under way whenever others take over
+        gateway.delay_seconds = 1.5  # so that much is under way when the other process takes over
         async with running(conninfo, federation=settings):
             sent = []
-            for number in range(16):
+            for number in range(14):
                 sent.append(await send(alice, room_id, f"message {number}"))
-                await asyncio.sleep(0.2)
+                await asyncio.sleep(0.4)
+                if number == 8:
+                    gateway.delay_seconds = 0.5  # its end waits for some seconds only
         gateway.delay_seconds = 0.0
         for key in keys:
             assert await gateway.until_event(key, sent[-1]) == sent
