@@ -10,6 +10,9 @@ from msgspec import Struct
 
 from storage.database import Memory
 
+SOMETHING = b""
+"""In place of an announcement: something may be committed that nobody was told of."""
+
 
 class Announcement(Struct, frozen=True):
     """A batch that is committed."""
@@ -39,7 +42,7 @@ class Carrier(Protocol):
 
 
 def parse(message: bytes) -> Announcement | None:
-    """None for what is none: another release, or a process that says that something was missed."""
+    """None for what is none: another release, or `SOMETHING`."""
     header, _, body = message.partition(b"\n")
     try:
         before, position, kinds = map(int, header.split())

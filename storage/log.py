@@ -17,7 +17,7 @@ import psycopg
 
 from federation.protocol.errors import MatrixError, Unavailable
 from storage import log_batches
-from storage.announcements import Announcement, Carrier
+from storage.announcements import SOMETHING, Announcement, Carrier
 from storage.bus import Bus
 from storage.database import (
     UNSTORABLE,
@@ -309,7 +309,9 @@ class Log:
                 logger.exception("positions up to %d are committed, and the tail did not take them", batch.position)
 
     async def _tell_of_others(self, position: int) -> None:
-        """Have the tail read up to here. The log's lock is held."""
+        """Have the tail, and other processes, read up to here. The log's lock is held."""
+        self._newest.tell(position)
+        self._bus.after_commit(CHANNEL, SOMETHING)
         async with self._tail.reading:
             await self._tell(Batch(position, position, ()))
 

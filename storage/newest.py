@@ -21,7 +21,7 @@ def shared_memory() -> int:
 
 
 class Newest:
-    """The newest position that any of the processes has committed."""
+    """The newest position that any of the processes knows to be committed."""
 
     def __init__(self, descriptor: int = -1, place: int = 0, places: int = 1) -> None:
         """The first `places` are used, and `place` is this process's own: nobody else writes there."""
@@ -35,7 +35,7 @@ class Newest:
         return max(self._used)
 
     def tell(self, position: int) -> None:
-        """This process has committed up to here."""
+        """This process knows that the log has come so far."""
         self._used[self._own] = max(self._used[self._own], position)
 
     def forget(self, position: int) -> None:

@@ -276,6 +276,7 @@ class Tail:
         if upto is None:
             async with self._database.read() as tx:
                 upto = await _head(tx)
+            self._newest.tell(upto)  # who committed it may have died before
         await self._take_announced()
         if upto > self.position:
             await self._read_back_to(upto, -1)

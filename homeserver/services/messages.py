@@ -113,6 +113,7 @@ class MessageService:
                     raise
                 earlier = await self._sent.find_transaction(room, who.device, message.txn_id, message.type)
                 if earlier is not None:
+                    await self._writer.catch_up()  # and whoever asks next is to find it
                     return earlier
                 if not isinstance(error, AlreadyWritten):
                     raise

@@ -24,6 +24,7 @@ from tests.homeserver.syncs import ids, joined, sync, timeline, token
 from tests.homeserver.test_sync_equivalence import FILTERS, a_story, at, comparable, differences
 from tests.nats_server import NatsServer
 from tests.rooms import create_room, join, send
+from tests.scenarios.cutting_proxy import Cut, cutting_proxy
 from tests.servers import running
 
 BY_POSTGRES = Bus()
@@ -143,6 +144,31 @@ async def test_a_process_that_heard_half_answers_as_a_fresh_one(
                 answers = [comparable(await sync(at(each, user), since, **FILTERS[0])) for each in (fresh, one, other)]
                 for from_memory in answers[1:]:
                     assert differences(from_memory, answers[0]) == []
+
+
+@pytest.mark.parametrize("kind", [BusKind.POSTGRES, BusKind.NATS])
+async def test_others_hear_of_a_commit_whose_answer_was_lost(
+    conninfo: str, nats: NatsServer, monkeypatch: pytest.MonkeyPatch, kind: BusKind
+) -> None:
+    monkeypatch.setattr(tail, "POLL_SECONDS", 60)
+    bus = by(nats) if kind is BusKind.NATS else BY_POSTGRES
+    async with (
+        cutting_proxy(conninfo) as proxy,
+        running(proxy.conninfo, bus=bus, presence=False) as one,
+        running(conninfo, bus=bus, presence=False) as other,
+    ):
+        alice = await one.register("alice")
+        room_id = await create_room(alice)
+        await until(lambda: other.application.tail.position == one.application.tail.position)
+        there = at(other, alice)
+        since = await token(there)
+        proxy.arm(Cut.AFTER)
+        path = f"/v3/rooms/{quote(room_id)}/send/m.room.message/lost"
+        _, answer = await asyncio.gather(
+            alice.request("PUT", path, {"msgtype": "m.text", "body": "lost?"}), sync(there, since, timeout=10_000)
+        )
+        assert not proxy.is_armed
+        assert [event["content"]["body"] for event in timeline(answer, room_id)] == ["lost?"]
 
 
 async def until(condition: Callable[[], bool]) -> None:

@@ -19,7 +19,9 @@ from storage.bus import PostgresBus
 from storage.database import Connection, Database, Row, Tx
 from storage.log import CHANNEL, Log
 from storage.log_entries import AlreadyWritten, Appended, Batch, Change, Conflict, Entry
+from storage.newest import Newest
 from storage.tail import Listener, Tail, View
+from tests.scenarios.cutting_proxy import Cut, cutting_proxy
 
 ALICE, BOB = UserID("@alice:example.org"), UserID("@bob:example.org")
 
@@ -89,10 +91,11 @@ class Follower:
     def __init__(self, conninfo: str) -> None:
         self.database = Database(conninfo, max_connections=3)
         self.bus = PostgresBus(self.database)
-        self.tail = Tail(self.database, (Note,))
+        self.newest = Newest()
+        self.tail = Tail(self.database, (Note,), newest=self.newest)
         self.batches: list[Batch] = []
         self.reading = self.tail.reading
-        self.log = Log(self.database, self, self.bus)
+        self.log = Log(self.database, self, self.bus, newest=self.newest)
         self.seen: list[tuple[int, str]] = []
         self.tail.add_view(self._view)
 
@@ -284,6 +287,25 @@ async def test_a_lost_connection_is_unavailable_and_the_next_entry_is_written(
         assert refused == ["told"]
         assert [text for _, text in stored(notes)] == ["before", "after"]
         assert process.seen == stored(notes)
+
+
+async def test_neighbours_know_of_a_commit_whose_answer_was_lost(conninfo: str, notes: psycopg.Connection) -> None:
+    async with cutting_proxy(conninfo) as proxy, a_follower(proxy.conninfo) as process:
+        await process.write("before")
+        proxy.arm(Cut.AFTER)
+        (answer,) = await process.write("lost")
+
+        assert isinstance(answer, Unavailable)
+        assert process.newest.position == stored(notes)[-1][0] == 2
+
+
+async def test_neighbours_know_what_one_finds_in_the_log(conninfo: str, notes: psycopg.Connection) -> None:
+    async with a_follower(conninfo) as one, a_follower(conninfo) as other:
+        await one.write("by one that died before it told anybody")
+        assert other.newest.position == 0
+        await other.tail.catch_up()
+
+        assert other.newest.position == stored(notes)[-1][0] == 1
 
 
 async def test_a_deadlock_is_tried_again(conninfo: str, notes: psycopg.Connection) -> None:
