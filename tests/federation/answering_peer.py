@@ -43,6 +43,7 @@ class AnsweringPeer(Peer):
             "state_ids": self._state_ids,
             "state": self._state,
             "get_missing_events": self._missing_events,
+            "send": self._take,
         }
         self.pause_seconds = 0.0
         self.release = asyncio.Event()
@@ -81,6 +82,10 @@ class AnsweringPeer(Peer):
     def room_of(self, event_id: str) -> RemoteRoom:
         """The room of an event."""
         return next(room for room in self.rooms if event_id in room.events)
+
+    def _take(self, _path: Any, _query: Any, _body: Any) -> Any:
+        """Whoever refuses transactions is asked for nothing, either."""
+        return {"pdus": {}}
 
     def _event(self, path: list[str], _query: Any, _body: Any) -> Any:
         event = self.find(path[0])

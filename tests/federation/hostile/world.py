@@ -87,7 +87,6 @@ class HonestServer(AnsweringPeer):
         super().__init__(server, name)
         self.came = asyncio.Event()
         self.answers = {name: _knowing(answerer) for name, answerer in self.answers.items()}
-        self.answers["send"] = self._take
 
     def _take(self, _path: Any, _query: Any, body: Any) -> Any:
         for pdu in body["pdus"]:
@@ -122,7 +121,6 @@ class HostileServer(AnsweringPeer):
     def __init__(self, server: Reached, name: str) -> None:
         super().__init__(server, name)
         self.answers = {name: _knowing(answerer) for name, answerer in self.answers.items()}
-        self.answers["send"] = lambda _path, _query, _body: {"pdus": {}}
 
 
 class _Target(Hearth):
