@@ -6,10 +6,13 @@ that root lacks in most containers.
 """
 
 import contextlib
+import logging
 import os
 import signal
 import time
 from pathlib import Path
+
+logger = logging.getLogger(__name__)
 
 _FAST_SHUTDOWN_SECONDS = 30.0
 _IMMEDIATE_SHUTDOWN_SECONDS = 10.0
@@ -35,18 +38,19 @@ def find_processes(cluster: Path, cluster_name: str, uid: int) -> list[int]:
     return sorted(postmasters) + sorted(others)
 
 
-def end_processes(cluster: Path, cluster_name: str, uid: int) -> int:
-    """End all of them, gently if a postmaster is among them; returns how many there were."""
-    found = find_processes(cluster, cluster_name, uid)
-    if not found:
-        return 0
-    _signal(found[:1], signal.SIGINT)
-    left = _wait_for_end(cluster, cluster_name, uid, _FAST_SHUTDOWN_SECONDS if _is_postmaster(found[0]) else 0.2)
+def end_processes(cluster: Path, cluster_name: str, uid: int) -> None:
+    """End all of them, gently if a postmaster is among them."""
+    left = find_processes(cluster, cluster_name, uid)
+    if not left:
+        return
+    logger.warning("ending %d PostgreSQL processes that a killed owner left behind", len(left))
+    _signal(left[:1], signal.SIGINT)
+    left = _wait_for_end(cluster, cluster_name, uid, _FAST_SHUTDOWN_SECONDS if _is_postmaster(left[0]) else 0.2)
     for number, seconds in ((signal.SIGQUIT, _IMMEDIATE_SHUTDOWN_SECONDS), (signal.SIGKILL, _FAST_SHUTDOWN_SECONDS)):
         if left:
+            logger.warning("%d of them do not end: they get %s", len(left), number.name)
             _signal(left, number)
             left = _wait_for_end(cluster, cluster_name, uid, seconds)
-    return len(found)
 
 
 def remove_stale_lock_files(cluster: Path, socket_directory: Path) -> None:

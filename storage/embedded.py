@@ -38,6 +38,7 @@ DEFAULT_DATABASE = "hearth"
 
 _LARGEST_LOG_BYTES = 10_000_000
 _READY_SECONDS = 600.0  # recovery after a crash replays the log, at most `max_wal_size` of it
+_TELL_SECONDS = 10.0
 _FAST_SHUTDOWN_SECONDS = 60.0
 _LONGEST_PAUSE_SECONDS = 10.0
 # Waits for the pipe's other end to close without a word, which is how an owner looks that was killed.
@@ -198,9 +199,7 @@ class EmbeddedPostgres:
 
     def _start_postmaster(self, command: list[str]) -> _Running:
         place = self._owned_place()
-        ended = cluster_processes.end_processes(place.cluster, self._cluster_name(), place.user.uid)
-        if ended:
-            logger.warning("ended %d PostgreSQL processes that a killed owner left behind", ended)
+        cluster_processes.end_processes(place.cluster, self._cluster_name(), place.user.uid)
         cluster_processes.remove_stale_lock_files(place.cluster, self._started_socket_directory())
         running = _launch(place, command)
         try:
@@ -344,12 +343,16 @@ def _open_log(place: ClusterPlace) -> int:
 
 
 def _wait_until_ready(place: ClusterPlace, postmaster: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + _READY_SECONDS
-    while cluster_processes.read_status(place.cluster, postmaster.pid) != "ready":
+    began = told = time.monotonic()
+    while (status := cluster_processes.read_status(place.cluster, postmaster.pid)) != "ready":
+        now = time.monotonic()
         if postmaster.poll() is not None:
             raise EmbeddedPostgresError(f"PostgreSQL does not start. It says:\n{_last_lines(place.log_file)}")
-        if time.monotonic() > deadline:
+        if now - began > _READY_SECONDS:
             raise EmbeddedPostgresError(f"PostgreSQL is not ready after {_READY_SECONDS:.0f} s; see {place.log_file}.")
+        if now - told > _TELL_SECONDS:
+            told = now
+            logger.warning("PostgreSQL is not ready after %.0f s (%s); see %s", now - began, status, place.log_file)
         time.sleep(0.01)
 
 

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -115,7 +116,12 @@ class HearthProcess:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "homeserver", "serve", *self.arguments],
                 cwd=self.directory,
-                env={**os.environ, "PYTHONPATH": self.python_path, "PYTHONWARNINGS": "error"},
+                env={
+                    **os.environ,
+                    "PYTHONPATH": self.python_path,
+                    "PYTHONWARNINGS": "error",
+                    "PYTHONFAULTHANDLER": "1",
+                },
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -126,28 +132,37 @@ class HearthProcess:
 
         It may end while it starts, less than `lives` times: then it is started again, as whoever supervises it would.
         """
-        began = time.monotonic()
+        began, heard = time.monotonic(), Counter[str]()
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5)) as session:
             while True:
                 if not self.is_running and lives > 1:
                     lives -= 1
                     self.start()
                 assert self.is_running, f"the server ended:\n{self.log[-4000:]}"
-                assert time.monotonic() - began < READY_SECONDS, f"the server does not answer:\n{self.log[-4000:]}"
+                if time.monotonic() - began > READY_SECONDS:
+                    self.abort()
+                    raise AssertionError(f"the server does not answer, but for {dict(heard)}:\n{self.log[-8000:]}")
                 try:
                     async with session.get(
                         f"{self.base_url}/_matrix/client/v3/directory/room/%23x%3Ahearth.test"
                     ) as it:
                         if it.status == 404 and self._has_greeted:
                             return time.monotonic() - began
-                except (aiohttp.ClientError, TimeoutError):
-                    pass
+                        heard[str(it.status)] += 1
+                except (aiohttp.ClientError, TimeoutError) as error:
+                    heard[type(error).__name__] += 1
                 await asyncio.sleep(0.05)
 
     def kill(self) -> None:
         """SIGKILL."""
         assert self._process is not None
         self._process.kill()
+        self._process.wait()
+
+    def abort(self) -> None:
+        """SIGABRT: it says where each of its threads is, and ends."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGABRT)
         self._process.wait()
 
     def stop(self) -> None:
