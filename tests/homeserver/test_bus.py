@@ -171,6 +171,25 @@ async def test_others_hear_of_a_commit_whose_answer_was_lost(
         assert [event["content"]["body"] for event in timeline(answer, room_id)] == ["lost?"]
 
 
+async def test_who_repeats_what_was_told_to_nobody_finds_it_then(
+    conninfo: str, nats: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tail, "POLL_SECONDS", 60)
+    async with processes(conninfo, by(nats)) as (one, other):
+        alice = await one.register("alice")
+        room_id = await create_room(alice)
+        await until(lambda: other.application.tail.position == one.application.tail.position)
+        there = at(other, alice)
+        since = await token(there)
+        # As if it were killed between the commit and what it says of it.
+        monkeypatch.setattr(one.application.bus, "after_commit", lambda _subject, _message: None)
+        path, body = f"/v3/rooms/{quote(room_id)}/send/m.room.message/once", {"msgtype": "m.text", "body": "once"}
+        sent = await alice.ok("PUT", path, body)
+
+        assert await there.ok("PUT", path, body) == sent
+        assert ids(timeline(await sync(there, since), room_id)) == [sent["event_id"]]
+
+
 async def until(condition: Callable[[], bool]) -> None:
     for _ in range(1500):
         if condition():
