@@ -15,8 +15,7 @@ from federation.protocol.relations import THREAD
 from federation.protocol.types import EventID, UserID
 from storage import event_following, event_writes, events, history, redactions, rooms, state_writes, strings
 from storage.arrays import Texts
-from storage.database import Row, Tx
-from storage.event_writes import Standing
+from storage.database import Memory, Row, Statement, Tx
 from storage.events import (
     COLUMNS,
     HIDDEN,
@@ -28,8 +27,9 @@ from storage.events import (
     StoredEvent,
     TrunkChange,
 )
-from storage.log_entries import Conflict
+from storage.log_entries import BatchTx, Conflict
 from storage.rooms import Room
+from storage.state_writes import Standing
 from storage.unread import PersonalCount
 
 _BYTES_OF_A_CHANGE = 200
@@ -159,18 +159,21 @@ class RoomEvents(Struct, kw_only=True, eq=False):
         return [event for event in self.stored if not event.flags & UNSEEN]
 
     @classmethod
-    def preload(cls, changes: Sequence[Self]) -> str:
-        """Where the rooms stand."""
-        return rooms.rows_query({change.room.number for change in changes})
+    def preload(cls, memory: Memory, changes: Sequence[Self]) -> Sequence[Statement]:
+        """Where the rooms stand, and the numbers of strings that this process does not remember."""
+        statements = [rooms.rows_statement({change.room.number for change in changes})]
+        if unknown := strings.unknown(memory, _strings_of(changes)):
+            statements.append(strings.intern_statement(unknown))
+        return statements
 
     @classmethod
     async def admit(
-        cls, tx: Tx, rows: Sequence[tuple[int, Self]], loaded: Sequence[Row] | None
+        cls, tx: Tx, rows: Sequence[tuple[int, Self]], loaded: Sequence[Sequence[Row]]
     ) -> Sequence[MatrixError | None]:
         """Check expectations in order, each against the room as those before it leave it."""
-        if loaded is None:
-            (loaded,) = await tx.run(cls.preload([change for _, change in rows]))
-        counters = _standings_of(loaded)
+        standings, *interned = loaded
+        counters = _standings_of(standings)
+        numbers = strings.from_rows(interned[0]) if interned else _NOTHING
         taking = {change.room.number for _, change in rows if change.takes_outliers}
         locked = {room for room in taking if await history.try_lock(tx, room)}
         held = await _held(tx, [change for _, change in rows if change.may_be_duplicate])
@@ -187,6 +190,7 @@ class RoomEvents(Struct, kw_only=True, eq=False):
                     change.head.is_broken = True
             else:
                 change._place(position, room, threads)
+                change.numbers = numbers
                 held.update(event.pdu.event_id for event in change.new)
             answers.append(error)
         return answers
@@ -258,24 +262,24 @@ class RoomEvents(Struct, kw_only=True, eq=False):
         self.trunk = [*self.ahead, *(trunk_change(write) for write in self.state if write.line == 0)]
 
     @classmethod
-    async def insert_many(cls, tx: Tx, rows: Sequence[tuple[int, Self]]) -> None:
+    async def insert_many(cls, tx: BatchTx, rows: Sequence[tuple[int, Self]]) -> None:
         """Write all that the admitted changes hold: a fixed number of statements."""
         changes = [change for _, change in rows]
-        numbers = await strings.intern(tx, _strings_of(changes))
+        numbers = await strings.intern(tx, _strings_of(changes), changes[0].numbers)
         fresh = strings.not_remembered(tx.memory, numbers)
         for change in changes:
             change.numbers = fresh
         standings = {change.room.number: change._standing for change in changes if change._standing is not None}
-        state = [(change.room.number, write) for change in changes for write in change.state]
-        entered: Collection[tuple[int, int]] = ()
-        if state:
-            lines = [(change.room.number, line) for change in changes for line in change.lines]
-            entered = await state_writes.write(tx, state, lines, standings, numbers)
+        trunk, branches = state_writes.arrange(
+            ((change.room.number, write) for change in changes for write in change.state), numbers
+        )
+        await state_writes.write_branches(tx, branches)
+        await state_writes.write_lines(tx, [(change.room.number, line) for change in changes for line in change.lines])
         placed = [pair for change in changes for pair in zip(change.new, change.stored, strict=True)]
         held = [(event, stored) for event, stored in placed if event.held_at is not None]
         if held:
             await event_writes.take_outliers(tx, held)
-        await event_writes.append(tx, placed, standings, numbers, entered)
+        event_writes.append(tx, placed, standings, numbers, trunk)
         if held:
             await event_writes.replace_outliers(tx, held, numbers)
         await event_writes.insert_relations(tx, placed, numbers)

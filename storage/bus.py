@@ -6,14 +6,14 @@ Nothing depends on a message: who misses one, gets it twice or late, finds what 
 import contextlib
 import logging
 import secrets
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Protocol
 
 import psycopg
 from psycopg import generators
 
-from storage.database import Connection, Database, is_lost, is_passing, unavailable, wait_before_retry
+from storage.database import Connection, Database, Statement, is_lost, is_passing, unavailable, wait_before_retry
 from storage.figures import Figures
 
 logger = logging.getLogger(__name__)
@@ -35,8 +35,8 @@ class Bus(Protocol):
     def is_heard(self, listeners: str) -> bool:
         """Whether `with_commit` would reach anybody else, by what `log_head.listeners` holds under the log's lock."""
 
-    def with_commit(self, subject: str, message: bytes) -> str:
-        """What to run just before `commit`, ending in a semicolon, for the message to be sent by it; or nothing."""
+    def with_commit(self, subject: str, message: bytes) -> Sequence[Statement]:
+        """What to run just before `commit` for the message to be sent by it."""
 
     def after_commit(self, subject: str, message: bytes) -> None:
         """Send, without waiting, what `with_commit` did not."""
@@ -99,9 +99,9 @@ class PostgresBus:
         """Whether others are there; those that died count until the next one comes."""
         return listeners not in (_NOBODY, self._alone)
 
-    def with_commit(self, subject: str, message: bytes) -> str:
-        """The notification; the connection has to have `standard_conforming_strings`, which is PostgreSQL's default."""
-        return f"notify {subject}, '{self._signed(message).replace(chr(39), chr(39) * 2)}';"
+    def with_commit(self, subject: str, message: bytes) -> Sequence[Statement]:
+        """The notification."""
+        return (("select pg_notify(%s, %s)", (subject, self._signed(message))),)
 
     def after_commit(self, subject: str, message: bytes) -> None:
         """Nothing: it was sent."""

@@ -18,10 +18,8 @@ from typing import Any, TypeVar, cast
 
 import psycopg
 from psycopg import errors as pg
-from psycopg import generators
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from psycopg.pq import ExecStatus, TransactionStatus
-from psycopg.pq.abc import PGresult
+from psycopg.pq import TransactionStatus
 from psycopg.types.array import ListBinaryDumper
 from psycopg_pool import PoolTimeout, TooManyRequests
 
@@ -31,6 +29,7 @@ from storage.figures import Figures
 from storage.pool import Pool
 from storage.statements import Connection as Connection
 from storage.statements import Row as Row
+from storage.statements import Statement as Statement
 
 logger = logging.getLogger(__name__)
 
@@ -150,46 +149,17 @@ class Tx:
         rows = await self.connection.fetch(sql, params)
         return rows[0] if rows else None
 
-    async def run(self, sql: str) -> list[list[Row]]:
-        """Run several statements without parameters in one round trip; the rows of each that gives any.
+    async def fetch_each(self, *statements: Statement) -> list[list[Row]]:
+        """All rows of the answer to each, in one round trip; what comes after one that fails is not run."""
+        return await self.connection.fetch_each(statements)
 
-        Of the columns only integers are converted, anything else is text. It goes around psycopg's cursors, which
-        cost as much again as the round trip: every write begins and ends with this.
-        """
-        connection = self.connection
-        async with connection.lock:
-            connection.pgconn.send_query(sql.encode())
-            results = await connection.wait(generators.execute(connection.pgconn))
-        answers: list[list[Row]] = []
-        for result in results:
-            if result.status == ExecStatus.TUPLES_OK:
-                answers.append(_text_rows(result))
-            elif result.status != ExecStatus.COMMAND_OK:
-                raise pg.error_from_result(result, encoding="utf-8")
-        return answers
+    async def run(self, sql: str) -> None:
+        """Run several statements without parameters in one round trip."""
+        await self.connection.run_script(sql)
 
     async def execute(self, sql: str, params: Sequence[Any] = ()) -> int:
         """Run a statement; the number of rows that it touched."""
         return await self.connection.run(sql, params)
-
-
-_INTEGERS = frozenset((20, 21, 23))
-"""The types bigint, smallint and int."""
-
-
-def _text_rows(result: PGresult) -> list[Row]:
-    columns = range(result.nfields)
-    are_integers = [result.ftype(column) in _INTEGERS for column in columns]
-    rows: list[Row] = []
-    for index in range(result.ntuples):
-        values = [result.get_value(index, column) for column in columns]
-        rows.append(
-            tuple(
-                None if value is None else int(value) if is_integer else value.decode()
-                for value, is_integer in zip(values, are_integers, strict=True)
-            )
-        )
-    return rows
 
 
 async def _limit(connection: Connection) -> None:

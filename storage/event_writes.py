@@ -1,49 +1,26 @@
 """Writing admitted events and what comes with them: bulk inserts for `append_events.py`, which alone calls this."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from msgspec import Struct
-
-from federation.protocol.types import EventID
-from storage import redactions, relations
+from federation.protocol.types import EventID, UserID
+from storage import redactions, relations, state_writes
 from storage.arrays import Byteas, Int2, Int4, Int8, Texts
 from storage.database import Tx
 from storage.event_bytes import pack
-from storage.events import UNSEEN, Flag, NewEvent, StoredEvent
+from storage.events import Flag, NewEvent, StoredEvent
+from storage.log_entries import BatchTx
+from storage.memberships import Membership
 from storage.redactions import Redaction
-from storage.rooms import BUMPING
+from storage.state_writes import Standing
 from storage.unread import PersonalCount
 
 Placed = tuple[NewEvent, StoredEvent]
 """An event, and the row that it becomes."""
 
 
-class Standing(Struct):
-    """Where a room stands, as it will be once the batch is committed."""
-
-    state_version: int
-    extremities: list[EventID]
-    last_line: int
-    notify_total: int
-    highlight_total: int
-    joined: int
-    invited: int
-    last_event: int = 0
-    """The newest of the batch that is shown; 0 where none is."""
-    last_bump: int = 0
-    """The newest of the batch that is of `BUMPING`."""
-
-    def note_shown(self, position: int, event_type: str, flags: int) -> None:
-        """An event takes this position: where clients are shown it, it is the room's newest."""
-        if not flags & UNSEEN:
-            self.last_event = position
-            if event_type in BUMPING:
-                self.last_bump = position
-
-
 _APPEND = (
-    "with appended as ("
+    "with {state}appended as ("
     " insert into events (position, origin_server_ts, room, line, version, trunk_version, type, sender, state_key,"
     " after_line, after_version, notify_total, highlight_total, device, flags, event_id, thread, txn_id, json)"
     " select * from unnest(%s::bigint[], %s::bigint[], %s::int[], %s::int[], %s::int[], %s::int[], %s::int[],"
@@ -51,12 +28,12 @@ _APPEND = (
     " %s::text[], %s::text[], %s::bytea[])),"
     " read as ("
     " insert into read_marks (position, room, notify_total, highlight_total, user_id, thread)"
-    " select * from unnest(%s::bigint[], %s::int[], %s::int[], %s::int[], %s::text[], %s::text[])"
+    " select {marks}"
     " on conflict (user_id, room, thread) do update set position = excluded.position,"
     " notify_total = excluded.notify_total, highlight_total = excluded.highlight_total)"
     " update rooms set state_version = given.state_version, extremities = string_to_array(given.extremities, ' '),"
     " last_line = given.last_line, notify_total = given.notify_total, highlight_total = given.highlight_total,"
-    " joined_members = given.joined, invited_members = given.invited,"
+    " joined_members = given.joined{were_joined}, invited_members = given.invited{were_invited},"
     " last_event = greatest(rooms.last_event, given.last_event), last_bump = greatest(rooms.last_bump, given.last_bump)"
     " from unnest(%s::int[], %s::int[], %s::text[], %s::int[], %s::int[], %s::int[], %s::int[], %s::int[],"
     " %s::bigint[], %s::bigint[])"
@@ -64,37 +41,66 @@ _APPEND = (
     " last_event, last_bump)"
     " where rooms.room = given.room"
 )
-"""Events, what their senders have read by sending them, and where their rooms stand: one round trip."""
+"""Events, what their senders have read by sending them, and where their rooms stand: one statement."""
+_APPEND_MESSAGES = _APPEND.format(
+    state="",
+    marks="* from unnest(%s::bigint[], %s::int[], %s::int[], %s::int[], %s::text[], %s::text[])",
+    were_joined="",
+    were_invited="",
+)
+_WERE = " - (select count(*) from closed where closed.room = given.room and closed.membership = {:d})"
+_APPEND_WITH_STATE = _APPEND.format(
+    state=f"{state_writes.TRUNK_PARTS}, ",
+    marks=(
+        "position, room, notify_total, highlight_total, user_id, thread"
+        " from unnest(%s::bigint[], %s::int[], %s::int[], %s::int[], %s::text[], %s::text[], %s::int[])"
+        " as given(position, room, notify_total, highlight_total, user_id, thread, entering)"
+        " where entering is null or not exists (select from closed where closed.room = given.room"
+        f" and closed.state_key = given.entering and closed.membership = {Membership.JOIN:d})"
+    ),
+    were_joined=_WERE.format(Membership.JOIN),
+    were_invited=_WERE.format(Membership.INVITE),
+)
 
 
-async def append(
-    tx: Tx,
+def append(
+    tx: BatchTx,
     placed: Sequence[Placed],
     standings: Mapping[int, Standing],
     numbers: dict[str, int],
-    entered: Collection[tuple[int, int]],
+    trunk: state_writes.Writes,
 ) -> None:
-    """Write events, what their senders have thereby read, and where the rooms, by number, now stand.
+    """Write events, the entries of the trunks, what the senders have thereby read, and where the rooms, by number, now
+    stand: later.
 
-    What came before a join, `entered` (room, user), is none of the user's, in whatever thread.
+    What came before a join is none of the user's who was not in the room, in whatever thread.
     """
     rows = [_event_row(event, stored, numbers) for event, stored in placed]
-    marks = {
-        (event.pdu.sender, stored.room, stored.thread or "main"): stored for event, stored in placed if event.is_local
-    }
-    for event, stored in placed if entered else ():
-        if event.is_local and event.pdu.type == "m.room.member" and (stored.room, numbers[event.pdu.sender]) in entered:
-            marks[event.pdu.sender, stored.room, ""] = stored
-    await tx.execute(
-        _APPEND,
+    marks: dict[tuple[UserID, int, str], tuple[StoredEvent, int | None]] = {}
+    for event, stored in placed:
+        if event.is_local:
+            user_id = event.pdu.sender
+            marks[user_id, stored.room, stored.thread or "main"] = stored, None
+            if event.pdu.type == "m.room.member":
+                number = numbers[user_id]
+                if trunk.members.get((stored.room, number)) is Membership.JOIN:
+                    marks[user_id, stored.room, ""] = stored, number
+    for (room, _), membership in trunk.members.items():  # less those who were before
+        standings[room].joined += membership is Membership.JOIN
+        standings[room].invited += membership is Membership.INVITE
+    read = [stored for stored, _ in marks.values()]
+    tx.later(
+        _APPEND_WITH_STATE if trunk.rows else _APPEND_MESSAGES,
         (
+            *(trunk.trunk_columns() if trunk.rows else ()),
             *(wrap(column) for wrap, column in zip(_EVENT_COLUMNS, zip(*rows, strict=True), strict=True)),
-            Int8(stored.position for stored in marks.values()),
-            Int4(stored.room for stored in marks.values()),
-            Int4(stored.notify_total for stored in marks.values()),
-            Int4(stored.highlight_total for stored in marks.values()),
+            Int8(stored.position for stored in read),
+            Int4(stored.room for stored in read),
+            Int4(stored.notify_total for stored in read),
+            Int4(stored.highlight_total for stored in read),
             Texts(user_id for user_id, _, _ in marks),
             Texts(thread for _, _, thread in marks),
+            *([Int4(entering for _, entering in marks.values())] if trunk.rows else ()),
             Int4(standings),
             Int4(room.state_version for room in standings.values()),
             Texts(" ".join(room.extremities) for room in standings.values()),

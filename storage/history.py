@@ -274,4 +274,5 @@ async def _redact(tx: Tx, room: int, placed: Sequence[Placed]) -> None:
 async def write_lines(tx: Tx, room: int, lines: Sequence[NewLine], writes: Sequence[StateWrite]) -> None:
     """Write lines of history with all that they hold."""
     numbers = await strings.intern(tx, {text for write in writes for text in (write.type, write.state_key)})
-    await state_writes.write(tx, [(room, write) for write in writes], [(room, line) for line in lines], {}, numbers)
+    await state_writes.write(tx, [(room, write) for write in writes], {}, numbers)
+    await state_writes.write_lines(tx, [(room, line) for line in lines])

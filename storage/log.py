@@ -11,6 +11,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import Protocol
 
 import psycopg
@@ -24,6 +25,7 @@ from storage.database import (
     Connection,
     Database,
     Row,
+    Statement,
     Tx,
     is_lost,
     is_passing,
@@ -33,7 +35,7 @@ from storage.database import (
 )
 from storage.figures import Figures
 from storage.log_batches import Pending
-from storage.log_entries import AlreadyWritten, Appended, Batch, Change, Conflict, Entry
+from storage.log_entries import AlreadyWritten, Appended, Batch, BatchTx, Change, Conflict, Entry
 from storage.log_figures import LogFigures
 from storage.newest import Newest
 from storage.spans import Spans
@@ -43,9 +45,7 @@ logger = logging.getLogger(__name__)
 CHANNEL = "hearth_log"
 MAX_BATCH = 256
 """Entries in one transaction, so that no append is ever long."""
-_LIMITS = (
-    "set lock_timeout = '20s'; set idle_in_transaction_session_timeout = '5s'; set standard_conforming_strings = on"
-)
+_LIMITS = "set lock_timeout = '20s'; set idle_in_transaction_session_timeout = '5s'"
 """A process that hangs, or is stopped, with the log's lock loses it soon: everybody else waits for it."""
 _BY_KEY = (
     "set enable_hashjoin = off; set enable_mergejoin = off; set enable_seqscan = off;"
@@ -53,6 +53,11 @@ _BY_KEY = (
 )
 """An append finds a few rows by their keys, whatever the tables hold. Left alone, the planner thinks about each anew,
 and reads all of a table that was small when last analysed: state changes took longer with each in a new database."""
+
+_BEGIN: Statement = ("begin", ())
+_LOCK: Statement = ("select position from log_head for update", ())
+_RESERVE = "update log_head set position = position + %s returning position, listeners::text"
+_COMMIT: Statement = ("commit", ())
 
 
 class Follower(Protocol):
@@ -211,7 +216,7 @@ class Log:
         connection = await self._connected()
         timer = watch(connection)
         try:
-            await Tx(connection, self._database.memory).run("begin; select position from log_head for update")
+            await self._tx(connection).fetch_each(_BEGIN, _LOCK)
             self._is_locked = True
             self._counted.lock_seconds.add(time.monotonic() - began)
         except Exception as error:  # whatever it is, the batch meets it, too
@@ -220,17 +225,17 @@ class Log:
         finally:
             timer.cancel()
 
-    async def _reserve(self, tx: Tx, total: int, queries: Iterable[str]) -> tuple[int, bool, list[list[Row]]]:
+    async def _reserve(self, tx: Tx, total: int, preloads: Iterable[Statement]) -> tuple[int, bool, list[list[Row]]]:
         """Take so many positions, and the lock, unless that is held: the position that they follow, whether anybody
-        else is to be told, and what the queries answer."""
+        else is to be told, and what the statements answer."""
         began = time.monotonic()
-        is_locked, self._is_locked = self._is_locked, False
-        # Begun and ended together with a statement: a lone message costs three round trips.
-        head, *answers = await tx.run(
-            f"{'' if is_locked else 'begin;'}"
-            f"update log_head set position = position + {total:d} returning position, listeners;" + ";".join(queries)
-        )
-        if not is_locked:
+        reserving = (_RESERVE, (total,))
+        # Begun and ended together with other statements: a lone message costs two round trips.
+        if self._is_locked:
+            self._is_locked = False
+            head, *answers = await tx.fetch_each(reserving, *preloads)
+        else:
+            _, head, *answers = await tx.fetch_each(_BEGIN, reserving, *preloads)
             self._counted.lock_seconds.add(time.monotonic() - began)
         if not head:
             raise RuntimeError("log_head is empty: the database was not migrated")
@@ -241,13 +246,13 @@ class Log:
     async def _commit(self, batch: list[Pending]) -> None:
         began = time.monotonic()
         connection = await self._connected()
-        tx = Tx(connection, self._database.memory)
+        tx = self._tx(connection)
         total = sum(pending.entry.reserved for pending in batch)
         async with contextlib.AsyncExitStack() as held:
             held.callback(watch(connection).cancel)
             try:
-                queries = log_batches.preloads(batch)
-                before, is_heard, answers = await self._reserve(tx, total, queries.values())
+                preloads = log_batches.preloads(tx.memory, batch)
+                before, is_heard, answers = await self._reserve(tx, total, chain(*preloads.values()))
                 position = before + total
                 if self._is_uncertain:  # under the log's lock everything below can be seen
                     await self._tell_of_others(before)
@@ -257,7 +262,7 @@ class Log:
                     first += pending.entry.reserved
                 refused = await self._run_work(connection, tx, batch)
                 admitted = [pending for pending in batch if id(pending) not in refused]
-                changes = await log_batches.admit(tx, batch, refused, dict(zip(queries, answers, strict=True)))
+                changes = await log_batches.admit(tx, batch, refused, log_batches.by_preload(preloads, answers))
                 if len(batch) == 1 and refused:
                     raise refused[id(batch[0])]  # undoes its work, too
                 if any(pending.entry.work is not None and id(pending) in refused for pending in admitted):
@@ -271,8 +276,8 @@ class Log:
                 announced = b""
                 if is_heard:
                     announced = Announcement(before, position, kinds, self._carried(changes)).to_bytes()
-                saying = self._bus.with_commit(CHANNEL, announced) if is_heard else ""
-                await tx.run(f"{saying}commit")
+                saying = self._bus.with_commit(CHANNEL, announced) if is_heard else ()
+                await tx.fetch_each(*saying, _COMMIT)
             except BaseException:
                 await _roll_back(connection)
                 raise
@@ -335,9 +340,7 @@ class Log:
             timer = watch(connection)
             try:
                 # Locked, this waits for the transaction whose end we do not know.
-                (head,) = await Tx(connection, self._database.memory).run(
-                    "begin; select position from log_head for update"
-                )
+                _, head = await self._tx(connection).fetch_each(_BEGIN, _LOCK)
                 if head:
                     await self._tell_of_others(head[0][0])
             finally:
@@ -347,6 +350,9 @@ class Log:
             if not is_lost(error):
                 logger.exception("after a lost connection the log could not be looked at")
             await self._forget_connection()
+
+    def _tx(self, connection: Connection) -> BatchTx:
+        return BatchTx(connection, self._database.memory)
 
     async def _connected(self) -> Connection:
         if self._connection is None or self._connection.closed:

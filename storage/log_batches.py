@@ -8,7 +8,7 @@ from typing import Any
 
 from msgspec import Struct, field
 
-from storage.database import Row, Tx
+from storage.database import Memory, Row, Statement, Tx
 from storage.log_entries import Appended, Change, Entry
 
 
@@ -58,7 +58,7 @@ def refuse(pending: Pending, error: Exception) -> None:
         pending.future.set_exception(error)
 
 
-def preloads(batch: Sequence[Pending]) -> dict[Any, str]:
+def preloads(memory: Memory, batch: Sequence[Pending]) -> dict[Any, Sequence[Statement]]:
     """What to load with the lock, by kind of change."""
     if any(pending.entry.work is not None for pending in batch):
         return {}
@@ -67,12 +67,21 @@ def preloads(batch: Sequence[Pending]) -> dict[Any, str]:
         for change in pending.entry.changes:
             if hasattr(change, "preload"):
                 conditional.setdefault(type(change), []).append(change)
-    queries = {kind: kind.preload(changes) for kind, changes in conditional.items()}
-    return {kind: query for kind, query in queries.items() if query is not None}
+    return {kind: kind.preload(memory, changes) for kind, changes in conditional.items()}
+
+
+def by_preload(
+    preloaded: Mapping[Any, Sequence[Statement]], answers: Sequence[Sequence[Row]]
+) -> dict[Any, Sequence[Sequence[Row]]]:
+    """The answers to all those statements, in their order, by kind of change."""
+    found: dict[Any, Sequence[Sequence[Row]]] = {}
+    for kind, statements in preloaded.items():
+        found[kind], answers = answers[: len(statements)], answers[len(statements) :]
+    return found
 
 
 async def admit(
-    tx: Tx, batch: Sequence[Pending], refused: dict[int, Exception], loaded: Mapping[Any, Sequence[Row]]
+    tx: Tx, batch: Sequence[Pending], refused: dict[int, Exception], loaded: Mapping[Any, Sequence[Sequence[Row]]]
 ) -> list[tuple[int, Change]]:
     """The changes that may be written, with their positions; adds the entries that may not to `refused`."""
     conditional: dict[Any, list[tuple[Pending, tuple[int, Change]]]] = {}
@@ -87,7 +96,10 @@ async def admit(
                 conditional.setdefault(type(change), []).append((pending, (position, change)))
             position += change.width
     for kind, rows in conditional.items():
-        errors = await kind.admit(tx, [row for _, row in rows], loaded.get(kind))
+        found = loaded.get(kind)
+        if found is None:  # work came in between
+            found = await tx.fetch_each(*kind.preload(tx.memory, [change for _, (_, change) in rows]))
+        errors = await kind.admit(tx, [row for _, row in rows], found)
         for (pending, _), error in zip(rows, errors, strict=True):
             if error is not None:
                 refused[id(pending)] = error

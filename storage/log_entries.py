@@ -7,9 +7,51 @@ from msgspec import Struct, field
 
 from federation.protocol.errors import MatrixError
 from federation.protocol.types import UserID
-from storage.database import Row, Tx
+from storage.database import Connection, Memory, Row, Statement, Tx
 
 Work = Callable[[Tx], Awaitable[Any]]
+
+
+class BatchTx(Tx):
+    """The transaction of a batch, in which a statement may wait for the next one: they share a round trip."""
+
+    __slots__ = ("_waiting",)
+
+    def __init__(self, connection: Connection, memory: Memory) -> None:
+        super().__init__(connection, memory)
+        self._waiting: list[Statement] = []
+
+    def later(self, sql: str, params: Sequence[Any]) -> None:
+        """Run a statement before whatever is run next, at the latest the commit: if it fails, that does."""
+        self._waiting.append((sql, params))
+
+    async def fetch(self, sql: str, params: Sequence[Any] = ()) -> list[Row]:
+        """As in any transaction."""
+        return (await self.fetch_each((sql, params)))[0] if self._waiting else await super().fetch(sql, params)
+
+    async def fetch_one(self, sql: str, params: Sequence[Any] = ()) -> Row | None:
+        """As in any transaction."""
+        rows = await self.fetch(sql, params)
+        return rows[0] if rows else None
+
+    async def fetch_each(self, *statements: Statement) -> list[list[Row]]:
+        """As in any transaction."""
+        waiting, self._waiting = self._waiting, []
+        return (await super().fetch_each(*waiting, *statements))[len(waiting) :]
+
+    async def execute(self, sql: str, params: Sequence[Any] = ()) -> int:
+        """As in any transaction."""
+        await self._catch_up()
+        return await super().execute(sql, params)
+
+    async def run(self, sql: str) -> None:
+        """As in any transaction."""
+        await self._catch_up()
+        await super().run(sql)
+
+    async def _catch_up(self) -> None:
+        if self._waiting:
+            await self.fetch_each()
 
 
 class Change(Protocol):
@@ -35,7 +77,7 @@ class Change(Protocol):
         """The users whom it concerns besides."""
 
     @classmethod
-    async def insert_many(cls, tx: Tx, rows: Sequence[tuple[int, Self]]) -> None:
+    async def insert_many(cls, tx: BatchTx, rows: Sequence[tuple[int, Self]]) -> None:
         """Write changes at their positions, in a number of statements that does not grow with theirs."""
 
     @classmethod
@@ -47,19 +89,16 @@ class Conditional(Protocol):
     """A change that the database may refuse when its turn comes, because the world moved on."""
 
     @classmethod
-    def preload(cls, changes: Sequence[Self]) -> str | None:
-        """A query without parameters whose rows `admit` gets: it travels with the lock, and sees what the lock shows.
-
-        None where there is none.
-        """
+    def preload(cls, memory: Memory, changes: Sequence[Self]) -> Sequence[Statement]:
+        """Statements whose rows `admit` gets: they travel with the lock, if they can, and see what the lock shows."""
 
     @classmethod
     async def admit(
-        cls, tx: Tx, rows: Sequence[tuple[int, Self]], loaded: Sequence[Row] | None
+        cls, tx: Tx, rows: Sequence[tuple[int, Self]], loaded: Sequence[Sequence[Row]]
     ) -> Sequence[MatrixError | None]:
         """For each change, under the log's lock: None, or why it may not be written.
 
-        `loaded` is None where an entry's work came in between, and nothing was loaded before.
+        `loaded` has the rows of each statement of `preload`.
         """
 
 

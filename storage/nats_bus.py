@@ -21,7 +21,7 @@ from nats.errors import Error
 
 from federation.protocol.errors import Unavailable
 from storage.bus import Hear, hand_on
-from storage.database import Database, wait_before_retry
+from storage.database import Database, Statement, wait_before_retry
 from storage.figures import Figures
 
 logger = logging.getLogger(__name__)
@@ -73,9 +73,9 @@ class NatsBus:
         """As far as anybody knows: who listens there is not written down."""
         return True
 
-    def with_commit(self, _subject: str, _message: bytes) -> str:
+    def with_commit(self, _subject: str, _message: bytes) -> Sequence[Statement]:
         """Nothing: commits need not notify."""
-        return ""
+        return ()
 
     def after_commit(self, subject: str, message: bytes) -> None:
         """Have it sent."""

@@ -10,8 +10,9 @@ from federation.protocol.relations import related_event, thread_of
 from federation.protocol.types import EventID, UserID
 from storage import events, read_marks
 from storage.arrays import Int4, Texts
-from storage.database import Row, Tx
+from storage.database import Memory, Row, Statement, Tx
 from storage.events import UNSEEN
+from storage.log_entries import BatchTx
 
 READ = "m.read"
 READ_PRIVATE = "m.read.private"
@@ -68,15 +69,16 @@ class ReceiptMoved(Struct, frozen=True):
         return self.room, self.user_id, self.receipt_type, self.thread
 
     @classmethod
-    def preload(cls, changes: Sequence[Self]) -> None:
-        """Nothing: what is present is asked for with parameters."""
+    def preload(cls, _memory: Memory, changes: Sequence[Self]) -> Sequence[Statement]:
+        """What is present."""
+        return (_present(changes),)
 
     @classmethod
     async def admit(
-        cls, tx: Tx, rows: Sequence[tuple[int, Self]], loaded: Sequence[Row] | None
+        cls, tx: Tx, rows: Sequence[tuple[int, Self]], loaded: Sequence[Sequence[Row]]
     ) -> Sequence[MatrixError | None]:
         """Refuse what would move a receipt backwards, or not at all, with `ReceiptBehind`."""
-        present = await _present(tx, [change for _, change in rows])
+        present = _read_present(loaded[0])
         answers: list[MatrixError | None] = []
         for _, change in rows:
             event_id, event = present.get(change.key, ("", -1))
@@ -88,10 +90,10 @@ class ReceiptMoved(Struct, frozen=True):
         return answers
 
     @classmethod
-    async def insert_many(cls, tx: Tx, rows: Sequence[tuple[int, Self]]) -> None:
+    async def insert_many(cls, tx: BatchTx, rows: Sequence[tuple[int, Self]]) -> None:
         """Two statements for all: the receipts, and the marks of local users."""
         latest = {change.key: (at, change) for at, change in rows}
-        await tx.execute(
+        tx.later(
             f"insert into receipts (position, {_COLUMNS})"
             " select * from unnest(%s::bigint[], %s::int[], %s::text[], %s::text[], %s::text[], %s::text[],"
             "  %s::bigint[], %s::bigint[])"
@@ -125,13 +127,16 @@ class ReceiptMoved(Struct, frozen=True):
         return [(row[7], cls(*row[:7])) for row in rows]
 
 
-async def _present(tx: Tx, changes: Sequence[ReceiptMoved]) -> dict[tuple[int, UserID, str, str], tuple[str, int]]:
-    rows = await tx.fetch(
+def _present(changes: Sequence[ReceiptMoved]) -> Statement:
+    return (
         "select receipts.room, receipts.user_id, receipts.receipt_type, receipts.thread, receipts.event_id,"
         " receipts.event from unnest(%s::int[], %s::text[]) as wanted (room, user_id)"
         " join receipts on receipts.room = wanted.room and receipts.user_id = wanted.user_id",
-        ([change.room for change in changes], [change.user_id for change in changes]),
+        (Int4(change.room for change in changes), Texts(change.user_id for change in changes)),
     )
+
+
+def _read_present(rows: Sequence[Row]) -> dict[tuple[int, UserID, str, str], tuple[str, int]]:
     return {(row[0], UserID(row[1]), row[2], row[3]): (row[4], row[5]) for row in rows}
 
 

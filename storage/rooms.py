@@ -7,7 +7,7 @@ from msgspec import Struct
 from federation.protocol.room_versions import RoomVersionRules, get_rules
 from federation.protocol.types import EventID, RoomID
 from storage.arrays import Int4
-from storage.database import Memory, Row, Tx
+from storage.database import Memory, Row, Statement, Tx
 
 
 class Room(Struct, frozen=True):
@@ -156,8 +156,7 @@ async def note_complete(tx: Tx, number: int) -> None:
 
 async def rows(tx: Tx, numbers: Collection[int]) -> dict[int, RoomRow]:
     """Where these rooms stand."""
-    (found,) = await tx.run(rows_query(numbers))
-    return from_rows(found)
+    return from_rows(await tx.fetch(*rows_statement(numbers)))
 
 
 async def newest_events(tx: Tx, numbers: Collection[int]) -> dict[int, tuple[int, int]]:
@@ -174,18 +173,18 @@ async def member_counts(tx: Tx, numbers: Collection[int]) -> dict[int, tuple[int
     return {room: (joined, invited) for room, joined, invited in rows}
 
 
-def rows_query(numbers: Collection[int]) -> str:
-    """The query of `rows`, to be sent together with others; `from_rows` reads its answer."""
-    wanted = ",".join(str(int(number)) for number in numbers)
+def rows_statement(numbers: Collection[int]) -> Statement:
+    """The statement of `rows`, to be sent together with others; `from_rows` reads its answer."""
     return (
-        "select room, state_version, array_to_string(extremities, ' '), last_line, notify_total, highlight_total,"
-        f" joined_members, invited_members, completed_at from rooms where room = any('{{{wanted}}}')"
+        "select room, state_version, extremities, last_line, notify_total, highlight_total, joined_members,"
+        " invited_members, completed_at from rooms where room = any(%s::int[])",
+        (Int4(numbers),),
     )
 
 
 def from_rows(found: Iterable[Row]) -> dict[int, RoomRow]:
-    """What `rows_query` found."""
-    return {row[0]: RoomRow(row[1], tuple(EventID(event_id) for event_id in row[2].split()), *row[3:]) for row in found}
+    """What `rows_statement` found."""
+    return {row[0]: RoomRow(row[1], tuple(EventID(event_id) for event_id in row[2]), *row[3:]) for row in found}
 
 
 async def row_and_position(tx: Tx, number: int) -> tuple[RoomRow, int]:

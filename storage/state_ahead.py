@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 from storage import state_writes, strings
 from storage.database import Tx
-from storage.event_writes import Standing
 from storage.events import StateWrite
+from storage.state_writes import Standing
 
 _BY_KEY = "set local enable_hashjoin = off; set local enable_mergejoin = off; set local enable_seqscan = off"
 """As for the appender: what is replaced is found by its key, whatever the planner knows."""
@@ -23,7 +23,7 @@ async def write(tx: Tx, room: int, writes: Sequence[StateWrite], members: Standi
     """
     numbers = await strings.intern(tx, {text for entry in writes for text in (entry.type, entry.state_key)})
     await tx.run(_BY_KEY)
-    await state_writes.write(tx, [(room, entry) for entry in writes], (), {room: members}, numbers)
+    await state_writes.write(tx, [(room, entry) for entry in writes], {room: members}, numbers)
     return numbers
 
 

@@ -1,7 +1,8 @@
 """Statements on a connection, which psycopg prepares once they have come a few times.
 
 From then on they go around its cursors, which cost as much again as the round trip: above all because each begins by
-finding out how values of each type are written and read.
+finding out how values of each type are written and read. Those that do not wait for each other's answers go together,
+in one round trip.
 """
 
 from collections.abc import Sequence
@@ -11,12 +12,18 @@ from typing import Any
 import psycopg
 from psycopg import adapt, errors, generators
 from psycopg._queries import _query2pg_nocache  # what is prepared is known by the text that this makes
-from psycopg.abc import Buffer, Transformer
+from psycopg.abc import Buffer, PQGen, Transformer
 from psycopg.adapt import PyFormat
 from psycopg.pq import ExecStatus, Format
-from psycopg.pq.abc import PGresult
+from psycopg.pq.abc import PGconn, PGresult
+from psycopg.waiting import Ready, Wait
 
 Row = tuple[Any, ...]
+Statement = tuple[str, Sequence[Any]]
+"""What is sent, and its parameters."""
+
+_Prepared = tuple[bytes, Sequence[Buffer | None] | None, Sequence[Format] | None]
+"""The name of a statement, its parameters and how they are written."""
 
 
 class Connection(psycopg.AsyncConnection[Row]):
@@ -32,7 +39,16 @@ class Connection(psycopg.AsyncConnection[Row]):
                 return self._rows(result)
         cursor = self.cursor(binary=True)
         await cursor.execute(sql, params or None)
-        return await cursor.fetchall()
+        return [] if cursor.description is None else await cursor.fetchall()
+
+    async def fetch_each(self, statements: Sequence[Statement]) -> list[list[Row]]:
+        """All rows of each statement's answer, in one round trip; what comes after one that fails is not run."""
+        async with self.lock:
+            prepared = [self._as_prepared(*statement) for statement in statements]
+            if None not in prepared:
+                results = await self._run_together([each for each in prepared if each is not None])
+                return [self._rows(result) for result in results]
+        return [await self.fetch(*statement) for statement in statements]
 
     async def run(self, sql: str, params: Sequence[Any] = ()) -> int:
         """Run a statement; the number of rows that it touched."""
@@ -44,8 +60,15 @@ class Connection(psycopg.AsyncConnection[Row]):
         await cursor.execute(sql, params or None)
         return cursor.rowcount
 
-    async def _run_prepared(self, sql: str, params: Sequence[Any]) -> PGresult | None:
-        """The answer to a statement; None where it is not prepared, so that it was not sent."""
+    async def run_script(self, sql: str) -> None:
+        """Run statements without parameters, which are not prepared, in one round trip."""
+        async with self.lock:
+            self.pgconn.send_query(sql.encode())
+            for result in await self.wait(generators.execute(self.pgconn)):
+                _check(result)
+
+    def _as_prepared(self, sql: str, params: Sequence[Any]) -> _Prepared | None:
+        """A statement as it is sent; None where it is not prepared."""
         transformer = self._conversions()
         if params:
             query, formats = _converted(sql)
@@ -58,12 +81,38 @@ class Connection(psycopg.AsyncConnection[Row]):
         if name is None:
             return None
         names.move_to_end(key)  # psycopg drops those that were not used for longest
-        self.pgconn.send_query_prepared(name, values, param_formats=value_formats, result_format=Format.BINARY)
+        return name, values, value_formats
+
+    def _send(self, prepared: _Prepared) -> None:
+        name, values, formats = prepared
+        self.pgconn.send_query_prepared(name, values, param_formats=formats, result_format=Format.BINARY)
+
+    async def _run_prepared(self, sql: str, params: Sequence[Any]) -> PGresult | None:
+        """The answer to a statement; None where it is not prepared, so that it was not sent."""
+        prepared = self._as_prepared(sql, params)
+        if prepared is None:
+            return None
+        self._send(prepared)
         result: PGresult
         (result,) = await self.wait(generators.execute(self.pgconn))
-        if result.status not in (ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK):
-            raise errors.error_from_result(result, encoding="utf-8")
+        _check(result)
         return result
+
+    async def _run_together(self, statements: Sequence[_Prepared]) -> list[PGresult]:
+        self.pgconn.enter_pipeline_mode()
+        try:
+            for prepared in statements:
+                self._send(prepared)
+            self.pgconn.pipeline_sync()
+            results = await self.wait(_answers(self.pgconn))
+        finally:
+            try:
+                self.pgconn.exit_pipeline_mode()
+            except psycopg.Error:  # answers are still to come, of which nobody knows any more
+                self.pgconn.finish()
+        for result in results:
+            _check(result)
+        return results
 
     def _conversions(self) -> Transformer:
         if self._transformer is None:
@@ -82,3 +131,30 @@ class Connection(psycopg.AsyncConnection[Row]):
 def _converted(sql: str) -> tuple[bytes, Sequence[PyFormat]]:
     query, formats, _, _ = _query2pg_nocache(sql.encode(), "utf-8")
     return query, formats
+
+
+def _check(result: PGresult) -> None:
+    if result.status not in (ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK):
+        raise errors.error_from_result(result, encoding="utf-8")
+
+
+def _answers(pgconn: PGconn) -> PQGen[list[PGresult]]:
+    """The answers to all that was sent before the pipeline's end, for psycopg to wait for."""
+    while pgconn.flush():
+        if (yield Wait.RW) & Ready.R:  # else both sides might wait for the other to read
+            pgconn.consume_input()
+    results: list[PGresult] = []
+    is_separated = True
+    while True:
+        while pgconn.is_busy():
+            yield Wait.R
+            pgconn.consume_input()
+        result = pgconn.get_result()
+        if result is None:
+            if is_separated:
+                raise psycopg.OperationalError("the connection was lost before all was answered")
+        elif result.status == ExecStatus.PIPELINE_SYNC:
+            return results
+        else:
+            results.append(result)
+        is_separated = result is None

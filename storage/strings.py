@@ -4,8 +4,10 @@ A string's number never changes, so this process may remember as many as it like
 """
 
 from collections.abc import Collection, Iterable, Mapping
+from types import MappingProxyType
 
-from storage.database import Memory, Tx
+from storage.arrays import Texts
+from storage.database import Memory, Row, Statement, Tx
 
 WELL_KNOWN: dict[str, int] = {
     "": 1,
@@ -38,6 +40,7 @@ WELL_KNOWN: dict[str, int] = {
 MEMBER = WELL_KNOWN["m.room.member"]
 
 _REMEMBERED = 200_000
+_NONE: Mapping[str, int] = MappingProxyType({})
 
 
 class _Strings:
@@ -61,23 +64,43 @@ class _Strings:
         self.values[number] = value
 
 
-async def intern(tx: Tx, values: Iterable[str]) -> dict[str, int]:
-    """The number of each string; new ones get theirs."""
-    wanted, remembered = set(values), tx.memory.part(_Strings).numbers
-    found = {value: remembered[value] for value in wanted if value in remembered}
-    missing = sorted(wanted - found.keys())
+async def intern(tx: Tx, values: Collection[str], given: Mapping[str, int] = _NONE) -> dict[str, int]:
+    """The number of each string; new ones get theirs. `given` are some that were interned in the same transaction."""
+    remembered = tx.memory.part(_Strings).numbers
+    found = {value: remembered.get(value) or given.get(value, 0) for value in values}
+    missing = sorted(value for value, number in found.items() if not number)
     if missing:
-        rows = await tx.fetch(
-            "with new as (insert into strings (value) select wanted from unnest(%s::text[]) as wanted"
-            "  where not exists (select from strings where value = wanted) on conflict do nothing"
-            "  returning value, id)"
-            " select value, id from new union all select value, id from strings where value = any(%s::text[])",
-            (missing, missing),
-        )
-        found |= {value: number for value, number in rows}
-        if len(found) < len(wanted):  # somebody else's were committed in between: the next statement sees them
-            found |= await find(tx, wanted - found.keys())
+        found |= from_rows(await tx.fetch(*intern_statement(missing)))
+        missing = [value for value in missing if not found[value]]
+        if missing:  # somebody else's were committed in between: the next statement sees them
+            found |= await find(tx, missing)
     return found
+
+
+def intern_statement(missing: Collection[str]) -> Statement:
+    """The statement of `intern`, to be sent together with others, for strings that are `unknown`.
+
+    It may miss those that somebody else commits meanwhile.
+    """
+    wanted = Texts(missing)
+    return (
+        "with new as (insert into strings (value) select wanted from unnest(%s::text[]) as wanted"
+        "  where not exists (select from strings where value = wanted) on conflict do nothing"
+        "  returning value, id)"
+        " select value, id from new union all select value, id from strings where value = any(%s::text[])",
+        (wanted, wanted),
+    )
+
+
+def from_rows(rows: Iterable[Row]) -> dict[str, int]:
+    """What `intern_statement` found."""
+    return {value: number for value, number in rows}
+
+
+def unknown(memory: Memory, values: Iterable[str]) -> list[str]:
+    """Those of the strings that this process does not remember."""
+    remembered = memory.part(_Strings).numbers
+    return sorted(value for value in set(values) if value not in remembered)
 
 
 async def find(tx: Tx, values: Collection[str]) -> dict[str, int]:

@@ -8,7 +8,7 @@ from msgspec import Struct
 from federation.protocol.errors import MatrixError
 from federation.protocol.types import EventID, UserID
 from storage.arrays import Int4, Int8, Texts
-from storage.database import Row, Tx
+from storage.database import Memory, Row, Statement, Tx
 
 
 class SubscribedAlready(MatrixError):
@@ -59,15 +59,16 @@ class ThreadSubscription(Struct, frozen=True):
         return self.user_id, self.room, self.thread
 
     @classmethod
-    def preload(cls, changes: Sequence[Self]) -> None:
-        """Nothing: what is present is asked for with parameters."""
+    def preload(cls, _memory: Memory, changes: Sequence[Self]) -> Sequence[Statement]:
+        """What is present."""
+        return (_present(changes),)
 
     @classmethod
     async def admit(
-        cls, tx: Tx, rows: Sequence[tuple[int, Self]], loaded: Sequence[Row] | None
+        cls, tx: Tx, rows: Sequence[tuple[int, Self]], loaded: Sequence[Sequence[Row]]
     ) -> Sequence[MatrixError | None]:
         """Refuse subscriptions that are there already, and automatic ones that an unsubscription came after."""
-        present = await _present(tx, [change for _, change in rows])
+        present = _read_present(loaded[0])
         answers: list[MatrixError | None] = []
         for position, change in rows:
             error = change._check(present.get(change.key))
@@ -121,10 +122,8 @@ class ThreadSubscription(Struct, frozen=True):
 _COLUMNS = "position, room, is_subscribed, is_automatic, user_id, thread"
 
 
-async def _present(
-    tx: Tx, changes: Sequence[ThreadSubscription]
-) -> dict[tuple[UserID, int, EventID], tuple[int, bool, bool]]:
-    rows = await tx.fetch(
+def _present(changes: Sequence[ThreadSubscription]) -> Statement:
+    return (
         f"select {_COLUMNS} from thread_subscriptions"
         " where (user_id, room, thread) in (select * from unnest(%s::text[], %s::int[], %s::text[]))",
         (
@@ -133,6 +132,9 @@ async def _present(
             Texts(change.thread for change in changes),
         ),
     )
+
+
+def _read_present(rows: Sequence[Row]) -> dict[tuple[UserID, int, EventID], tuple[int, bool, bool]]:
     return {(UserID(row[4]), row[1], EventID(row[5])): (row[0], row[2], row[3]) for row in rows}
 
 

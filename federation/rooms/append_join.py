@@ -24,7 +24,7 @@ from federation.rooms.contention import Contention
 from storage import events, room_state, rooms, state_ahead
 from storage.append_events import DuplicateEvent, RoomEvents, trunk_change
 from storage.database import Database, Tx
-from storage.event_writes import Standing
+from storage.state_writes import Standing
 from storage.events import Flag, NewEvent, StateWrite, StoredEvent, TrunkChange
 from storage.history import HOLE
 from storage.log import Log

@@ -1,5 +1,6 @@
 """What the bus carries to other processes is what they would read from the database."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from storage import announcements, carrying
 from storage.announcements import Announcement
 from storage.append_events import RoomEvents
 from storage.bus import PostgresBus
-from storage.database import Memory, Tx
+from storage.database import Memory, Statement, Tx
 from storage.log_entries import Change
 from tests.client import Server
 from tests.homeserver.stories import Story
@@ -37,11 +38,11 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[Announcement]:
     """What a server announces, which nobody hears."""
     found: list[Announcement] = []
 
-    def keep(_bus: PostgresBus, _subject: str, message: bytes) -> str:
+    def keep(_bus: PostgresBus, _subject: str, message: bytes) -> Sequence[Statement]:
         announced = announcements.parse(message)
         assert announced is not None
         found.append(announced)
-        return ""
+        return ()
 
     monkeypatch.setattr(PostgresBus, "with_commit", keep)
     monkeypatch.setattr(PostgresBus, "is_heard", lambda _bus, _listeners: True)

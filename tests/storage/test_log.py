@@ -16,7 +16,7 @@ from federation.protocol.errors import Forbidden, InvalidInput, MatrixError, Una
 from federation.protocol.types import UserID
 from storage import tail as tail_module
 from storage.bus import PostgresBus
-from storage.database import Connection, Database, Row, Tx
+from storage.database import Connection, Database, Memory, Row, Statement, Tx
 from storage.log import CHANNEL, Log
 from storage.log_entries import AlreadyWritten, Appended, Batch, Change, Conflict, Entry
 from storage.newest import Newest
@@ -70,12 +70,13 @@ class GuardedNote(Note):
     kind: ClassVar[int] = 1 << 21
 
     @classmethod
-    def preload(cls, changes: Sequence[Self]) -> None:
+    def preload(cls, _memory: Memory, _changes: Sequence[Self]) -> Sequence[Statement]:
         """Nothing."""
+        return ()
 
     @classmethod
     async def admit(
-        cls, tx: Tx, rows: Sequence[tuple[int, Self]], loaded: Sequence[Row] | None
+        cls, tx: Tx, rows: Sequence[tuple[int, Self]], loaded: Sequence[Sequence[Row]]
     ) -> Sequence[MatrixError | None]:
         taken = {text for (text,) in await tx.fetch("select text from notes")}
         return [Conflict("taken") if note.text in taken else None for _, note in rows]
