@@ -7,7 +7,7 @@ import psycopg
 import pytest
 import pytest_asyncio
 
-from federation.protocol.errors import InvalidInput
+from federation.protocol.errors import InvalidInput, Unavailable
 from storage.arrays import Int8, Texts
 from storage.database import Database
 
@@ -93,3 +93,72 @@ async def test_who_is_cancelled_leaves_nothing_to_the_next_one(database: Databas
         await slow
 
     assert await fetch(0.0, 7) == 7
+
+
+async def test_statements_go_together_and_give_the_same_however_often_they_come(database: Database) -> None:
+    async with database.transaction() as tx:
+        await tx.execute("create temporary table numbers (number int unique) on commit drop")
+        for number in range(TIMES):
+            answers = await tx.fetch_each(
+                ("insert into numbers values (%s) returning number", (number,)),
+                ("delete from numbers where number < %s", (0,)),
+                ("select count(*), %s::text from numbers", ("a",)),
+                ("select number from numbers order by number", ()),
+            )
+            assert answers == [[(number,)], [], [(number + 1, "a")], [(each,) for each in range(number + 1)]]
+        assert await tx.fetch_each() == []
+
+
+@pytest.mark.parametrize("is_prepared", [False, True])
+async def test_what_comes_after_a_statement_that_failed_is_not_run(database: Database, *, is_prepared: bool) -> None:
+    insert = "insert into strings (value) select 'n' || (12 / %s::int)::text on conflict do nothing"
+    count = "select count(*)::int from strings where value = any(%s::text[])"
+    async with database.read() as tx:
+        for _ in range(TIMES if is_prepared else 0):
+            await tx.fetch_each((insert, (12,)), (count, (["n1"],)))
+        with pytest.raises(psycopg.errors.DivisionByZero):
+            await tx.fetch_each((count, ([],)), (insert, (0,)), (insert, (4,)))
+
+        assert await tx.fetch_each((count, (["n3"],)), (insert, (3,)), (count, (["n4"],))) == [[(0,)], [], [(1,)]]
+
+
+async def test_more_than_fits_into_sockets_goes_and_comes_together(database: Database) -> None:
+    large = "x" * 3_000_000
+    async with database.read() as tx:
+        for _ in range(TIMES):
+            answers = await tx.fetch_each(*[("select %s::text, %s::int", (large, number)) for number in range(4)])
+            assert answers == [[(large, number)] for number in range(4)]
+
+
+async def test_a_connection_lost_among_statements_that_go_together_is_noticed_at_once(database: Database) -> None:
+    async def fetch(*, is_lost: bool) -> list[list[tuple[object, ...]]]:
+        async with database.read() as tx, asyncio.timeout(5):
+            return await tx.fetch_each(
+                ("select %s::int", (1,)),
+                ("select pg_terminate_backend(pg_backend_pid()) where %s", (is_lost,)),
+                ("select 2", ()),
+            )
+
+    for _ in range(3):
+        for _ in range(TIMES):
+            assert await fetch(is_lost=False) == [[(1,)], [], [(2,)]]
+        with pytest.raises(Unavailable):
+            await fetch(is_lost=True)
+
+
+async def test_who_is_cancelled_among_statements_leaves_nothing_to_the_next_one(database: Database) -> None:
+    async def fetch(seconds: float, number: int) -> list[list[tuple[int]]]:
+        async with database.read() as tx:
+            return await tx.fetch_each(
+                ("select %s::int from pg_sleep(%s)", (number, seconds)), ("select %s::int", (number,))
+            )
+
+    for number in range(TIMES):
+        assert await fetch(0.0, number) == [[(number,)], [(number,)]]
+    slow = asyncio.create_task(fetch(60.0, -1))
+    await asyncio.sleep(0.2)
+    slow.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await slow
+
+    assert await fetch(0.0, 7) == [[(7,)], [(7,)]]
