@@ -27,7 +27,7 @@ from storage.events import (
     StoredEvent,
     TrunkChange,
 )
-from storage.log_entries import BatchTx, Conflict
+from storage.log_entries import Conflict
 from storage.rooms import Room
 from storage.state_writes import Standing
 from storage.unread import PersonalCount
@@ -262,7 +262,7 @@ class RoomEvents(Struct, kw_only=True, eq=False):
         self.trunk = [*self.ahead, *(trunk_change(write) for write in self.state if write.line == 0)]
 
     @classmethod
-    async def insert_many(cls, tx: BatchTx, rows: Sequence[tuple[int, Self]]) -> None:
+    async def insert_many(cls, tx: Tx, rows: Sequence[tuple[int, Self]]) -> None:
         """Write all that the admitted changes hold: a fixed number of statements."""
         changes = [change for _, change in rows]
         numbers = await strings.intern(tx, _strings_of(changes), changes[0].numbers)

@@ -8,7 +8,7 @@ from federation.protocol.types import UserID
 from storage import account_data, receipts, unread
 from storage.account_data import AccountDataChanged
 from storage.arrays import Int4
-from storage.database import Row, Tx
+from storage.database import Later, Row, Tx
 from storage.receipts import ReceiptMoved
 from storage.unread import Loaded
 
@@ -48,20 +48,25 @@ class Found:
     receipts: list[ReceiptMoved]
 
 
-async def read(tx: Tx, wanted: Wanted) -> Found:
-    """As `unread.load`, `account_data.of_some` and `receipts.at_events`."""
+def look_for(tx: Tx, wanted: Wanted) -> Later:
+    """Have all that looked for; `read` answers it."""
     user_id = wanted.user_id
     params = (
         *unread.parameters(user_id, wanted.counted),
         *(user_id, Int4(wanted.with_data)),
         *receipts.parameters_of_events(user_id, wanted.shown, wanted.upto),
     )
+    return tx.later(_STATEMENT, params)
+
+
+async def read(tx: Tx, wanted: Wanted, looked_for: Later) -> Found:
+    """As `unread.load`, `account_data.of_some` and `receipts.at_events`."""
     counted: list[Row] = []
     data: list[AccountDataChanged] = []
     moved: list[Row] = []
-    for row in await tx.fetch(_STATEMENT, params):
+    for row in await tx.rows_of(looked_for):
         if row[0] == _DATA:
-            data.append(AccountDataChanged(user_id, row[1] or None, row[2], row[8]))
+            data.append(AccountDataChanged(wanted.user_id, row[1] or None, row[2], row[8]))
         elif row[0] == _RECEIPT:
             _, room, thread, event, _, _, _, _, _, reader, receipt_type, event_id, ts = row
             moved.append((room, reader, receipt_type, thread, event_id, event, ts))

@@ -27,6 +27,7 @@ from federation.protocol.errors import InvalidInput, Unavailable
 from storage import arrays
 from storage.figures import Figures
 from storage.pool import Pool
+from storage.statements import Answer
 from storage.statements import Connection as Connection
 from storage.statements import Row as Row
 from storage.statements import Statement as Statement
@@ -126,14 +127,25 @@ class Memory:
         return cast("Part", part)
 
 
+class Later:
+    """A statement that waits for the next one of its transaction."""
+
+    __slots__ = ("rows", "statement")
+
+    def __init__(self, statement: Statement) -> None:
+        self.statement = statement
+        self.rows: list[Row] | None = None
+
+
 class Tx:
     """One transaction in progress: the only thing that storage functions speak to."""
 
-    __slots__ = ("connection", "memory")
+    __slots__ = ("_waiting", "connection", "memory")
 
     def __init__(self, connection: Connection, memory: Memory) -> None:
         self.connection = connection
         self.memory = memory
+        self._waiting: list[Later] = []
 
     @property
     def reads_commits(self) -> bool:
@@ -142,24 +154,71 @@ class Tx:
 
     async def fetch(self, sql: str, params: Sequence[Any] = ()) -> list[Row]:
         """All rows of the answer."""
+        if self._waiting:
+            (rows,) = await self.fetch_each((sql, params))
+            return rows
         return await self.connection.fetch(sql, params)
 
     async def fetch_one(self, sql: str, params: Sequence[Any] = ()) -> Row | None:
         """The first row of the answer, if there is one."""
-        rows = await self.connection.fetch(sql, params)
+        rows = await self.fetch(sql, params)
         return rows[0] if rows else None
 
     async def fetch_each(self, *statements: Statement) -> list[list[Row]]:
         """All rows of the answer to each, in one round trip; what comes after one that fails is not run."""
-        return await self.connection.fetch_each(statements)
+        return [rows for rows, _ in await self._run_each(statements)]
+
+    async def _run_each(self, statements: Sequence[Statement]) -> list[Answer]:
+        waiting, self._waiting = self._waiting, []
+        answers = await self.connection.run_each([*(each.statement for each in waiting), *statements])
+        for later, (rows, _) in zip(waiting, answers, strict=False):
+            later.rows = rows
+        return answers[len(waiting) :]
 
     async def run(self, sql: str) -> None:
         """Run several statements without parameters in one round trip."""
+        await self.catch_up()
         await self.connection.run_script(sql)
 
     async def execute(self, sql: str, params: Sequence[Any] = ()) -> int:
         """Run a statement; the number of rows that it touched."""
+        if self._waiting:
+            ((_, touched),) = await self._run_each(((sql, params),))
+            return touched
         return await self.connection.run(sql, params)
+
+    def later(self, sql: str, params: Sequence[Any] = ()) -> Later:
+        """Have a statement run before whatever is run next, in the same round trip, at the latest by the commit: where
+        it fails, that does."""
+        later = Later((sql, params))
+        self._waiting.append(later)
+        return later
+
+    async def rows_of(self, later: Later) -> list[Row]:
+        """All rows of the answer to a statement of `later`."""
+        if later.rows is None:
+            await self.catch_up()
+        return later.rows or []
+
+    async def catch_up(self) -> None:
+        """Run what waits."""
+        if self._waiting:
+            await self.fetch_each()
+
+    def forget_waiting(self) -> bool:
+        """Do not run what waits; whether there was anything."""
+        waiting, self._waiting = self._waiting, []
+        return bool(waiting)
+
+
+async def roll_back(connection: Connection) -> None:
+    """Undo what is not committed; a connection that cannot is closed, which does the same."""
+    if connection.pgconn.transaction_status == TransactionStatus.IDLE:
+        return
+    try:
+        await connection.run_script("rollback")  # what is prepared stays so, unlike by psycopg's
+    except psycopg.Error:
+        await connection.close()
 
 
 async def _limit(connection: Connection) -> None:
@@ -190,7 +249,7 @@ class Clock:
 class _Reading(AbstractAsyncContextManager[Tx]):
     """A connection of the pool, while a block lasts."""
 
-    __slots__ = ("_connection", "_database", "_since", "_timer")
+    __slots__ = ("_connection", "_database", "_since", "_timer", "_tx")
 
     def __init__(self, database: "Database") -> None:
         self._database = database
@@ -201,7 +260,8 @@ class _Reading(AbstractAsyncContextManager[Tx]):
             connection = await self._wait()
         self._connection, self._since = connection, time.monotonic()
         self._timer = watch(connection)
-        return Tx(connection, self._database.memory)
+        self._tx = Tx(connection, self._database.memory)
+        return self._tx
 
     async def _wait(self) -> Connection:
         before = _cancellations()
@@ -226,6 +286,8 @@ class _Reading(AbstractAsyncContextManager[Tx]):
             raise unstorable(error) from error
         if isinstance(error, _LOST):
             raise unavailable(error) from error
+        if self._tx.forget_waiting() and error is None:
+            raise RuntimeError("a statement waited for others that never came")
 
 
 class Database:
@@ -302,8 +364,14 @@ class Database:
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Tx]:
         """Several statements, committed together when the block ends without an exception."""
-        async with self.read() as tx, tx.connection.transaction():
-            yield tx
+        async with self.read() as tx:
+            tx.later("begin")
+            try:
+                yield tx
+                await tx.fetch_each(("commit", ()))
+            except BaseException:
+                await roll_back(tx.connection)
+                raise
 
     def read(self) -> AbstractAsyncContextManager[Tx]:
         """Statements that each see the newest commits; nothing is written."""

@@ -9,7 +9,6 @@ from storage.arrays import Byteas, Int2, Int4, Int8, Texts
 from storage.database import Tx
 from storage.event_bytes import pack
 from storage.events import Flag, NewEvent, StoredEvent
-from storage.log_entries import BatchTx
 from storage.memberships import Membership
 from storage.redactions import Redaction
 from storage.state_writes import Standing
@@ -64,7 +63,7 @@ _APPEND_WITH_STATE = _APPEND.format(
 
 
 def append(
-    tx: BatchTx,
+    tx: Tx,
     placed: Sequence[Placed],
     standings: Mapping[int, Standing],
     numbers: dict[str, int],

@@ -135,9 +135,9 @@ async def _take(tx: Tx, process: str, names: Collection[str]) -> dict[str, int]:
     return {name: position for name, position in rows}
 
 
-async def _save(tx: Tx, process: str, positions: Mapping[str, int]) -> None:
-    """Move cursors; of what another process runs by now nothing is noted."""
-    await tx.execute(
+def _save(tx: Tx, process: str, positions: Mapping[str, int]) -> None:
+    """Move cursors, later; of what another process runs by now nothing is noted."""
+    tx.later(
         "update followers set position = given.position from unnest(%s::text[], %s::bigint[]) as given (name, position)"
         " where followers.name = given.name and process = %s and followers.position < given.position",
         (list(positions), list(positions.values()), process),
@@ -332,8 +332,8 @@ class Followers:
         if not moved:
             return
         async with self._database.transaction() as tx:
-            await tx.execute("set local synchronous_commit to off")
-            await _save(tx, self._process, moved)
+            tx.later("set local synchronous_commit to off")
+            _save(tx, self._process, moved)
         for name, position in moved.items():
             self._running[name].saved = max(self._running[name].saved, position)
 

@@ -29,13 +29,14 @@ from storage.database import (
     Tx,
     is_lost,
     is_passing,
+    roll_back,
     unavailable,
     unstorable,
     watch,
 )
 from storage.figures import Figures
 from storage.log_batches import Pending
-from storage.log_entries import AlreadyWritten, Appended, Batch, BatchTx, Change, Conflict, Entry
+from storage.log_entries import AlreadyWritten, Appended, Batch, Change, Conflict, Entry
 from storage.log_figures import LogFigures
 from storage.newest import Newest
 from storage.spans import Spans
@@ -279,7 +280,7 @@ class Log:
                 saying = self._bus.with_commit(CHANNEL, announced) if is_heard else ()
                 await tx.fetch_each(*saying, _COMMIT)
             except BaseException:
-                await _roll_back(connection)
+                await roll_back(connection)
                 raise
             self._position = position
             self._newest.tell(position)
@@ -329,7 +330,9 @@ class Log:
             try:
                 async with connection.transaction():  # a savepoint: a refusal undoes this entry's work alone
                     pending.result = await pending.entry.work(tx)
+                    await tx.catch_up()
             except MatrixError as error:
+                tx.forget_waiting()
                 refused[id(pending)] = error
         return refused
 
@@ -345,14 +348,14 @@ class Log:
                     await self._tell_of_others(head[0][0])
             finally:
                 timer.cancel()
-                await _roll_back(connection)
+                await roll_back(connection)
         except Exception as error:  # the next batch looks again, or the tail does
             if not is_lost(error):
                 logger.exception("after a lost connection the log could not be looked at")
             await self._forget_connection()
 
-    def _tx(self, connection: Connection) -> BatchTx:
-        return BatchTx(connection, self._database.memory)
+    def _tx(self, connection: Connection) -> Tx:
+        return Tx(connection, self._database.memory)
 
     async def _connected(self) -> Connection:
         if self._connection is None or self._connection.closed:
@@ -373,11 +376,3 @@ class Log:
                 await connection.close()
             except psycopg.Error as error:
                 logger.debug("closing a lost connection: %s", error)
-
-
-async def _roll_back(connection: Connection) -> None:
-    """Undo what is not committed; a connection that cannot is closed, which does the same."""
-    try:
-        await connection.rollback()
-    except psycopg.Error:
-        await connection.close()

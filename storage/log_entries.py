@@ -7,51 +7,9 @@ from msgspec import Struct, field
 
 from federation.protocol.errors import MatrixError
 from federation.protocol.types import UserID
-from storage.database import Connection, Memory, Row, Statement, Tx
+from storage.database import Memory, Row, Statement, Tx
 
 Work = Callable[[Tx], Awaitable[Any]]
-
-
-class BatchTx(Tx):
-    """The transaction of a batch, in which a statement may wait for the next one: they share a round trip."""
-
-    __slots__ = ("_waiting",)
-
-    def __init__(self, connection: Connection, memory: Memory) -> None:
-        super().__init__(connection, memory)
-        self._waiting: list[Statement] = []
-
-    def later(self, sql: str, params: Sequence[Any]) -> None:
-        """Run a statement before whatever is run next, at the latest the commit: if it fails, that does."""
-        self._waiting.append((sql, params))
-
-    async def fetch(self, sql: str, params: Sequence[Any] = ()) -> list[Row]:
-        """As in any transaction."""
-        return (await self.fetch_each((sql, params)))[0] if self._waiting else await super().fetch(sql, params)
-
-    async def fetch_one(self, sql: str, params: Sequence[Any] = ()) -> Row | None:
-        """As in any transaction."""
-        rows = await self.fetch(sql, params)
-        return rows[0] if rows else None
-
-    async def fetch_each(self, *statements: Statement) -> list[list[Row]]:
-        """As in any transaction."""
-        waiting, self._waiting = self._waiting, []
-        return (await super().fetch_each(*waiting, *statements))[len(waiting) :]
-
-    async def execute(self, sql: str, params: Sequence[Any] = ()) -> int:
-        """As in any transaction."""
-        await self._catch_up()
-        return await super().execute(sql, params)
-
-    async def run(self, sql: str) -> None:
-        """As in any transaction."""
-        await self._catch_up()
-        await super().run(sql)
-
-    async def _catch_up(self) -> None:
-        if self._waiting:
-            await self.fetch_each()
 
 
 class Change(Protocol):
@@ -77,7 +35,7 @@ class Change(Protocol):
         """The users whom it concerns besides."""
 
     @classmethod
-    async def insert_many(cls, tx: BatchTx, rows: Sequence[tuple[int, Self]]) -> None:
+    async def insert_many(cls, tx: Tx, rows: Sequence[tuple[int, Self]]) -> None:
         """Write changes at their positions, in a number of statements that does not grow with theirs."""
 
     @classmethod

@@ -93,7 +93,7 @@ async def save(
 
     Where a shard has another owner by now, nothing of it is noted.
     """
-    await tx.execute("set local synchronous_commit to off")
+    tx.later("set local synchronous_commit to off")
     rows = await tx.fetch(
         "update outbox_shards set position = greatest(outbox_shards.position, given.position)"
         " from unnest(%s::smallint[], %s::bigint[]) as given (shard, position)"

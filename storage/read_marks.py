@@ -16,15 +16,15 @@ class Mark(NamedTuple):
     """A thread's root, `main`, or nothing for the room regardless of threads."""
 
 
-async def advance(tx: Tx, marks: Mapping[Mark, int]) -> None:
-    """Move marks to events, by the events' positions, and copy the counts that stand there; none moves backwards.
+def advance(tx: Tx, marks: Mapping[Mark, int]) -> None:
+    """Later move marks to events, by the events' positions, and copy the counts that stand there; none moves backwards.
 
     Where the event counts elsewhere, as a thread's root does that is read in its thread, the counts are those of the
     thread's last event before it.
     """
     if not marks:
         return
-    await tx.execute(
+    tx.later(
         "insert into read_marks (user_id, room, thread, position, notify_total, highlight_total)"
         " select mark.user_id, mark.room, mark.thread, events.position,"
         "  case when is_here then events.notify_total else coalesce(before.notify_total, 0) end,"

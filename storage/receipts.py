@@ -12,7 +12,6 @@ from storage import events, read_marks
 from storage.arrays import Int4, Texts
 from storage.database import Memory, Row, Statement, Tx
 from storage.events import UNSEEN
-from storage.log_entries import BatchTx
 
 READ = "m.read"
 READ_PRIVATE = "m.read.private"
@@ -90,7 +89,7 @@ class ReceiptMoved(Struct, frozen=True):
         return answers
 
     @classmethod
-    async def insert_many(cls, tx: BatchTx, rows: Sequence[tuple[int, Self]]) -> None:
+    async def insert_many(cls, tx: Tx, rows: Sequence[tuple[int, Self]]) -> None:
         """Two statements for all: the receipts, and the marks of local users."""
         latest = {change.key: (at, change) for at, change in rows}
         tx.later(
@@ -115,7 +114,7 @@ class ReceiptMoved(Struct, frozen=True):
             if change.is_local:
                 mark = read_marks.Mark(change.user_id, change.room, change.thread)
                 marks[mark] = max(change.event, marks.get(mark, 0))
-        await read_marks.advance(tx, marks)
+        read_marks.advance(tx, marks)
 
     @classmethod
     async def read_range(cls, tx: Tx, after: int, upto: int) -> list[tuple[int, Self]]:

@@ -156,6 +156,7 @@ async def index(
 async def _write(tx: Tx, shown: Sequence[StoredEvent], dictionary: str | None, *, rebuilding: bool) -> None:
     if not shown:
         return
+    bands = search_index.look_for_bands(tx)
     edits = await related_events.newest_edits(tx, _EVERYBODY, [event for event in shown if event.type == _MESSAGE])
     texts: list[tuple[StoredEvent, StoredEvent | None, Key, Words]] = []
     breath = Breath()
@@ -181,6 +182,7 @@ async def _write(tx: Tx, shown: Sequence[StoredEvent], dictionary: str | None, *
             )
             for event, edit, key, words in texts
         ],
+        bands,
         rebuilding=rebuilding,
     )
 

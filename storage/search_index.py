@@ -20,7 +20,7 @@ from zlib import crc32
 from msgspec import Struct
 
 from storage.arrays import Int4, Int8, Texts
-from storage.database import Tx
+from storage.database import Later, Row, Tx
 from storage.strings import WELL_KNOWN
 
 FOLLOWER = "search"
@@ -158,13 +158,14 @@ async def clear(tx: Tx) -> None:
     await tx.execute("delete from index_versions where name = %s", (FOLLOWER,))
 
 
-async def write(tx: Tx, documents: Sequence[Document], *, rebuilding: bool = False) -> None:
-    """Index these events, or index them anew, except those that are redacted. The caller holds the lock."""
-    await _write_titles(tx, [document for document in documents if document.key is not Key.BODY])
+async def write(tx: Tx, documents: Sequence[Document], open_bands: Later, *, rebuilding: bool = False) -> None:
+    """Index these events, or index them anew, except those that are redacted, by the commit at the latest. The caller
+    holds the lock."""
+    _write_titles(tx, [document for document in documents if document.key is not Key.BODY])
     documents = [document for document in documents if document.key is Key.BODY]
     if not documents:
         return
-    bands = await _open_bands(tx)
+    bands = _read_bands(await tx.rows_of(open_bands))
     new = bands.get(Kind.NEW)
     by_kind: dict[Kind, list[Document]] = {}
     for document in documents:
@@ -179,7 +180,7 @@ async def write(tx: Tx, documents: Sequence[Document], *, rebuilding: bool = Fal
             (each, _numbers(number, [*each.words, _room_word(each.room), _sender_word(each.sender)]))
             for each in of_kind
         )
-    await tx.execute(
+    tx.later(
         "insert into search_messages (position, edit, room, words)"
         " select given.position, edit, given.room, words::int[]"
         " from unnest(%s::bigint[], %s::bigint[], %s::int[], %s::text[]) as given(position, edit, room, words)"
@@ -194,9 +195,9 @@ async def write(tx: Tx, documents: Sequence[Document], *, rebuilding: bool = Fal
     )
 
 
-async def _write_titles(tx: Tx, documents: Sequence[Document]) -> None:
+def _write_titles(tx: Tx, documents: Sequence[Document]) -> None:
     if documents:
-        await tx.execute(
+        tx.later(
             "insert into search_titles (room, position) select given.room, given.position"
             " from unnest(%s::int[], %s::bigint[]) as given(room, position)"
             " join events on events.room = given.room and events.position = given.position and redacted_by is null"
@@ -217,11 +218,15 @@ class _Band(Struct, frozen=True):
         return self.messages * min(max(position - self.low, 0), span) / span
 
 
-async def _open_bands(tx: Tx) -> dict[Kind, _Band]:
-    """The band of each kind that is written to; none where it is full."""
-    rows = await tx.fetch(
+def look_for_bands(tx: Tx) -> Later:
+    """Have looked for the bands that are written to, which `write` needs."""
+    return tx.later(
         "select distinct on (kind) kind, band, low, high, messages from search_bands order by kind, band desc"
     )
+
+
+def _read_bands(rows: Iterable[Row]) -> dict[Kind, _Band]:
+    """The band of each kind that is written to; none where it is full."""
     return {
         Kind(kind): _Band(band, low, high, messages) for kind, band, low, high, messages in rows if messages < BAND_SIZE
     }
@@ -236,7 +241,7 @@ async def _extend(tx: Tx, band: int | None, kind: Kind, documents: Sequence[Docu
             (int(kind), low, high, len(documents)),
         )
         return 0 if row is None else int(row[0])
-    await tx.execute(
+    tx.later(
         "update search_bands set low = least(low, %s), high = greatest(high, %s), messages = messages + %s"
         " where band = %s",
         (low, high, len(documents), band),

@@ -21,6 +21,8 @@ from psycopg.waiting import Ready, Wait
 Row = tuple[Any, ...]
 Statement = tuple[str, Sequence[Any]]
 """What is sent, and its parameters."""
+Answer = tuple[list[Row], int]
+"""The rows that were answered, and the number of those that were touched."""
 
 _Prepared = tuple[bytes, Sequence[Buffer | None] | None, Sequence[Format] | None]
 """The name of a statement, its parameters and how they are written."""
@@ -37,18 +39,16 @@ class Connection(psycopg.AsyncConnection[Row]):
             result = await self._run_prepared(sql, params)
             if result is not None:
                 return self._rows(result)
-        cursor = self.cursor(binary=True)
-        await cursor.execute(sql, params or None)
-        return [] if cursor.description is None else await cursor.fetchall()
+        return (await self._run_slowly(sql, params))[0]
 
-    async def fetch_each(self, statements: Sequence[Statement]) -> list[list[Row]]:
-        """All rows of each statement's answer, in one round trip; what comes after one that fails is not run."""
+    async def run_each(self, statements: Sequence[Statement]) -> list[Answer]:
+        """The answer to each statement, in one round trip; what comes after one that fails is not run."""
         async with self.lock:
             prepared = [self._as_prepared(*statement) for statement in statements]
             if None not in prepared:
                 results = await self._run_together([each for each in prepared if each is not None])
-                return [self._rows(result) for result in results]
-        return [await self.fetch(*statement) for statement in statements]
+                return [(self._rows(result), result.command_tuples or 0) for result in results]
+        return [await self._run_slowly(*statement) for statement in statements]
 
     async def run(self, sql: str, params: Sequence[Any] = ()) -> int:
         """Run a statement; the number of rows that it touched."""
@@ -56,9 +56,13 @@ class Connection(psycopg.AsyncConnection[Row]):
             result = await self._run_prepared(sql, params)
             if result is not None:
                 return result.command_tuples or 0
+        return (await self._run_slowly(sql, params))[1]
+
+    async def _run_slowly(self, sql: str, params: Sequence[Any]) -> Answer:
+        """By psycopg, which prepares what comes often; what is prepared meanwhile it runs so, too."""
         cursor = self.cursor(binary=True)
         await cursor.execute(sql, params or None)
-        return cursor.rowcount
+        return [] if cursor.description is None else await cursor.fetchall(), cursor.rowcount
 
     async def run_script(self, sql: str) -> None:
         """Run statements without parameters, which are not prepared, in one round trip."""

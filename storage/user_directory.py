@@ -8,7 +8,7 @@ message costs anything: only what changes memberships, names and the openness of
 A row is always made anew from what is current, so it does not matter how often, or in which order, that is done.
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from msgspec import Struct
 
@@ -61,11 +61,12 @@ async def prepare(tx: Tx) -> bool:
 
 async def note_rooms(tx: Tx, rooms: Collection[int]) -> None:
     """Have all members of these rooms looked at, by and by."""
-    await tx.execute(
-        "insert into directory_backlog (room, after) select room, -1 from unnest(%s::int[]) as room"
-        " on conflict (room) do update set after = excluded.after",
-        (Int4(rooms),),
-    )
+    if rooms:
+        await tx.execute(
+            "insert into directory_backlog (room, after) select room, -1 from unnest(%s::int[]) as room"
+            " on conflict (room) do update set after = excluded.after",
+            (Int4(rooms),),
+        )
 
 
 async def has_backlog(tx: Tx) -> bool:
@@ -96,7 +97,7 @@ async def work_off(tx: Tx, server_name: ServerName) -> None:
             (room, after, MEMBERS_AT_ONCE),
         )
     users = [number for (number,) in rows]
-    await refresh(tx, users, server_name)
+    await refresh(tx, await strings.values_of(tx, users), server_name)
     if len(users) < MEMBERS_AT_ONCE:
         await tx.execute("delete from directory_backlog where room = %s", (room,))
     else:
@@ -137,25 +138,27 @@ def _opens(content: JsonObject) -> bool:
     return content.get("join_rule") == "public" or content.get("history_visibility") == "world_readable"
 
 
-async def refresh(tx: Tx, users: Collection[int], server_name: ServerName) -> None:
-    """Make the rows of these users (numbers of `strings`) as they are to be now: a few statements for all of them.
+async def refresh(tx: Tx, names: Mapping[int, str], server_name: ServerName) -> None:
+    """Make the rows of these users, by their numbers, as they are to be now: a few statements for all of them.
 
     The name is that of a user's profile if they are ours, else what they are called in a public room, else in another.
     The caller holds the lock of the follower.
     """
-    if not users:
+    if not names:
         return
-    names = await strings.values_of(tx, users)
+    local = [UserID(name) for name in names.values() if server_name_of(UserID(name)) == server_name]
+    accounts = tx.later(
+        "select user_id from users where user_id = any(%s::text[]) and deactivated_ts is null", (Texts(local),)
+    )
     rows = await tx.fetch(
         "select given.number, found.event, found.is_public from unnest(%s::int[]) as given(number), lateral"
         "  (select event, exists (select from directory_rooms where directory_rooms.room = room_state.room)"
         f"  as is_public from room_state where state_key = given.number and {_JOINED}"
         "  order by 2 desc, event desc limit 1) as found",
-        (Int4(users),),
+        (Int4(names),),
     )
+    kept = {UserID(user_id) for (user_id,) in await tx.rows_of(accounts)}
     stored = await events.by_positions(tx, [event for _, event, _ in rows if event is not None])
-    local = [UserID(name) for name in names.values() if server_name_of(UserID(name)) == server_name]
-    kept = await _open_accounts(tx, local)
     known = await profiles.find_many(tx, kept)
     made: dict[int, _Entry] = {}
     for number, event, is_public in rows:
@@ -168,14 +171,7 @@ async def refresh(tx: Tx, users: Collection[int], server_name: ServerName) -> No
             made[number] = _entry(user_id, known.get(user_id, {}), is_public=found is not None and found.is_public)
         elif server_name_of(user_id) == server_name:
             made.pop(number, None)
-    await _replace(tx, users, made, {number for number, name in names.items() if name in kept})
-
-
-async def _open_accounts(tx: Tx, users: Collection[UserID]) -> set[UserID]:
-    rows = await tx.fetch(
-        "select user_id from users where user_id = any(%s::text[]) and deactivated_ts is null", (Texts(users),)
-    )
-    return {UserID(user_id) for (user_id,) in rows}
+    _replace(tx, names, made, {number for number, name in names.items() if name in kept})
 
 
 class _Entry(Struct, frozen=True):
@@ -197,15 +193,15 @@ def _entry(user_id: UserID, fields: JsonObject, *, is_public: bool) -> _Entry:
     return _Entry(user_id, name, avatar[:MAX_NAME] if avatar else None, is_public, words)
 
 
-async def _replace(tx: Tx, users: Collection[int], made: dict[int, _Entry], local: Collection[int]) -> None:
+def _replace(tx: Tx, users: Collection[int], made: dict[int, _Entry], local: Collection[int]) -> None:
     numbers = list(made)
     entries = [made[number] for number in numbers]
-    await tx.execute("delete from directory_words where number = any(%s::int[])", (Int4(users),))
-    await tx.execute(
+    tx.later("delete from directory_words where number = any(%s::int[])", (Int4(users),))
+    tx.later(
         "delete from directory_users where number = any(%s::int[]) and number <> all(%s::int[])",
         (Int4(users), Int4(numbers)),
     )
-    await tx.execute(
+    tx.later(
         "insert into directory_users (number, display_name, avatar_url, words)"
         " select * from unnest(%s::int[], %s::text[], %s::text[], %s::text[])"
         " on conflict (number) do update set display_name = excluded.display_name,"
@@ -223,7 +219,7 @@ async def _replace(tx: Tx, users: Collection[int], made: dict[int, _Entry], loca
         if made[number].is_public or number in local
         for word in dict.fromkeys(made[number].words)
     ]
-    await tx.execute(
+    tx.later(
         "insert into directory_words (number, word, is_public)"
         " select number, word, number = any(%s::int[]) from unnest(%s::int[], %s::text[]) as given(number, word)",
         (

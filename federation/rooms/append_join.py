@@ -24,7 +24,6 @@ from federation.rooms.contention import Contention
 from storage import events, room_state, rooms, state_ahead
 from storage.append_events import DuplicateEvent, RoomEvents, trunk_change
 from storage.database import Database, Tx
-from storage.state_writes import Standing
 from storage.events import Flag, NewEvent, StateWrite, StoredEvent, TrunkChange
 from storage.history import HOLE
 from storage.log import Log
@@ -33,6 +32,7 @@ from storage.memberships import Membership
 from storage.room_completeness import RoomCompleteness
 from storage.room_state import TRUNK
 from storage.rooms import Room, RoomRow
+from storage.state_writes import Standing
 from storage.strings import remember_committed
 
 AT_ONCE = 250

@@ -66,7 +66,7 @@ class UserDirectoryKeeper:
             changed = await user_directory.set_openness(tx, reopened) if reopened else set()
             await user_directory.note_rooms(tx, large | changed)
             numbers = await strings.intern(tx, [user_id for user_id in users if user_id.startswith("@")])
-            await user_directory.refresh(tx, list(numbers.values()), self._server_name)
+            await user_directory.refresh(tx, {number: name for name, number in numbers.items()}, self._server_name)
             if large or changed:
                 self._backlog.look_soon()
 

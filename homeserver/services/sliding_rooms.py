@@ -85,22 +85,14 @@ class SlidingRooms:
         part = RoomsPart(state=found.state, has_left=bool(found.left))
         numbers = [key for key in arranged.rules if isinstance(key, int)]
         part.known = await self._views.rooms_by_number(numbers)
-        reading = Reading(
-            moment.view.user_id,
-            _EVERYTHING,
-            moment.ignored,
-            joined_since=joined_since(moment.members, found.joined),
-        )
-        tellings = await self._joined(request, moment, reading, arranged, found, held)
-        if tellings:
-            await self._read_beside(request, moment, found, tellings, part)
+        tellings = await self._joined(request, moment, arranged, found, held, part)
         for room, telling in tellings.items():
             self._note(found, room, telling, part)
             told = sliding_words.tell(request.form, telling, moment.since)
             if told:
                 part.told[part.known[room].room_id] = told
         await self._strip(request, moment, found, part)
-        await self._leave(request, moment, reading, found, part)
+        await self._leave(request, moment, found, part)
         await self._add_outside(request, moment, found, part)
         if request.form is Form.ACCEPTED:
             self._name_lists(arranged, part)
@@ -121,11 +113,12 @@ class SlidingRooms:
         self,
         request: SlidingRequest,
         moment: SlidingMoment,
-        reading: Reading,
         arranged: Arranged,
         found: Sorted,
         held: Held,
+        part: RoomsPart,
     ) -> dict[int, Telling]:
+        reading = _reading(moment, found)
         tellings: dict[int, Telling] = {}
         for room, joined in found.joined.items():
             has_changed_flags = joined.sent is not None and joined.sent.flags != found.state[room].flags
@@ -143,8 +136,18 @@ class SlidingRooms:
             telling.flags = found.state[room].flags
         async with self._database.read() as tx:
             await self._read_timelines(tx, reading, moment, tellings)
+            wanted, beside = None, None
+            if moment.since is None:
+                wanted = self._wanted_beside(request, moment, found, tellings, part)
+                beside = beside_events.look_for(tx, wanted)  # with whatever else is asked for
             await self._read_state(tx, moment, tellings, held)
             await self._read_members(tx, moment, tellings)
+            if wanted is not None and beside is not None:
+                part.beside = await beside_events.read(tx, wanted, beside)
+                self._views.keep_unread(moment.view, unread_counts.by_room(part.beside.unread))
+        if request.form is Form.DEPLOYED:
+            for room, counts in (await self._views.unread(moment.view, list(tellings))).items():
+                tellings[room].unread = counts.total
         await self._render(request, moment, tellings.values())
         return tellings
 
@@ -254,25 +257,6 @@ class SlidingRooms:
             for room, heroes in (await hero_events(tx, nameless, moment.view.user_id)).items():
                 changed[room].heroes = heroes
 
-    async def _read_beside(
-        self,
-        request: SlidingRequest,
-        moment: SlidingMoment,
-        found: Sorted,
-        tellings: Mapping[int, Telling],
-        part: RoomsPart,
-    ) -> None:
-        """Unread counts, where they are told; at the beginning of a connection together with what extensions need."""
-        if moment.since is None:
-            wanted = self._wanted_beside(request, moment, found, tellings, part)
-            async with self._database.read() as tx:
-                part.beside = await beside_events.read(tx, wanted)
-            self._views.keep_unread(moment.view, unread_counts.by_room(part.beside.unread))
-        if request.form is Form.DEPLOYED:
-            unread = await self._views.unread(moment.view, list(tellings))
-            for room, counts in unread.items():
-                tellings[room].unread = counts.total
-
     def _wanted_beside(
         self,
         request: SlidingRequest,
@@ -363,13 +347,13 @@ class SlidingRooms:
         self,
         request: SlidingRequest,
         moment: SlidingMoment,
-        reading: Reading,
         found: Sorted,
         part: RoomsPart,
     ) -> None:
         """Rooms that the user left or was removed from, with what happened until then."""
         if not found.left:
             return
+        reading = _reading(moment, found)
         async with self._database.read() as tx:
             for each in found.left:
                 since = BEGINNING if each.is_fresh else each.at
@@ -427,3 +411,10 @@ class SlidingRooms:
                     kept = ("content", "sender", "state_key", "type")
                     told["stripped_state"] = [{name: event[name] for name in kept}]
             part.told[each.room_id] = told
+
+
+def _reading(moment: SlidingMoment, found: Sorted) -> Reading:
+    """Who reads, and since when they are in the rooms that they are in."""
+    return Reading(
+        moment.view.user_id, _EVERYTHING, moment.ignored, joined_since=joined_since(moment.members, found.joined)
+    )
