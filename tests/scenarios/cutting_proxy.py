@@ -1,6 +1,7 @@
 """A wire between the server and PostgreSQL that breaks at the worst moment: around the commit of an append."""
 
 import asyncio
+import re
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -13,8 +14,9 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from storage.cluster_settings import PORT
 from tests.scenarios.hearth_process import a_directory
 
-_COMMIT = b"commit\0"
-"""What the appender ends a batch with; other transactions end with psycopg's `COMMIT`."""
+_RESERVING = b"update log_head set position"
+_PREPARED = re.compile(rb"(_pg3_\d+)\0commit\0")
+_UNPREPARED = re.compile(rb"P....\0commit\0", re.DOTALL)
 
 
 class Cut(Enum):
@@ -24,6 +26,22 @@ class Cut(Enum):
     """PostgreSQL never hears of it, and rolls back."""
     AFTER = auto()
     """PostgreSQL commits; its answer is lost."""
+
+
+class _Appending:
+    """Finds, in what is sent to PostgreSQL on one connection, the commits of an appender."""
+
+    def __init__(self) -> None:
+        self._is_appender = False
+        self._names: set[bytes] = set()
+        """What commits are prepared as."""
+
+    def commits(self, data: bytes) -> bool:
+        """Whether there is one."""
+        self._is_appender |= _RESERVING in data
+        self._names.update(_PREPARED.findall(data))
+        is_bound = any(b"\0%b\0" % name in data for name in self._names)
+        return self._is_appender and (is_bound or _UNPREPARED.search(data) is not None)
 
 
 @dataclass(frozen=True)
@@ -76,8 +94,9 @@ class CuttingProxy:
     async def _to_backend(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, is_committing: asyncio.Event
     ) -> None:
+        appending = _Appending()
         while data := await reader.read(1 << 20):
-            if self._cut is not None and _COMMIT in data:
+            if appending.commits(data) and self._cut is not None:
                 cut, self._cut = self._cut, None
                 if cut is Cut.BEFORE:
                     return

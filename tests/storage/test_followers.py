@@ -174,8 +174,10 @@ async def test_two_processes_share_the_followers_and_the_one_that_stops_leaves_i
 
 
 async def test_nobody_has_a_follower_before_what_is_under_way_for_it_has_ended(
-    conninfo: str, told: psycopg.Connection
+    conninfo: str, told: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    names = iter(("left", "right"))  # by which each has a share
+    monkeypatch.setattr("storage.followers.secrets.token_urlsafe", lambda _: next(names))
     async with (
         a_follower(conninfo, follows=True) as first,
         a_follower(conninfo, follows=True) as second,
