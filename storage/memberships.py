@@ -137,16 +137,18 @@ async def stayed(tx: Tx, members: Collection[tuple[int, UserID]], since: int) ->
 
 
 REMOVED = (
-    # With the memberships as parameters PostgreSQL would plan this anew each time, which costs more than to run it.
-    "select room_state.room, membership, event from strings own"
-    " join room_state on room_state.state_key = own.id and room_state.line = 0 and until_version is null"
-    f"  and membership is not null and membership in ({Membership.LEAVE:d}, {Membership.BAN:d})"
-    " join events on events.room = room_state.room and events.position = event and events.sender <> own.id"
-    " where own.value = %s and exists (select from room_state earlier where earlier.room = room_state.room"
+    # With the memberships as parameters PostgreSQL would plan this anew each time, which costs more than to run it. And
+    # where it does not know how many members there are, it would rather go through all of the server ("offset 0").
+    "select held.room, held.membership, held.event"
+    " from (select id, value from strings where value = %s offset 0) as own cross join lateral"
+    " (select room, membership, event from room_state where state_key = own.id and line = 0 and until_version is null"
+    f" and membership is not null and membership in ({Membership.LEAVE:d}, {Membership.BAN:d}) offset 0) as held"
+    " join events on events.room = held.room and events.position = held.event and events.sender <> own.id"
+    " where (select true from room_state earlier where earlier.room = held.room"
     f"  and earlier.type = {strings.MEMBER:d} and earlier.state_key = own.id and earlier.line = 0"
-    f"  and earlier.membership = {Membership.JOIN:d})"
+    f"  and earlier.membership = {Membership.JOIN:d} limit 1)"
     " and not exists (select from forgotten_rooms where forgotten_rooms.user_id = own.value"
-    "  and forgotten_rooms.room = room_state.room and forgotten_rooms.position >= event)"
+    "  and forgotten_rooms.room = held.room and forgotten_rooms.position >= held.event)"
 )
 """The rooms that a user was in and that somebody else removed them from, as far as they have not forgotten them: room,
 membership, position of the member event."""

@@ -18,12 +18,12 @@ from storage.memberships import Member, Membership
 _BY_NUMBER = {int(membership): membership for membership in Membership}
 _COLUMNS = "user_id, room_id, membership, room_version, event_id, json, stripped_state, via, position"
 _COUNTS = (
-    # Nothing newer is known of the user from the room's own state.
-    "not exists (select from rooms join room_state on room_state.room = rooms.room"
-    f" and room_state.type = {strings.MEMBER} and room_state.line = 0 and room_state.until_version is null"
-    " join strings on strings.id = room_state.state_key"
-    " where rooms.room_id = outside_memberships.room_id and strings.value = outside_memberships.user_id"
-    " and room_state.event > outside_memberships.position)"
+    # Nothing newer is known of the user from the room's own state. Not "not exists": who has such a membership would
+    # have to wait for all members of the server, where PostgreSQL does not know how many there are.
+    "coalesce((select event from room_state"
+    " where room = (select room from rooms where rooms.room_id = outside_memberships.room_id)"
+    f" and type = {strings.MEMBER} and state_key = (select id from strings where value = outside_memberships.user_id)"
+    " and line = 0 and until_version is null), 0) <= outside_memberships.position"
 )
 
 
