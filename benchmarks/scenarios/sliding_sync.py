@@ -53,7 +53,8 @@ class _Reader:
 
 
 async def run(server: Server, sizes: Sizes) -> Sequence[Figure]:
-    """First answers of users who have not synced before, on a server that others sync from; then empty ones."""
+    """First answers, one after the other, of users who have not synced before, on a server that others sync from; then
+    empty ones."""
     users = await server.add_users(sizes.sliding_members + 1)
     *users, stranger = users
     await _fill_rooms(users, sizes)
@@ -62,13 +63,13 @@ async def run(server: Server, sizes: Sizes) -> Sequence[Figure]:
     for number in range(sizes.warm_up):
         await _Reader(users[number % (len(users) // 2)]).first()
     first = Meter(server)
-    for user in users[len(users) // 2 :]:
-        reader = _Reader(user)
-        timed = first.timed(reader.first)
+    newcomers = users[len(users) // 2 :]
+    for user in newcomers:
         await user.arrive()
-        await quiet(server)
-        async with first.running(settles=False):  # what else goes on in the background is not the answer's
-            await timed(0)
+    await quiet(server)
+    async with first.running(settles=False):  # what else goes on in the background is not the answer's
+        for user in newcomers:
+            await first.timed(_Reader(user).first)(0)
     elsewhere = await stranger.create_room()
     reader = _Reader(users[0])
     await reader.first()

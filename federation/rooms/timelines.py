@@ -327,9 +327,9 @@ class Timelines:
 
     # --- the client's form
 
-    def _is_encoded(self, event: StoredEvent, *, is_state: bool = False) -> bool:
-        """Whether an event has its client form, once what needs no query is encoded."""
-        if event.client is None and client_events.is_plain(event, is_state=is_state):
+    def _encode(self, event: StoredEvent, *, is_state: bool = False) -> bool:
+        """Give an event its client form, if that needs no query; whether it has one."""
+        if client_events.is_plain(event, is_state=is_state):
             room = rooms.known_numbers(self._database.memory, [event.room]).get(event.room)
             if room is not None:
                 client_events.encode_plain(event, room)
@@ -351,7 +351,7 @@ class Timelines:
     async def render(self, shown: Sequence[Seen], device: int | None, bundles: Bundles = NO_BUNDLES) -> list[bytes]:
         """Events for one reader; asks the database only for what replaced or redacted something."""
         # Again after waiting: a redaction may have come meanwhile, and taken the form of an event away.
-        while hard := [seen.event for seen in shown if not self._is_encoded(seen.event)]:
+        while hard := [event for seen in shown if (event := seen.event).client is None and not self._encode(event)]:
             async with self._database.read() as tx:
                 await client_events.prepare(tx, hard)
         return [
@@ -364,8 +364,8 @@ class Timelines:
 
     async def prepare(self, shown: Sequence[StoredEvent], state: Sequence[StoredEvent]) -> None:
         """Make what `render` and `render_state` need for many rooms at once."""
-        fresh = [event for event in state if not self._is_encoded(event, is_state=True)]
-        hard = [event for event in shown if not self._is_encoded(event)]
+        fresh = [event for event in state if event.client is None and not self._encode(event, is_state=True)]
+        hard = [event for event in shown if event.client is None and not self._encode(event)]
         if fresh or hard:
             async with self._database.read() as tx:
                 await client_events.prepare(tx, hard)
@@ -377,7 +377,7 @@ class Timelines:
         """State for one reader. What is shared with other readers keeps the form that timelines need."""
         if is_shared:
             stored = [event if event.client else replace(event) for event in stored]
-        fresh = [event for event in stored if not self._is_encoded(event, is_state=True)]
+        fresh = [event for event in stored if event.client is None and not self._encode(event, is_state=True)]
         if fresh:
             async with self._database.read() as tx:
                 await client_events.prepare(tx, fresh, is_state=True)
