@@ -170,7 +170,11 @@ class Tx:
 
     async def _run_each(self, statements: Sequence[Statement]) -> list[Answer]:
         waiting, self._waiting = self._waiting, []
-        answers = await self.connection.run_each([*(each.statement for each in waiting), *statements])
+        try:
+            answers = await self.connection.run_each([*(each.statement for each in waiting), *statements])
+        except BaseException:  # above all the beginning of the transaction: who goes on is still within it
+            self._waiting = waiting
+            raise
         for later, (rows, _) in zip(waiting, answers, strict=False):
             later.rows = rows
         return answers[len(waiting) :]

@@ -15,6 +15,7 @@ from itertools import chain
 from typing import Protocol
 
 import psycopg
+from psycopg.pq import TransactionStatus
 
 from federation.protocol.errors import MatrixError, Unavailable
 from storage import log_batches
@@ -327,12 +328,14 @@ class Log:
             if pending.entry.work is None:
                 continue
             pending.entry.changes[:] = pending.given  # without what it added in a batch that failed
+            savepoint = tx.later("savepoint entry")  # a refusal undoes this entry's work alone
             try:
-                async with connection.transaction():  # a savepoint: a refusal undoes this entry's work alone
-                    pending.result = await pending.entry.work(tx)
-                    await tx.catch_up()
+                pending.result = await pending.entry.work(tx)
+                await tx.fetch_each(("release savepoint entry", ()))
             except MatrixError as error:
                 tx.forget_waiting()
+                if savepoint.rows is not None or connection.pgconn.transaction_status == TransactionStatus.INERROR:
+                    await tx.run("rollback to savepoint entry; release savepoint entry")
                 refused[id(pending)] = error
         return refused
 

@@ -145,7 +145,8 @@ def _check(result: PGresult) -> None:
 def _answers(pgconn: PGconn) -> PQGen[list[PGresult]]:
     """The answers to all that was sent before the pipeline's end, for psycopg to wait for."""
     while pgconn.flush():
-        if (yield Wait.RW) & Ready.R:  # else both sides might wait for the other to read
+        ready = yield Wait.RW
+        if not ready or ready & Ready.R:  # else both sides might wait for the other to read; nothing: it was cancelled
             pgconn.consume_input()
     results: list[PGresult] = []
     is_separated = True

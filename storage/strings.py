@@ -74,6 +74,8 @@ async def intern(tx: Tx, values: Collection[str], given: Mapping[str, int] = _NO
         missing = [value for value in missing if not found[value]]
         if missing:  # somebody else's were committed in between: the next statement sees them
             found |= await find(tx, missing)
+            if not all(found.values()):
+                raise RuntimeError("a string that was written is not there")
     return found
 
 

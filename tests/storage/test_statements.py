@@ -162,3 +162,44 @@ async def test_who_is_cancelled_among_statements_leaves_nothing_to_the_next_one(
         await slow
 
     assert await fetch(0.0, 7) == [[(7,)], [(7,)]]
+
+
+async def test_who_is_cancelled_while_sending_keeps_the_connection(database: Database) -> None:
+    async def fetch(text: str) -> None:
+        async with database.read() as tx:
+            await tx.fetch_each(("select length(%s::text)", (text,)), ("select length(%s::text)", (text,)))
+
+    for _ in range(TIMES):
+        await fetch("x")
+    before = database.figures()["database_connects_total"]
+    for _ in range(TIMES):
+        sending = asyncio.create_task(fetch("x" * 10_000_000))
+        await asyncio.sleep(0)
+        sending.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await sending
+        await fetch("x")
+    assert database.figures()["database_connects_total"] == before
+
+
+@pytest.mark.parametrize("is_prepared", [False, True])
+async def test_who_goes_on_after_a_statement_that_could_not_be_sent_is_within_the_transaction(
+    database: Database, *, is_prepared: bool
+) -> None:
+    insert = "insert into strings (value) values (%s::text) on conflict do nothing"
+
+    async def write() -> None:
+        async with database.transaction() as tx:
+            with pytest.raises((psycopg.DataError, UnicodeEncodeError)):
+                await tx.execute(insert, ("\ud800",))
+            await tx.execute(insert, ("kept",))
+            raise InvalidInput("no")
+
+    for number in range(TIMES if is_prepared else 0):
+        async with database.transaction() as tx:
+            await tx.execute(insert, (f"before {number}",))
+    with pytest.raises(InvalidInput):
+        await write()
+
+    async with database.read() as tx:
+        assert await tx.fetch("select 1 from strings where value = 'kept'") == []
