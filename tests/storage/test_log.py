@@ -185,13 +185,21 @@ async def test_a_refused_entry_leaves_nothing_and_the_rest_is_written(conninfo: 
         assert len(process.batches) == 2
 
 
-async def test_work_that_raises_refuses_its_own_entry_alone(conninfo: str, notes: psycopg.Connection) -> None:
+@pytest.mark.parametrize("waits", ["nothing", "what refuses", "all"])
+async def test_work_that_raises_refuses_its_own_entry_alone(
+    conninfo: str, notes: psycopg.Connection, waits: str
+) -> None:
+    """Also where its statements wait for others, which never come."""
+
     async def refuse(tx: Tx) -> None:
-        await tx.execute("insert into notes values (1000, 1, 'by work')")
+        if waits != "all":
+            await tx.execute("insert into notes values (1000, 1, 'by work')")
+        if waits != "nothing":
+            tx.later("insert into notes values (1001, 1, 'by work, later')")
         raise Forbidden("no")
 
     async def agree(tx: Tx) -> str:
-        await tx.execute("insert into notes values (2000, 1, 'other work')")
+        tx.later("insert into notes values (2000, 1, 'other work')")
         return "result"
 
     async with a_follower(conninfo) as process:
