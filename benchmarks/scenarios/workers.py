@@ -34,18 +34,21 @@ async def run(server: Server, sizes: Sizes) -> Sequence[Figure]:
     meters = {1: Meter(server), 2: Meter(server)}
     own = {1: 0.0, 2: 0.0}
     messages = max(1, 2 * sizes.sends_in_64_rooms // _SENDERS // _ROUNDS)
-    for _ in range(_ROUNDS):
-        for workers, meter in meters.items():
-            server.workers = workers
-            await server.restart()
-            timed = meter.timed(send)
-            for _ in range(max(5, sizes.warm_up // _SENDERS)):
-                await at_once(_SENDERS, users, send)
-            await quiet(server)
-            before = time.process_time()
-            async with meter.running():
-                await at_once(_SENDERS, [user for _ in range(messages) for user in users], timed)
-            own[workers] += time.process_time() - before
+    try:
+        for _ in range(_ROUNDS):
+            for workers, meter in meters.items():
+                server.workers = workers
+                await server.restart()
+                timed = meter.timed(send)
+                for _ in range(max(5, sizes.warm_up // _SENDERS)):
+                    await at_once(_SENDERS, users, send)
+                await quiet(server)
+                before = time.process_time()
+                async with meter.running():
+                    await at_once(_SENDERS, [user for _ in range(messages) for user in users], timed)
+                own[workers] += time.process_time() - before
+    finally:
+        server.workers = 0  # the next scenario runs on one process again
     loads = {
         workers: meter.load(
             f"send, 256 rooms, {workers} worker{'s' if workers > 1 else ''}",
