@@ -39,6 +39,10 @@ class Wanted:
     """Receipts that moved later are left out."""
 
 
+Looked = tuple[Wanted, Later]
+"""What is being looked for."""
+
+
 @dataclass(frozen=True, slots=True)
 class Found:
     """What was found."""
@@ -48,23 +52,24 @@ class Found:
     receipts: list[ReceiptMoved]
 
 
-def look_for(tx: Tx, wanted: Wanted) -> Later:
-    """Have all that looked for; `read` answers it."""
+def look_for(tx: Tx, wanted: Wanted) -> Looked:
+    """Have all that looked for, with whatever is asked for next; `read` answers it."""
     user_id = wanted.user_id
     params = (
         *unread.parameters(user_id, wanted.counted),
         *(user_id, Int4(wanted.with_data)),
         *receipts.parameters_of_events(user_id, wanted.shown, wanted.upto),
     )
-    return tx.later(_STATEMENT, params)
+    return wanted, tx.later(_STATEMENT, params)
 
 
-async def read(tx: Tx, wanted: Wanted, looked_for: Later) -> Found:
+async def read(tx: Tx, looked: Looked) -> Found:
     """As `unread.load`, `account_data.of_some` and `receipts.at_events`."""
+    wanted, later = looked
     counted: list[Row] = []
     data: list[AccountDataChanged] = []
     moved: list[Row] = []
-    for row in await tx.rows_of(looked_for):
+    for row in await tx.rows_of(later):
         if row[0] == _DATA:
             data.append(AccountDataChanged(wanted.user_id, row[1] or None, row[2], row[8]))
         elif row[0] == _RECEIPT:

@@ -136,14 +136,13 @@ class SlidingRooms:
             telling.flags = found.state[room].flags
         async with self._database.read() as tx:
             await self._read_timelines(tx, reading, moment, tellings)
-            wanted, beside = None, None
+            beside = None
             if moment.since is None:
-                wanted = self._wanted_beside(request, moment, found, tellings, part)
-                beside = beside_events.look_for(tx, wanted)  # with whatever else is asked for
+                beside = beside_events.look_for(tx, self._wanted_beside(request, moment, found, tellings, part))
             await self._read_state(tx, moment, tellings, held)
             await self._read_members(tx, moment, tellings)
-            if wanted is not None and beside is not None:
-                part.beside = await beside_events.read(tx, wanted, beside)
+            if beside is not None:
+                part.beside = await beside_events.read(tx, beside)
                 self._views.keep_unread(moment.view, unread_counts.by_room(part.beside.unread))
         if request.form is Form.DEPLOYED:
             for room, counts in (await self._views.unread(moment.view, list(tellings))).items():
