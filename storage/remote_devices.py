@@ -24,7 +24,8 @@ class RemoteList(Struct, frozen=True):
 
     user_id: UserID
     stream_ids: tuple[int, ...]
-    """The newest updates that it contains, in the order in which they came."""
+    """The newest updates that it contains, in the order in which they came. The first is that with which the list was
+    fetched: clients may have been told by its server what was before, so it counts as announced once it comes again."""
     position: int | None
     """Where the log was before it was fetched; None for one that never was."""
     is_stale: bool
@@ -152,17 +153,17 @@ async def hasten(tx: Tx, servers: Collection[ServerName], now_ts: int) -> None:
     )
 
 
-async def note_fetched(tx: Tx, user_id: UserID, stream_id: int, position: int, *, is_current: bool) -> None:
+async def note_fetched(tx: Tx, user_id: UserID, stream_ids: Sequence[int], position: int, *, is_current: bool) -> None:
     """A list that is locked was fetched; it stays stale where something was heard meanwhile."""
     await tx.execute(
-        "update remote_device_lists set stream_ids = array[%s::bigint], position = %s, is_stale = %s, failures = 0,"
+        "update remote_device_lists set stream_ids = %s::bigint[], position = %s, is_stale = %s, failures = 0,"
         " retry_ts = 0 where user_id = %s",
-        (stream_id, position, not is_current, user_id),
+        (list(stream_ids), position, not is_current, user_id),
     )
 
 
 async def note_update(tx: Tx, user_id: UserID, stream_id: int) -> None:
-    """An update was applied to a list that is locked."""
+    """A list that is locked contains an update of which clients are told."""
     await tx.execute(
         "update remote_device_lists set stream_ids ="
         " (stream_ids || %s::bigint)[greatest(1, cardinality(stream_ids) + 2 - %s) :] where user_id = %s",

@@ -68,9 +68,12 @@ class RemoteDevices:
         async def work(tx: Tx) -> bool:
             change = await device_lists.of_user(tx, update.user_id, [update.device_id])
             held = await remote_devices.lock(tx, update.user_id)
-            if not change.changed_in or (held is not None and contains(held, update)):
+            if not change.changed_in or (held is not None and was_announced(held, update)):
                 return False
             entry.changes = [change]
+            if held is not None and contains(held, update):
+                await remote_devices.note_update(tx, update.user_id, update.stream_id)
+                return False
             if held is None or (follows(update, held) and await _apply(tx, update, device)):
                 return False
             await remote_devices.note_missing(tx, update.user_id, self._database.now_ms())
@@ -212,12 +215,14 @@ class RemoteDevices:
                 return  # nobody follows the user any longer
             changed = await remote_devices.replace(tx, user_id, found.devices)
             changed = await _replace_keys(tx, user_id, found.keys) or changed
-            is_current = held.version == wanted.version
-            await remote_devices.note_fetched(tx, user_id, found.stream_id, position, is_current=is_current)
             # Who asked while the server did not answer has something else, or nothing.
-            if changed and (held.position is not None or held.failures):
+            is_announced = changed and (held.position is not None or held.failures > 0)
+            if is_announced:
                 change = await device_lists.of_user(tx, user_id)
                 entry.changes = [change] if change.changed_in else []
+            stream_ids = [found.stream_id] * (1 + is_announced)
+            is_current = held.version == wanted.version
+            await remote_devices.note_fetched(tx, user_id, stream_ids, position, is_current=is_current)
 
         entry.work = work
         await self._log.append(entry)
@@ -235,6 +240,11 @@ class RemoteDevices:
 def contains(held: RemoteList, update: DeviceListUpdate) -> bool:
     """Whether a list is complete with what came before."""
     return not held.is_stale and update.stream_id in held.stream_ids
+
+
+def was_announced(held: RemoteList, update: DeviceListUpdate) -> bool:
+    """Whether clients were told of an update that a list contains."""
+    return contains(held, update) and update.stream_id in held.stream_ids[1:]
 
 
 def follows(update: DeviceListUpdate, held: RemoteList) -> bool:

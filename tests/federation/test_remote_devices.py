@@ -158,6 +158,34 @@ async def test_updates_that_follow_are_applied(alice: Client, devices: Devices) 
     assert devices.asked == []
 
 
+async def test_what_changed_before_the_list_was_fetched_and_after_a_client_was_answered_is_told(
+    pair: Pair, alice: Client
+) -> None:
+    async with answering_peer(pair.near, pair.authority) as peer:
+        devices = Devices(peer, await joined_room(alice, peer))
+        updates: list[JsonObject] = []
+
+        def answer(rest: list[str], asked: dict[str, str], body: Any) -> Any:
+            told = devices.answer(rest, asked, body)
+            if not updates:
+                updates.append(devices.change("PHONE", "two"))
+            return told
+
+        peer.answers["user"] = answer
+        assert await devices.seen_by(alice) == {"PHONE": "one"}
+        await eventually(lambda: devices.is_held(pair.near))
+        since = await token(alice)
+
+        await devices.tell(*updates)
+
+        assert await changed_since(alice, since) == [devices.user_id]
+        assert await devices.seen_by(alice) == {"PHONE": "two"}
+        since = await token(alice)
+        await devices.tell(*updates)
+        assert await changed_since(alice, since) == []
+        assert devices.asked == ["query", "devices"]
+
+
 async def test_an_update_that_came_before_changes_nothing(alice: Client, devices: Devices) -> None:
     update = devices.change("PHONE", "two")
     await devices.tell(update)
