@@ -100,17 +100,17 @@ class Delivery:
 
     async def _deliver(self, destination: Destination) -> None:
         share = await self._next_share(destination)
-        parcel = await self._pack(destination, share)
-        if parcel.items or parcel.short_lived:
-            try:
-                if not await self._is_settled(destination, parcel):
-                    return
-            except BaseException:
-                destination.has_messages = destination.has_messages or bool(parcel.messages)
-                raise
-        if parcel.messages:
-            async with self._database.transaction() as tx:
-                await outbox.delete_messages(tx, parcel.messages)
+        had_messages = destination.has_messages
+        try:
+            parcel = await self._pack(destination, share)
+            if (parcel.items or parcel.short_lived) and not await self._is_settled(destination, parcel):
+                return
+            if parcel.messages:
+                async with self._database.transaction() as tx:
+                    await outbox.delete_messages(tx, parcel.messages)
+        except BaseException:
+            destination.has_messages = destination.has_messages or had_messages
+            raise
         destination.confirm(share)
 
     async def _is_settled(self, destination: Destination, parcel: _Parcel) -> bool:

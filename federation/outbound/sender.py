@@ -37,7 +37,6 @@ from storage.memberships import Membership
 from storage.outbox import EventRelayed, OutgoingDeviceChange, OutgoingEvent, OutgoingMessages, OutgoingReceipt
 from storage.receipts import ReceiptMoved
 from storage.room_completeness import RoomCompleteness
-from storage.rooms import Room
 from storage.shares import share_of
 from storage.tail import Tail
 
@@ -319,15 +318,11 @@ class Sender:
         """Tell servers that our users met a while ago."""
         while self._met and self._met[0][0] <= time.monotonic():
             _, room, met = self._met.popleft()
-            reached = [
-                destination
-                for destination in self._wanted(server for server in met if not self._availability.seconds_left(server))
-                if not destination.is_behind
-            ]
-            if not reached:
+            if not self._reached(met):
                 continue
             async with self._database.read() as tx:
                 users = await memberships.local_members(tx, room, self._server_name, limit=MAX_INTRODUCED)
+            reached = self._reached(met)
             for user_id, content in presences(users).items():
                 for destination in reached:
                     destination.presence[user_id] = {"user_id": user_id, **content}
@@ -356,29 +351,28 @@ class Sender:
         return recipients
 
     async def _dispatch_short_lived(self, item: TypingChanged | PresenceChanged) -> None:
-        in_rooms: Collection[int] = ()
-        if isinstance(item, TypingChanged):
-            in_rooms = (item.room,)
-        else:
+        if isinstance(item, PresenceChanged):
             async with self._database.read() as tx:
                 in_rooms = await memberships.joined_rooms(tx, item.user_id)
-        servers = await self._room_servers.now(in_rooms, denied=isinstance(item, PresenceChanged))
-        reached = self._wanted(server for server in servers if not self._availability.seconds_left(server))
-        known: Mapping[int, Room] = {}
-        if reached and isinstance(item, TypingChanged):
-            async with self._database.read() as tx:
-                known = await rooms.get_many(tx, in_rooms)
-        for destination in reached:
-            if destination.is_behind:
-                continue
-            if isinstance(item, PresenceChanged):
+            for destination in self._reached(await self._room_servers.now(in_rooms)):
                 destination.presence[item.user_id] = {"user_id": item.user_id, **item.content}
-            elif item.room in known:
+                self._queues.start(destination)
+            return
+        if servers := self._reached(await self._room_servers.now((item.room,), denied=False)):
+            async with self._database.read() as tx:
+                known = await rooms.get_many(tx, (item.room,))
+            for destination in self._reached(each.server for each in servers if item.room in known):
                 destination.typing[known[item.room].room_id, item.user_id] = item.is_typing
-            self._queues.start(destination)
+                self._queues.start(destination)
 
     def _wanted(self, servers: Iterable[ServerName]) -> list[Destination]:
+        """Good until something else may run: who has got everything is forgotten."""
         return self._queues.of(servers, self._position)
+
+    def _reached(self, servers: Iterable[ServerName]) -> list[Destination]:
+        """Those that hear of what is only true now."""
+        able = (server for server in servers if not self._availability.seconds_left(server))
+        return [destination for destination in self._wanted(able) if not destination.is_behind]
 
     # --- taking over
 

@@ -9,7 +9,11 @@ from typing import Any
 import pytest
 
 from federation.outbound import sender
+from federation.protocol.errors import Unavailable
+from federation.protocol.types import ServerName
 from homeserver.config import ExistingFile, Federation
+from storage import outbox
+from storage.database import Tx
 from tests.client import Client, Server, quote, unique
 from tests.devices import a_device, cross_signing
 from tests.federation.authority import Authority
@@ -154,6 +158,26 @@ async def test_messages_are_given_up_that_a_peer_did_not_take_for_long(
 
     await peer.until(lambda: peer.edus("m.direct_to_device"))
     assert [content["type"] for content in peer.edus("m.direct_to_device")] == ["m.new"]
+
+
+async def test_messages_that_could_not_be_read_are_sent_when_they_can(
+    alice: Client, peer: ListeningPeer, room: SharedRoom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored_messages, failures = outbox.stored_messages, 0
+
+    async def fail_first(tx: Tx, destination: ServerName, limit: int) -> list[tuple[int, bytes]]:
+        nonlocal failures
+        failures += 1
+        if failures == 1:
+            raise Unavailable("The database was away for a moment")
+        return await stored_messages(tx, destination, limit)
+
+    monkeypatch.setattr(outbox, "stored_messages", fail_first)
+    body = {"messages": {peer.user(): {"DEVICE": {"text": "hello"}}}}
+    await alice.ok("PUT", f"/v3/sendToDevice/m.patient/{unique('txn')}", body)
+
+    await peer.until(lambda: peer.edus("m.direct_to_device"))
+    assert failures > 1
 
 
 async def test_new_cross_signing_keys_are_told(alice: Client, peer: ListeningPeer, room: SharedRoom) -> None:
