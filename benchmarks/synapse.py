@@ -50,10 +50,18 @@ class Synapse(Server):
     """One Synapse process with its defaults, but for rate limits, which are out of reach, and a quiet log."""
 
     def __init__(
-        self, cluster: Databases, python: Path, *, name: str = "synapse", peering: Peering | None = None
+        self,
+        cluster: Databases,
+        python: Path,
+        *,
+        name: str = "synapse",
+        peering: Peering | None = None,
+        log: str = "WARNING",
     ) -> None:
+        """`log` is the level of what it says about federation."""
         super().__init__(name, cluster, peering)
         self._python = python
+        self._log = log
 
     def another(self, cluster: Databases, name: str, peering: Peering) -> Server:
         """Of the same installation."""
@@ -64,7 +72,7 @@ class Synapse(Server):
         place = self.cluster.directory / self.name
         place.mkdir(exist_ok=True)
         file, log_file = place / "homeserver.yaml", place / "log.yaml"
-        log_file.write_text(yaml.safe_dump(_log_settings()), encoding="utf-8")
+        log_file.write_text(yaml.safe_dump(_log_settings(self._log)), encoding="utf-8")
         file.write_text(yaml.safe_dump(self._settings(place, log_file)), encoding="utf-8")
         key_file = place / "signing.key"
         if not key_file.exists():  # Synapse would take as long to make it as to start
@@ -158,11 +166,14 @@ def _settings_among_others(settings: dict[str, Any], peering: Peering) -> dict[s
     }
 
 
-def _log_settings() -> dict[str, Any]:
+def _log_settings(level: str) -> dict[str, Any]:
+    federation = ("synapse.federation", "synapse.handlers.federation", "synapse.handlers.federation_event")
     return {
         "version": 1,
-        "handlers": {"console": {"class": "logging.StreamHandler"}},
+        "formatters": {"timed": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"}},
+        "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "timed"}},
         "root": {"level": "WARNING", "handlers": ["console"]},
+        "loggers": {name: {"level": level} for name in federation},
         "disable_existing_loggers": False,
     }
 

@@ -257,6 +257,7 @@ class Delivery:
             self._server_name, time.time_ns() // 1_000_000, pdus, [*parcel.edus, *parcel.short_lived]
         )
         answer = await self._put(server, txn_id, body)
+        logger.debug("%s has %d events, %d EDUs", server, len(pdus), len(parcel.edus) + len(parcel.short_lived))
         self._sent["event"] += len(pdus)
         self._sent["edu"] += len(parcel.edus) + len(parcel.short_lived)
         _report_refused(server, answer)

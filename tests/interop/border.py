@@ -51,7 +51,7 @@ class Border:
             if _SYNAPSES_ONLY:
                 await self._add(Synapse(self._databases, synapse.install(), name=name, peering=peering))
             else:
-                server = Hearth(self._databases, name=name, peering=peering, log="info")
+                server = Hearth(self._databases, name=name, peering=peering, log="debug")
                 server.workers = fellows.COUNT if fellows.COUNT > 1 else 0
                 await self._add(server)
         return self._servers[name]
@@ -60,7 +60,7 @@ class Border:
         """The Synapse, which runs."""
         if "synapse" not in self._servers:
             peering = self._peering()
-            await self._add(Synapse(self._databases, synapse.install(), peering=peering))
+            await self._add(Synapse(self._databases, synapse.install(), peering=peering, log="INFO"))
         return self._servers["synapse"]
 
     def _peering(self, host: str = "localhost") -> Peering:

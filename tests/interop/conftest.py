@@ -11,7 +11,7 @@ from tests.interop.border import Border, a_border
 from tests.interop.people import Person
 
 _HERE = Path(__file__).parent
-_LOG_BYTES = 6000
+_LOG_BYTES = 20_000
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
