@@ -1,4 +1,7 @@
-"""Entries without data of their own: what every process must forget or look up again."""
+"""Entries without data of their own: what every process must forget or look up again.
+
+Of those that are alike only the newest is kept: who reads it forgets what the others made stale, too.
+"""
 
 from collections.abc import Collection, Sequence
 from enum import IntEnum
@@ -46,23 +49,25 @@ class Invalidated(Struct, frozen=True):
     @classmethod
     async def insert_many(cls, tx: Tx, rows: Sequence[tuple[int, Self]]) -> None:
         """One statement for all."""
+        newest = {change: position for position, change in rows}
         await tx.execute(
             "insert into invalidations (position, kind, user_id, detail)"
-            " select * from unnest(%s::bigint[], %s::smallint[], %s::text[], %s::text[])",
+            " select * from unnest(%s::bigint[], %s::smallint[], %s::text[], %s::text[])"
+            " on conflict (kind, user_id, detail) do update set position = excluded.position",
             (
-                [position for position, _ in rows],
-                [int(change.kind_of) for _, change in rows],
-                [change.user_id for _, change in rows],
-                [change.detail for _, change in rows],
+                list(newest.values()),
+                [int(change.kind_of) for change in newest],
+                [change.user_id for change in newest],
+                [change.detail for change in newest],
             ),
         )
 
     @classmethod
     async def read_range(cls, tx: Tx, after: int, upto: int) -> list[tuple[int, Self]]:
-        """Those in (after, upto]."""
+        """Those in (after, upto], and those above: one that came again since may have been in between, too."""
         rows = await tx.fetch(
-            "select position, kind, user_id, detail from invalidations where position > %s and position <= %s"
+            "select least(position, %s), kind, user_id, detail from invalidations where position > %s"
             " order by position",
-            (after, upto),
+            (upto, after),
         )
         return [(position, cls(Kind(kind), UserID(user_id), detail)) for position, kind, user_id, detail in rows]

@@ -54,10 +54,11 @@ log_head = Table(
 invalidations = Table(
     "invalidations",
     metadata,
-    Column("position", BigInteger, primary_key=True, autoincrement=False),
-    Column("kind", SmallInteger, nullable=False),
-    Column("user_id", Text, nullable=False),
-    Column("detail", Text, nullable=False),
+    Column("kind", SmallInteger, primary_key=True, autoincrement=False),
+    Column("user_id", Text, primary_key=True),
+    Column("detail", Text, primary_key=True),
+    Column("position", BigInteger, nullable=False, comment="Of the newest such entry: it stands for all before it."),
+    Index("invalidations_position_idx", "position"),
     comment="Entries that carry no data of their own: what a process must forget or look up again.",
 )
 
