@@ -9,7 +9,7 @@ from hypothesis import settings as hypothesis_settings
 from psycopg.conninfo import make_conninfo
 from xdist.remote import Producer
 
-from tests import fellows, loopback, nats_server
+from tests import fellows, late_connections, loopback, nats_server
 from tests.clusters import TEMPLATE, RunCluster, create_database, drop_database
 from tests.nats_server import NatsServer
 from tests.scheduling import Scheduling
@@ -27,6 +27,7 @@ _run_nats = pytest.StashKey[NatsServer]()
 def pytest_configure(config: pytest.Config) -> None:
     """Refuse the network; with several workers, start their cluster before them."""
     loopback.stay()
+    late_connections.close()
     is_worker = hasattr(config, "workerinput")
     if not is_worker and os.environ.get("HEARTH_TEST_BUS") == "nats":
         config.stash[_run_nats] = nats = NatsServer()

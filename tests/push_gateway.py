@@ -116,9 +116,6 @@ async def a_gateway(authority: Authority, port: int = 0) -> AsyncIterator[Gatewa
         yield gateway
     finally:
         gateway.is_open.set()
-        await site.stop()
-        for _ in range(20):  # who is about to agree on TLS is not yet among the connections that are closed
-            await asyncio.sleep(0.01)
         await runner.cleanup()
 
 
