@@ -297,7 +297,8 @@ async def find_proven(tx: Tx, purpose: Purpose, sid: str, client_secret: str | N
 async def give(tx: Tx, user_id: UserID, proven: Validation, now_ts: int) -> None:
     """Use a proof up for an account; raises M_THREEPID_AUTH_FAILED, M_THREEPID_IN_USE."""
     await use_up(tx, proven)
-    own = OwnIdentifier(identifier=proven.identifier, validated_ts=proven.validated_ts or now_ts, added_ts=now_ts)
+    validated_ts = proven.validated_ts or now_ts  # by another process's clock, which may be some milliseconds ahead
+    own = OwnIdentifier(identifier=proven.identifier, validated_ts=validated_ts, added_ts=max(now_ts, validated_ts))
     if not await identifiers.insert(tx, user_id, own):
         raise _in_use()
 

@@ -56,6 +56,7 @@ async def published(application: Application, pair: Pair) -> JsonObject:
     return await pair.far.application.outbound.client.get(name, "/_matrix/key/v2/server", patient=True)
 
 
+@pytest.mark.one_process("the clock of who asks for keys is set here")
 async def test_a_server_goes_on_with_its_new_key(
     pair: Pair, conninfo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -160,6 +160,7 @@ async def test_messages_are_given_up_that_a_peer_did_not_take_for_long(
     assert [content["type"] for content in peer.edus("m.direct_to_device")] == ["m.new"]
 
 
+@pytest.mark.one_process("what it reads fails here")
 async def test_messages_that_could_not_be_read_are_sent_when_they_can(
     alice: Client, peer: ListeningPeer, room: SharedRoom, monkeypatch: pytest.MonkeyPatch
 ) -> None:
