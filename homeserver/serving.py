@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 
 import uvloop
 
+from federation.protocol.errors import Unavailable
 from homeserver.app import Application
 from homeserver.config import Config
-from homeserver.startup import Prepared, prepare
+from homeserver.startup import Prepared, StartupError, prepare
 from storage import background
 
 MAX_FILES = 65_536
@@ -53,7 +54,7 @@ async def run(
     drain: bool = False,
 ) -> None:
     """Start a server, on these sockets if they are bound already, and announce it; stop it when asked to, also before
-    it has started, or when one of its tasks fails: then raises why.
+    it has started, or when one of its tasks fails: then raises why. Raises StartupError where it cannot start.
 
     `drain` is for `Application.stop`: of a worker, of whose end the supervisor gives notice if no other follows.
     """
@@ -64,7 +65,10 @@ async def run(
         await asyncio.wait([asking, starting], return_when=asyncio.FIRST_COMPLETED)
         if not starting.done():
             return
-        starting.result()
+        try:
+            starting.result()
+        except Unavailable:
+            raise StartupError(["the database was lost while the server started: see to it, and start again"]) from None
         _collect_less_often()
         announce()
         application.failed.add_done_callback(lambda _: asked_to_stop.set())

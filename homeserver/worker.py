@@ -18,6 +18,7 @@ from homeserver.app import Application
 from homeserver.config import Config
 from homeserver.config_loading import ConfigurationError
 from homeserver.signing_keys import OwnKeys, SigningKeyError
+from homeserver.startup import StartupError
 from homeserver.supervisor import BEAT, BEAT_SECONDS, NOTICE, READY
 from storage import background
 
@@ -37,7 +38,10 @@ def main() -> None:
     logs.set_up(config.log, worker=orders["number"])
     serving.allow_connections()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(config, keys, orders, sockets))
+        try:
+            runner.run(_serve(config, keys, orders, sockets))
+        except StartupError as error:
+            sys.exit(str(error))
 
 
 def _find_changed(config: Config, sockets: list[socket.socket], *, is_same_key: bool) -> str | None:

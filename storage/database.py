@@ -76,7 +76,8 @@ _IDLE_SECONDS = 30.0
 """One connection is closed each time that all were not needed at once for so long."""
 _RECONNECT_SECONDS = 2.0
 """After which the pool gives up a connection and makes one when it is asked for: its pauses double, ours must not."""
-
+OPEN_SECONDS = 30.0
+"""For how long a process that starts waits for the database."""
 
 _REPLICA_PATIENCE_SECONDS = 0.05
 """For how long a read waits for a replica to have all that the primary had."""
@@ -217,9 +218,16 @@ class Database:
         )
 
     async def open(self) -> None:
-        """Connect; raises when the database cannot be reached within the pool's time."""
-        await self.pool.open(wait=True, timeout=30)
-        await self.set_clock()
+        """Connect; raises Unavailable when the database is not reached within `OPEN_SECONDS`."""
+        await self.pool.open()
+        self.is_away = True  # so long as it is not known to be there: the pool gives up soon, and is asked anew
+        deadline = time.monotonic() + OPEN_SECONDS
+        while self.is_away:
+            try:
+                await self.set_clock()
+            except Unavailable:
+                if time.monotonic() > deadline:
+                    raise
         for replica in self._replicas:
             await replica.open()
 

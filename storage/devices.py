@@ -91,11 +91,17 @@ async def delete(tx: Tx, user_id: UserID, device_ids: Collection[DeviceID]) -> l
 
 
 async def note_seen(tx: Tx, seen: Sequence[Seen]) -> None:
-    """Write down when and from where devices were last used; one statement, later than what stands there."""
+    """Write down when and from where devices were last used; one statement, later than what stands there.
+
+    Other processes may do so at the same moment: all lock rows in the same order.
+    """
     await tx.execute(
-        "update devices set last_seen_ts = seen.ts, last_seen_ip = seen.ip, last_seen_user_agent = seen.user_agent"
-        " from unnest(%s::int[], %s::bigint[], %s::text[], %s::text[]) as seen (device, ts, ip, user_agent)"
-        " where devices.device = seen.device and coalesce(devices.last_seen_ts, 0) < seen.ts",
+        "with seen as materialized (select seen.* from devices join"
+        " unnest(%s::int[], %s::bigint[], %s::text[], %s::text[]) as seen (device, ts, ip, user_agent)"
+        " on devices.device = seen.device and coalesce(devices.last_seen_ts, 0) < seen.ts"
+        " order by devices.device for no key update of devices)"
+        " update devices set last_seen_ts = seen.ts, last_seen_ip = seen.ip, last_seen_user_agent = seen.user_agent"
+        " from seen where devices.device = seen.device",
         (
             [each.device for each in seen],
             [each.ts for each in seen],

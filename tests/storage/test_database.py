@@ -1,6 +1,9 @@
 """The pool of connections."""
 
 import asyncio
+from pathlib import Path
+
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from storage.database import Database
 
@@ -52,4 +55,20 @@ async def test_while_there_is_little_to_do_one_connection_does_all_of_it(conninf
 
     assert first != second
     assert {await who() for _ in range(6)} == {first}
+    await database.close()
+
+
+async def test_who_opens_waits_for_a_database_that_is_not_there_yet(conninfo: str, tmp_path: Path) -> None:
+    told = conninfo_to_dict(conninfo)
+    database = Database(make_conninfo(conninfo, host=str(tmp_path)))
+    opening = asyncio.create_task(database.open())
+    await asyncio.sleep(4)  # longer than the pool tries by itself
+    assert not opening.done()
+    name = f".s.PGSQL.{told['port']}"
+    (tmp_path / name).symlink_to(Path(str(told["host"])) / name)
+
+    await asyncio.wait_for(opening, 5)
+
+    async with database.read() as tx:
+        assert await tx.fetch("select 1") == [(1,)]
     await database.close()
