@@ -1,6 +1,7 @@
 """Entries without data of their own: what every process must forget or look up again.
 
-Of those that are alike only the newest is kept: who reads it forgets what the others made stale, too.
+Of those that are alike only the newest is kept: who reads it forgets what the others made stale, too. A process that
+answers as of some position must have forgotten all until there, so the tail reads by `read_stale`.
 """
 
 from collections.abc import Collection, Sequence
@@ -11,6 +12,8 @@ from msgspec import Struct
 
 from federation.protocol.types import UserID
 from storage.database import Tx
+
+_LAST = 2**63 - 1
 
 
 class Kind(IntEnum):
@@ -64,10 +67,15 @@ class Invalidated(Struct, frozen=True):
 
     @classmethod
     async def read_range(cls, tx: Tx, after: int, upto: int) -> list[tuple[int, Self]]:
-        """Those in (after, upto], and those above: one that came again since may have been in between, too."""
+        """Those in (after, upto] that did not come again since."""
         rows = await tx.fetch(
-            "select least(position, %s), kind, user_id, detail from invalidations where position > %s"
+            "select position, kind, user_id, detail from invalidations where position > %s and position <= %s"
             " order by position",
-            (upto, after),
+            (after, upto),
         )
         return [(position, cls(Kind(kind), UserID(user_id), detail)) for position, kind, user_id, detail in rows]
+
+    @classmethod
+    async def read_stale(cls, tx: Tx, after: int, upto: int) -> list[tuple[int, Self]]:
+        """Those above, too, as if at `upto`: one that came again since may have been in between before."""
+        return [(min(position, upto), change) for position, change in await cls.read_range(tx, after, _LAST)]

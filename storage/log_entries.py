@@ -19,7 +19,8 @@ class Change(Protocol):
     """A bit of its own: a batch's announcement names the kinds that it holds.
 
     A change that may take much memory has `held_bytes` besides: the tail keeps fewer of them. One after which little is
-    different may say so by `is_plain`: most views of the tail need not be told of it.
+    different may say so by `is_plain`: most views of the tail need not be told of it. One that the tail has to hear of
+    although it came again later has `read_stale`, which the tail reads by instead of `read_range`.
     """
 
     @property

@@ -313,7 +313,8 @@ class Tail:
         async with self._database.read() as tx:
             for kind in self._kinds:
                 if kinds & kind.kind:
-                    changes.extend(await kind.read_range(tx, self.position, upto))
+                    read = getattr(kind, "read_stale", kind.read_range)
+                    changes.extend(await read(tx, self.position, upto))
         changes.sort(key=lambda pair: pair[0])
         self._read_back += len(changes)
         self._apply(changes, upto)
