@@ -7,6 +7,7 @@ Storage functions take a `Tx`, never commit, and never wait for anything but the
 """
 
 import asyncio
+import itertools
 import logging
 import os
 import socket
@@ -220,14 +221,18 @@ class Database:
     async def open(self) -> None:
         """Connect; raises Unavailable when the database is not reached within `OPEN_SECONDS`."""
         await self.pool.open()
-        self.is_away = True  # so long as it is not known to be there: the pool gives up soon, and is asked anew
+        self.is_away = (
+            True  # until it is known to be there nobody waits long: the pool gives up soon, and is asked anew
+        )
         deadline = time.monotonic() + OPEN_SECONDS
-        while self.is_away:
+        for attempt in itertools.count():
             try:
                 await self.set_clock()
+                break
             except Unavailable:
                 if time.monotonic() > deadline:
                     raise
+                await wait_before_retry(attempt)
         for replica in self._replicas:
             await replica.open()
 
