@@ -54,8 +54,8 @@ async def run(
     drain: bool = False,
 ) -> None:
     """Start a server, on these sockets if they are bound already, and announce it; stop it when asked to, also before
-    it has started, or when one of its tasks fails: then raises why. Raises StartupError where the
-    database is lost before it has started.
+    it has started, or when one of its tasks fails: then raises why. Raises StartupError where the database
+    is lost before it has started.
 
     `drain` is for `Application.stop`: of a worker, of whose end the supervisor gives notice if no other follows.
     """

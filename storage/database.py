@@ -221,9 +221,8 @@ class Database:
     async def open(self) -> None:
         """Connect; raises Unavailable when the database is not reached within `OPEN_SECONDS`."""
         await self.pool.open()
-        self.is_away = (
-            True  # until it is known to be there nobody waits long: the pool gives up soon, and is asked anew
-        )
+        # Until it is known to be there nobody waits long: the pool gives up soon, and is asked anew.
+        self.is_away = True
         deadline = time.monotonic() + OPEN_SECONDS
         for attempt in itertools.count():
             try:
